@@ -1,0 +1,142 @@
+package atomicfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Inherit says what a new file takes over from the old one. The zero value
+// takes all that stays true of other bytes.
+type Inherit struct {
+	Mode       *fs.FileMode // instead of the old file's
+	NewMTime   bool         // leave the time of modification at now
+	Attest     bool         // keep security.ima and security.evm, although they attest the old bytes
+	BestEffort bool         // for a copy elsewhere: owner and attributes only as far as one may
+}
+
+// Inherit gives the file the mode, owner, extended attributes (access control
+// lists among them) and time of modification of old, whose fs.FileInfo is info.
+// It is to be called after the last write. attested says that old had attributes
+// which were left behind because they attest its content.
+func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested bool, err error) {
+	was := info.Sys().(*syscall.Stat_t)
+	var is unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &is); err != nil {
+		return false, f.failed("fstat", err)
+	}
+	// The owner first: a change of owner clears bits of the mode.
+	if is.Uid != was.Uid || is.Gid != was.Gid {
+		if err := f.Chown(int(was.Uid), int(was.Gid)); err != nil && !opts.BestEffort {
+			return false, fmt.Errorf("cannot keep the owner %d:%d: %w", was.Uid, was.Gid, err)
+		}
+	}
+	mode := info.Mode()
+	if opts.Mode != nil {
+		mode = *opts.Mode
+	}
+	if err := f.Chmod(mode); err != nil {
+		return false, err
+	}
+	if attested, err = f.copyXattrs(old, opts); err != nil {
+		return attested, err
+	}
+	if !opts.NewMTime {
+		// os.Chtimes goes by the name; the descriptor cannot be mistaken.
+		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.Timespec(was.Mtim)}
+		if err := unix.UtimesNanoAt(int(f.Fd()), "", times, unix.AT_EMPTY_PATH); err != nil {
+			// Kernels before 5.8 know no empty path here.
+			if err := os.Chtimes(f.temps[0], time.Time{}, info.ModTime()); err != nil {
+				return attested, err
+			}
+		}
+	}
+	return attested, nil
+}
+
+func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error) {
+	var buf [4096]byte
+	names, err := listXattrs(int(old.Fd()), buf[:])
+	if err != nil {
+		return false, f.failed("flistxattr", err)
+	}
+	for name := range strings.SplitSeq(names, "\x00") {
+		if name == "" {
+			continue
+		}
+		if !opts.Attest && (name == "security.ima" || name == "security.evm") {
+			attested = true
+			continue
+		}
+		value, err := getXattr(int(old.Fd()), name)
+		if errors.Is(err, unix.ENODATA) {
+			continue // removed since, or not for us to see
+		}
+		if err == nil {
+			err = f.setXattr(name, value, opts.Mode != nil)
+		}
+		if err != nil && !opts.BestEffort {
+			return attested, fmt.Errorf("cannot keep the attribute %s: %w", name, err)
+		}
+	}
+	return attested, nil
+}
+
+// setXattr gives the file an attribute, unless it has it already: a security
+// label often comes with the folder, and only few may set one.
+func (f *File) setXattr(name string, value []byte, modeGiven bool) error {
+	if modeGiven && name == "system.posix_acl_access" {
+		return nil // it is the old mode, in more words
+	}
+	if has, err := getXattr(int(f.Fd()), name); err == nil && bytes.Equal(has, value) {
+		return nil
+	}
+	return unix.Fsetxattr(int(f.Fd()), name, value, 0)
+}
+
+// listXattrs returns the names of a file's attributes, a NUL byte after each. A
+// file system without attributes has none.
+func listXattrs(fd int, buf []byte) (string, error) {
+	for {
+		n, err := unix.Flistxattr(fd, buf)
+		switch {
+		case err == nil:
+			return string(buf[:n]), nil
+		case errors.Is(err, unix.ENOTSUP):
+			return "", nil
+		case !errors.Is(err, unix.ERANGE):
+			return "", err
+		}
+		buf = make([]byte, 2*len(buf)) // the kernel's limit is 64 KiB
+	}
+}
+
+func getXattr(fd int, name string) ([]byte, error) {
+	var buf [512]byte
+	n, err := unix.Fgetxattr(fd, name, buf[:])
+	if err == nil {
+		return buf[:n], nil
+	}
+	if !errors.Is(err, unix.ERANGE) {
+		return nil, err
+	}
+	if n, err = unix.Fgetxattr(fd, name, nil); err != nil {
+		return nil, err
+	}
+	value := make([]byte, n)
+	if n, err = unix.Fgetxattr(fd, name, value); err != nil {
+		return nil, err
+	}
+	return value[:n], nil
+}
+
+func (f *File) failed(op string, err error) error {
+	return &fs.PathError{Op: op, Path: f.Name(), Err: err}
+}

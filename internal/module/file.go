@@ -1,0 +1,286 @@
+package module
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/modsign/modsign/internal/compress"
+)
+
+const (
+	// DefaultMaxSize is the largest module that is decompressed, in bytes.
+	DefaultMaxSize = 2 << 30
+	// DefaultMemory is the largest decompressed module that is held in memory.
+	DefaultMemory = 32 << 20
+)
+
+// Limits bound what opening a compressed module may cost. The zero value stands
+// for the defaults.
+type Limits struct {
+	MaxSize int64 // decompressed bytes; a larger module is refused
+	Memory  int64 // decompressed bytes held in memory; more goes to a temporary file
+
+	// Budget, when there is one, counts the bytes that all opened modules together
+	// hold in memory. It must be at least Memory.
+	Budget *semaphore.Weighted
+}
+
+// A File is an opened module. Its ReaderAt is the decompressed content, with
+// its signatures.
+type File struct {
+	io.ReaderAt
+	Path   string
+	Format compress.Format // how the file is compressed
+	Size   int64           // of the content, in bytes
+	Info   fs.FileInfo     // of the file as it was when it was opened
+
+	file    *os.File
+	release func()
+}
+
+// ErrChanged says that a module is no longer the one that was opened.
+var ErrChanged = errors.New("the file changed while it was being read: somebody else writes to it; run again when that is done")
+
+// A MisnamedError is a file whose name promises another compression than its
+// content has: kmod and the kernel would not read it.
+type MisnamedError struct {
+	Is    compress.Format // by its first bytes
+	Right string          // the base name that fits
+}
+
+func (e *MisnamedError) Error() string {
+	what := e.Is.String() + " data"
+	if e.Is == compress.None {
+		what = "an uncompressed module"
+	}
+	return fmt.Sprintf("name and content disagree: it holds %s; its name would be %s", what, e.Right)
+}
+
+// IsName reports whether a file name is that of a module: *.ko, compressed or
+// not.
+func IsName(name string) bool { return strings.HasSuffix(BaseName(name), ".ko") }
+
+// BaseName is a module's file name, or path, without the suffix of a
+// compression.
+func BaseName(name string) string {
+	return strings.TrimSuffix(name, compress.FromName(name).Suffix())
+}
+
+// Open opens the module at path, a regular file and no symbolic link, and
+// decompresses it if it is compressed. A name that does not fit the content
+// gives a [*MisnamedError]. Whether the content is a module is for [CheckELF]
+// to say.
+func Open(ctx context.Context, path string, limits Limits) (*File, error) {
+	return OpenAs(ctx, path, filepath.Base(path), limits)
+}
+
+// OpenAs is [Open] for a file that goes by another name yet.
+func OpenAs(ctx context.Context, path, name string, limits Limits) (*File, error) {
+	// O_NONBLOCK, so that a FIFO of that name does not hang us.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	m, err := open(ctx, f, path, name, limits)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*File, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	var head [8]byte
+	n := min(info.Size(), int64(len(head)))
+	if err := readFull(f, head[:n], 0); err != nil {
+		return nil, err
+	}
+	named, is := compress.FromName(name), compress.FromMagic(head[:n])
+	if named != is {
+		// A name that promises a compression and bytes that are none known are
+		// left to the decompressor to explain.
+		if is != compress.None || bytes.HasPrefix(head[:n], []byte("\x7fELF")) {
+			return nil, &MisnamedError{Is: is, Right: BaseName(name) + is.Suffix()}
+		}
+	}
+	m := &File{ReaderAt: f, Path: path, Format: named, Size: info.Size(), Info: info, file: f}
+	if named != compress.None {
+		if err := m.decompress(ctx, limits); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// buffers holds the memory of decompressed modules for the next ones.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// decompress replaces the File's content by what it decompresses to.
+func (m *File) decompress(ctx context.Context, limits Limits) error {
+	if limits.MaxSize <= 0 {
+		limits.MaxSize = DefaultMaxSize
+	}
+	if limits.Memory <= 0 {
+		limits.Memory = DefaultMemory
+	}
+	// The file's own claim decides how much is held in memory, and nothing else.
+	memory := min(max(compress.SizeHint(m.Format, m.file, m.Size), 64<<10), limits.Memory)
+	if limits.Budget != nil {
+		if err := limits.Budget.Acquire(ctx, memory); err != nil {
+			return err
+		}
+	}
+	buf := buffers.Get().(*bytes.Buffer)
+	buf.Reset()
+	m.release = func() {
+		buffers.Put(buf)
+		if limits.Budget != nil {
+			limits.Budget.Release(memory)
+		}
+	}
+	if err := m.fill(ctx, buf, memory, limits.MaxSize); err != nil {
+		m.release()
+		return err
+	}
+	return nil
+}
+
+// fill decompresses into buf, or into a file where memory bytes turn out to be
+// too few.
+func (m *File) fill(ctx context.Context, buf *bytes.Buffer, memory, maxSize int64) error {
+	d, err := compress.NewReader(m.Format, io.NewSectionReader(m.file, 0, m.Size), maxSize)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	r := Reader(ctx, d)
+	buf.Grow(int(memory) + bytes.MinRead) // what ReadFrom wants to be free when it asks for the end
+	n, err := io.Copy(buf, io.LimitReader(r, memory+1))
+	if err != nil {
+		return err
+	}
+	if n > memory {
+		return m.spill(buf, r)
+	}
+	m.ReaderAt, m.Size = bytes.NewReader(buf.Bytes()), n
+	return nil
+}
+
+// spill writes the decompressed module to a file that has no name: what is in
+// memory already and what the decompressor still has.
+func (m *File) spill(head *bytes.Buffer, rest io.Reader) error {
+	spilled, err := unnamedFile()
+	if err != nil {
+		return err
+	}
+	size, err := head.WriteTo(spilled)
+	if err == nil {
+		var n int64
+		n, err = io.Copy(spilled, rest)
+		size += n
+	}
+	if err != nil {
+		spilled.Close()
+		return err
+	}
+	m.release()
+	m.ReaderAt, m.Size = spilled, size
+	m.release = func() { spilled.Close() }
+	return nil
+}
+
+// unnamedFile opens a temporary file that is gone when it is closed, also by a
+// kill. /tmp is often memory itself, so that /var/tmp comes before it.
+func unnamedFile() (*os.File, error) {
+	dir := os.Getenv("TMPDIR")
+	if dir == "" {
+		dir = "/var/tmp"
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			dir = os.TempDir()
+		}
+	}
+	f, err := os.CreateTemp(dir, ".modsign-spill-")
+	if err != nil {
+		return nil, fmt.Errorf("no place for a large module (TMPDIR names another): %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Descriptor is the file as it lies on disk, compressed or not.
+func (m *File) Descriptor() *os.File { return m.file }
+
+// Payload reads the first size bytes of the content, from its beginning.
+func (m *File) Payload(size int64) *io.SectionReader { return io.NewSectionReader(m, 0, size) }
+
+// Unchanged returns [ErrChanged] when the file was written to, replaced or
+// renamed since it was opened.
+func (m *File) Unchanged() error {
+	opened, err := m.file.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Lstat(m.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrChanged
+	}
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(opened, named) || stamp(opened) != stamp(m.Info) {
+		return ErrChanged
+	}
+	return nil
+}
+
+// Reader returns r, which ends with the context's error when the context does.
+func Reader(ctx context.Context, r io.Reader) io.Reader { return &reader{ctx, r} }
+
+type reader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *reader) Read(b []byte) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.r.Read(b)
+}
+
+// stamp is what any change of a file changes.
+func stamp(info fs.FileInfo) [3]int64 {
+	s := info.Sys().(*syscall.Stat_t)
+	return [3]int64{s.Size, s.Mtim.Nano(), s.Ctim.Nano()}
+}
+
+// Close closes the file and lets go of the content.
+func (m *File) Close() error {
+	if m.release != nil {
+		m.release()
+		m.release = nil
+	}
+	m.ReaderAt = nil
+	return m.file.Close()
+}
