@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/verify"
+)
+
+func newInspectCommand(u *ui) *cobra.Command {
+	maxSize := size(2 << 30)
+	cmd := &cobra.Command{
+		Use:   "inspect MODULE...",
+		Short: "Describe modules and their signatures",
+		Long: `Inspect shows what stands in modules and in their signatures, all layers of
+them, without judging: see verify for that. sig_key and sig_hashalgo are those
+of modinfo.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("nothing to inspect: name modules or folders")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			paths, err := verify.Find(args)
+			if err != nil {
+				return err
+			}
+			if len(paths) == 0 {
+				return fmt.Errorf("no kernel module found in %s", strings.Join(args, ", "))
+			}
+			failed := 0
+			for i, path := range paths {
+				if err := cmd.Context().Err(); err != nil {
+					return errInterrupted
+				}
+				d, err := verify.Inspect(cmd.Context(), path, int64(maxSize))
+				switch {
+				case err != nil:
+					u.say("%s", describe(path, err))
+					failed++
+				case u.json:
+					u.object(newJSONInspected(d))
+				default:
+					if i > 0 {
+						u.result("")
+					}
+					u.result("%s", inspection(d))
+				}
+			}
+			switch {
+			case failed == len(paths):
+				return exitStatus(exitError)
+			case failed > 0:
+				return exitStatus(exitSome)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object a line")
+	cmd.Flags().Var(&maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
+	return cmd
+}
+
+// inspection is a description for people, in modinfo's two columns.
+func inspection(d *verify.Description) string {
+	var lines []string
+	field := func(name, format string, args ...any) {
+		lines = append(lines, fmt.Sprintf("%-16s%s", name+":", fmt.Sprintf(format, args...)))
+	}
+	field("filename", "%s", d.Path)
+	if d.Format != "none" {
+		field("compression", "%s, %d bytes", d.Format, d.FileSize)
+	}
+	field("size", "%d bytes", d.Size)
+	field("payload", "%d bytes", d.Payload)
+	field("signatures", "%d", len(d.Layers))
+	for i, l := range d.Layers {
+		if len(d.Layers) > 1 {
+			which := "dead weight: the kernel takes it for a part of the module"
+			if i == 0 {
+				which = "the outermost, the one that counts"
+			}
+			field("signature", "%d of %d, %s", i+1, len(d.Layers), which)
+		}
+		field("sig_id", "%s, %d bytes over the first %d", l.Type, l.Size, l.Offset)
+		for _, s := range l.Signers {
+			if s.Issuer != "" {
+				field("signer", "%s", s.Issuer)
+			}
+			if s.Serial != "" {
+				field("sig_key", "%s", colons(s.Serial))
+			} else {
+				field("sig_key", "%s (subject key identifier)", colons(s.KeyID))
+			}
+			field("sig_hashalgo", "%s", s.Hash)
+			field("sig_algorithm", "%s, %d bytes", s.Algorithm, s.Size)
+			if s.HasAttribute {
+				field("note", "signed attributes, which the kernel refuses for a module")
+			}
+		}
+		if l.Problem != "" {
+			field("problem", "%s", l.Problem)
+		}
+		for _, note := range l.Notes {
+			field("note", "%s", note)
+		}
+	}
+	for _, warning := range d.Warnings {
+		field("warning", "%s", warning)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// colons is how modinfo writes octets: AB:CD:EF.
+func colons(hex string) string {
+	var b strings.Builder
+	for i := 0; i+1 < len(hex); i += 2 {
+		if i > 0 {
+			b.WriteByte(':')
+		}
+		b.WriteString(strings.ToUpper(hex[i : i+2]))
+	}
+	return b.String()
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/verify"
+)
+
+// installedOptions choose the modules of an installed kernel.
+type installedOptions struct {
+	installed string
+	root      string
+}
+
+// running stands for the version of the running kernel.
+const running = "running"
+
+func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
+	flags.StringVarP(&o.installed, "installed", "i", "", "the modules installed for kernel `KVER` (default: the running one)")
+	flags.Lookup("installed").NoOptDefVal = running
+	flags.StringVar(&o.root, "root", "/", "with --installed: where the system is, `DIR`")
+}
+
+// kernel is an installed kernel.
+type kernel struct {
+	version string
+	root    string
+	modules string // DIR/lib/modules/KVER
+}
+
+// kernel returns the kernel that was chosen, nil if none was. The version may
+// also be the one argument.
+func (o *installedOptions) kernel(args []string) (*kernel, error) {
+	if o.installed == "" {
+		if o.root != "/" {
+			return nil, usagef("--root goes with --installed")
+		}
+		return nil, nil
+	}
+	version := o.installed
+	if version == running {
+		switch {
+		case len(args) == 1:
+			version, args = args[0], nil
+		case len(args) == 0 && filepath.Clean(o.root) != "/":
+			return nil, usagef("--installed with --root needs the kernel's version: see %s", filepath.Join(o.root, "lib/modules"))
+		case len(args) == 0:
+			var uts unix.Utsname
+			if err := unix.Uname(&uts); err != nil {
+				return nil, err
+			}
+			version = unix.ByteSliceToString(uts.Release[:])
+		}
+	}
+	if len(args) > 0 {
+		return nil, usagef("--installed chooses the modules, and so does %q: give one of them", args[0])
+	}
+	if filepath.Base(version) != version || version == "." || version == ".." {
+		return nil, usagef("--installed %s: not the version of a kernel, as uname -r says it", version)
+	}
+	k := &kernel{version: version, root: o.root, modules: filepath.Join(o.root, "lib/modules", version)}
+	if info, err := os.Stat(k.modules); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("no modules are installed for kernel %s: there is no folder %s", version, k.modules)
+	}
+	return k, nil
+}
+
+// find returns the first of several files that exists below the root; the names
+// hold %s for the version.
+func (k *kernel) find(names ...string) string {
+	for _, name := range names {
+		path := filepath.Join(k.root, fmt.Sprintf(name, k.version))
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path
+		}
+	}
+	return ""
+}
+
+// hash is the kernel's CONFIG_MODULE_SIG_HASH, empty if nothing tells.
+func (k *kernel) hash() (string, error) {
+	path := k.find("boot/config-%s", "lib/modules/%s/config", "lib/modules/%s/build/.config")
+	if path == "" {
+		return "", nil
+	}
+	config, err := kbuild.OpenConfig(path)
+	return config.SigHash(), err
+}
+
+// keyring is what the kernel's image has built in.
+func (k *kernel) keyring() (*verify.Keyring, error) {
+	path := k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz", "boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
+	if path == "" {
+		return nil, fmt.Errorf("no image of kernel %s in %s: %w", k.version, filepath.Join(k.root, "boot"), fs.ErrNotExist)
+	}
+	keys := new(verify.Keyring)
+	return keys, keys.AddImage(path)
+}
+
+// guard refuses to put a signature on installed modules that their kernel will
+// refuse.
+func (k *kernel) guard(cert []byte) error {
+	keys, err := k.keyring()
+	if err != nil {
+		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.version, err),
+			"sign all the same with --force-untrusted")
+	}
+	if !keys.Holds(cert) {
+		return withHint(errors.New("kernel "+k.version+" has not this certificate built in, and would refuse the modules"),
+			"it trusts %v; sign all the same with --force-untrusted, where the key is enrolled by other means", keys.Names())
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/sign"
+	"github.com/modsign/modsign/verify"
+)
+
+// The objects of --json. docs/json.md describes them; they may get new fields,
+// and lose none.
+
+type jsonError struct {
+	Type  string `json:"message_type"` // error
+	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"`
+	Code  int    `json:"exit_code"`
+}
+
+type jsonSigned struct {
+	Type      string  `json:"message_type"` // module
+	Path      string  `json:"path"`
+	Action    string  `json:"action"`
+	Output    string  `json:"output,omitempty"`
+	Format    string  `json:"compression"`
+	Payload   int64   `json:"payload_size"`
+	Signature int     `json:"signature_size"`
+	Removed   int     `json:"signatures_removed"`
+	LinkOf    string  `json:"link_of,omitempty"`
+	Seconds   float64 `json:"seconds"`
+	Error     string  `json:"error,omitempty"`
+}
+
+func newJSONSigned(r sign.Result) jsonSigned {
+	o := jsonSigned{
+		Type: "module", Path: r.Path, Action: string(r.Action), Output: r.Output, Format: r.Format.String(),
+		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, LinkOf: r.LinkOf, Seconds: r.Duration.Seconds(),
+	}
+	if r.Err != nil {
+		o.Error = r.Err.Error()
+	}
+	return o
+}
+
+type jsonSignSummary struct {
+	Type      string   `json:"message_type"` // summary
+	Modules   int      `json:"modules"`
+	Signed    int      `json:"signed"`
+	Stripped  int      `json:"stripped"`
+	Skipped   int      `json:"skipped"`
+	Failed    int      `json:"failed"`
+	Replaced  int      `json:"replaced"`
+	Stacked   int      `json:"stacked"`
+	Elsewhere int      `json:"names_elsewhere"`
+	Bytes     int64    `json:"payload_size"`
+	Seconds   float64  `json:"seconds"`
+	DryRun    bool     `json:"dry_run"`
+	Cert      string   `json:"certificate,omitempty"`
+	Notes     []string `json:"notes,omitempty"`
+}
+
+type jsonVerified struct {
+	Type      string   `json:"message_type"` // module
+	Path      string   `json:"path"`
+	Verdict   string   `json:"verdict"`
+	Signer    string   `json:"signer,omitempty"`
+	Source    string   `json:"trusted_by,omitempty"`
+	Layers    int      `json:"signatures"`
+	Errno     string   `json:"errno,omitempty"`
+	Cause     string   `json:"cause,omitempty"`
+	Tolerated bool     `json:"tolerated_without_enforcement,omitempty"`
+	Dmesg     []string `json:"dmesg,omitempty"`
+	Warnings  []string `json:"warnings,omitempty"`
+	Error     string   `json:"error,omitempty"`
+}
+
+func newJSONVerified(r verify.Result) jsonVerified {
+	o := jsonVerified{
+		Type: "module", Path: r.Path, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source, Layers: r.Layers,
+		Errno: errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
+	}
+	if r.Err != nil {
+		o.Error = r.Err.Error()
+	}
+	return o
+}
+
+type jsonVerifySummary struct {
+	Type         string         `json:"message_type"` // summary
+	Modules      int            `json:"modules"`
+	Verdicts     map[string]int `json:"verdicts"`
+	Certificates []string       `json:"certificates"`
+	Seconds      float64        `json:"seconds"`
+	Warnings     []string       `json:"warnings,omitempty"`
+}
+
+type jsonInspected struct {
+	Type     string      `json:"message_type"` // module
+	Path     string      `json:"path"`
+	Format   string      `json:"compression"`
+	FileSize int64       `json:"file_size"`
+	Size     int64       `json:"size"`
+	Payload  int64       `json:"payload_size"`
+	Layers   []jsonLayer `json:"signatures"`
+	Warnings []string    `json:"warnings,omitempty"`
+}
+
+type jsonLayer struct {
+	Kind    string       `json:"type"`
+	Offset  int64        `json:"offset"`
+	Size    int          `json:"size"`
+	Signers []jsonSigner `json:"signers,omitempty"`
+	Problem string       `json:"problem,omitempty"`
+	Notes   []string     `json:"notes,omitempty"`
+}
+
+type jsonSigner struct {
+	Issuer     string `json:"issuer,omitempty"`
+	Serial     string `json:"serial,omitempty"`
+	KeyID      string `json:"key_id,omitempty"`
+	Hash       string `json:"hash"`
+	Algorithm  string `json:"algorithm"`
+	Size       int    `json:"size"`
+	Attributes bool   `json:"signed_attributes,omitempty"`
+}
+
+func newJSONInspected(d *verify.Description) jsonInspected {
+	o := jsonInspected{
+		Type: "module", Path: d.Path, Format: d.Format, FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
+		Layers: []jsonLayer{}, Warnings: d.Warnings,
+	}
+	for _, l := range d.Layers {
+		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
+		for _, s := range l.Signers {
+			layer.Signers = append(layer.Signers, jsonSigner{s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute})
+		}
+		o.Layers = append(o.Layers, layer)
+	}
+	return o
+}
+
+// errnoName is the name that a kernel developer knows an error by.
+func errnoName(errno syscall.Errno) string {
+	if errno == 0 {
+		return ""
+	}
+	if name := unix.ErrnoName(errno); name != "" {
+		return name
+	}
+	return errors.New("errno " + errno.Error()).Error()
+}

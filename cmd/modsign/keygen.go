@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/keygen"
+)
+
+type keygenOptions struct {
+	keyType string
+	subject string
+	days    int
+	hash    string
+	config  string
+	output  string
+	certOut string
+}
+
+func newKeygenCommand(u *ui) *cobra.Command {
+	var o keygenOptions
+	var types []string
+	for _, a := range keygen.Algorithms() {
+		types = append(types, a.String())
+	}
+	cmd := &cobra.Command{
+		Use:   "keygen",
+		Short: "Make a key that signs modules",
+		Long: `Keygen makes a private key and its certificate, as the kernel's build makes
+certs/signing_key.pem with openssl: one PEM file with the key, not encrypted, and
+then the certificate, with mode 0600. A file that exists is never replaced.
+
+With --config the subject, the extensions and the size of an RSA key come from an
+OpenSSL configuration such as the kernel's certs/x509.genkey. What it does not
+say, and what flags say, is as in the kernel's build.`,
+		Example: `  modsign keygen -o signing_key.pem
+  modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
+  modsign keygen --subject "/O=Example/CN=Example module key" --days 3650 -o key.pem --cert-out key.der`,
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return o.run(u) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&o.output, "output", "o", "signing_key.pem", "write key and certificate to `FILE`")
+	flags.StringVar(&o.certOut, "cert-out", "", "write the certificate alone to `FILE` as well (DER, or PEM where the name ends in .pem or .crt)")
+	flags.StringVarP(&o.keyType, "type", "t", "", "`TYPE` of key: "+strings.Join(types, ", ")+" (default: rsa:4096, or the configuration's)")
+	flags.StringVar(&o.subject, "subject", "", "the certificate's `NAME`, as openssl req -subj takes it: /O=.../CN=...")
+	flags.IntVar(&o.days, "days", 0, "how many `DAYS` the certificate is valid (default: 36500); the kernel does not look at it")
+	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash that the certificate is signed with (default: sha512, or the configuration's)")
+	flags.StringVar(&o.config, "config", "", "take the profile from `FILE`, an x509.genkey")
+	return cmd
+}
+
+func (o *keygenOptions) run(u *ui) error {
+	template, algorithm, err := o.template()
+	if err != nil {
+		return err
+	}
+	keepSecrets()
+	pair, err := keygen.Generate(algorithm, template)
+	if err != nil {
+		return err
+	}
+	if err := pair.WriteFile(o.output); err != nil {
+		if os.IsExist(err) {
+			return withHint(err, "a key is never replaced: move it away, or choose another name with --output")
+		}
+		return err
+	}
+	if o.certOut != "" {
+		encoding := keygen.DER
+		if strings.HasSuffix(o.certOut, ".pem") || strings.HasSuffix(o.certOut, ".crt") {
+			encoding = keygen.PEM
+		}
+		if err := pair.WriteCertificate(o.certOut, encoding); err != nil {
+			return err
+		}
+	}
+	u.say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
+	return nil
+}
+
+// template is the profile that configuration and flags make together.
+func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
+	template, algorithm := keygen.DefaultTemplate(), keygen.Algorithm(0)
+	if o.config != "" {
+		f, err := os.Open(o.config)
+		if err != nil {
+			return template, 0, err
+		}
+		defer f.Close()
+		if template, algorithm, err = keygen.ParseConfig(f); err != nil {
+			return template, 0, fmt.Errorf("%s: %w", o.config, err)
+		}
+	}
+	if algorithm == 0 {
+		algorithm = keygen.RSA4096
+	}
+	var err error
+	if o.keyType != "" {
+		if algorithm, err = keygen.ParseAlgorithm(o.keyType); err != nil {
+			return template, 0, usagef("--type: %v", err)
+		}
+	}
+	if o.subject != "" {
+		if template.Subject, err = keygen.ParseSubject(o.subject); err != nil {
+			return template, 0, usagef("--subject: %v", err)
+		}
+	}
+	if o.hash != "" {
+		if template.Hash, err = cms.HashByName(o.hash); err != nil {
+			return template, 0, usagef("--hash: %v", err)
+		}
+	}
+	switch {
+	case o.days < 0:
+		return template, 0, usagef("--days is %d, and has to be at least 1", o.days)
+	case o.days > 0:
+		template.Days = o.days
+	}
+	return template, algorithm, nil
+}

@@ -1,0 +1,148 @@
+// Modsign signs kernel modules, a whole tree in one process, and proves that a
+// kernel will take them.
+//
+// Called as sign-file, by that name or as its first argument, it is the kernel's
+// scripts/sign-file.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes, of all commands but sign-file, which has the kernel's. Every
+// help shows them, and docs/exit-codes.md.
+const (
+	exitDone        = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitSome        = 3
+	exitRefused     = 4
+	exitInterrupted = 130
+)
+
+var exitCodes = []struct {
+	code    int
+	meaning string
+}{
+	{exitDone, "done"},
+	{exitError, "an error; what was not reached is as it was"},
+	{exitUsage, "the command line is wrong; nothing was done"},
+	{exitSome, "some modules failed, the others are done"},
+	{exitRefused, "verification refused something"},
+	{exitInterrupted, "interrupted; every module is the old one or the new one"},
+}
+
+// failure is an error that has an exit code of its own.
+type failure struct {
+	code int
+	err  error
+	hint string // what to do; may be empty
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// usagef is the error of a command line that makes no sense.
+func usagef(format string, args ...any) error {
+	return &failure{code: exitUsage, err: fmt.Errorf(format, args...)}
+}
+
+// withHint adds what to do to an error.
+func withHint(err error, format string, args ...any) error {
+	return &failure{code: exitError, err: err, hint: fmt.Sprintf(format, args...)}
+}
+
+// exitStatus ends a command with a code when all has been said.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// errInterrupted is the cause of a context that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+func main() {
+	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the program as a function from its arguments to its exit code.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if filepath.Base(args[0]) == "sign-file" {
+		return signFile(args[1:], stdin, stderr)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	go func() {
+		<-signals
+		// The second one ends the program at once, as if nobody listened.
+		signal.Stop(signals)
+		cancel(errInterrupted)
+	}()
+
+	u := newUI(stdin, stdout, stderr)
+	root := newRootCommand(u)
+	root.SetArgs(args[1:])
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return u.exit(root.ExecuteContext(ctx))
+}
+
+func newRootCommand(u *ui) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "modsign",
+		Short: "Sign and verify Linux kernel modules",
+		Long: `Modsign signs kernel modules, thousands in one process, and tells whether a
+kernel will take them.
+
+  modsign keygen -o signing_key.pem                  make a key
+  modsign sign --key signing_key.pem TREE            sign all modules of a tree
+  modsign verify --cert signing_key.pem TREE         prove it`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("there is no command %q: see modsign --help", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.AddGroup(&cobra.Group{ID: "everyday", Title: "Everyday:"}, &cobra.Group{ID: "more", Title: "More:"})
+	add := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("everyday", newSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u))
+	add("more", newStripCommand(u), newSignFileCommand(u), newVersionCommand(u))
+	root.SetHelpCommandGroupID("more")
+	root.SetCompletionCommandGroupID("more")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &failure{code: exitUsage, err: err} })
+	root.SetHelpTemplate("{{with (or .Long .Short)}}{{.}}{{end}}\n\n{{.UsageString}}\n" +
+		`{{with .Annotations.exit}}{{.}}{{else}}` + exitStatusHelp() + "{{end}}\n")
+	return root
+}
+
+// exitStatusHelp is the end of every help.
+func exitStatusHelp() string {
+	var b strings.Builder
+	b.WriteString("Exit status:")
+	for _, e := range exitCodes {
+		fmt.Fprintf(&b, "\n  %3d  %s", e.code, e.meaning)
+	}
+	return b.String()
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
+)
+
+// defaultHash is what the kernel's build uses when nobody chooses.
+const defaultHash = "sha512"
+
+type signOptions struct {
+	keyOptions
+	installedOptions
+	treeOptions
+	hash           string
+	keyID          bool
+	oneTime        bool
+	keyType        string
+	certOut        string
+	detached       bool
+	existing       string
+	forceUntrusted bool
+}
+
+func newSignCommand(u *ui) *cobra.Command {
+	var o signOptions
+	cmd := &cobra.Command{
+		Use:   "sign {--key FILE | --one-time} {PATH... | --installed [KVER]}",
+		Short: "Sign modules, or all modules of a tree",
+		Long: `Sign signs kernel modules: files, and all of *.ko, *.ko.gz, *.ko.xz and *.ko.zst
+below folders. What it appends is, byte for byte, what the kernel's sign-file
+appends. Compressed modules are signed inside and compressed again.
+
+A module is replaced whole or not at all, and keeps its mode, owner, times,
+hard links and attributes. Symbolic links below a folder are not followed. One
+bad module does not stop the others.
+
+With --one-time nothing has to be configured: a key is made, used and dropped,
+and only its certificate is kept.`,
+		Example: `  modsign sign --key certs/signing_key.pem /tmp/stage/lib/modules
+  modsign sign --one-time --output signed modules
+  modsign sign --key mok.pem --cert mok.der --installed 6.12.0-1-amd64 --force-untrusted
+  modsign sign --key key.pem --hash sha256 --detached --output sigs modules`,
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	o.keyOptions.addFlags(flags)
+	flags.BoolVar(&o.oneTime, "one-time", false, "make a key, sign with it, and keep its certificate alone")
+	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE` (DER; default: modsign-one-time.x509 in the output folder)")
+	flags.StringVar(&o.keyType, "key-type", "rsa:4096", "with --one-time: the `TYPE` of key, as in keygen --type")
+	o.installedOptions.addFlags(flags)
+	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash, as CONFIG_MODULE_SIG_HASH spells it (default: sha512, or what the installed kernel's configuration says)")
+	flags.BoolVar(&o.keyID, "key-id", false, "name the certificate by its subject key identifier, as sign-file -k does")
+	flags.StringVar(&o.existing, "existing", "replace", "signatures that are there: `replace`, skip or refuse the module")
+	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, and leave the module")
+	o.treeOptions.addFlags(flags, u)
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although the kernel has not this certificate built in")
+	return cmd
+}
+
+// run is the command. All that can be refused is refused before a key is loaded,
+// and the key before anything is written.
+func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
+	options, err := o.options()
+	if err != nil {
+		return err
+	}
+	if options.Existing, err = sign.ParseExisting(o.existing); err != nil {
+		return usagef("--existing: %v", err)
+	}
+	options.Detached = o.detached
+	kernel, err := o.kernel(args)
+	if err != nil {
+		return err
+	}
+	roots := args
+	if kernel != nil {
+		roots = []string{kernel.modules}
+	}
+	if err := o.check(kernel, roots); err != nil {
+		return err
+	}
+	hashName, err := o.hashName(kernel)
+	if err != nil {
+		return err
+	}
+	hash, err := cms.HashByName(hashName)
+	if err != nil {
+		return usagef("--hash: %v", err)
+	}
+
+	pair, err := o.pair(u)
+	if err != nil {
+		return err
+	}
+	if kernel != nil && !o.forceUntrusted {
+		if err := kernel.guard(pair.Certificate.Raw); err != nil {
+			return err
+		}
+	}
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
+	if err != nil {
+		return err
+	}
+	tree, err := sign.Open(sign.Source{Roots: roots, Output: o.output, DryRun: o.dryRun})
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	w := work{ui: u, verb: "signing", options: options}
+	w.how = fmt.Sprintf(" with %s and %s, as %q", keyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	if o.oneTime && !o.dryRun {
+		// Before the first module: whatever happens, what is signed can be verified.
+		w.cert = o.certPath(roots)
+		if err := pair.WriteCertificate(w.cert, keygen.DER); err != nil {
+			return err
+		}
+	}
+	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
+	if err == nil || errors.Is(err, exitStatus(exitSome)) {
+		o.after(u, &w, kernel, roots)
+	}
+	return err
+}
+
+func (o *signOptions) check(kernel *kernel, roots []string) error {
+	switch {
+	case o.oneTime && o.key != "":
+		return usagef("--one-time makes a key, and --key gives one: choose")
+	case o.oneTime && (o.cert != "" || o.passphraseFile != ""):
+		return usagef("--cert and --passphrase-file go with --key")
+	case !o.oneTime && o.key == "":
+		return usagef("no key: give --key FILE (modsign keygen makes one), or --one-time for one that is dropped after")
+	case !o.oneTime && o.certOut != "":
+		return usagef("--cert-out goes with --one-time")
+	case len(roots) == 0:
+		return usagef("nothing to sign: name modules or folders, or give --installed")
+	case o.oneTime && kernel != nil && isRoot(kernel.root):
+		return usagef("--one-time with --installed would leave this machine's own modules signed with a key that no kernel knows")
+	case o.forceUntrusted && kernel == nil:
+		return usagef("--force-untrusted goes with --installed")
+	}
+	return nil
+}
+
+// isRoot reports whether a folder is the machine's own root folder.
+func isRoot(dir string) bool {
+	given, err1 := os.Stat(dir)
+	root, err2 := os.Stat("/")
+	return err1 == nil && err2 == nil && os.SameFile(given, root)
+}
+
+// hashName is the hash that was asked for, or what the kernel was configured
+// with, or the default.
+func (o *signOptions) hashName(kernel *kernel) (string, error) {
+	if o.hash != "" || kernel == nil {
+		return cmp.Or(o.hash, defaultHash), nil
+	}
+	name, err := kernel.hash()
+	return cmp.Or(name, defaultHash), err
+}
+
+// pair loads the key, or makes the one-time key.
+func (o *signOptions) pair(u *ui) (*keygen.Pair, error) {
+	if !o.oneTime {
+		return o.load(u)
+	}
+	algorithm, err := keygen.ParseAlgorithm(o.keyType)
+	if err != nil {
+		return nil, usagef("--key-type: %v", err)
+	}
+	keepSecrets()
+	return keygen.Generate(algorithm, keygen.DefaultTemplate())
+}
+
+func (o *signOptions) certPath(roots []string) string {
+	if o.certOut != "" {
+		return o.certOut
+	}
+	return outputCert(o.output, roots, func(path string) bool {
+		info, err := os.Stat(path)
+		return err == nil && info.IsDir()
+	})
+}
+
+// after says what to do next.
+func (o *signOptions) after(u *ui, w *work, kernel *kernel, roots []string) {
+	if o.dryRun {
+		return
+	}
+	if w.cert != "" {
+		where := roots
+		if o.output != "" {
+			where = []string{o.output}
+		}
+		u.note("the key is gone; its certificate is %s", w.cert)
+		if !o.detached {
+			u.hint("modsign verify --cert %s %s", quote(w.cert), quote(where...))
+		}
+	}
+	if kernel != nil && !o.detached && o.output == "" {
+		u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", kernel.version)
+	}
+}
+
+// quote makes words for a shell.
+func quote(words ...string) string {
+	quoted := make([]string, len(words))
+	for i, word := range words {
+		quoted[i] = word
+		if word == "" || strings.ContainsFunc(word, func(r rune) bool {
+			return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:@%^,~", r)
+		}) {
+			quoted[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+// outputCert is where a one-time certificate goes when nobody says so: to the
+// output folder, or into the folder whose modules are signed in place.
+func outputCert(output string, roots []string, isDir func(string) bool) string {
+	const name = "modsign-one-time.x509"
+	switch {
+	case output != "":
+		return filepath.Join(output, name)
+	case isDir(roots[0]):
+		return filepath.Join(roots[0], name)
+	}
+	return filepath.Join(filepath.Dir(roots[0]), name)
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
+)
+
+const signFileUsage = `Usage: sign-file [-dpk] <hash algo> <key> <x509> <module> [<dest>]
+       sign-file -s [-dpk] <raw sig> <hash algo> <x509> <module> [<dest>]
+`
+
+const signFileHelp = `Sign-file is the kernel's scripts/sign-file, option for option: it signs one
+file, whatever it is, in place or into <dest>. A link to modsign with the name
+sign-file is the same, so that one at scripts/sign-file serves a kernel tree.
+
+  -d  write <module>.p7s, the signature alone, and leave the module
+  -p  write <module>.p7s as well
+  -k  name the certificate by its subject key identifier
+  -s  append the ready-made signature in <raw sig>
+
+Options may stand anywhere, unless POSIXLY_CORRECT is set. A private key that is
+encrypted needs its passphrase in KBUILD_SIGN_PIN.
+
+It differs from the kernel's in three things:
+  - a signature that is there is replaced, where the kernel's signs it as a part
+    of the module
+  - a <dest> that is the module under another name is signed in place, where the
+    kernel's destroys the module
+  - what is wrong is said in one line, where the kernel's shows OpenSSL's errors`
+
+// signFileExit is the end of its help: the exit codes are the kernel's.
+const signFileExit = `Exit status:
+    0  done
+    1  an error
+    2  the command line is wrong`
+
+func newSignFileCommand(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:                "sign-file [-dpk] HASH KEY X509 MODULE [DEST]",
+		Short:              "Do as the kernel's scripts/sign-file does",
+		Long:               signFileHelp,
+		Annotations:        map[string]string{"exit": signFileExit},
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
+				return cmd.Help()
+			}
+			return exitStatus(signFile(args, u.stdin, u.stderr))
+		},
+	}
+}
+
+// signFileArgs is a command line of sign-file.
+type signFileArgs struct {
+	save, detached, keyID, raw bool
+	positional                 []string
+}
+
+// parseSignFile reads a command line as GNU getopt does for the option letters
+// sdpk: letters may be bundled, and options may follow other arguments unless
+// POSIXLY_CORRECT is set.
+func parseSignFile(args []string, posix bool) (signFileArgs, error) {
+	var a signFileArgs
+	for i, arg := range args {
+		if arg == "--" {
+			a.positional = append(a.positional, args[i+1:]...)
+			break
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			a.positional = append(a.positional, arg)
+			if posix {
+				a.positional = append(a.positional, args[i+1:]...)
+				break
+			}
+			continue
+		}
+		for _, option := range arg[1:] {
+			switch option {
+			case 'd':
+				a.detached = true
+			case 'p':
+				a.save = true
+			case 'k':
+				a.keyID = true
+			case 's':
+				a.raw = true
+			default:
+				return a, fmt.Errorf("invalid option -- '%c'", option)
+			}
+		}
+	}
+	if n := len(a.positional); n != 4 && n != 5 {
+		return a, fmt.Errorf("%s, where 4 or 5 are needed", plural(n, "argument"))
+	}
+	return a, nil
+}
+
+// signFile is the command from its arguments to its exit code.
+func signFile(args []string, stdin io.Reader, stderr io.Writer) int {
+	_, posix := os.LookupEnv("POSIXLY_CORRECT")
+	a, err := parseSignFile(args, posix)
+	if err != nil {
+		fmt.Fprintf(stderr, "sign-file: %v\n%s", err, signFileUsage)
+		return exitUsage
+	}
+	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
+	if err := a.run(warn); err != nil {
+		hint := ""
+		if l, ok := errors.AsType[*keygen.LoadError](err); ok && l.Hint != "" {
+			hint = " (" + l.Hint + ")"
+		}
+		warn("%s%s", strings.ReplaceAll(err.Error(), "\n", "; "), hint)
+		return exitError
+	}
+	return exitDone
+}
+
+func (a *signFileArgs) run(warn func(string, ...any)) error {
+	args := append(a.positional, "") // no <dest> is an empty one
+	if a.raw {
+		sig, err := os.ReadFile(args[0])
+		if err != nil {
+			return err
+		}
+		// The hash and the certificate are not looked at, as in the kernel's.
+		return sign.File(nil, args[3], args[4], sign.FileOptions{Signature: sig})
+	}
+	hashName, keyPath, certPath, module, dest := args[0], args[1], args[2], args[3], args[4]
+	if _, err := os.Stat(module); err != nil {
+		return err
+	}
+	keepSecrets()
+	load := keygen.LoadOptions{Passphrase: func() ([]byte, error) {
+		if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
+			return []byte(pin), nil
+		}
+		return nil, keygen.ErrNoPassphrase
+	}}
+	pair, err := keygen.Load(keyPath, certPath, load)
+	if errors.Is(err, keygen.ErrInsecure) {
+		// The kernel's program signs with it, and so must this one; but not in silence.
+		warn("warning: %v", err)
+		load.AllowInsecure = true
+		pair, err = keygen.Load(keyPath, certPath, load)
+	}
+	if err != nil {
+		return err
+	}
+	hash, err := cms.HashByName(hashName)
+	if err != nil {
+		return err
+	}
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, a.keyID)
+	if err != nil {
+		return err
+	}
+	return sign.File(signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached})
+}

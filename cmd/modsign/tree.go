@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/modsign/modsign/sign"
+)
+
+// treeOptions are those of the commands that write modules.
+type treeOptions struct {
+	output  string
+	jobs    int
+	mode    string
+	mtime   string
+	xattr   string
+	sync    string
+	level   int
+	maxSize size
+	dryRun  bool
+}
+
+func (o *treeOptions) addFlags(flags *pflag.FlagSet, u *ui) {
+	o.maxSize = 2 << 30
+	flags.StringVarP(&o.output, "output", "o", "", "leave the modules alone and write the same tree to `DIR`")
+	flags.BoolVarP(&o.dryRun, "dry-run", "n", false, "look at everything and write nothing")
+	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
+	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
+	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules worked on at once, `N` (default: the number of processors)")
+	flags.StringVar(&o.mode, "mode", "", "give what is written this `MODE`, such as 0644, instead of keeping the old one")
+	flags.StringVar(&o.mtime, "mtime", "keep", "`keep` the time of modification, or set it to now")
+	flags.StringVar(&o.xattr, "xattr", "safe", "extended attributes: `safe` drops security.ima and security.evm, which attest the old bytes; keep keeps all")
+	flags.StringVar(&o.sync, "sync", "tree", "bring what is written to disk when the `tree` is done, with each file, or none")
+	flags.IntVar(&o.level, "level", 0, "level of compression for modules that are compressed, `N` (default: the kernel's)")
+	flags.Var(&o.maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
+}
+
+func (o *treeOptions) options() (sign.Options, error) {
+	options := sign.Options{Jobs: o.jobs, Level: o.level, MaxSize: int64(o.maxSize), DryRun: o.dryRun}
+	if o.jobs < 0 {
+		return options, usagef("--jobs is %d, and has to be a number of modules", o.jobs)
+	}
+	if o.mode != "" {
+		mode, err := strconv.ParseUint(o.mode, 8, 32)
+		if err != nil || mode > 0o777 {
+			return options, usagef("--mode %s: not an octal mode such as 0644", o.mode)
+		}
+		m := fs.FileMode(mode)
+		options.Mode = &m
+	}
+	var err error
+	if options.NewMTime, err = choice("mtime", o.mtime, "keep", "now"); err != nil {
+		return options, err
+	}
+	if options.KeepXattrs, err = choice("xattr", o.xattr, "safe", "keep"); err != nil {
+		return options, err
+	}
+	if options.Sync, err = sign.ParseSync(o.sync); err != nil {
+		return options, usagef("--sync: %v", err)
+	}
+	return options, nil
+}
+
+// choice reports whether a flag has the second of its two values.
+func choice(flag, value, no, yes string) (bool, error) {
+	if value != no && value != yes {
+		return false, usagef("--%s %s: it is %s or %s", flag, value, no, yes)
+	}
+	return value == yes, nil
+}
+
+// work is one run over a tree, as the commands sign and strip show it.
+type work struct {
+	ui      *ui
+	verb    string // what is done, as in "signing"
+	start   time.Time
+	options sign.Options
+	cert    string // where a one-time certificate was written
+	how     string // "with rsa:4096 and sha512, as ..."
+}
+
+// do runs and shows what f does, and returns the error that makes the exit code.
+func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error)) error {
+	w.start = time.Now()
+	w.options.Report = sign.Report{Progress: w.progress, Result: w.result}
+	summary, err := f(w.options)
+	w.ui.progress(true, nil)
+	if w.ui.json {
+		w.ui.object(jsonSignSummary{
+			Type: "summary", Modules: summary.Modules, Signed: summary.Signed, Stripped: summary.Stripped, Skipped: summary.Skipped,
+			Failed: summary.Failed, Replaced: summary.Replaced, Stacked: summary.Stacked, Elsewhere: summary.Elsewhere,
+			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert, Notes: w.notes(summary),
+		})
+	}
+	w.ui.note("%s", w.sentence(summary))
+	for _, note := range w.notes(summary) {
+		w.ui.note("%s", note)
+	}
+	switch {
+	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
+		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
+		return fmt.Errorf("%w: %s left as before; the same command again completes it", errInterrupted, plural(left, "module"))
+	case err != nil:
+		return err
+	case summary.Failed > 0:
+		return exitStatus(exitSome)
+	}
+	return nil
+}
+
+func (w *work) progress(done, total sign.Count) {
+	w.ui.progress(false, func() string {
+		took := time.Since(w.start)
+		rate := float64(done.Modules) / took.Seconds()
+		left := time.Duration(float64(took) * (float64(total.Bytes)/float64(max(done.Bytes, 1)) - 1))
+		return fmt.Sprintf("%s %d of %d modules, %s of %s, %.0f a second, %s left", w.verb,
+			done.Modules, total.Modules, megabytes(done.Bytes), megabytes(total.Bytes), rate, seconds(left))
+	})
+}
+
+func (w *work) result(r sign.Result) {
+	if w.ui.json {
+		w.ui.object(newJSONSigned(r))
+	}
+	if r.Err != nil {
+		w.ui.say("%s", describe(r.Path, r.Err))
+	}
+}
+
+// sentence is the one true summary.
+func (w *work) sentence(s sign.Summary) string {
+	would := ""
+	if w.options.DryRun {
+		would = "would have "
+	}
+	var parts []string
+	if s.Signed > 0 || s.Stripped == 0 && w.verb == "signing" {
+		parts = append(parts, fmt.Sprintf("%ssigned %s (%s)%s", would, plural(s.Signed, "module"), megabytes(s.Bytes), w.how))
+	}
+	if s.Stripped > 0 || w.verb == "stripping" {
+		parts = append(parts, fmt.Sprintf("%staken the signature off %s (%s)", would, plural(s.Stripped, "module"), megabytes(s.Bytes)))
+	}
+	if s.Replaced > 0 && w.verb == "signing" {
+		parts = append(parts, fmt.Sprintf("%d of them in place of an older signature", s.Replaced))
+	}
+	if s.Stacked > 0 {
+		parts = append(parts, fmt.Sprintf("%d had been signed more than once", s.Stacked))
+	}
+	if s.Skipped > 0 {
+		why := "signed already"
+		if w.verb == "stripping" {
+			why = "not signed"
+		}
+		parts = append(parts, fmt.Sprintf("skipped %d that %s %s", s.Skipped, map[bool]string{true: "was", false: "were"}[s.Skipped == 1], why))
+	}
+	if s.Failed > 0 {
+		parts = append(parts, fmt.Sprintf("%s failed", plural(s.Failed, "module")))
+	}
+	return strings.Join(parts, ", ") + ", in " + seconds(s.Duration)
+}
+
+// notes are the things of a run that a person should know of.
+func (w *work) notes(s sign.Summary) []string {
+	notes := s.Notes
+	if s.Attested > 0 {
+		notes = append(notes, fmt.Sprintf("warning: dropped security.ima or security.evm of %s, as they attest the old bytes (--xattr=keep keeps them)", plural(s.Attested, "module")))
+	}
+	if s.Elsewhere > 0 {
+		notes = append(notes, fmt.Sprintf("warning: %s outside of what was given: hard links of these modules, which keep the old ones", plural(s.Elsewhere, "name")))
+	}
+	if s.Completed > 0 {
+		notes = append(notes, fmt.Sprintf("linked %s again that an interrupted run had left apart", plural(s.Completed, "name")))
+	}
+	return notes
+}
+
+// size is a flag in bytes, with K, M, G or T behind it for powers of 1024.
+type size int64
+
+func (s *size) Type() string { return "SIZE" }
+
+func (s *size) String() string {
+	for i, unit := range []string{"T", "G", "M", "K"} {
+		if n := int64(1) << (40 - 10*i); *s != 0 && int64(*s)%n == 0 {
+			return fmt.Sprintf("%d%s", int64(*s)/n, unit)
+		}
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+func (s *size) Set(value string) error {
+	number, shift := strings.ToUpper(value), 0
+	for i, unit := range []string{"K", "M", "G", "T"} {
+		if rest, ok := strings.CutSuffix(strings.TrimSuffix(number, "IB"), unit); ok {
+			number, shift = rest, 10*(i+1)
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n <= 0 || n > 1<<62>>shift {
+		return errors.New("not a size such as 512M or 2G")
+	}
+	*s = size(n << shift)
+	return nil
+}

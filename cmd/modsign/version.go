@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+func newVersionCommand(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show the version",
+		Long:  "Version shows the version of modsign, and what it was built from and with.",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			u.result("modsign %s", version())
+			return nil
+		},
+	}
+}
+
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("an argument too many: %q", args[0])
+	}
+	return nil
+}
+
+// version is what the linker knows: the module's version, or the commit.
+func version() string {
+	text := "(unknown)"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		text = info.Main.Version
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && text == "(devel)" {
+				text = s.Value
+			}
+		}
+	}
+	return fmt.Sprintf("%s (%s, %s/%s)", text, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

@@ -1,0 +1,145 @@
+package sign
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// FileOptions are those of the kernel's scripts/sign-file.
+type FileOptions struct {
+	Signature []byte // -s: append this, and sign nothing
+	Save      bool   // -p: also write SRC.p7s
+	Detached  bool   // -d: write SRC.p7s alone
+}
+
+// File does what scripts/sign-file does: it signs any file, whatever it holds and
+// however it is named, into dst, or in place where dst is empty or leads to the
+// same file. An old signature is replaced. The file that is written has the mode
+// 0666 less the umask, or that of the file which it replaces at another place.
+func File(signer *Signer, src, dst string, opts FileOptions) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: not a regular file", src)
+	}
+	size := info.Size()
+	layers, err := module.Layers(in, size)
+	if err != nil {
+		return fmt.Errorf("%s: %w", src, err)
+	}
+	if len(layers) > 0 {
+		size = layers[len(layers)-1].Offset
+	}
+
+	sig := opts.Signature
+	if signer != nil {
+		if sig, err = signer.Sign(io.NewSectionReader(in, 0, size)); err != nil {
+			return fmt.Errorf("%s: %w", src, err)
+		}
+		if opts.Save || opts.Detached {
+			if err := write(src+".p7s", sig, nil, false); err != nil || opts.Detached {
+				return err
+			}
+		}
+	}
+	trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
+	signed := io.MultiReader(io.NewSectionReader(in, 0, size), bytes.NewReader(trailer))
+	return place(signed, src, info, dst)
+}
+
+// place writes what is signed to where sign-file would have written it.
+func place(signed io.Reader, src string, info fs.FileInfo, dst string) error {
+	src, err := realPath(src)
+	if err != nil {
+		return err
+	}
+	targets := []string{src}
+	perm, keep := fs.FileMode(0o666), false
+	if dst != "" {
+		there, err := os.Stat(dst)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			targets[0] = dst
+		case err != nil:
+			return err
+		case !there.Mode().IsRegular(): // a pipe, or /dev/null
+			out, err := os.OpenFile(dst, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(out, signed)
+			return errors.Join(err, out.Close())
+		default:
+			if dst, err = realPath(dst); err != nil {
+				return err
+			}
+			if !os.SameFile(info, there) {
+				targets[0] = dst
+				perm, keep = there.Mode().Perm(), true
+			} else if dst != src {
+				targets = append(targets, dst) // another link of the module
+			}
+		}
+	}
+	out, err := atomicfile.Create(targets[0], perm)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	if _, err := io.Copy(out, signed); err != nil {
+		return err
+	}
+	if keep {
+		if err := out.Chmod(perm); err != nil {
+			return err
+		}
+	}
+	for _, target := range targets[1:] {
+		if err := out.AlsoAt(target); err != nil {
+			return err
+		}
+	}
+	return out.Commit(false)
+}
+
+// realPath is the absolute path of a file that exists, without links.
+func realPath(path string) (string, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(path)
+}
+
+// write writes a file whole, in the place of what may be there.
+func write(path string, data []byte, mode *fs.FileMode, durable bool) error {
+	out, err := atomicfile.Create(path, 0o666)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	if _, err := out.Write(data); err != nil {
+		return err
+	}
+	if mode != nil {
+		if err := out.Chmod(*mode); err != nil {
+			return err
+		}
+	}
+	return out.Commit(durable)
+}

@@ -1,0 +1,321 @@
+package sign
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/ordered"
+)
+
+// memoryBudget is what all modules that are worked on at once may hold in
+// memory when they are decompressed, in bytes.
+const memoryBudget = 96 << 20
+
+// ErrSigned says that a module is signed already, where that is refused.
+var ErrSigned = errors.New("it is signed already")
+
+// job is one file to work on, with all the names that it has in the tree.
+type job struct {
+	names   []name
+	outside int   // names that it has elsewhere, where it is to be replaced
+	size    int64 // as it lies on disk
+}
+
+// name is one of a file's names, and what is written for it.
+type name struct {
+	index  int // in the order of the input
+	path   string
+	target string
+}
+
+// run is one pass over a tree.
+type run struct {
+	opts      Options
+	signer    *Signer // nil to take signatures off
+	elsewhere bool    // what is written is another tree
+	encoder   *compress.Encoder
+	limits    module.Limits
+	attested  atomic.Int64
+	made      sync.Map // folders of the output that are there
+
+	mu      sync.Mutex
+	queue   *ordered.Queue[Result]
+	done    Count
+	total   Count
+	summary Summary
+}
+
+func (r *run) do(ctx context.Context, jobs []*job) error {
+	// The largest first, so that none of them is begun when all others are done.
+	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
+	// The group's own context is not used: one module that fails does not stop the
+	// others.
+	var group errgroup.Group
+	group.SetLimit(r.opts.Jobs)
+	for _, j := range jobs {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			start := time.Now()
+			result := r.module(ctx, j)
+			result.Duration = time.Since(start)
+			// What an interrupt kept from being done did not fail.
+			if result.Err == nil || ctx.Err() == nil {
+				r.finish(j, result)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	r.queue.Close()
+	return context.Cause(ctx)
+}
+
+// finish records the result of a job for each name of its file.
+func (r *run) finish(j *job, result Result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done.Modules += len(j.names)
+	r.done.Bytes += j.size
+	if r.opts.Report.Progress != nil {
+		r.opts.Report.Progress(r.done, r.total)
+	}
+	if result.Action == Signed || result.Action == Stripped {
+		r.summary.Elsewhere += j.outside
+	}
+	for i, name := range j.names {
+		named := result
+		named.Path = name.path
+		if i > 0 {
+			named.LinkOf = result.Path
+		}
+		if result.Action == Signed || result.Action == Stripped {
+			named.Output = name.target
+		}
+		r.count(named)
+		r.queue.Put(name.index, named)
+	}
+}
+
+func (r *run) count(result Result) {
+	s := &r.summary
+	switch result.Action {
+	case Signed:
+		s.Signed++
+	case Stripped:
+		s.Stripped++
+	case Skipped:
+		s.Skipped++
+	case Failed:
+		s.Failed++
+	}
+	if result.Action == Signed || result.Action == Stripped {
+		s.Bytes += result.Payload
+	}
+	if result.Removed > 0 {
+		s.Replaced++
+	}
+	if result.Removed > 1 {
+		s.Stacked++
+	}
+}
+
+func (r *run) module(ctx context.Context, j *job) Result {
+	var result Result
+	if err := r.work(ctx, j, &result); err != nil {
+		return Result{Path: j.names[0].path, Action: Failed, Format: result.Format, Err: err}
+	}
+	return result
+}
+
+// work takes one module from the file that is there to the one that replaces
+// it.
+func (r *run) work(ctx context.Context, j *job, result *Result) error {
+	m, err := module.Open(ctx, j.names[0].path, r.limits)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	result.Path, result.Format = j.names[0].path, m.Format
+
+	layers, err := module.Layers(m, m.Size)
+	if err != nil {
+		return err
+	}
+	result.Payload = m.Size
+	if len(layers) > 0 {
+		result.Payload = layers[len(layers)-1].Offset
+	}
+	if err := module.CheckELF(m, result.Payload); err != nil {
+		return err
+	}
+
+	switch {
+	case r.signer == nil && len(layers) == 0,
+		r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
+		result.Action = Skipped
+		return nil
+	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Refuse:
+		return ErrSigned
+	}
+	result.Action = Signed
+	if r.signer == nil {
+		result.Action = Stripped
+	}
+	if !r.opts.Detached {
+		result.Removed = len(layers)
+	}
+	switch {
+	case r.opts.DryRun:
+		return nil
+	case r.opts.Detached:
+		return r.detach(ctx, m, j, result)
+	}
+	return r.replace(ctx, m, j, result)
+}
+
+// replace writes the new module in the place of the old one.
+func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Result) error {
+	if err := r.makeFolders(j.names); err != nil {
+		return err
+	}
+	out, err := atomicfile.Create(j.names[0].target, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	if err := r.write(ctx, out, m, result); err != nil {
+		return err
+	}
+	attested, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{
+		Mode: r.opts.Mode, NewMTime: r.opts.NewMTime, Attest: r.opts.KeepXattrs, BestEffort: r.elsewhere,
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range j.names[1:] {
+		if err := out.AlsoAt(name.target); err != nil {
+			return err
+		}
+	}
+	if err := m.Unchanged(); err != nil {
+		return err
+	}
+	if err := out.Commit(r.opts.Sync == SyncFile); err != nil {
+		return err
+	}
+	if attested {
+		r.attested.Add(1)
+	}
+	return nil
+}
+
+// write writes the module, signed or without its signatures, compressed as it
+// was.
+func (r *run) write(ctx context.Context, out io.Writer, m *module.File, result *Result) error {
+	payload := module.Reader(ctx, m.Payload(result.Payload))
+	if m.Format == compress.None {
+		// Read once: the bytes that are hashed are the bytes that are written.
+		if r.signer == nil {
+			_, err := copyBuffer(out, payload)
+			return err
+		}
+		h := r.signer.hash.New()
+		if n, err := copyBuffer(io.MultiWriter(h, out), payload); err != nil || n < result.Payload {
+			return orChanged(err)
+		}
+		sig, err := r.signer.cms.Sign(h.Sum(nil))
+		if err != nil {
+			return err
+		}
+		result.Signature = len(sig)
+		_, err = out.Write(module.AppendSignature(nil, module.TypePKCS7, sig))
+		return err
+	}
+
+	size := result.Payload
+	whole := io.Reader(payload)
+	if r.signer != nil {
+		sig, err := r.signer.Sign(payload)
+		if err != nil {
+			return err
+		}
+		result.Signature = len(sig)
+		trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
+		whole = io.MultiReader(module.Reader(ctx, m.Payload(result.Payload)), bytes.NewReader(trailer))
+		size += int64(len(trailer))
+	}
+	return r.encoder.Compress(ctx, m.Format, out, whole, size)
+}
+
+// orChanged explains a file that ended before its size: it has shrunk since.
+func orChanged(err error) error {
+	if err == nil {
+		return module.ErrChanged
+	}
+	return err
+}
+
+// detach writes the signature beside the module, or where the module would go.
+func (r *run) detach(ctx context.Context, m *module.File, j *job, result *Result) error {
+	sig, err := r.signer.Sign(module.Reader(ctx, m.Payload(result.Payload)))
+	if err != nil {
+		return err
+	}
+	if err := m.Unchanged(); err != nil {
+		return err
+	}
+	result.Signature = len(sig)
+	if err := r.makeFolders(j.names); err != nil {
+		return err
+	}
+	for _, name := range j.names {
+		if err := write(name.target, sig, r.opts.Mode, r.opts.Sync == SyncFile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeFolders makes the folders of another tree, once each.
+func (r *run) makeFolders(names []name) error {
+	if !r.elsewhere {
+		return nil
+	}
+	for _, name := range names {
+		dir := filepath.Dir(name.target)
+		if _, ok := r.made.Load(dir); ok {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+		r.made.Store(dir, nil)
+	}
+	return nil
+}
+
+// copies holds the buffers through which modules are read and written.
+var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+func copyBuffer(dst io.Writer, src io.Reader) (int64, error) {
+	buf := copies.Get().(*[256 << 10]byte)
+	defer copies.Put(buf)
+	// Plain values, so that neither side takes another way than through buf.
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}

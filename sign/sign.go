@@ -1,0 +1,170 @@
+// Package sign turns kernel modules into signed ones: one, or the thousands of
+// an installed tree in parallel.
+//
+// What it writes is what the kernel's scripts/sign-file writes, byte for byte:
+// the module, a CMS message without certificates and attributes, and the
+// trailer that the kernel looks for. Beyond that it takes old signatures off,
+// signs inside compressed modules, keeps what a file has besides its content,
+// and replaces a module whole or not at all.
+//
+// A [Signer] holds the key. [Open] takes hold of a tree, and the [Tree] that it
+// returns signs, or takes signatures off. The package asks nobody for keys and
+// passphrases: see the package keygen, and any other crypto.Signer will do.
+//
+// It does not judge signatures: see the package verify.
+package sign
+
+import (
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/compress"
+)
+
+// A Signer makes signatures of modules. It may be used by several goroutines at
+// once if its key may.
+type Signer struct {
+	cms  *cms.Signer
+	hash crypto.Hash
+}
+
+// NewSigner returns a Signer for a private key, RSA or ECDSA on P-256, P-384 or
+// P-521, its certificate, and a hash: SHA-1, SHA-2 or SHA-3 as far as the kernel
+// knows them. useKeyID names the certificate in the signature by its subject key
+// identifier, as sign-file -k does, instead of by issuer and serial number. A
+// key that is not the certificate's is an error.
+func NewSigner(key crypto.Signer, cert *x509.Certificate, hash crypto.Hash, useKeyID bool) (*Signer, error) {
+	c, err := cms.NewSigner(key, cert, hash, useKeyID)
+	if err != nil {
+		return nil, err
+	}
+	return &Signer{cms: c, hash: hash}, nil
+}
+
+// Sign reads a payload to its end and returns its detached signature: a CMS
+// SignedData message in DER, which is what stands in an appended signature and
+// in the .p7s files of sign-file -p.
+func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
+	h := s.hash.New()
+	if _, err := io.Copy(h, payload); err != nil {
+		return nil, err
+	}
+	return s.cms.Sign(h.Sum(nil))
+}
+
+// Existing says what becomes of a module that is signed already.
+type Existing uint8
+
+const (
+	Replace Existing = iota // all its signatures are taken off
+	Skip                    // it stays as it is
+	Refuse                  // it is an error
+)
+
+var existingNames = []string{"replace", "skip", "refuse"}
+
+func (e Existing) String() string { return existingNames[e] }
+
+// ParseExisting reads replace, skip or refuse.
+func ParseExisting(s string) (Existing, error) { return parse[Existing](s, existingNames) }
+
+// Sync says when what was written has to be on disk.
+type Sync uint8
+
+const (
+	SyncTree Sync = iota // all at once, when the last module is done: syncfs(2)
+	SyncNone             // when the system sees fit
+	SyncFile             // each module before it gets its name
+)
+
+var syncNames = []string{"tree", "none", "file"}
+
+func (s Sync) String() string { return syncNames[s] }
+
+// ParseSync reads tree, none or file.
+func ParseSync(s string) (Sync, error) { return parse[Sync](s, syncNames) }
+
+func parse[T ~uint8](s string, names []string) (T, error) {
+	for i, name := range names {
+		if s == name {
+			return T(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown value %q: it is one of %s", s, strings.Join(names, ", "))
+}
+
+// Options say how a tree is worked on. The zero value is what make
+// modules_install would want.
+type Options struct {
+	Existing   Existing
+	Detached   bool         // write NAME.ko.p7s beside each module, and leave the module
+	Mode       *fs.FileMode // of the files written, instead of the old ones'
+	NewMTime   bool         // let the time of modification be the time of signing
+	KeepXattrs bool         // security.ima and security.evm too, although they attest the old bytes
+	Sync       Sync
+	Jobs       int   // modules worked on at once; 0 stands for the number of processors
+	Level      int   // of compression; 0 stands for the kernel's choice
+	MaxSize    int64 // of a decompressed module in bytes; 0 stands for 2 GiB
+	DryRun     bool  // look at everything, write nothing
+	Report     Report
+}
+
+// Report is how a run tells what it does. The functions may be nil, and are
+// called one at a time.
+type Report struct {
+	Progress func(done, total Count) // now and then
+	Result   func(Result)            // once for each module, in the order of the input
+}
+
+// Count measures work.
+type Count struct {
+	Modules int
+	Bytes   int64 // as the files lie on disk
+}
+
+// Action is what was done with a module.
+type Action string
+
+const (
+	Signed   Action = "signed"
+	Stripped Action = "stripped" // the signatures are off
+	Skipped  Action = "skipped"
+	Failed   Action = "failed"
+)
+
+// Result is what became of one module.
+type Result struct {
+	Path      string // as it was found
+	Output    string // what was written; empty when nothing was
+	Action    Action
+	Format    compress.Format
+	Removed   int   // signatures taken off
+	Payload   int64 // bytes that are signed
+	Signature int   // bytes of the CMS message
+	LinkOf    string
+	Duration  time.Duration
+	Err       error // why it Failed
+}
+
+// Summary is what became of all modules of a run.
+type Summary struct {
+	Modules   int // all of them
+	Signed    int
+	Stripped  int
+	Skipped   int
+	Failed    int
+	Replaced  int // had a signature that was taken off
+	Stacked   int // had more than one
+	Bytes     int64
+	Duration  time.Duration
+	Attested  int      // lost security.ima or security.evm
+	Elsewhere int      // names outside of the tree that keep the old module
+	Completed int      // names that a killed run had left behind
+	Notes     []string // for people
+}

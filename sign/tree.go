@@ -1,0 +1,421 @@
+package sign
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/ordered"
+)
+
+// Source names the modules of a run.
+type Source struct {
+	// Roots are modules, and folders with modules at any depth (*.ko, *.ko.gz,
+	// *.ko.xz, *.ko.zst). Symbolic links below them are not followed.
+	Roots []string
+	// Output is the folder that takes the results; the modules under Roots are left
+	// alone. If it is empty they are replaced.
+	Output string
+	// DryRun takes no lock and cleans nothing up.
+	DryRun bool
+}
+
+// A Tree is a set of modules that nobody else works on with this package, from
+// [Open] until Close.
+type Tree struct {
+	source    Source
+	lock      *atomicfile.Lock
+	entries   []module.Entry
+	targets   []string // where each entry goes
+	completed int
+}
+
+// ErrNoModules says that there is nothing to work on.
+var ErrNoModules = errors.New("no kernel module found (*.ko, *.ko.gz, *.ko.xz, *.ko.zst)")
+
+// Open finds the modules of a source and locks what will be written: a second
+// run over the same files gets an [atomicfile.LockedError] which says who is
+// there. It clears away what a killed run has left.
+func Open(source Source) (*Tree, error) {
+	t := &Tree{source: source}
+	if err := t.open(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Tree) open() (err error) {
+	if err := t.checkOutput(); err != nil {
+		return err
+	}
+	if !t.source.DryRun {
+		written, read := t.source.Roots, []string(nil)
+		if t.source.Output != "" {
+			if err := os.MkdirAll(t.source.Output, 0o777); err != nil {
+				return err
+			}
+			written, read = []string{t.source.Output}, t.source.Roots
+		}
+		if t.lock, err = atomicfile.NewLock(written, read); err != nil {
+			return err
+		}
+	}
+	var left []string
+	t.entries, err = module.Find(t.source.Roots, func(path string) {
+		if atomicfile.IsTemp(filepath.Base(path)) {
+			left = append(left, path)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if len(t.entries) == 0 {
+		return fmt.Errorf("%w in %s", ErrNoModules, strings.Join(t.source.Roots, ", "))
+	}
+	if err := t.chooseTargets(); err != nil {
+		return err
+	}
+	if t.source.DryRun {
+		return nil
+	}
+	return t.clearAway(left)
+}
+
+// checkOutput refuses an output that is the input, or lies in it: the next run
+// would take the results for modules to sign.
+func (t *Tree) checkOutput() error {
+	if t.source.Output == "" {
+		return nil
+	}
+	output, err := absolute(t.source.Output)
+	if err != nil {
+		return err
+	}
+	for _, root := range t.source.Roots {
+		root, err := absolute(root)
+		if err != nil {
+			return err
+		}
+		if rel, err := filepath.Rel(root, output); err == nil && filepath.IsLocal(rel) {
+			return fmt.Errorf("the output folder %s lies in the input %s: choose one elsewhere, or none to sign in place", t.source.Output, root)
+		}
+	}
+	return nil
+}
+
+// absolute resolves links as far as the path exists.
+func absolute(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		parent, err := absolute(filepath.Dir(path))
+		return filepath.Join(parent, filepath.Base(path)), err
+	}
+	return real, err
+}
+
+func (t *Tree) chooseTargets() error {
+	t.targets = make([]string, len(t.entries))
+	taken := make(map[string]string)
+	for i, e := range t.entries {
+		t.targets[i] = e.Path
+		if t.source.Output == "" {
+			continue
+		}
+		target := filepath.Join(t.source.Output, e.Rel)
+		if other, ok := taken[target]; ok {
+			return fmt.Errorf("%s and %s would both become %s: give the folder above them, or one output folder each", other, e.Path, target)
+		}
+		taken[target] = e.Path
+		t.targets[i] = target
+	}
+	return nil
+}
+
+// Modules returns how many modules the tree has.
+func (t *Tree) Modules() int { return len(t.entries) }
+
+// Close lets others have the tree.
+func (t *Tree) Close() {
+	if t.lock != nil {
+		t.lock.Unlock()
+	}
+}
+
+// clearAway removes the temporary files of a killed run, whose names are in left
+// as far as they lie below the roots. One that is a hard link of a module in the
+// tree already was to become another name of that one: this is brought to its
+// end.
+func (t *Tree) clearAway(left []string) error {
+	switch {
+	case t.source.Output != "":
+		err := filepath.WalkDir(t.source.Output, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() && atomicfile.IsTemp(d.Name()) {
+				left = append(left, path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	default:
+		for _, e := range t.entries {
+			// Only a root that is the file itself was not looked around.
+			if e.Info == nil || e.Rel != filepath.Base(e.Path) || !t.isRoot(e) {
+				continue
+			}
+			temps, err := atomicfile.Leftovers(e.Path)
+			if err != nil {
+				return err
+			}
+			left = append(left, temps...)
+		}
+	}
+	for _, temp := range left {
+		if err := t.clear(temp); err != nil {
+			return fmt.Errorf("cannot clear away what a killed run left: %w", err)
+		}
+	}
+	return nil
+}
+
+// isRoot reports whether an entry was given itself.
+func (t *Tree) isRoot(e module.Entry) bool {
+	for _, root := range t.source.Roots {
+		if info, err := os.Stat(root); err == nil && os.SameFile(info, e.Info) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Tree) clear(temp string) error {
+	info, err := os.Lstat(temp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if target := t.unfinished(temp, info); target >= 0 {
+		same, err := samePayload(temp, t.entries[target].Path)
+		if err != nil {
+			return err
+		}
+		if same {
+			t.completed++
+			t.entries[target].Info = info
+			return os.Rename(temp, t.entries[target].Path)
+		}
+	}
+	return os.Remove(temp)
+}
+
+// unfinished finds the entry that a temporary file was to become, if it has
+// become another of the tree's already; -1 if not.
+func (t *Tree) unfinished(temp string, info fs.FileInfo) int {
+	if info.Sys().(*syscall.Stat_t).Nlink < 2 || t.source.Output != "" {
+		return -1
+	}
+	target, linked := -1, false
+	for i, e := range t.entries {
+		if e.Info == nil {
+			continue
+		}
+		if os.SameFile(e.Info, info) {
+			linked = true
+		} else if atomicfile.IsTempFor(temp, e.Path) {
+			target = i
+		}
+	}
+	if !linked {
+		return -1
+	}
+	return target
+}
+
+// samePayload reports whether two files hold the same module, however signed.
+// The first goes by the second's name.
+func samePayload(a, b string) (bool, error) {
+	ctx := context.Background()
+	one, err := module.OpenAs(ctx, a, filepath.Base(b), module.Limits{})
+	if err != nil {
+		return false, err
+	}
+	defer one.Close()
+	two, err := module.Open(ctx, b, module.Limits{})
+	if err != nil {
+		return false, err
+	}
+	defer two.Close()
+	oneSize, err := payloadSize(one)
+	if err != nil {
+		return false, err
+	}
+	twoSize, err := payloadSize(two)
+	if err != nil || oneSize != twoSize {
+		return false, err
+	}
+	return equal(one.Payload(oneSize), two.Payload(twoSize))
+}
+
+func payloadSize(m *module.File) (int64, error) {
+	layers, err := module.Layers(m, m.Size)
+	if err != nil || len(layers) == 0 {
+		return m.Size, err
+	}
+	return layers[len(layers)-1].Offset, nil
+}
+
+// equal compares two readers of the same length.
+func equal(a, b io.Reader) (bool, error) {
+	var one, two [32 << 10]byte
+	for {
+		n, err := io.ReadFull(a, one[:])
+		if _, err := io.ReadFull(b, two[:n]); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(one[:n], two[:n]) {
+			return false, nil
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// Sign signs every module. It goes on after a module that fails: the Summary
+// counts those, and Options.Report names them. The error is for what ends the
+// run: the context's cause, or that the system could not bring it to disk.
+func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
+	return t.run(ctx, signer, opts)
+}
+
+// Strip takes the signatures off every module, as Sign puts one on. A module
+// without a signature is Skipped. Options.Existing and Detached mean nothing
+// here.
+func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
+	opts.Detached = false
+	return t.run(ctx, nil, opts)
+}
+
+func (t *Tree) run(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
+	start := time.Now()
+	if opts.Jobs <= 0 {
+		opts.Jobs = runtime.GOMAXPROCS(0)
+	}
+	encoder, err := compress.NewEncoder(compress.Options{Level: opts.Level})
+	if err != nil {
+		return Summary{}, err
+	}
+	r := &run{
+		opts:      opts,
+		signer:    signer,
+		elsewhere: t.source.Output != "",
+		encoder:   encoder,
+		limits:    module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)},
+		queue: ordered.New(func(result Result) {
+			if opts.Report.Result != nil {
+				opts.Report.Result(result)
+			}
+		}),
+	}
+	r.summary.Modules = len(t.entries)
+	r.summary.Completed = t.completed
+	jobs := t.jobs(r)
+	err = r.do(ctx, jobs)
+	if opts.Sync == SyncTree && !opts.DryRun {
+		err = errors.Join(err, t.sync())
+	}
+	r.summary.Attested = int(r.attested.Load())
+	r.summary.Notes = encoder.Notes()
+	if t.lock != nil && t.lock.Unsupported {
+		r.summary.Notes = append(r.summary.Notes, "the file system knows no locks: nothing kept a second run from working on the same modules")
+	}
+	r.summary.Duration = time.Since(start)
+	return r.summary, err
+}
+
+// jobs makes one job of every file, with all the names that it has here.
+func (t *Tree) jobs(r *run) []*job {
+	type inode struct{ dev, ino uint64 }
+	var jobs []*job
+	linked := make(map[inode]*job)
+	for i, e := range t.entries {
+		if e.Err != nil {
+			result := Result{Path: e.Path, Action: Failed, Err: e.Err}
+			r.count(result)
+			r.queue.Put(i, result)
+			continue
+		}
+		n := name{index: i, path: e.Path, target: t.targets[i]}
+		if r.opts.Detached {
+			n.target = module.BaseName(n.target) + ".p7s"
+		}
+		r.total.Modules++
+		st := e.Info.Sys().(*syscall.Stat_t)
+		id := inode{uint64(st.Dev), st.Ino}
+		if j := linked[id]; j != nil {
+			j.names = append(j.names, n)
+			continue
+		}
+		j := &job{names: []name{n}, size: e.Info.Size()}
+		jobs = append(jobs, j)
+		r.total.Bytes += j.size
+		if st.Nlink > 1 {
+			linked[id] = j
+		}
+	}
+	if !r.elsewhere && !r.opts.Detached {
+		for _, j := range linked {
+			// Anew: what a killed run left may have counted as a name.
+			if info, err := os.Lstat(j.names[0].path); err == nil {
+				j.outside = int(info.Sys().(*syscall.Stat_t).Nlink) - len(j.names)
+			}
+		}
+	}
+	return jobs
+}
+
+// sync brings what was written to disk, file system by file system.
+func (t *Tree) sync() error {
+	if t.source.Output != "" {
+		return atomicfile.SyncFS(t.source.Output)
+	}
+	seen := make(map[uint64]bool)
+	for _, e := range t.entries {
+		if e.Info == nil {
+			continue
+		}
+		dev := uint64(e.Info.Sys().(*syscall.Stat_t).Dev)
+		if seen[dev] {
+			continue
+		}
+		seen[dev] = true
+		if err := atomicfile.SyncFS(filepath.Dir(e.Path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

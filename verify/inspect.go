@@ -1,0 +1,103 @@
+package verify
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// Description is what can be said of a module without knowing whom to trust.
+type Description struct {
+	Path     string
+	Format   string  // none, gzip, xz, zstd
+	FileSize int64   // in bytes, as it lies on disk
+	Size     int64   // decompressed, with signatures
+	Payload  int64   // decompressed, without
+	Layers   []Layer // the outermost first
+	Warnings []string
+}
+
+// Layer is one appended signature.
+type Layer struct {
+	Type    string // PKCS#7, Merkle
+	Offset  int64  // where it begins: how many bytes it signs
+	Size    int    // of the signature itself, in bytes
+	Signers []Signer
+	Problem string   // why it cannot be read
+	Notes   []string // in what it differs from what sign-file writes
+}
+
+// Signer is one SignerInfo of a signature.
+type Signer struct {
+	Issuer       string // as the kernel names it; empty where the key id names the signer
+	Serial       string // hexadecimal, as modinfo's sig_key without colons
+	KeyID        string // the subject key identifier, hexadecimal
+	Hash         string // sha512, sha3-256, ...
+	Algorithm    string // rsa, ecdsa, ...
+	Size         int    // of the signature value, in bytes
+	HasAttribute bool   // signed attributes, which the kernel refuses for a module
+}
+
+// Inspect describes a module. A signature that cannot be read is described as
+// such, and is no error.
+func Inspect(ctx context.Context, path string, maxSize int64) (*Description, error) {
+	m, err := module.Open(ctx, path, module.Limits{MaxSize: maxSize})
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	d := &Description{Path: path, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size, Payload: m.Size}
+	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
+		d.Warnings = append(d.Warnings, err.Error())
+	}
+	layers, err := module.Layers(m, m.Size)
+	if _, malformed := errors.AsType[*module.FormatError](err); malformed {
+		d.Warnings = append(d.Warnings, err.Error())
+	} else if err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		described, err := describe(m, l)
+		if err != nil {
+			return nil, err
+		}
+		d.Layers = append(d.Layers, described)
+		d.Payload = l.Offset
+	}
+	if err := module.CheckELF(m, d.Payload); err != nil {
+		d.Warnings = append(d.Warnings, err.Error())
+	}
+	return d, nil
+}
+
+func describe(m *module.File, l module.Layer) (Layer, error) {
+	d := Layer{Type: l.Info.IDType.String(), Offset: l.Offset, Size: int(l.Info.SigLen)}
+	if l.Info.IDType != module.TypePKCS7 {
+		return d, nil
+	}
+	message, err := parse(m, l)
+	if refusal, ok := errors.AsType[*cms.Error](err); ok {
+		d.Problem = refusal.Error()
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	d.Notes = message.Warnings()
+	for _, s := range message.Signers {
+		d.Signers = append(d.Signers, Signer{
+			Issuer:       s.Issuer(),
+			Serial:       hex.EncodeToString(s.Serial),
+			KeyID:        hex.EncodeToString(s.SubjectKeyID),
+			Hash:         s.HashName,
+			Algorithm:    s.Algorithm,
+			Size:         len(s.Signature),
+			HasAttribute: s.HasAttributes,
+		})
+	}
+	return d, nil
+}

@@ -1,0 +1,178 @@
+package verify
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/vmlinux"
+)
+
+// A Keyring is what a kernel trusts, and what it is told to refuse. The zero
+// value trusts nothing.
+type Keyring struct {
+	certs    []*cms.Certificate
+	bad      []*cms.Certificate
+	trusted  *cms.Keyring
+	revoked  *cms.Keyring
+	source   map[*cms.Certificate]string
+	warnings []string
+}
+
+// ErrNoCertificates says that there is nothing to trust in a place that was
+// named for it.
+var ErrNoCertificates = errors.New("no certificate found")
+
+// AddFile trusts all certificates of a file: PEM, whose other blocks are skipped,
+// or DER, one after the other.
+func (k *Keyring) AddFile(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	certs, err := parseFile(b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if len(certs) == 0 {
+		return fmt.Errorf("%s: %w: it holds neither PEM certificates nor DER", path, ErrNoCertificates)
+	}
+	k.add(certs, nil, path)
+	return nil
+}
+
+func parseFile(b []byte) ([]*cms.Certificate, error) {
+	if len(b) > 0 && b[0] == 0x30 {
+		return cms.ParseCertificates(b)
+	}
+	var certs []*cms.Certificate
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := cms.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
+}
+
+// AddImage trusts what a kernel image has built in, a vmlinux or an x86 bzImage,
+// and refuses what it is built to refuse. A System.map beside it is used where
+// the image needs one.
+func (k *Keyring) AddImage(path string) error {
+	image, err := vmlinux.Open(path)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	lists, err := image.Certificates()
+	if err != nil {
+		// Its refusal is the better explanation when the map does not help.
+		if useSystemMap(image, path) == nil {
+			lists, err = image.Certificates()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	// What the kernel leaves out of its keyring when it boots is no error here.
+	certs, err := cms.ParseCertificateList(lists.Builtin)
+	if err != nil {
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
+	}
+	if len(lists.Dropped) > 0 {
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates", path, len(lists.Dropped)))
+	}
+	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return blacklisted(c, lists.BlacklistHashes) })
+	revoked, err := cms.ParseCertificateList(lists.Revoked)
+	if err != nil {
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
+	}
+	if len(certs) == 0 {
+		return fmt.Errorf("%s: %w that the kernel could use", path, ErrNoCertificates)
+	}
+	k.add(certs, revoked, path)
+	return nil
+}
+
+// useSystemMap looks for the System.map-VERSION that Debian and Fedora install
+// beside vmlinuz-VERSION.
+func useSystemMap(image *vmlinux.Image, path string) error {
+	dir, name := filepath.Split(path)
+	_, version, ok := strings.Cut(name, "-")
+	if !ok {
+		return os.ErrNotExist
+	}
+	f, err := os.Open(filepath.Join(dir, "System.map-"+version))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return image.UseSystemMap(f)
+}
+
+// blacklisted reports whether a list of CONFIG_SYSTEM_BLACKLIST_HASH_LIST names
+// a certificate, in any hash of that length.
+func blacklisted(c *cms.Certificate, list []string) bool {
+	for _, entry := range list {
+		digest, ok := strings.CutPrefix(entry, "tbs:")
+		want, err := hex.DecodeString(digest)
+		if !ok || err != nil {
+			continue
+		}
+		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
+			if h.Size() != len(want) {
+				continue
+			}
+			sum := h.New()
+			sum.Write(c.RawTBS)
+			if bytes.Equal(sum.Sum(nil), want) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
+	if k.source == nil {
+		k.source = make(map[*cms.Certificate]string)
+	}
+	for _, c := range slices.Concat(trusted, revoked) {
+		k.source[c] = source
+	}
+	k.certs, k.bad = append(k.certs, trusted...), append(k.bad, revoked...)
+	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
+}
+
+// Len is how many certificates the keyring trusts.
+func (k *Keyring) Len() int { return len(k.certs) }
+
+// Warnings tell of certificates that a kernel image holds and the kernel cannot
+// use.
+func (k *Keyring) Warnings() []string { return k.warnings }
+
+// Names are the trusted certificates in the words of the kernel's log.
+func (k *Keyring) Names() []string {
+	names := make([]string, len(k.certs))
+	for i, c := range k.certs {
+		names[i] = c.Description()
+	}
+	return names
+}
+
+// Holds reports whether a certificate in DER is one of those that are trusted.
+func (k *Keyring) Holds(der []byte) bool {
+	return slices.ContainsFunc(k.certs, func(c *cms.Certificate) bool { return bytes.Equal(c.Raw, der) })
+}

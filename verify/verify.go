@@ -1,0 +1,253 @@
+// Package verify tells whether a kernel would take a kernel module: it gives the
+// verdict that the kernel's module_sig_check (kernel/module/signing.c) gives, for
+// one module or for all of a tree.
+//
+// What the kernel trusts stands in a [Keyring]: the certificates that are built
+// into its image, or others. Certificates' dates, key usage and names do not
+// count, as they do not count there. What a running kernel has learned beyond
+// its image (keys of the machine owner, of the firmware, added by hand) is not
+// looked at.
+//
+// [Inspect] describes a module without judging it.
+package verify
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/ordered"
+)
+
+// Verdict is what the kernel would say to a module.
+type Verdict string
+
+const (
+	Trusted      Verdict = "trusted"
+	NotSigned    Verdict = "not signed"
+	UnknownKey   Verdict = "unknown key"   // signed with a key that the keyring does not have
+	BadSignature Verdict = "bad signature" // signed with a known key, and changed since
+	Malformed    Verdict = "malformed"     // the signature, or the module
+	Unsupported  Verdict = "unsupported"   // algorithms that the kernel does not know
+	Revoked      Verdict = "revoked"       // signed with a key that the kernel is told to refuse
+	Unreadable   Verdict = "unreadable"    // no verdict: the file could not be read
+)
+
+// Verdicts are all of them, the good one first.
+var Verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed, Unsupported, Revoked, Unreadable}
+
+// Result is the verdict on one module.
+type Result struct {
+	Path    string
+	Verdict Verdict
+	Signer  string // who signed it, as far as one can see
+	Source  string // where the certificate that trusts it comes from
+	Layers  int    // signatures; the outermost one counts
+
+	// Errno is what init_module(2) fails with on a kernel that enforces
+	// signatures; Cause is the error that led there. Both are 0 for what is
+	// Trusted or Unreadable.
+	Errno, Cause syscall.Errno
+	Dmesg        []string // what that kernel logs about it
+	Tolerated    bool     // a kernel that does not enforce signatures loads it, tainted
+
+	Warnings []string // what is odd, and decides nothing
+	Err      error    // what is wrong, for people; nil if it is Trusted
+}
+
+// Options bound what verifying a tree may cost.
+type Options struct {
+	Jobs     int   // modules looked at at once; 0 stands for the number of processors
+	MaxSize  int64 // of a decompressed module in bytes; 0 stands for 2 GiB
+	Progress func(modules int)
+}
+
+// memoryBudget is what the decompressed modules that are looked at at once may
+// take, in bytes.
+const memoryBudget = 96 << 20
+
+// Find lists the modules that paths name, as the package sign finds them: files,
+// and folders with *.ko, *.ko.gz, *.ko.xz and *.ko.zst below them.
+func Find(paths []string) ([]string, error) {
+	entries, err := module.Find(paths, nil)
+	if err != nil {
+		return nil, err
+	}
+	found := make([]string, len(entries))
+	for i, e := range entries {
+		found[i] = e.Path
+	}
+	return found, nil
+}
+
+// Tree verifies modules in parallel, and hands the results to report in the order
+// of the paths. The error is the context's, when that ended the run early.
+func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, report func(Result)) error {
+	if opts.Jobs <= 0 {
+		opts.Jobs = runtime.GOMAXPROCS(0)
+	}
+	limits := module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)}
+	done := 0
+	results := ordered.New(func(r Result) {
+		done++
+		if opts.Progress != nil {
+			opts.Progress(done)
+		}
+		report(r)
+	})
+	var group errgroup.Group
+	group.SetLimit(opts.Jobs)
+	for i, path := range paths {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			if r := file(ctx, keys, path, limits); ctx.Err() == nil {
+				results.Put(i, r)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	return context.Cause(ctx)
+}
+
+// File verifies one module.
+func File(ctx context.Context, keys *Keyring, path string) Result {
+	return file(ctx, keys, path, module.Limits{})
+}
+
+func file(ctx context.Context, keys *Keyring, path string, limits module.Limits) Result {
+	r := Result{Path: path}
+	m, err := module.Open(ctx, path, limits)
+	if err != nil {
+		_, failed := errors.AsType[*fs.PathError](err)
+		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, module.ErrChanged) {
+			r.Verdict, r.Err = Unreadable, err
+			return r
+		}
+		// It is not what its name says, or its compression is broken.
+		return r.refuse(Malformed, syscall.EINVAL, err)
+	}
+	defer m.Close()
+	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
+		r.Warnings = append(r.Warnings, err.Error())
+	}
+	r.check(ctx, keys, m)
+	return r
+}
+
+// check follows module_sig_check and what comes after it.
+func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
+	layers, err := module.Layers(m, m.Size)
+	r.Layers = len(layers)
+	if len(layers) == 0 {
+		// The outermost layer alone is the kernel's business; an inner one that is
+		// malformed is none.
+		format, malformed := errors.AsType[*module.FormatError](err)
+		switch {
+		case malformed && errors.Is(err, module.ErrIDType):
+			*r = r.refuse(Unsupported, format.Errno(), err, "module: not signed with expected PKCS#7 message")
+		case malformed && errors.Is(err, module.ErrInfoFields):
+			*r = r.refuse(Malformed, format.Errno(), err, "module: PKCS#7 signature info has unexpected non-zero params")
+		case malformed:
+			*r = r.refuse(Malformed, format.Errno(), err)
+		case err != nil:
+			r.Verdict, r.Err = Unreadable, err
+		default:
+			*r = r.refuse(NotSigned, syscall.ENODATA, module.ErrNotSigned)
+		}
+		return
+	}
+	if len(layers) > 1 {
+		r.Warnings = append(r.Warnings, "signed more than once: the outermost signature counts, and the others are dead weight")
+	}
+	outer := layers[0]
+	if outer.Info.IDType == module.TypeMerkle {
+		*r = r.refuse(Unsupported, syscall.ENOPKG, errors.New("a Merkle proof, which a kernel that goes by signatures does not know"), "module: not signed with expected PKCS#7 message")
+		return
+	}
+	message, err := parse(m, outer)
+	if err == nil {
+		r.Signer = message.Signers[0].String()
+		r.Warnings = append(r.Warnings, message.Warnings()...)
+		digest := func(h crypto.Hash) ([]byte, error) {
+			sum := h.New()
+			_, err := io.Copy(sum, module.Reader(ctx, m.Payload(outer.Offset)))
+			return sum.Sum(nil), err
+		}
+		var cert *cms.Certificate
+		cert, err = message.Check(digest, keys.trusted, keys.revoked)
+		if cert != nil {
+			r.Signer = cert.Description()
+			r.Source = keys.source[cert]
+		}
+	}
+	if refusal, ok := errors.AsType[*cms.Error](err); ok {
+		var lines []string
+		if refusal.Dmesg != "" {
+			lines = []string{refusal.Dmesg}
+		}
+		*r = r.refuse(verdictOf[refusal.Kind], refusal.Errno, err, lines...)
+		return
+	}
+	if err != nil {
+		r.Verdict, r.Err = Unreadable, err
+		return
+	}
+	// What the signature says of the module is true; whether it is one comes next.
+	if err := module.CheckELF(m, outer.Offset); err != nil {
+		*r = r.refuse(Malformed, syscall.ENOEXEC, err)
+		return
+	}
+	r.Verdict = Trusted
+}
+
+// parse reads the CMS message of a layer, whose claimed length may be anything.
+func parse(m *module.File, l module.Layer) (*cms.Message, error) {
+	if l.Info.SigLen > cms.MaxSize {
+		return nil, &cms.Error{Kind: cms.Malformed, Errno: syscall.EMSGSIZE,
+			Reason: fmt.Sprintf("a signature of %d bytes, where the kernel reads %d at the most", l.Info.SigLen, cms.MaxSize)}
+	}
+	der, err := l.Signature(m)
+	if err != nil {
+		return nil, err
+	}
+	return cms.Parse(der)
+}
+
+var verdictOf = map[cms.Kind]Verdict{
+	cms.Malformed:    Malformed,
+	cms.Unsupported:  Unsupported,
+	cms.UnknownKey:   UnknownKey,
+	cms.BadSignature: BadSignature,
+	cms.Revoked:      Revoked,
+}
+
+// refuse says what the kernel makes of an error: three of them it forgives
+// unless it enforces signatures (module_sig_check).
+func (r Result) refuse(verdict Verdict, cause syscall.Errno, err error, dmesg ...string) Result {
+	r.Verdict, r.Cause, r.Err, r.Dmesg = verdict, cause, err, dmesg
+	r.Errno = cause
+	reasons := map[syscall.Errno]string{
+		syscall.ENODATA: "unsigned module",
+		syscall.ENOPKG:  "module with unsupported crypto",
+		syscall.ENOKEY:  "module with unavailable key",
+	}
+	if reason, ok := reasons[cause]; ok {
+		r.Errno, r.Tolerated = syscall.EKEYREJECTED, true
+		r.Dmesg = append(r.Dmesg, "Loading of "+reason+" is rejected")
+	}
+	return r
+}
