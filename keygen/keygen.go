@@ -1,0 +1,203 @@
+// Package keygen makes and loads the keys that sign kernel modules.
+//
+// # What is made
+//
+// [Generate] makes a private key and its self-signed X.509 certificate as the
+// kernel's build makes them with "openssl req" when CONFIG_MODULE_SIG_KEY is
+// left alone (certs/Makefile, certs/default_x509.genkey). The profile, as
+// OpenSSL 3.0 encodes it:
+//
+//	version             3 (1 when the template has no extensions)
+//	serialNumber        positive, random, at most 20 octets
+//	signature           RSA:   shaNNNWithRSAEncryption, parameters NULL
+//	                    ECDSA: ecdsa-with-SHANNN, no parameters
+//	issuer = subject    one attribute per RDN, in the order given: UTF8String,
+//	                    but countryName and serialNumber PrintableString,
+//	                    emailAddress and domainComponent IA5String
+//	validity            UTCTime up to 2049, GeneralizedTime from 2050 on
+//	subjectPublicKey    rsaEncryption with NULL, or id-ecPublicKey with the
+//	                    OID of the curve
+//	extensions          in the template's order; by default
+//	  basicConstraints      critical, 30 00 (the default CA:FALSE is left out:
+//	                        the kernel's parser refuses it when written)
+//	  keyUsage              03 02 07 80 (digitalSignature)
+//	  subjectKeyIdentifier  04 14 and the SHA-1 of the public key's bits
+//	                        (RFC 5280, 4.2.1.2, method 1)
+//	signatureAlgorithm  as signature
+//
+// An authorityKeyIdentifier of "keyid" is not written: OpenSSL 3 leaves it out
+// of self-signed certificates.
+//
+// [ParseConfig] reads the x509.genkey files by which distributions set the
+// subject and the extensions. Whatever in them would change the certificate and
+// is not understood is an error.
+//
+// The kernel reads the list of its built-in certificates only as far as each
+// one begins with 30 82 (crypto/asymmetric_keys/x509_loader.c), that is, while
+// the contents of the outer SEQUENCE are 256 to 65535 bytes long. A certificate
+// outside of these bounds is not made.
+//
+// # What is written
+//
+// [Pair.WriteFile] writes what the kernel's build puts into
+// certs/signing_key.pem: PEM, mode 0600, the unencrypted PKCS #8 private key
+// ("PRIVATE KEY") first and the certificate ("CERTIFICATE") after it. The
+// kernel's sign-file and extract-cert take the file as it is.
+// [Pair.WriteCertificate] writes the certificate alone.
+//
+// # What is loaded
+//
+// [Load] takes the files that sign-file takes. Of a PEM file it uses the first
+// block of any kind of private key, and skips all other blocks:
+//
+//	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958)
+//	ENCRYPTED PRIVATE KEY  PKCS #8 under PBES2 (RFC 8018): PBKDF2 with HMAC and
+//	                       SHA-1, SHA-224, SHA-256, SHA-384 or SHA-512, or
+//	                       scrypt (RFC 7914); AES-128, -192, -256 or three-key
+//	                       DES in CBC mode; or under PKCS #12's SHA-1 and
+//	                       triple DES (RFC 7292, appendix C)
+//	RSA PRIVATE KEY        PKCS #1 (RFC 8017)
+//	EC PRIVATE KEY         SEC 1 (RFC 5915), with a named curve
+//
+// The last two also with OpenSSL's old encryption (Proc-Type and DEK-Info
+// headers: RFC 1421, 4.6.1). Keys are RSA of 1024 bits and more, or ECDSA on
+// P-256, P-384 or P-521. Certificates are PEM or DER.
+//
+// # What it is not
+//
+// The package is no certificate authority: its certificates are self-signed. It
+// reads neither the environment nor the terminal: where a passphrase comes from
+// is the caller's business ([Passphrase]). Keys in a token (PKCS #11) and ML-DSA
+// keys are refused by name. Nothing is promised about the wiping of memory,
+// which Go's crypto packages do not offer.
+package keygen
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+	"strings"
+)
+
+// Algorithm is a kind of key that Generate makes. The zero value is none; it
+// stands for "not said".
+type Algorithm uint8
+
+// The algorithms. The kernel's build offers RSA4096 (its default) and ECDSAP384.
+const (
+	RSA2048 Algorithm = iota + 1
+	RSA3072
+	RSA4096
+	ECDSAP256
+	ECDSAP384
+	ECDSAP521
+)
+
+// Algorithms returns all algorithms, RSA first, each family from weak to strong.
+func Algorithms() []Algorithm {
+	return []Algorithm{RSA2048, RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521}
+}
+
+// String returns the name that ParseAlgorithm prefers, such as "rsa:4096" or
+// "ecdsa:p384".
+func (a Algorithm) String() string {
+	switch a {
+	case RSA2048:
+		return "rsa:2048"
+	case RSA3072:
+		return "rsa:3072"
+	case RSA4096:
+		return "rsa:4096"
+	case ECDSAP256:
+		return "ecdsa:p256"
+	case ECDSAP384:
+		return "ecdsa:p384"
+	case ECDSAP521:
+		return "ecdsa:p521"
+	}
+	return fmt.Sprintf("Algorithm(%d)", uint8(a))
+}
+
+// ParseAlgorithm returns the algorithm of that name. Beside the names that
+// String returns it takes their usual spellings, in any case: rsa4096, rsa-4096,
+// p384, P-384, ec:p384, ecdsa-p384, nistp384, and the names of the curves in
+// OpenSSL and SEC 2 (prime256v1, secp256r1, secp384r1, secp521r1).
+func ParseAlgorithm(name string) (Algorithm, error) {
+	switch strings.NewReplacer(":", "", "-", "", "_", "").Replace(strings.ToLower(name)) {
+	case "rsa2048":
+		return RSA2048, nil
+	case "rsa3072":
+		return RSA3072, nil
+	case "rsa4096":
+		return RSA4096, nil
+	case "p256", "ecp256", "ecdsap256", "nistp256", "secp256r1", "prime256v1":
+		return ECDSAP256, nil
+	case "p384", "ecp384", "ecdsap384", "nistp384", "secp384r1":
+		return ECDSAP384, nil
+	case "p521", "ecp521", "ecdsap521", "nistp521", "secp521r1":
+		return ECDSAP521, nil
+	}
+	var known []string
+	for _, a := range Algorithms() {
+		known = append(known, a.String())
+	}
+	return 0, fmt.Errorf("unknown key algorithm %q: it is one of %s", name, strings.Join(known, ", "))
+}
+
+// Pair is a private key with its certificate. The key is RSA or ECDSA; its
+// public half is the one in the certificate. Both are safe for concurrent use.
+//
+// A one-time key is a Pair that is never written: who drops it has lost the key.
+type Pair struct {
+	Signer      crypto.Signer
+	Certificate *x509.Certificate
+}
+
+// Generate makes a private key and its self-signed certificate. RSA4096 takes
+// seconds.
+//
+// It fails when the template has no subject, a subject that X.509 or OpenSSL
+// does not allow, no hash or one that the algorithm cannot be used with, or a
+// validity that ends before it begins or after the year 9999; and when the
+// certificate would be too short or too long for the kernel's built-in list.
+func Generate(a Algorithm, t Template) (*Pair, error) {
+	// The template's faults come to light before the long search for primes.
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	signer, err := newKey(a)
+	if err != nil {
+		return nil, err
+	}
+	der, err := t.selfSigned(signer)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for a new %s key: %w", a, err)
+	}
+	return &Pair{Signer: signer, Certificate: cert}, nil
+}
+
+func newKey(a Algorithm) (crypto.Signer, error) {
+	switch a {
+	case RSA2048:
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		return rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		return rsa.GenerateKey(rand.Reader, 4096)
+	case ECDSAP256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case ECDSAP384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case ECDSAP521:
+		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	}
+	return nil, fmt.Errorf("no such key algorithm: %v", a)
+}

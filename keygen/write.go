@@ -1,0 +1,107 @@
+package keygen
+
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// WritePEM writes the private key, as unencrypted PKCS #8, and then the
+// certificate: the form of the kernel's certs/signing_key.pem. It fails before
+// it writes anything when the key cannot be taken out of its Signer.
+func (p *Pair) WritePEM(w io.Writer) error {
+	switch p.Signer.(type) {
+	case *rsa.PrivateKey, *ecdsa.PrivateKey:
+	default:
+		return fmt.Errorf("a private key of type %T cannot be written", p.Signer)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(p.Signer)
+	if err != nil {
+		return fmt.Errorf("private key: %w", err)
+	}
+	if err := pem.Encode(w, &pem.Block{Type: "PRIVATE KEY", Bytes: key}); err != nil {
+		return err
+	}
+	return pem.Encode(w, p.certificateBlock())
+}
+
+func (p *Pair) certificateBlock() *pem.Block {
+	return &pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate.Raw}
+}
+
+// WriteFile writes what WritePEM does to a new file of mode 0600, and to the
+// disk. It never replaces a file, nor follows a symlink: the error is then
+// fs.ErrExist. When it fails later it takes the file away again.
+func (p *Pair) WriteFile(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: a key is never written over what is there (choose another name, or move the old file away): %w", path, fs.ErrExist)
+	}
+	if err != nil {
+		return err
+	}
+	if err = errors.Join(p.WritePEM(f), f.Sync(), f.Close()); err == nil {
+		err = syncFolder(filepath.Dir(path))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("writing the private key to %s: %w", path, err), os.Remove(path))
+	}
+	return nil
+}
+
+// Encoding is how a certificate is written.
+type Encoding uint8
+
+const (
+	PEM Encoding = iota // a CERTIFICATE block
+	DER                 // as in the kernel's certs/signing_key.x509
+)
+
+// WriteCertificate writes the certificate alone to a file, with the mode that
+// the umask leaves of 0666. A file that is there is replaced as a whole: nobody
+// ever sees half a certificate. What is no regular file, such as /dev/stdout, is
+// written to.
+func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
+	var data []byte
+	switch encoding {
+	case PEM:
+		data = pem.EncodeToMemory(p.certificateBlock())
+	case DER:
+		data = p.Certificate.Raw
+	default:
+		return fmt.Errorf("certificates are written as PEM or DER, not as Encoding(%d)", encoding)
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return os.WriteFile(path, data, 0o666)
+	}
+	temp := path + ".tmp-" + rand.Text()
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("writing the certificate to %s: %w", path, err), os.Remove(temp))
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolder brings a new name in the folder to the disk.
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
