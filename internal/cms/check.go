@@ -1,0 +1,312 @@
+package cms
+
+import (
+	"bytes"
+	"cmp"
+	"crypto"
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// Keyring holds certificates to trust, or to distrust. It finds them as the kernel
+// finds its keys: by exactly the octets of serial number and issuer, or by exactly
+// those of the subject key identifier. A nil Keyring is an empty one.
+type Keyring struct {
+	certificates []*Certificate
+	byID         map[string]*Certificate
+}
+
+// NewKeyring returns a Keyring of these certificates. Where two have an identifier in
+// common, the first is found.
+func NewKeyring(certs ...*Certificate) *Keyring {
+	k := &Keyring{certificates: certs, byID: make(map[string]*Certificate, 2*len(certs))}
+	for _, c := range certs {
+		for _, id := range [][]byte{c.id, c.SubjectKeyID} {
+			if _, taken := k.byID[string(id)]; !taken && id != nil {
+				k.byID[string(id)] = c
+			}
+		}
+	}
+	return k
+}
+
+// Certificates returns what the Keyring was made of.
+func (k *Keyring) Certificates() []*Certificate {
+	if k == nil {
+		return nil
+	}
+	return k.certificates
+}
+
+// find is find_asymmetric_key: the first id that there is must be one of the
+// certificate's, and if there are both, the second must be its subject key
+// identifier.
+func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
+	wanted := id
+	if wanted == nil {
+		wanted = keyID
+	}
+	if len(wanted) == 0 {
+		return nil, syscall.EINVAL
+	}
+	if k == nil || k.byID[string(wanted)] == nil {
+		return nil, syscall.ENOKEY
+	}
+	c := k.byID[string(wanted)]
+	if id != nil && keyID != nil && !sameID(c.SubjectKeyID, keyID) {
+		return nil, syscall.EKEYREJECTED
+	}
+	return c, 0
+}
+
+// Check decides as the kernel does whether the message is a module's trusted
+// signature (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE, Linux 6.12), and
+// returns the trusted certificate that says so. digest returns the module's digest; it
+// is asked at most once for each hash, and not at all where no key is known. Errors
+// are of type *Error, but for those of digest, which are wrapped. A certificate that
+// an error of kind BadSignature or Revoked is about is returned with it.
+//
+// Several signers, embedded certificates and chains of them are treated as in the
+// kernel: one good signer suffices, one bad one ruins all.
+//
+// Where the kernel could use a key and this package cannot, the answer is
+// Unsupported. Hashes of certificates on the kernel's blacklist (tbs:) are not
+// known here.
+func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
+	if m.HasContent {
+		return nil, &Error{Kind: Malformed, Errno: syscall.EBADMSG, Reason: "the signed content is inside of the message", Dmesg: "PKCS#7 signature with non-detached data"}
+	}
+	if m.authenticode {
+		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED, Reason: "content type is not data", Dmesg: "PKCS7: Invalid module sig (not pkcs7-data)"}
+	}
+	if m.Signers[0].HasAttributes {
+		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED, Reason: "signed attributes, which no module may have", Dmesg: "PKCS7: Invalid module sig (has authattrs)"}
+	}
+	sums := make(map[crypto.Hash][]byte)
+	k := checker{
+		message:     m,
+		signer:      make([]*Certificate, len(m.Signers)),
+		unsupported: make([]error, len(m.Signers)),
+		parent:      make(map[*Certificate]*Certificate, len(m.Certificates)),
+		digest: func(h crypto.Hash) ([]byte, error) {
+			if sum, ok := sums[h]; ok {
+				return sum, nil
+			}
+			sum, err := digest(h)
+			if err != nil {
+				return nil, fmt.Errorf("digest %s: %w", HashName(h), err)
+			}
+			sums[h] = sum
+			return sum, nil
+		},
+	}
+	if err := k.embedded(); err != nil {
+		return nil, err
+	}
+	if len(revoked.Certificates()) > 0 {
+		c, err := k.trust(revoked)
+		if err == nil {
+			return c, &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
+		}
+		// Any refusal by this list is as good as not being on it.
+		if _, refused := errors.AsType[*Error](err); !refused {
+			return nil, err
+		}
+	}
+	return k.trust(trusted)
+}
+
+// checker is one Check under way.
+type checker struct {
+	message *Message
+	digest  func(crypto.Hash) ([]byte, error)
+
+	signer      []*Certificate                // of each SignerInfo, among the embedded certificates
+	unsupported []error                       // of each SignerInfo
+	parent      map[*Certificate]*Certificate // whose key verifies the certificate's signature; itself if self-signed
+}
+
+// embedded is pkcs7_verify: it checks the signatures of those whose certificates are
+// in the message, and these among each other.
+func (k *checker) embedded() error {
+	var first error
+	supported := false
+	links := make(map[*Certificate]error) // what the signature on it by another came to
+	for i := range k.message.Signers {
+		s := &k.message.Signers[i]
+		err := k.embeddedSigner(i, s, links)
+		if e, ok := errors.AsType[*Error](err); ok && e.Errno == syscall.ENOPKG {
+			k.unsupported[i] = err
+			first = cmp.Or(first, err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		supported = true
+	}
+	if !supported {
+		return first
+	}
+	return nil
+}
+
+func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]error) error {
+	if s.Hash == 0 {
+		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.HashName}
+	}
+	for _, c := range k.message.Certificates {
+		if bytes.Equal(c.id, s.keyID) {
+			k.signer[i] = c
+			break
+		}
+	}
+	if k.signer[i] == nil {
+		return nil
+	}
+	if err := k.signer[i].verify(&s.signature, k.digest); err != nil {
+		return about("embedded certificate of the signer", err)
+	}
+	seen := make(map[*Certificate]bool)
+	for c := k.signer[i]; ; c = k.parent[c] {
+		seen[c] = true
+		if c.selfSigned {
+			k.parent[c] = c
+			return nil
+		}
+		p, err := k.issuer(c)
+		if err != nil {
+			return about("embedded certificates", err)
+		}
+		if p == nil || seen[p] {
+			return nil
+		}
+		// Many signers may share a long chain: each link is verified once.
+		if _, done := links[c]; !done {
+			links[c] = p.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
+		}
+		if links[c] != nil {
+			return about("embedded certificates", links[c])
+		}
+		k.parent[c] = p
+	}
+}
+
+// issuer looks for the issuer of a certificate among the embedded ones. Not finding
+// it is no error.
+func (k *checker) issuer(c *Certificate) (*Certificate, error) {
+	for _, p := range k.message.Certificates {
+		if c.authority == nil && sameID(p.SubjectKeyID, c.authorityKeyID) {
+			return p, nil
+		}
+		if sameID(p.id, c.authority) {
+			if c.authorityKeyID != nil && !sameID(p.SubjectKeyID, c.authorityKeyID) {
+				return nil, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: "the issuer's subject key identifier is not that of the authority key identifier",
+					Dmesg: "PKCS7: Sig N: X.509 chain contains auth-skid nonmatch (N->N)"}
+			}
+			return p, nil
+		}
+	}
+	return nil, nil
+}
+
+// about says of what an error of verify is.
+func about(what string, err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return &Error{Kind: e.Kind, Errno: e.Errno, Reason: what + ": " + e.Reason, Dmesg: e.Dmesg}
+	}
+	return err
+}
+
+// trust is pkcs7_validate_trust: every signer is looked up, the first that is bad
+// ends it, one good one suffices, and unsupported comes before unknown.
+func (k *checker) trust(ring *Keyring) (*Certificate, error) {
+	var good *Certificate
+	var unsupported, unknown error
+	// What the certificates in the message have led to counts within one keyring:
+	// nothing that was found among the revoked may stand when the trusted are asked.
+	seen := make(map[*Certificate]bool)
+	vouched := make(map[*Certificate]*Certificate)
+	for i := range k.message.Signers {
+		c, err := k.trustSigner(i, ring, seen, vouched)
+		e, refused := errors.AsType[*Error](err)
+		switch {
+		case err == nil:
+			good = cmp.Or(good, c)
+		case refused && e.Kind == Unsupported:
+			unsupported = cmp.Or(unsupported, err)
+		case refused && e.Kind == UnknownKey:
+			unknown = cmp.Or(unknown, err)
+		default:
+			return c, err
+		}
+	}
+	if good != nil {
+		return good, nil
+	}
+	return nil, cmp.Or(unsupported, unknown)
+}
+
+// trustSigner is pkcs7_validate_trust_one.
+func (k *checker) trustSigner(i int, ring *Keyring, seen map[*Certificate]bool, vouched map[*Certificate]*Certificate) (*Certificate, error) {
+	if k.unsupported[i] != nil {
+		return nil, k.unsupported[i]
+	}
+	s := &k.message.Signers[i]
+	digest := k.digest
+	sig := &s.signature
+	vouch := func(key, upTo *Certificate) (*Certificate, error) {
+		err := key.verify(sig, digest)
+		if e, ok := errors.AsType[*Error](err); ok && e.Kind != Unsupported {
+			return key, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("%s, by the trusted certificate %q", e.Reason, key.Description())}
+		} else if err != nil {
+			return nil, err
+		}
+		for c := k.signer[i]; upTo != nil; c = k.parent[c] {
+			vouched[c] = key
+			if c == upTo {
+				break
+			}
+		}
+		return key, nil
+	}
+	unknown := &Error{Kind: UnknownKey, Errno: syscall.ENOKEY, Reason: "no trusted certificate for " + s.String()}
+
+	var last *Certificate
+	for c := k.signer[i]; c != nil; c = k.parent[c] {
+		if seen[c] {
+			if key := vouched[c]; key != nil {
+				return key, nil
+			}
+			return nil, unknown
+		}
+		seen[c] = true
+		if key, errno := ring.find(c.id, c.SubjectKeyID); errno == 0 {
+			return vouch(key, c)
+		}
+		if k.parent[c] == c {
+			return nil, unknown
+		}
+		last, sig = c, &c.signature
+		digest = func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil }
+	}
+	if last != nil && (last.authority != nil || last.authorityKeyID != nil) {
+		key, errno := ring.find(last.authority, last.authorityKeyID)
+		if errno == 0 {
+			return vouch(key, last)
+		}
+		if errno != syscall.ENOKEY {
+			return nil, &Error{Kind: Malformed, Errno: errno, Reason: "authority key identifier of an embedded certificate names no certificate or two different ones"}
+		}
+	}
+	key, errno := ring.find(s.keyID, nil)
+	switch errno {
+	case 0:
+		sig, digest = &s.signature, k.digest
+		return vouch(key, nil)
+	case syscall.ENOKEY:
+		return nil, unknown
+	}
+	return nil, &Error{Kind: Malformed, Errno: errno, Reason: fmt.Sprintf("signer has no identifier of the kind that version %d wants", s.Version)}
+}

@@ -1,0 +1,117 @@
+package cms
+
+import (
+	"crypto"
+	_ "crypto/sha1" // for crypto.Hash.New, as the two below
+	_ "crypto/sha256"
+	_ "crypto/sha3"
+	_ "crypto/sha512"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// hashAlgorithm is a digest that the kernel's CMS parser knows and that sign-file
+// can be asked for.
+type hashAlgorithm struct {
+	hash  crypto.Hash
+	name  string // the kernel's crypto API name, as in CONFIG_MODULE_SIG_HASH
+	oid   string // content octets
+	ecdsa string // ecdsa-with-HASH, content octets
+	spell []string
+}
+
+const (
+	nistHashes     = "\x60\x86\x48\x01\x65\x03\x04\x02" // 2.16.840.1.101.3.4.2
+	nistSignatures = "\x60\x86\x48\x01\x65\x03\x04\x03" // 2.16.840.1.101.3.4.3
+	ansiX962       = "\x2a\x86\x48\xce\x3d"             // 1.2.840.10045
+)
+
+// hashes is every digest that a module can be signed with. The spellings are those
+// that OpenSSL's EVP_get_digestbyname takes beside the name, in lower case.
+var hashes = []hashAlgorithm{
+	{crypto.SHA1, "sha1", "\x2b\x0e\x03\x02\x1a", ansiX962 + "\x04\x01",
+		[]string{"sha-1", "1.3.14.3.2.26", "rsa-sha1", "rsa-sha1-2", "sha1withrsaencryption", "ssl3-sha1"}},
+	{crypto.SHA224, "sha224", nistHashes + "\x04", ansiX962 + "\x04\x03\x01",
+		[]string{"sha-224", "sha2-224", "2.16.840.1.101.3.4.2.4", "rsa-sha224", "sha224withrsaencryption"}},
+	{crypto.SHA256, "sha256", nistHashes + "\x01", ansiX962 + "\x04\x03\x02",
+		[]string{"sha-256", "sha2-256", "2.16.840.1.101.3.4.2.1", "rsa-sha256", "sha256withrsaencryption"}},
+	{crypto.SHA384, "sha384", nistHashes + "\x02", ansiX962 + "\x04\x03\x03",
+		[]string{"sha-384", "sha2-384", "2.16.840.1.101.3.4.2.2", "rsa-sha384", "sha384withrsaencryption"}},
+	{crypto.SHA512, "sha512", nistHashes + "\x03", ansiX962 + "\x04\x03\x04",
+		[]string{"sha-512", "sha2-512", "2.16.840.1.101.3.4.2.3", "rsa-sha512", "sha512withrsaencryption"}},
+	{crypto.SHA3_256, "sha3-256", nistHashes + "\x08", nistSignatures + "\x0a",
+		[]string{"2.16.840.1.101.3.4.2.8", "rsa-sha3-256", "id-rsassa-pkcs1-v1_5-with-sha3-256"}},
+	{crypto.SHA3_384, "sha3-384", nistHashes + "\x09", nistSignatures + "\x0b",
+		[]string{"2.16.840.1.101.3.4.2.9", "rsa-sha3-384", "id-rsassa-pkcs1-v1_5-with-sha3-384"}},
+	{crypto.SHA3_512, "sha3-512", nistHashes + "\x0a", nistSignatures + "\x0c",
+		[]string{"2.16.840.1.101.3.4.2.10", "rsa-sha3-512", "id-rsassa-pkcs1-v1_5-with-sha3-512"}},
+}
+
+// unverifiable is what OpenSSL knows by name and the kernel's parser answers with
+// ENOPKG, as prefixes of the name without dashes and slashes.
+var unverifiable = []string{
+	"md4", "md5", "mdc2", "ripemd", "rmd160", "sha3224", "sha512224", "sha512256", "sha2512224", "sha2512256",
+	"shake", "sm3", "blake2", "whirlpool", "streebog", "keccak",
+	"1.2.840.113549.2.", "2.16.840.1.101.3.4.2.",
+}
+
+// HashByName returns the digest that sign-file would take for this name: its
+// common name (sha256), OpenSSL's other names for it (SHA2-256, RSA-SHA256, ...) or
+// its object identifier in dots, upper and lower case being the same. A digest that
+// OpenSSL has and the kernel does not verify is refused.
+func HashByName(name string) (crypto.Hash, error) {
+	lower := strings.ToLower(name)
+	for i := range hashes {
+		if a := &hashes[i]; a.name == lower || slices.Contains(a.spell, lower) {
+			return a.hash, nil
+		}
+	}
+	bare := strings.NewReplacer("rsa-", "", "ssl3-", "", "-", "", "/", "").Replace(lower)
+	for _, known := range unverifiable {
+		if strings.HasPrefix(bare, known) {
+			return 0, fmt.Errorf("hash %q: the kernel verifies no module signature made with it (ENOPKG); use one of %s", name, hashNames())
+		}
+	}
+	return 0, fmt.Errorf("unknown hash %q; use one of %s", name, hashNames())
+}
+
+func hashNames() string {
+	names := make([]string, len(hashes))
+	for i := range hashes {
+		names[i] = hashes[i].name
+	}
+	return strings.Join(names, ", ")
+}
+
+// HashName returns the name of a digest as CONFIG_MODULE_SIG_HASH has it: sha512,
+// sha3-256.
+func HashName(h crypto.Hash) string {
+	if a := hashAlgorithmOf(h); a != nil {
+		return a.name
+	}
+	return strings.ToLower(h.String())
+}
+
+// hashAlgorithmOf returns nil for a digest that no module is signed with.
+func hashAlgorithmOf(h crypto.Hash) *hashAlgorithm {
+	i := slices.IndexFunc(hashes, func(a hashAlgorithm) bool { return a.hash == h })
+	if i < 0 {
+		return nil
+	}
+	return &hashes[i]
+}
+
+func hashAlgorithmByOID(oid string) *hashAlgorithm {
+	i := slices.IndexFunc(hashes, func(a hashAlgorithm) bool { return a.oid == oid })
+	if i < 0 {
+		return nil
+	}
+	return &hashes[i]
+}
+
+func sum(h crypto.Hash, data []byte) []byte {
+	hash := h.New()
+	hash.Write(data)
+	return hash.Sum(nil)
+}

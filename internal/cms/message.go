@@ -1,0 +1,497 @@
+package cms
+
+import (
+	"bytes"
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Message is a CMS SignedData. Its byte slices are parts of what was parsed.
+type Message struct {
+	Raw          []byte // the message, without what may follow it
+	Trailing     int    // how many bytes follow it; the kernel ignores them
+	Version      int    // 1 or 3
+	Signers      []SignerInfo
+	Certificates []*Certificate // embedded ones
+	HasContent   bool           // the signed data is inside; refused for a module
+
+	authenticode bool // content type msIndirectData
+	notDER       bool
+	notes        []string
+}
+
+// SignerInfo is one signature of a message.
+type SignerInfo struct {
+	Version int // 1: named by issuer and serial number; 3: by key id
+
+	RawIssuer    []byte // Name, an element; nil if the signer is named by key id
+	Serial       []byte // contents of the INTEGER, likewise
+	SubjectKeyID []byte // nil if the signer is named by issuer and serial number
+
+	Hash          crypto.Hash // 0 if the kernel knows the digest and this package does not: see HashName
+	HashName      string      // the kernel's: sha512, sha3-256, sm3, streebog256, streebog512
+	Algorithm     string      // the kernel's: rsa, ecdsa, ecrdsa
+	Signature     []byte
+	HasAttributes bool // signed attributes; refused for a module
+	Unsigned      bool // unsigned attributes; ignored
+
+	issuer    []byte // contents of RawIssuer
+	keyID     []byte // what the kernel looks for
+	signature signature
+}
+
+const (
+	pkcs7Arc     = "\x2a\x86\x48\x86\xf7\x0d\x01\x07" // 1.2.840.113549.1.7
+	pkcs9Arc     = "\x2a\x86\x48\x86\xf7\x0d\x01\x09" // 1.2.840.113549.1.9
+	microsoftArc = "\x2b\x06\x01\x04\x01\x82\x37\x02" // 1.3.6.1.4.1.311.2
+
+	oidData         = pkcs7Arc + "\x01"
+	oidSignedData   = pkcs7Arc + "\x02"
+	oidIndirectData = microsoftArc + "\x01\x04" // the content of Authenticode
+
+	oidContentType       = pkcs9Arc + "\x03"
+	oidMessageDigest     = pkcs9Arc + "\x04"
+	oidSigningTime       = pkcs9Arc + "\x05"
+	oidSMIMECapabilities = pkcs9Arc + "\x0f"
+	oidStatementType     = microsoftArc + "\x01\x0b"
+	oidOpusInfo          = microsoftArc + "\x01\x0c"
+)
+
+// parser holds a message while it is read.
+type parser struct {
+	decoder
+	msg *Message
+
+	// As in the kernel, these outlive the SignerInfo that they were read from. One
+	// whose version asks for an identifier that it does not have gets that of the
+	// SignerInfo before, or an empty one.
+	bySerial, byKeyID []byte
+}
+
+// Parse reads a message by the rules of the kernel (pkcs7_parser.c). It does not
+// judge whether the message suits a module: [Message.Check] does. Errors are of type
+// *Error, with the errno of the kernel.
+func Parse(der []byte) (*Message, error) {
+	if len(der) > MaxSize {
+		return nil, tooLarge(len(der))
+	}
+	p := parser{decoder: newDecoder(der), msg: &Message{}}
+	p.need(tagSequence)
+	p.need(tagOID)
+	if p.err == nil && string(p.value()) != oidSignedData {
+		p.refuse(syscall.EINVAL, "content type is not signedData: "+dotted(string(p.value())), "PKCS7: Only support pkcs7_signedData type")
+	}
+	if p.maybe(constructed0) {
+		p.signedData()
+		p.leave()
+	}
+	p.leave()
+	if p.err == nil && (len(p.msg.Signers) == 0 || slices.ContainsFunc(p.msg.Signers, func(s SignerInfo) bool {
+		return s.HasAttributes != p.msg.Signers[0].HasAttributes
+	})) {
+		reason := "no SignerInfo"
+		if len(p.msg.Signers) > 0 {
+			reason = "some signers with signed attributes, some without"
+		}
+		p.refuse(syscall.EINVAL, reason, "PKCS7: Inconsistently supplied authAttrs")
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	p.msg.Raw = der[:p.pos:p.pos]
+	p.msg.Trailing = len(der) - p.pos
+	p.msg.notDER = p.notDER
+	return p.msg, nil
+}
+
+// refuse reports what the kernel's parser, not its decoder, refuses.
+func (p *parser) refuse(errno syscall.Errno, reason, dmesg string) {
+	kind := Malformed
+	if errno == syscall.ENOPKG {
+		kind = Unsupported
+	}
+	p.fail(&Error{Kind: kind, Errno: errno, Reason: reason, Dmesg: dmesg})
+}
+
+// note keeps, once, what differs from sign-file's form without being an error.
+func (p *parser) note(format string, args ...any) {
+	if note := fmt.Sprintf(format, args...); p.err == nil && !slices.Contains(p.msg.notes, note) {
+		p.msg.notes = append(p.msg.notes, note)
+	}
+}
+
+func (p *parser) signedData() {
+	p.need(tagSequence)
+	p.msg.Version = p.version("SignedData")
+
+	var digests []string
+	if p.choice(tagSet, tagSequence) == tagSequence {
+		p.note("digestAlgorithms is a SEQUENCE")
+	}
+	for {
+		p.need(tagSequence)
+		oid, parameters := p.algorithm()
+		digests = append(digests, oid)
+		if parameters != nil {
+			p.note("digestAlgorithms has parameters")
+		}
+		if !p.again() {
+			break
+		}
+	}
+
+	p.need(tagSequence)
+	p.need(tagOID)
+	contentType := string(p.value())
+	if p.maybe(constructed0) {
+		p.needAny()
+		p.msg.HasContent = true
+		p.leave()
+	}
+	matched := p.matched
+	p.leave()
+	p.matched = matched // the kernel's grammar has this sequence in line: see choice
+	if contentType != oidData && contentType != oidIndirectData {
+		p.refuse(syscall.EINVAL, "content is not of type data: "+dotted(contentType), "PKCS7: Unsupported data type N")
+	}
+	p.msg.authenticode = contentType == oidIndirectData
+
+	if set := p.maybeChoice(constructed0, constructed0+2); set != 0 {
+		p.note("field certificates")
+		for {
+			// A set may be empty, for the kernel has a CHOICE in it: see choice.
+			if set == constructed0 && p.maybeAny() || set != constructed0 && p.needAny() {
+				if c := p.certificate(); c != nil {
+					p.msg.Certificates = append(p.msg.Certificates, c)
+				}
+			}
+			if !p.again() {
+				break
+			}
+		}
+	}
+	if p.maybeChoice(constructed0+1, constructed0+3) != 0 {
+		p.note("field crls")
+		for {
+			// The kernel reads certificates here and drops them. No revocation
+			// list looks like one.
+			p.need(tagSequence)
+			for {
+				p.needAny()
+				p.certificate()
+				if !p.again() {
+					break
+				}
+			}
+			if !p.again() {
+				break
+			}
+		}
+	}
+
+	if set := p.choice(tagSet, tagSequence); set != 0 {
+		if set == tagSequence {
+			p.note("signerInfos is a SEQUENCE")
+		}
+		for {
+			p.need(tagSequence)
+			p.signerInfo()
+			if !p.again() {
+				break
+			}
+		}
+	}
+	p.leave()
+	if p.err == nil && len(p.msg.Signers) > 0 {
+		if a := hashAlgorithmByOID(digests[0]); len(digests) != 1 || a == nil || a.name != p.msg.Signers[0].HashName {
+			p.note("digestAlgorithms is not the signer's digest algorithm alone")
+		}
+	}
+}
+
+// version reads the version of SignedData or of a SignerInfo.
+func (p *parser) version(of string) int {
+	p.need(tagInteger)
+	v := p.value()
+	if len(v) != 1 || v[0] != 1 && v[0] != 3 {
+		p.refuse(syscall.EINVAL, fmt.Sprintf("%s version is neither 1 nor 3: 0x%x", of, v), "PKCS7: Unsupported "+of+" version")
+		return 0
+	}
+	return int(v[0])
+}
+
+// certificate parses the element that was taken last.
+func (p *parser) certificate() *Certificate {
+	if p.err != nil {
+		return nil
+	}
+	if p.tag != tagSequence {
+		p.broken(p.start-p.header, "certificate with tag 0x%02x", p.tag)
+		return nil
+	}
+	c, err := ParseCertificate(p.element())
+	if e, ok := errors.AsType[*Error](err); ok {
+		p.fail(&Error{Kind: e.Kind, Errno: e.Errno, Dmesg: e.Dmesg,
+			Reason: fmt.Sprintf("embedded certificate at offset %d: %s", p.start-p.header, e.Reason)})
+	}
+	return c
+}
+
+func (p *parser) signerInfo() {
+	var s SignerInfo
+	s.Version = p.version("SignerInfo")
+	if p.err == nil && s.Version != p.msg.Version {
+		p.refuse(syscall.EBADMSG, fmt.Sprintf("SignerInfo version %d in SignedData version %d", s.Version, p.msg.Version), "PKCS7: SignedData-SignerInfo version mismatch")
+	}
+	switch p.choice(tagSequence, primitive0) {
+	case tagSequence:
+		p.need(tagSequence)
+		p.name()
+		s.RawIssuer, s.issuer = p.element(), p.value()
+		p.need(tagInteger)
+		s.Serial = p.value()
+		p.leave()
+		p.bySerial = slices.Concat(s.Serial, s.issuer)
+	case primitive0:
+		s.SubjectKeyID = p.value()
+		p.byKeyID = s.SubjectKeyID
+	}
+	if s.Version == 1 {
+		s.keyID = p.bySerial
+	} else {
+		s.keyID = p.byKeyID
+	}
+	if (s.Version == 1) != (s.RawIssuer != nil) {
+		p.note("version %d does not fit the form of the signer's identifier", s.Version)
+	}
+
+	p.need(tagSequence)
+	digest, parameters := p.algorithm()
+	p.digestAlgorithm(&s, digest)
+	if parameters != nil {
+		p.note("digestAlgorithm has parameters")
+	}
+
+	switch p.maybeChoice(constructed0, constructed0+2) {
+	case constructed0:
+		s.HasAttributes = true
+		p.note("signed attributes")
+		seen := p.attributes()
+		if p.err == nil && (!seen[oidContentType] || !seen[oidMessageDigest]) {
+			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest", "PKCS7: Missing required AuthAttr")
+		}
+	case constructed0 + 2:
+		// The kernel looks at these one by one, and then goes on as if there
+		// were none.
+		p.note("attributes in the obsolete form [2], ignored")
+		p.need(tagSequence)
+		p.attributes()
+		p.leave()
+	}
+
+	p.need(tagSequence)
+	algorithm, parameters := p.algorithm()
+	p.signatureAlgorithm(&s, algorithm, parameters)
+	p.need(tagOctetString)
+	s.Signature = p.value()
+	s.signature = signature{algorithm: s.Algorithm, hash: s.Hash, hashName: s.HashName, value: s.Signature}
+	switch {
+	case s.Hash == 0 || s.Algorithm == "ecrdsa":
+		p.note("algorithms %s and %s", s.HashName, s.Algorithm)
+	case s.Algorithm == "ecdsa" && !strictECDSA(s.Signature):
+		p.note("ECDSA signature is not DER of r and s")
+	}
+
+	if p.maybeChoice(constructed0+1, constructed0+3) != 0 {
+		s.Unsigned = true
+		p.note("unsigned attributes, ignored")
+		for {
+			p.need(tagSequence)
+			p.need(tagOID)
+			p.need(tagSet)
+			for {
+				p.needAny()
+				if !p.again() {
+					break
+				}
+			}
+			p.leave()
+			if !p.again() {
+				break
+			}
+		}
+	}
+	p.leave()
+	if p.msg.authenticode && !s.HasAttributes {
+		p.refuse(syscall.EBADMSG, "Authenticode without signed attributes", "PKCS7: Authenticode requires AuthAttrs")
+	}
+	if p.err == nil {
+		p.msg.Signers = append(p.msg.Signers, s)
+	}
+}
+
+func (p *parser) digestAlgorithm(s *SignerInfo, oid string) {
+	if a := hashAlgorithmByOID(oid); a != nil {
+		s.Hash, s.HashName = a.hash, a.name
+		return
+	}
+	switch oid {
+	case oidSM3:
+		s.HashName = "sm3"
+	case oidStreebog + "\x02":
+		s.HashName = "streebog256"
+	case oidStreebog + "\x03":
+		s.HashName = "streebog512"
+	default:
+		p.refuse(syscall.ENOPKG, "digest algorithm that the kernel does not know: "+dotted(oid), "Unsupported digest algo: N")
+	}
+}
+
+func (p *parser) signatureAlgorithm(s *SignerInfo, oid string, parameters []byte) {
+	switch {
+	case oid == oidRSA:
+		s.Algorithm = "rsa"
+		if !bytes.Equal(parameters, null) {
+			p.note("rsaEncryption without NULL parameters")
+		}
+	case oid == oidGOST256, oid == oidGOST512:
+		s.Algorithm = "ecrdsa"
+	case slices.ContainsFunc(hashes, func(a hashAlgorithm) bool { return a.ecdsa == oid }):
+		s.Algorithm = "ecdsa"
+		if parameters != nil {
+			p.note("ECDSA signatureAlgorithm has parameters")
+		}
+		if a := hashAlgorithmOf(s.Hash); a == nil || a.ecdsa != oid {
+			p.note("ECDSA signatureAlgorithm names another digest than digestAlgorithm")
+		}
+	default:
+		name := describeOID(oid)
+		if _, ok := rsaWithHash[oid]; ok {
+			name += ", RSA with a digest, where the kernel wants rsaEncryption"
+		}
+		p.refuse(syscall.ENOPKG, "signature algorithm that the kernel does not know: "+name, "Unsupported pkey algo: N")
+	}
+}
+
+// attributes reads the inside of signed attributes up to their end, and returns the
+// types found among those that the kernel looks at.
+func (p *parser) attributes() map[string]bool {
+	seen := make(map[string]bool)
+	for {
+		p.need(tagSequence)
+		p.need(tagOID)
+		oid := string(p.value())
+		p.need(tagSet)
+		for {
+			if p.needAny() {
+				p.attribute(oid, seen)
+			}
+			if !p.again() {
+				break
+			}
+		}
+		p.leave()
+		if !p.again() {
+			return seen
+		}
+	}
+}
+
+// attribute looks at one value of a signed attribute.
+func (p *parser) attribute(oid string, seen map[string]bool) {
+	switch oid {
+	case oidContentType, oidMessageDigest, oidSigningTime, oidSMIMECapabilities, oidStatementType, oidOpusInfo:
+	default:
+		return
+	}
+	if seen[oid] {
+		p.refuse(syscall.EKEYREJECTED, "signed attribute twice or with two values: "+dotted(oid), "PKCS7: Repeated/multivalue AuthAttrs not permitted")
+		return
+	}
+	seen[oid] = true
+	switch oid {
+	case oidContentType:
+		if value := string(p.value()); value != oidData && value != oidIndirectData || (value == oidIndirectData) != p.msg.authenticode {
+			p.refuse(syscall.EBADMSG, "signed attribute contentType is another than the content's", "PKCS7: Mismatch between global data type (N) and sinfo N (N)")
+		}
+	case oidMessageDigest:
+		if p.tag != tagOctetString {
+			p.broken(p.start-p.header, "messageDigest with tag 0x%02x", p.tag)
+		}
+	case oidSigningTime:
+		p.decodeTime(p.tag, p.value())
+	case oidSMIMECapabilities:
+		if !p.msg.authenticode {
+			p.refuse(syscall.EKEYREJECTED, "signed attribute smimeCapabilities", "PKCS7: S/MIME Caps only allowed with Authenticode")
+		}
+	case oidStatementType, oidOpusInfo:
+		if !p.msg.authenticode {
+			p.refuse(syscall.EKEYREJECTED, "signed attribute of Authenticode", "PKCS7: Authenticode AuthAttrs only allowed with Authenticode")
+		}
+	}
+}
+
+// KeyID returns what the kernel looks for among its keys: the octets of serial
+// number and issuer, or the subject key identifier. It is empty where the version
+// asks for the one and the message has the other.
+func (s *SignerInfo) KeyID() []byte { return s.keyID }
+
+// Issuer returns the name of the signer's issuer as [Certificate.Name] makes it, ""
+// if the signer is named by key id.
+func (s *SignerInfo) Issuer() string { return kernelName(s.issuer) }
+
+// String names the signer for people.
+func (s *SignerInfo) String() string {
+	if s.RawIssuer == nil {
+		return fmt.Sprintf("key id %x", s.SubjectKeyID)
+	}
+	return fmt.Sprintf("issuer %q serial %x", s.Issuer(), s.Serial)
+}
+
+// Warnings returns, each in a few words, what distinguishes the message from one by
+// sign-file. The kernel may accept it all the same. There are none if and only if the
+// message is canonical.
+func (m *Message) Warnings() []string {
+	warnings := slices.Clone(m.notes)
+	if m.notDER {
+		warnings = append(warnings, "not DER")
+	}
+	if m.HasContent {
+		warnings = append(warnings, "the signed content is inside")
+	}
+	if m.authenticode {
+		warnings = append(warnings, "Authenticode")
+	}
+	if len(m.Signers) > 1 {
+		warnings = append(warnings, fmt.Sprintf("%d signers", len(m.Signers)))
+	}
+	if m.Trailing > 0 {
+		warnings = append(warnings, fmt.Sprintf("%d bytes after the message, ignored", m.Trailing))
+	}
+	return warnings
+}
+
+// Canonical tells whether the message, with nothing after it, has exactly the form
+// that sign-file writes (see the package comment).
+func (m *Message) Canonical() bool {
+	_, err := m.Marshal()
+	return err == nil
+}
+
+// Marshal returns the bytes that a canonical message was parsed from. For any other
+// message it is an error.
+func (m *Message) Marshal() ([]byte, error) {
+	if warnings := m.Warnings(); len(warnings) > 0 {
+		return nil, fmt.Errorf("not as sign-file writes it: %s", strings.Join(warnings, "; "))
+	}
+	s := &m.Signers[0]
+	sid := keyIDIdentifier(s.SubjectKeyID)
+	if s.Version == 1 {
+		sid = serialIdentifier(s.RawIssuer, s.Serial)
+	}
+	return encode(s.Version, hashAlgorithmOf(s.Hash), sid, s.Algorithm, s.Signature), nil
+}

@@ -1,0 +1,243 @@
+package cms
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Signer makes the signatures that scripts/sign-file would make with one key, one
+// certificate and one digest. It is safe for concurrent use if its key is, as the
+// keys of the standard library are.
+//
+// It signs a digest. ML-DSA, which signs the message, will want a method of its own
+// beside Sign.
+type Signer struct {
+	key       crypto.Signer
+	public    crypto.PublicKey
+	digest    *hashAlgorithm
+	version   int
+	sid       []byte
+	algorithm string
+}
+
+// NewSigner returns a Signer. The certificate's public key says how to sign; of key
+// only Public and Sign are used, so that it may live in a token. Signers are named by
+// issuer and serial number, or by the subject key identifier if useKeyID is set
+// (sign-file -k).
+//
+// It is an error if no kernel could verify the signatures: keys other than RSA and
+// ECDSA on P-256, P-384 and P-521, RSA lengths that the kernel's crypto/rsa.c does
+// not take, digests that its CMS parser does not know. It is an error as well if the
+// key is not that of the certificate.
+func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyID bool) (*Signer, error) {
+	s := &Signer{key: key, public: cert.PublicKey, digest: hashAlgorithmOf(h)}
+	if s.digest == nil {
+		return nil, fmt.Errorf("the kernel verifies no module signature made with %s; use one of %s", HashName(h), hashNames())
+	}
+	switch public := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		s.algorithm = "rsa"
+		if bits := public.N.BitLen(); !slices.Contains(rsaSizes, public.Size()*8) {
+			return nil, fmt.Errorf("RSA key of %d bits: the kernel verifies those of %s", bits, rsaSizeNames())
+		}
+	case *ecdsa.PublicKey:
+		s.algorithm = "ecdsa"
+		if c := public.Curve; c != elliptic.P256() && c != elliptic.P384() && c != elliptic.P521() {
+			return nil, fmt.Errorf("elliptic curve %s: the kernel verifies P-256, P-384 and P-521", c.Params().Name)
+		}
+	default:
+		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA", keyAlgorithm(cert))
+	}
+	if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
+		return nil, errors.New("private key does not match certificate")
+	}
+	if useKeyID {
+		if len(cert.SubjectKeyId) == 0 {
+			return nil, errors.New("certificate has no subject key identifier")
+		}
+		s.version, s.sid = 3, keyIDIdentifier(cert.SubjectKeyId)
+	} else {
+		serial, err := rawSerial(cert)
+		if err != nil {
+			return nil, err
+		}
+		s.version, s.sid = 1, serialIdentifier(cert.RawIssuer, serial)
+	}
+	// An empty issuer, or one that fills the message: sign-file writes it all the same.
+	longest := make([]byte, 4096/8)
+	if _, err := Parse(encode(s.version, s.digest, s.sid, s.algorithm, longest)); err != nil {
+		return nil, fmt.Errorf("the kernel could not read a signature with this certificate's identifier: %w", err)
+	}
+	return s, nil
+}
+
+// Hash returns the digest that Sign wants.
+func (s *Signer) Hash() crypto.Hash { return s.digest.hash }
+
+// Sign returns the CMS message over data with this digest.
+func (s *Signer) Sign(digest []byte) ([]byte, error) {
+	if len(digest) != s.digest.hash.Size() {
+		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), s.digest.name, s.digest.hash.Size())
+	}
+	signature, err := s.key.Sign(rand.Reader, digest, s.digest.hash)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	// Tokens and their drivers have their own ideas of a signature's form.
+	switch public := s.public.(type) {
+	case *rsa.PublicKey:
+		if len(signature) != public.Size() {
+			return nil, fmt.Errorf("private key made an RSA signature of %d bytes, not %d", len(signature), public.Size())
+		}
+	case *ecdsa.PublicKey:
+		if !strictECDSA(signature) {
+			return nil, fmt.Errorf("private key made an ECDSA signature that is not SEQUENCE { INTEGER r, INTEGER s }: %d bytes", len(signature))
+		}
+	}
+	return encode(s.version, s.digest, s.sid, s.algorithm, signature), nil
+}
+
+// rawSerial returns the contents of the certificate's serial number as they stand
+// in it.
+func rawSerial(cert *x509.Certificate) ([]byte, error) {
+	tbs, serial := cryptobyte.String(cert.RawTBSCertificate), cryptobyte.String(nil)
+	if !tbs.ReadASN1(&tbs, asn1.SEQUENCE) ||
+		!tbs.SkipOptionalASN1(asn1.Tag(0).ContextSpecific().Constructed()) ||
+		!tbs.ReadASN1(&serial, asn1.INTEGER) {
+		return nil, errors.New("certificate has no serial number")
+	}
+	return serial, nil
+}
+
+// keyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
+// know.
+func keyAlgorithm(cert *x509.Certificate) string {
+	spki := cryptobyte.String(cert.RawSubjectPublicKeyInfo)
+	var algorithm, oid cryptobyte.String
+	if !spki.ReadASN1(&spki, asn1.SEQUENCE) || !spki.ReadASN1(&algorithm, asn1.SEQUENCE) || !algorithm.ReadASN1(&oid, asn1.OBJECT_IDENTIFIER) {
+		return "unreadable"
+	}
+	if string(oid) == oidEC {
+		return "on an unknown elliptic curve"
+	}
+	return describeOID(string(oid))
+}
+
+var (
+	null             = []byte{0x05, 0x00}
+	rsaEncryption    = slices.Concat(header(tagSequence, 13), header(tagOID, 9), []byte(oidRSA), null)
+	encapsulatedData = slices.Concat(header(tagSequence, 11), header(tagOID, 9), []byte(oidData))
+)
+
+// encode writes the message of the package comment, in one allocation.
+func encode(version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) []byte {
+	signatureOID := ""
+	signatureAlgorithm := len(rsaEncryption)
+	if algorithm == "ecdsa" {
+		signatureOID = digest.ecdsa
+		signatureAlgorithm = size(size(len(signatureOID)))
+	}
+	digestAlgorithm := size(size(len(digest.oid)))
+	signerInfo := size(1) + len(sid) + digestAlgorithm + signatureAlgorithm + size(len(signature))
+	signedData := size(1) + size(digestAlgorithm) + len(encapsulatedData) + size(size(signerInfo))
+	contentInfo := size(len(oidSignedData)) + size(size(signedData))
+
+	appendAlgorithm := func(der []byte, oid string) []byte {
+		der = appendHeader(der, tagSequence, size(len(oid)))
+		der = appendHeader(der, tagOID, len(oid))
+		return append(der, oid...)
+	}
+	der := make([]byte, 0, size(contentInfo))
+	der = appendHeader(der, tagSequence, contentInfo)
+	der = appendHeader(der, tagOID, len(oidSignedData))
+	der = append(der, oidSignedData...)
+	der = appendHeader(der, constructed0, size(signedData))
+	der = appendHeader(der, tagSequence, signedData)
+	der = append(der, tagInteger, 1, byte(version))
+	der = appendHeader(der, tagSet, digestAlgorithm)
+	der = appendAlgorithm(der, digest.oid)
+	der = append(der, encapsulatedData...)
+	der = appendHeader(der, tagSet, size(signerInfo))
+	der = appendHeader(der, tagSequence, signerInfo)
+	der = append(der, tagInteger, 1, byte(version))
+	der = append(der, sid...)
+	der = appendAlgorithm(der, digest.oid)
+	if algorithm == "ecdsa" {
+		der = appendAlgorithm(der, signatureOID)
+	} else {
+		der = append(der, rsaEncryption...)
+	}
+	der = appendHeader(der, tagOctetString, len(signature))
+	return append(der, signature...)
+}
+
+// serialIdentifier is the SignerIdentifier IssuerAndSerialNumber; issuer is an
+// element, serial the contents of one.
+func serialIdentifier(issuer, serial []byte) []byte {
+	return slices.Concat(header(tagSequence, len(issuer)+size(len(serial))), issuer, header(tagInteger, len(serial)), serial)
+}
+
+// keyIDIdentifier is the SignerIdentifier SubjectKeyIdentifier.
+func keyIDIdentifier(keyID []byte) []byte {
+	return slices.Concat(header(primitive0, len(keyID)), keyID)
+}
+
+// size returns the length of a DER element with so many octets of contents.
+func size(contents int) int {
+	switch {
+	case contents < 0x80:
+		return 2 + contents
+	case contents < 1<<8:
+		return 3 + contents
+	case contents < 1<<16:
+		return 4 + contents
+	default:
+		return 5 + contents
+	}
+}
+
+func header(tag byte, contents int) []byte { return appendHeader(nil, tag, contents) }
+
+// appendHeader appends identifier and length octets. Nothing here is longer than
+// 65535 bytes, but for a certificate in a program's hands.
+func appendHeader(der []byte, tag byte, contents int) []byte {
+	switch {
+	case contents < 0x80:
+		return append(der, tag, byte(contents))
+	case contents < 1<<8:
+		return append(der, tag, 0x81, byte(contents))
+	case contents < 1<<16:
+		return append(der, tag, 0x82, byte(contents>>8), byte(contents))
+	default:
+		return append(der, tag, 0x83, byte(contents>>16), byte(contents>>8), byte(contents))
+	}
+}
+
+// encodeECDSA writes SEQUENCE { INTEGER r, INTEGER s }.
+func encodeECDSA(r, s *big.Int) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1BigInt(r)
+		b.AddASN1BigInt(s)
+	})
+	return b.BytesOrPanic()
+}
+
+// strictECDSA tells whether a signature is the DER of two positive numbers.
+func strictECDSA(sig []byte) bool {
+	der := cryptobyte.String(sig)
+	r, s := new(big.Int), new(big.Int)
+	return der.ReadASN1(&der, asn1.SEQUENCE) && der.ReadASN1Integer(r) && der.ReadASN1Integer(s) && der.Empty() &&
+		r.Sign() > 0 && s.Sign() > 0 && len(sig) == len(encodeECDSA(r, s))
+}

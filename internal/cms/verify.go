@@ -1,0 +1,117 @@
+package cms
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"fmt"
+	"math/big"
+	"strings"
+	"syscall"
+)
+
+// verify checks a signature with the certificate's key as the kernel's
+// public_key_verify_signature does. digest is asked for last. Errors of digest are
+// returned as they are; all others are of type *Error.
+func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, error)) error {
+	if s.algorithm != c.KeyAlgorithm && !(s.algorithm == "ecdsa" && strings.HasPrefix(c.KeyAlgorithm, "ecdsa-")) {
+		return &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("signature algorithm %s, but the key is for %s", s.algorithm, c.KeyAlgorithm)}
+	}
+	if c.PublicKey == nil {
+		kind := BadSignature
+		if c.keyErrno == syscall.ENOPKG {
+			kind = Unsupported
+		}
+		return &Error{Kind: kind, Errno: c.keyErrno, Reason: c.KeyProblem}
+	}
+	if s.hash == 0 {
+		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.hashName}
+	}
+	sum, err := digest(s.hash)
+	if err != nil {
+		return err
+	}
+	var errno syscall.Errno
+	switch key := c.PublicKey.(type) {
+	case *rsa.PublicKey:
+		errno = verifyRSA(key, s.hash, sum, s.value)
+	case *ecdsa.PublicKey:
+		errno = verifyECDSA(key, sum, s.value)
+	}
+	if errno != 0 {
+		return &Error{Kind: BadSignature, Errno: errno, Reason: "signature does not fit the data"}
+	}
+	return nil
+}
+
+// verifyRSA returns 0 or the errno of the kernel's rsa-pkcs1pad.c.
+func verifyRSA(key *rsa.PublicKey, h crypto.Hash, sum, sig []byte) syscall.Errno {
+	if rsa.VerifyPKCS1v15(key, h, sum, sig) == nil {
+		return 0
+	}
+	// What was wrong matters for the errno alone, and that only where a
+	// certificate inside of the message failed.
+	s := new(big.Int).SetBytes(sig)
+	if len(sig) != key.Size() || s.Cmp(key.N) >= 0 {
+		return syscall.EINVAL
+	}
+	block := s.Exp(s, big.NewInt(int64(key.E)), key.N).FillBytes(make([]byte, key.Size()))
+	if block[0] != 0 {
+		return syscall.EINVAL
+	}
+	padding := 2
+	for padding < len(block) && block[padding] == 0xff {
+		padding++
+	}
+	if block[1] != 1 || padding < 10 || padding == len(block) || block[padding] != 0 {
+		return syscall.EBADMSG
+	}
+	oid := hashAlgorithmOf(h).oid
+	prefix := []byte{tagSequence, byte(8 + len(oid) + h.Size()), tagSequence, byte(4 + len(oid)), tagOID, byte(len(oid))}
+	prefix = append(append(prefix, oid...), 5, 0, tagOctetString, byte(h.Size()))
+	if !bytes.HasPrefix(block[padding+1:], prefix) {
+		return syscall.EBADMSG
+	}
+	return syscall.EKEYREJECTED
+}
+
+// verifyECDSA returns 0 or the errno of the kernel's ecdsa.c, which is not so
+// particular about DER as crypto/ecdsa.
+func verifyECDSA(key *ecdsa.PublicKey, sum, sig []byte) syscall.Errno {
+	d := newDecoder(sig)
+	d.need(tagSequence)
+	r, errno := ecdsaInteger(&d, key)
+	if errno != 0 {
+		return errno
+	}
+	s, errno := ecdsaInteger(&d, key)
+	if errno != 0 {
+		return errno
+	}
+	if d.leave(); d.err != nil {
+		return syscall.EBADMSG
+	}
+	order := key.Curve.Params().N
+	if r.Sign() == 0 || s.Sign() == 0 || r.Cmp(order) >= 0 || s.Cmp(order) >= 0 {
+		return syscall.EBADMSG
+	}
+	if !ecdsa.VerifyASN1(key, sum, encodeECDSA(r, s)) {
+		return syscall.EKEYREJECTED
+	}
+	return 0
+}
+
+// ecdsaInteger reads r or s: a number without sign, in as many octets as the
+// kernel's words for the curve have, and perhaps a zero before them.
+func ecdsaInteger(d *decoder, key *ecdsa.PublicKey) (*big.Int, syscall.Errno) {
+	if !d.need(tagInteger) {
+		return nil, syscall.EBADMSG
+	}
+	const word = 8
+	value, limit := d.value(), (key.Curve.Params().BitSize+word*8-1)/(word*8)*word
+	if len(value) == 0 || len(value) > limit+1 || len(value) == limit+1 && value[0] != 0 {
+		return nil, syscall.EINVAL
+	}
+	return new(big.Int).SetBytes(value), 0
+}
