@@ -1,0 +1,295 @@
+package vmlinux
+
+import (
+	"bytes"
+	"cmp"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// Bounds of what is read of a file's tables. A kernel has fewer than ten
+// segments and a hundred sections.
+const (
+	maxSegments = 1 << 10
+	maxSections = 1 << 14
+)
+
+// kernelELF is the little that is needed of an ELF file: where its memory lies
+// in the file, and the addresses of a few symbols. debug/elf says of itself that
+// it is not hardened against hostile files (an index in a header may make it
+// panic), and its Symbols holds every name of a kernel at once.
+type kernelELF struct {
+	r        io.ReaderAt
+	size     int64 // of the file, in bytes
+	order    binary.ByteOrder
+	wide     bool // ELFCLASS64: an unsigned long has 8 bytes
+	segments []segment
+	symtab   section // zero when the file is stripped
+	strtab   section
+}
+
+// segment is the part of a PT_LOAD segment that the file holds.
+type segment struct {
+	addr uint64
+	off  int64
+	size int64
+}
+
+type section struct{ off, size int64 }
+
+// newELF reads the headers of a final kernel, ET_EXEC or ET_DYN.
+func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
+	f := &kernelELF{r: r, size: size}
+	ident, err := f.read(0, elf.EI_NIDENT)
+	if err != nil || string(ident[:4]) != elf.ELFMAG {
+		return nil, errors.New("not an ELF file")
+	}
+	switch data := elf.Data(ident[elf.EI_DATA]); data {
+	case elf.ELFDATA2LSB:
+		f.order = binary.LittleEndian
+	case elf.ELFDATA2MSB:
+		f.order = binary.BigEndian
+	default:
+		return nil, fmt.Errorf("unknown ELF data encoding %d", data)
+	}
+	switch class := elf.Class(ident[elf.EI_CLASS]); class {
+	case elf.ELFCLASS32:
+	case elf.ELFCLASS64:
+		f.wide = true
+	default:
+		return nil, fmt.Errorf("unknown ELF class %d", class)
+	}
+
+	var h elf.Header64
+	if f.wide {
+		err = f.decode(0, &h)
+	} else {
+		var n elf.Header32
+		err = f.decode(0, &n)
+		h = elf.Header64{
+			Type: n.Type, Phoff: uint64(n.Phoff), Phentsize: n.Phentsize, Phnum: n.Phnum,
+			Shoff: uint64(n.Shoff), Shentsize: n.Shentsize, Shnum: n.Shnum,
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ELF header: %w", err)
+	}
+	switch elf.Type(h.Type) {
+	case elf.ET_EXEC, elf.ET_DYN:
+	case elf.ET_REL:
+		return nil, errors.New("a relocatable ELF file (a module, or vmlinux.o), not a linked kernel: give the vmlinux")
+	default:
+		return nil, fmt.Errorf("an ELF file of type %d, not a kernel", h.Type)
+	}
+	if h.Phnum > maxSegments || h.Shnum > maxSections {
+		return nil, fmt.Errorf("ELF file with %d segments and %d sections: not a kernel", h.Phnum, h.Shnum)
+	}
+	for i := range uint64(h.Phnum) {
+		if err := f.addSegment(h.Phoff + i*uint64(h.Phentsize)); err != nil {
+			return nil, fmt.Errorf("program header %d: %w", i, err)
+		}
+	}
+	if len(f.segments) == 0 {
+		return nil, errors.New("ELF file with nothing to load: not a kernel")
+	}
+	var loaded int64
+	for _, s := range f.segments {
+		loaded += s.size
+	}
+	if loaded > size {
+		return nil, fmt.Errorf("ELF file of %d bytes that loads %d: its segments overlap", size, loaded)
+	}
+	slices.SortStableFunc(f.segments, func(a, b segment) int { return cmp.Compare(a.addr, b.addr) })
+	if err := f.findSymtab(h); err != nil {
+		return nil, fmt.Errorf("section headers: %w", err)
+	}
+	return f, nil
+}
+
+func (f *kernelELF) addSegment(off uint64) error {
+	var p elf.Prog64
+	if f.wide {
+		if err := f.decode(off, &p); err != nil {
+			return err
+		}
+	} else {
+		var n elf.Prog32
+		if err := f.decode(off, &n); err != nil {
+			return err
+		}
+		p = elf.Prog64{Type: n.Type, Vaddr: uint64(n.Vaddr), Off: uint64(n.Off), Filesz: uint64(n.Filesz)}
+	}
+	if elf.ProgType(p.Type) != elf.PT_LOAD || p.Filesz == 0 {
+		return nil
+	}
+	s, err := f.inFile(p.Off, p.Filesz)
+	if err != nil {
+		return err
+	}
+	f.segments = append(f.segments, segment{addr: p.Vaddr, off: s.off, size: s.size})
+	return nil
+}
+
+// findSymtab finds .symtab and its strings by their types; names are not needed.
+func (f *kernelELF) findSymtab(h elf.Header64) error {
+	header := func(i uint64) (s elf.Section64, err error) {
+		off := h.Shoff + i*uint64(h.Shentsize)
+		if f.wide {
+			return s, f.decode(off, &s)
+		}
+		var n elf.Section32
+		err = f.decode(off, &n)
+		return elf.Section64{Type: n.Type, Flags: uint64(n.Flags), Link: n.Link, Off: uint64(n.Off), Size: uint64(n.Size)}, err
+	}
+	for i := range uint64(h.Shnum) {
+		sym, err := header(i)
+		if err != nil {
+			return err
+		}
+		if elf.SectionType(sym.Type) != elf.SHT_SYMTAB || sym.Flags&uint64(elf.SHF_COMPRESSED) != 0 {
+			continue
+		}
+		if sym.Link >= uint32(h.Shnum) {
+			return fmt.Errorf("the symbol table's strings are in section %d of %d", sym.Link, h.Shnum)
+		}
+		str, err := header(uint64(sym.Link))
+		if err != nil {
+			return err
+		}
+		if f.symtab, err = f.inFile(sym.Off, sym.Size); err != nil {
+			return fmt.Errorf("symbol table: %w", err)
+		}
+		if f.strtab, err = f.inFile(str.Off, str.Size); err != nil {
+			return fmt.Errorf("symbol names: %w", err)
+		}
+		return nil
+	}
+	return nil
+}
+
+// inFile is a range of the file; one that reaches beyond its end is an error.
+func (f *kernelELF) inFile(off, size uint64) (section, error) {
+	if off > uint64(f.size) || size > uint64(f.size)-off {
+		return section{}, fmt.Errorf("%d bytes at offset %d reach beyond the end of the file (%d bytes): cut short?", size, off, f.size)
+	}
+	return section{int64(off), int64(size)}, nil
+}
+
+// read returns bytes of the file; they are not to be changed.
+func (f *kernelELF) read(off, size int64) ([]byte, error) {
+	if _, err := f.inFile(uint64(off), uint64(size)); err != nil {
+		return nil, err
+	}
+	if size > maxKernel {
+		return nil, fmt.Errorf("%d bytes at offset %d are more than a kernel has", size, off)
+	}
+	if m, ok := f.r.(memory); ok {
+		return m[off : off+size : off+size], nil
+	}
+	b := make([]byte, size)
+	if _, err := f.r.ReadAt(b, off); err != nil && err != io.EOF {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (f *kernelELF) decode(off uint64, v any) error {
+	s, err := f.inFile(off, uint64(binary.Size(v)))
+	if err != nil {
+		return err
+	}
+	b, err := f.read(s.off, s.size)
+	if err != nil {
+		return err
+	}
+	_, err = binary.Decode(b, f.order, v)
+	return err
+}
+
+// memory is a decompressed kernel. That it is known by type spares copies: a
+// segment is a slice of it.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(m).ReadAt(p, off)
+}
+
+// word reads an unsigned long of the target from the beginning of b, which may
+// be too short.
+func (f *kernelELF) word(b []byte) (uint64, bool) {
+	switch {
+	case f.wide && len(b) >= 8:
+		return f.order.Uint64(b), true
+	case !f.wide && len(b) >= 4:
+		return uint64(f.order.Uint32(b)), true
+	}
+	return 0, false
+}
+
+// at returns the size bytes that the file holds for an address.
+func (f *kernelELF) at(addr, size uint64) ([]byte, error) {
+	for _, s := range f.segments {
+		if into := addr - s.addr; addr >= s.addr && into <= uint64(s.size) && size <= uint64(s.size)-into {
+			return f.read(s.off+int64(into), int64(size))
+		}
+	}
+	return nil, fmt.Errorf("the file holds nothing for %d bytes at address %#x", size, addr)
+}
+
+// symbol is where something lies in the kernel's memory.
+type symbol struct{ addr, size uint64 }
+
+// symbols looks global symbols up in .symtab. A name that is defined twice with
+// different addresses is an error: which is meant cannot be known.
+func (f *kernelELF) symbols(names []string) (map[string]symbol, error) {
+	found := make(map[string]symbol)
+	entry := int64(elf.Sym32Size)
+	if f.wide {
+		entry = elf.Sym64Size
+	}
+	n := f.symtab.size / entry
+	strings, err := f.read(f.strtab.off, f.strtab.size)
+	if err != nil {
+		return nil, err
+	}
+	table, err := f.read(f.symtab.off, f.symtab.size)
+	if err != nil {
+		return nil, err
+	}
+	for i := range n {
+		b := table[i*entry:][:entry]
+		name := f.order.Uint32(b)
+		if uint64(name) >= uint64(len(strings)) {
+			continue
+		}
+		at := slices.IndexFunc(names, func(want string) bool {
+			s := strings[name:]
+			return len(s) > len(want) && s[len(want)] == 0 && string(s[:len(want)]) == want
+		})
+		if at < 0 {
+			continue
+		}
+		var s symbol
+		var info byte
+		var shndx uint16
+		if f.wide {
+			info, shndx = b[4], f.order.Uint16(b[6:])
+			s = symbol{f.order.Uint64(b[8:]), f.order.Uint64(b[16:])}
+		} else {
+			info, shndx = b[12], f.order.Uint16(b[14:])
+			s = symbol{uint64(f.order.Uint32(b[4:])), uint64(f.order.Uint32(b[8:]))}
+		}
+		if elf.ST_BIND(info) != elf.STB_GLOBAL || elf.SectionIndex(shndx) == elf.SHN_UNDEF {
+			continue
+		}
+		if old, ok := found[names[at]]; ok && old != s {
+			return nil, fmt.Errorf("symbol %s is defined twice, at %#x and %#x", names[at], old.addr, s.addr)
+		}
+		found[names[at]] = s
+	}
+	return found, nil
+}

@@ -1,0 +1,198 @@
+package vmlinux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+const (
+	// align is how .S files of the kernel align the lists and their sizes.
+	align = 8
+
+	// maxList is the largest list that is looked for, in bytes: some ten
+	// thousand certificates.
+	maxList = 16 << 20
+
+	// maxReserve is the largest reserve for an extra certificate that is
+	// looked across, in bytes; CONFIG_SYSTEM_EXTRA_CERTIFICATE_SIZE is 4096
+	// unless it was set.
+	maxReserve = 1 << 20
+
+	// maxSteps is how many certificates and zero words a scan walks over in
+	// all. In the kernels of Debian they are fewer than ten. It keeps the
+	// time proportional to the image where nearly everything in an image
+	// looks like a certificate.
+	maxSteps = 1 << 20
+)
+
+// errTooMany is returned for an image that no kernel's build makes.
+var errTooMany = errors.New("too much in it looks like certificates: " + giveSymbols)
+
+const giveSymbols = "give the vmlinux of the kernel's build, which has symbols, or its System.map"
+
+// list is something in the image that is laid out as a certificate list.
+type list struct {
+	addr    uint64
+	der     []byte
+	reserve bool // followed by a reserve for an extra certificate
+	used    int  // bytes of that in use
+	module  int  // module_cert_size, or -1 if what follows cannot be one
+}
+
+// scanner looks for lists in a kernel without symbols.
+type scanner struct {
+	*kernelELF
+	steps int
+	lists []list // by address
+}
+
+func (f *kernelELF) scan() (*Certificates, error) {
+	s := scanner{kernelELF: f}
+	// Kernels of before 5.13 have no revocation list. Later ones may; those
+	// that do say so when they load it.
+	trusts, revokes := false, false
+	for _, seg := range f.segments {
+		b, err := f.read(seg.off, seg.size)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.segment(seg.addr, b); err != nil {
+			return nil, err
+		}
+		trusts = trusts || bytes.Contains(b, []byte("Loading compiled-in X.509 certificates"))
+		revokes = revokes || bytes.Contains(b, []byte("Loading compiled-in revocation X.509 certificates"))
+	}
+	// Absence of the second message proves something only in the presence of
+	// the first: printk may be compiled out, or the texts may have changed.
+	builtin, err := chooseBuiltin(s.lists, trusts && !revokes)
+	if err != nil {
+		return nil, err
+	}
+
+	l := s.lists[builtin]
+	c := &Certificates{Builtin: bytes.Clone(l.der)}
+	c.Module = c.Builtin[:max(l.module, 0):max(l.module, 0)]
+	c.Extra = c.Builtin[len(c.Builtin)-l.used:]
+	for i, l := range s.lists {
+		if i != builtin {
+			c.Revoked = append(c.Revoked, l.der...)
+		}
+	}
+	return c, nil
+}
+
+// chooseBuiltin says which of the lists is the built-in list. alone tells that
+// the kernel certainly has no revocation list.
+func chooseBuiltin(lists []list, alone bool) (int, error) {
+	if len(lists) == 0 {
+		return 0, fmt.Errorf("%w: the image has no symbols and no certificate list is to be seen in it; either the kernel was built with no key and accepts no module's signature, or this is not the kernel itself: %s",
+			ErrNoCertificates, giveSymbols)
+	}
+	certain := -1
+	for i, l := range lists {
+		switch {
+		case !l.reserve && l.module <= 0:
+		case certain < 0:
+			certain = i
+		default:
+			return 0, fmt.Errorf("the lists at %#x and %#x both look like the built-in certificates: %s", lists[certain].addr, l.addr, giveSymbols)
+		}
+	}
+	switch {
+	case certain >= 0:
+		return certain, nil
+	case alone && len(lists) == 1:
+		return 0, nil
+	case !alone && len(lists) > 1 && lists[0].module == 0:
+		return 0, nil
+	case !alone && len(lists) == 1 && lists[0].module < 0:
+		return 0, fmt.Errorf("%w: the only list, at %#x, is the revocation list", ErrNoCertificates, lists[0].addr)
+	}
+	return 0, fmt.Errorf("the certificates at %#x may be those that the kernel trusts or those that it revokes, the image does not tell: %s", lists[0].addr, giveSymbols)
+}
+
+// segment collects the lists of a segment, which has the address addr.
+func (s *scanner) segment(addr uint64, b []byte) error {
+	for at := int(-addr % align); at+5 <= len(b); at += align {
+		// A certificate begins with two SEQUENCEs, the inner one being
+		// the TBSCertificate.
+		if b[at] != 0x30 || b[at+1] != 0x82 || b[at+4] != 0x30 {
+			continue
+		}
+		l, slot, err := s.listAt(addr, b, at)
+		if err != nil {
+			return err
+		}
+		if slot > 0 {
+			s.lists = append(s.lists, l)
+			at = slot
+		}
+	}
+	return nil
+}
+
+// listAt reads the list that begins at b[at:], and returns where its size lies;
+// slot is 0 if it is no list.
+func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err error) {
+	ends := certificates(b[at:min(len(b), at+maxList)])
+	s.steps += 1 + len(ends)
+	if len(ends) == 0 {
+		return list{}, 0, s.tooMany()
+	}
+	size := ends[len(ends)-1]
+	end := at + size
+
+	// Zeros up to the next word: padding, and perhaps the reserve.
+	next := end
+	for next < min(len(b), end+maxReserve+align) && b[next] == 0 {
+		next++
+	}
+	s.steps += (next - end) / align
+	if err := s.tooMany(); err != nil {
+		return list{}, 0, err
+	}
+	back := func(n int, to uint64) int { return n - int((addr+uint64(n))%to) }
+	up := func(n int, to uint64) int { return back(n+int(to)-1, to) }
+
+	l = list{addr: addr + uint64(at), der: b[at:end]}
+	isSize := func(slot int) bool {
+		n, ok := s.word(b[min(slot, len(b)):])
+		return ok && n == uint64(size)
+	}
+	slot = back(next, align)
+	switch {
+	case slot >= end && isSize(slot):
+		// Where the list is nothing but an extra certificate, this may be
+		// system_extra_cert_used, with the same value as the size that
+		// follows. Either way it is the same list.
+		l.reserve = slot > up(end, align)
+	default:
+		at := back(next, 4)
+		if at < end || at+4 > len(b) {
+			return list{}, 0, nil
+		}
+		used := uint64(s.order.Uint32(b[at:]))
+		slot = up(at+4, align)
+		if used > uint64(size) || !slices.Contains(append(ends, 0), size-int(used)) || !isSize(slot) {
+			return list{}, 0, nil
+		}
+		l.reserve, l.used = true, int(used)
+	}
+
+	l.module = -1
+	if n, ok := s.word(b[min(slot+align, len(b)):]); ok {
+		if n == 0 || n <= uint64(size) && slices.Contains(ends, int(n)) {
+			l.module = int(n)
+		}
+	}
+	return l, slot, nil
+}
+
+func (s *scanner) tooMany() error {
+	if s.steps > maxSteps {
+		return errTooMany
+	}
+	return nil
+}

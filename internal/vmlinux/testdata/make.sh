@@ -1,0 +1,32 @@
+#!/bin/sh
+# Makes the images that the fuzz targets begin with: a small vmlinux for amd64
+# and for s390, and the stripped one through every compressor of the kernel's
+# build. Needs binutils, binutils-s390x-linux-gnu, openssl and the compressors.
+set -eu
+cd "$(dirname "$0")"
+new=$(mktemp -d)
+trap 'rm -r "$new"' EXIT
+
+for name in trusted revoked; do
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 \
+		-subj "/CN=modsign test, $name" -keyout /dev/null -outform DER -out "$new/$name.der"
+done
+link() {
+	prefix=$1 bits=$2 emulation=$3 word=$4 out=$5
+	sed "s/\bWORD\b/$word/" kernel.S >"$new/kernel.S"
+	"${prefix}as" "$bits" -I "$new" -o "$new/kernel.o" "$new/kernel.S"
+	"${prefix}ld" -m "$emulation" -N --no-warn-rwx-segments -o "$out" "$new/kernel.o"
+	chmod 644 "$out"
+}
+link '' --64 elf_x86_64 .quad vmlinux.amd64
+link s390x-linux-gnu- -m31 elf_s390 .long vmlinux.s390
+objcopy -S vmlinux.amd64 "$new/vmlinux.bin"
+
+in=$new/vmlinux.bin
+gzip -n -f -9 <"$in" >vmlinux.bin.gz
+bzip2 -9 <"$in" >vmlinux.bin.bz2
+lzma -9 <"$in" >vmlinux.bin.lzma
+xz --check=crc32 --x86 --lzma2=dict=1MiB <"$in" >vmlinux.bin.xz
+lzop -9 <"$in" >vmlinux.bin.lzo
+lz4 -q -l -9 - - <"$in" >vmlinux.bin.lz4
+zstd -q -22 --ultra <"$in" >vmlinux.bin.zst

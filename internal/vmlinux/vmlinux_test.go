@@ -1,0 +1,397 @@
+package vmlinux
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// realKernel opens the image of a Debian kernel.
+func realKernel(t testing.TB, k testmod.Kernel) *Image {
+	t.Helper()
+	im, err := Open(k.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { im.Close() })
+	return im
+}
+
+// TestRealKernels takes the certificate out of each Debian kernel's image, and
+// lets openssl check with it, and with nothing else, the signatures of that
+// kernel's modules.
+func TestRealKernels(t *testing.T) {
+	openssl := testmod.Program(t, "openssl", "openssl")
+	for _, k := range testmod.Kernels(t) {
+		t.Run(k.Version, func(t *testing.T) {
+			t.Parallel()
+			im := realKernel(t, k)
+			c, err := im.Certificates()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := "bzImage, "; !strings.HasPrefix(im.Packing(), want) || c.Found != "scan" {
+				t.Errorf("packing %q, found by %q", im.Packing(), c.Found)
+			}
+			certificate, err := x509.ParseCertificate(c.Builtin)
+			if err != nil {
+				t.Fatalf("the list is not one certificate: %v", err)
+			}
+			t.Logf("%s: %s, %d bytes", im.Packing(), certificate.Subject, len(c.Builtin))
+			if !bytes.Equal(c.Module, c.Builtin) || len(c.Extra)+len(c.Dropped)+len(c.Revoked)+len(c.BlacklistHashes) > 0 {
+				t.Errorf("Debian builds in one key, for modules: %+v", c)
+			}
+
+			dir := t.TempDir()
+			file := func(name string, data []byte) string {
+				path := filepath.Join(dir, name)
+				if err := os.WriteFile(path, data, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return path
+			}
+			pemFile := file("cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Builtin}))
+			for i := 0; i < len(k.Modules); i += len(k.Modules)/5 + 1 {
+				module, err := os.ReadFile(k.Modules[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.HasSuffix(k.Modules[i], ".xz") {
+					module = testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), "-dc", k.Modules[i])
+				}
+				const trailer = 12 + len("~Module signature appended~\n")
+				end := len(module) - trailer
+				start := end - int(binary.BigEndian.Uint32(module[end+8:]))
+				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", file("signature", module[start:end]),
+					"-content", file("payload", module[:start]), "-certfile", pemFile, "-nointern", "-noverify", "-out", os.DevNull).CombinedOutput()
+				if err != nil {
+					t.Errorf("%s is not signed by the image's certificate: %v\n%s", k.Modules[i], err, out)
+				}
+			}
+
+			// Debian's System.map in /boot says where the real one is.
+			f, err := os.Open(filepath.Join(k.Root, "boot", "System.map-"+k.Version))
+			if os.IsNotExist(err) {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := im.UseSystemMap(f); err == nil || !strings.Contains(err.Error(), "stub") {
+				t.Errorf("UseSystemMap of a stub: %v", err)
+			}
+		})
+	}
+}
+
+// packers are the compressors of Kbuild with its options, and what Image says.
+// The real kernel goes through those that take a second for it.
+var packers = []struct {
+	name, packing, pkg string
+	command            []string
+	sized, real        bool
+	size               int // of the made kernel, in bytes
+}{
+	{"gzip", "gzip", "gzip", []string{"gzip", "-n", "-f", "-9"}, true, false, 600 << 10},
+	{"bzip2", "bzip2", "bzip2", []string{"bzip2", "-9"}, false, false, 1 << 20},
+	{"lzma", "lzma", "xz-utils", []string{"lzma", "-9"}, false, false, 600 << 10},
+	{"xz", "xz", "xz-utils", []string{"xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB"}, false, false, 600 << 10},
+	{"xz 6.12", "xz", "xz-utils", []string{"xz", "--check=crc32", "-T1", "--x86", "--lzma2=dict=128MiB"}, false, false, 600 << 10},
+	{"lzop", "lzo", "lzop", []string{"lzop", "-9"}, false, false, 600 << 10},
+	{"lz4", "lz4", "lz4", []string{"lz4", "-l", "-9", "-", "-"}, false, false, 9 << 20},
+	{"lz4 real", "lz4", "lz4", []string{"lz4", "-l", "-1", "-", "-"}, false, true, 0},
+	{"zstd", "zstd", "zstd", []string{"zstd", "-22", "--ultra"}, false, false, 600 << 10},
+	{"zstd real", "zstd", "zstd", []string{"zstd", "-1", "--long=27"}, false, true, 0},
+}
+
+// TestPackings makes boot images as arch/x86/boot does: a kernel through each
+// compressor, its size behind it, and the setup header of a real image before it.
+func TestPackings(t *testing.T) {
+	kernels := testmod.Kernels(t)
+	k := kernels[len(kernels)-1]
+	im := realKernel(t, k)
+	real, ok := im.elf.r.(memory)
+	if !ok {
+		t.Fatalf("%s is not decompressed into memory", k.Image)
+	}
+	setup, err := os.ReadFile(k.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	setup = setup[:(int(setup[0x1f1])+1)*512+int(binary.LittleEndian.Uint32(setup[0x248:]))]
+	realCertificates, err := im.Certificates()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, p := range packers {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			program := testmod.Program(t, p.command[0], p.pkg)
+			unpacked, want := []byte(real), realCertificates
+			if !p.real {
+				// The real kernel's text makes it something to compress.
+				made := kernel{module: certOf(t, "ecdsa:p384"), trusted: certOf(t, "rsa:2048"), revoked: certOf(t, "ecdsa:p256"), text: real[1<<21:][:p.size]}
+				_, stripped, _ := made.link(t, targets[0])
+				var err error
+				if unpacked, err = os.ReadFile(stripped); err != nil {
+					t.Fatal(err)
+				}
+				want = &Certificates{Builtin: join(made.module, made.trusted), Module: made.module, Revoked: made.revoked, Found: "scan"}
+			}
+			cmd := exec.Command(program, p.command[1:]...)
+			cmd.Stdin = bytes.NewReader(unpacked)
+			stream, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%v: %v", p.command, err)
+			}
+			payload := stream
+			if !p.sized {
+				payload = withSize(stream, len(unpacked))
+			}
+			image := join(setup, payload, make([]byte, 512))
+			binary.LittleEndian.PutUint32(image[0x24c:], uint32(len(payload)))
+
+			check := func(packing string, data []byte) {
+				t.Helper()
+				im, err := New(bytes.NewReader(data), int64(len(data)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if im.Packing() != packing {
+					t.Errorf("Packing = %q, want %q", im.Packing(), packing)
+				}
+				if got, ok := im.elf.r.(memory); !ok || !bytes.Equal(got, unpacked) {
+					t.Errorf("%s: what came out differs from what went in", packing)
+				}
+				got, err := im.Certificates()
+				if err != nil {
+					t.Fatal(err)
+				}
+				sameCertificates(t, got, want)
+			}
+			check("bzImage, "+p.packing, image)
+			if p.real {
+				return
+			}
+			check("vmlinux, "+p.packing, stream)
+
+			// A size that is not what comes out, and a payload cut short.
+			binary.LittleEndian.PutUint32(image[len(setup)+len(payload)-4:], uint32(len(unpacked)-1))
+			if _, err := New(bytes.NewReader(image), int64(len(image))); err == nil {
+				t.Error("a size that is too small went unnoticed")
+			}
+			binary.LittleEndian.PutUint32(image[len(setup)+len(payload)-4:], uint32(len(unpacked)+1))
+			if _, err := New(bytes.NewReader(image), int64(len(image))); err == nil {
+				t.Error("a size that is too large went unnoticed")
+			}
+			short := image[:len(setup)+len(stream)/2]
+			if _, err := New(bytes.NewReader(short), int64(len(short))); err == nil || !strings.Contains(err.Error(), "cut short") {
+				t.Errorf("half an image: %v", err)
+			}
+		})
+	}
+}
+
+func TestUncompressedPayload(t *testing.T) {
+	t.Parallel()
+	p384 := certOf(t, "ecdsa:p384")
+	_, stripped, _ := kernel{module: p384}.link(t, targets[0])
+	unpacked, err := os.ReadFile(stripped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := makeBzImage(unpacked)
+	im, err := New(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := im.Certificates()
+	if err != nil || !bytes.Equal(c.Builtin, p384) || im.Packing() != "bzImage, not compressed" {
+		t.Errorf("%s: %v, %v", im.Packing(), c, err)
+	}
+}
+
+// TestRefused names what is not read and says what to do.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	at := func(size, offset int, magic string) []byte {
+		b := make([]byte, size)
+		copy(b, "MZ")
+		copy(b[offset:], magic)
+		return b
+	}
+	protocol := makeBzImage(make([]byte, 64))
+	binary.LittleEndian.PutUint16(protocol[0x206:], 0x207)
+	for _, test := range []struct {
+		name string
+		data []byte
+		want []string
+	}{
+		{"arm64", at(128, 56, "ARM\x64"), []string{"arm64 Image", "give the vmlinux"}},
+		{"riscv", at(128, 56, "RSC\x05"), []string{"RISC-V Image", "give the vmlinux"}},
+		{"loongarch", at(128, 56, "\xcd\x23\x82\x81"), []string{"LoongArch", "give the vmlinux"}},
+		{"zboot", at(128, 4, "zimg"), []string{"zboot", "give the vmlinux"}},
+		{"arm", at(128, 0x24, "\x18\x28\x6f\x01"), []string{"arm zImage", "give the vmlinux"}},
+		{"s390", at(headSize, 0x10008, "S390EP"), []string{"s390", "give the vmlinux"}},
+		{"uImage", at(128, 0, "\x27\x05\x19\x56"), []string{"uImage", "give the vmlinux"}},
+		{"FIT", at(128, 0, "\xd0\x0d\xfe\xed"), []string{"FIT", "give the vmlinux"}},
+		{"UKI", at(4096, 0, "MZ"), []string{"unified kernel image", ".linux"}},
+		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image", "23 21 2f"}},
+		{"empty", nil, []string{"not a kernel image"}},
+		{"MZ alone", []byte("MZ"), []string{"EFI program"}},
+		{"ELF magic alone", []byte("\x7fELF"), []string{"vmlinux", "not an ELF file"}},
+		{"old boot protocol", protocol, []string{"boot protocol 2.07", "give the vmlinux"}},
+		{"unknown payload", makeBzImage(make([]byte, 64)), []string{"offset 1024", "00 00 00"}},
+		{"no payload", makeBzImage(nil), []string{"holds no kernel"}},
+		{"lzma dictionary", makeBzImage(withSize([]byte("\x5d\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), 4096)), []string{"lzma payload at offset 1024", "a dictionary of 4294901760 bytes"}},
+		{"bomb", makeBzImage(withSize([]byte("BZh91AY&SY and then some"), 1<<30)), []string{"no kernel compresses that well"}},
+	} {
+		_, err := New(bytes.NewReader(test.data), int64(len(test.data)))
+		if err == nil {
+			t.Errorf("%s: accepted", test.name)
+			continue
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v; want %q in it", test.name, err, want)
+			}
+		}
+	}
+}
+
+// TestCompressedInside refuses a compressed file that holds anything but a vmlinux.
+func TestCompressedInside(t *testing.T) {
+	t.Parallel()
+	arm64 := make([]byte, 64)
+	copy(arm64[56:], "ARM\x64")
+	for _, test := range []struct {
+		inside []byte
+		want   string
+	}{
+		{[]byte("some text"), "not a kernel image"},
+		{arm64, "arm64 Image"},
+		{makeBzImage(make([]byte, 64)), "decompress it first"},
+	} {
+		gzip := exec.Command(testmod.Program(t, "gzip", "gzip"), "-n")
+		gzip.Stdin = bytes.NewReader(test.inside)
+		data, err := gzip.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(bytes.NewReader(data), int64(len(data))); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("gzip of %.10q: %v, want %q in it", test.inside, err, test.want)
+		}
+	}
+}
+
+// TestLzopRefused spoils an lzop file.
+func TestLzopRefused(t *testing.T) {
+	t.Parallel()
+	whole := fixtures(t, "vmlinux.bin.lzo")["vmlinux.bin.lzo"]
+	nameLen := int(whole[33])
+	first := 34 + nameLen + 4 // the first block
+	for _, test := range []struct {
+		name  string
+		at    int
+		bytes string
+		want  string
+	}{
+		{"version", 9, "\x01\x00", "version 0x100"},
+		{"method", 15, "\x09", "method 9 is not LZO1X"},
+		{"filter", 19, "\x08", "filter or an extra field"},
+		{"huge block", first, "\x7f\xff\xff\xff", "not what lzop writes"},
+		{"grown block", first + 4, "\x00\x01\x00\x00", "not what lzop writes"},
+		{"checksum", first + 8, "\x00\x00\x00\x00", "does not match its checksum"},
+		{"no blocks", first, "\x00\x00\x00\x00", "not a kernel image"},
+	} {
+		spoilt := bytes.Clone(whole)
+		copy(spoilt[test.at:], test.bytes)
+		if _, err := New(bytes.NewReader(spoilt), int64(len(spoilt))); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q in it", test.name, err, test.want)
+		}
+	}
+}
+
+// TestOverlap refuses segments that share their bytes: they would be searched
+// again and again.
+func TestOverlap(t *testing.T) {
+	t.Parallel()
+	file := makeELF(binary.LittleEndian, true, 0, make([]byte, 4096))
+	binary.LittleEndian.PutUint16(file[54:], 0) // every header is the first one
+	binary.LittleEndian.PutUint16(file[56:], 1000)
+	if _, err := New(bytes.NewReader(file), int64(len(file))); err == nil || !strings.Contains(err.Error(), "overlap") {
+		t.Errorf("a thousand times the same segment: %v", err)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	t.Parallel()
+	if _, err := Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("Open of a folder: %v", err)
+	}
+	if _, err := Open(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) {
+		t.Errorf("Open of nothing: %v", err)
+	}
+	object := testmod.WriteFile(t, "vmlinux.o", func() []byte {
+		b := makeELF(binary.LittleEndian, true, 0, make([]byte, 8))
+		b[16] = 1 // ET_REL
+		return b
+	}())
+	if _, err := Open(object); err == nil || !strings.Contains(err.Error(), object) || !strings.Contains(err.Error(), "give the vmlinux") {
+		t.Errorf("Open of a relocatable object: %v", err)
+	}
+	im, err := Open(testmod.WriteFile(t, "vmlinux", makeELF(binary.LittleEndian, true, 0, make([]byte, 8))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if im.Packing() != "vmlinux" {
+		t.Errorf("Packing = %q", im.Packing())
+	}
+	for range 2 {
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func BenchmarkOpen(b *testing.B) {
+	for _, k := range testmod.Kernels(b) {
+		b.Run(k.Version, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				im, err := Open(k.Image)
+				if err != nil {
+					b.Fatal(err)
+				}
+				im.Close()
+			}
+		})
+	}
+}
+
+// BenchmarkCertificates finds the lists in the decompressed images of real
+// kernels without symbols.
+func BenchmarkCertificates(b *testing.B) {
+	for _, k := range testmod.Kernels(b) {
+		b.Run(k.Version, func(b *testing.B) {
+			im := realKernel(b, k)
+			b.SetBytes(im.elf.size)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := im.Certificates(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
