@@ -2,7 +2,6 @@ package keygen
 
 import (
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -12,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/modsign/modsign/internal/atomicfile"
 )
 
 // WritePEM writes the private key, as unencrypted PKCS #8, and then the
@@ -82,19 +83,18 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, data, 0o666)
 	}
-	temp := path + ".tmp-" + rand.Text()
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	f, err := atomicfile.Create(path, 0o666)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(temp, path)
+	defer f.Abort()
+	if _, err = f.Write(data); err == nil {
+		err = f.Commit(true)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("writing the certificate to %s: %w", path, err), os.Remove(temp))
+		return fmt.Errorf("writing the certificate to %s: %w", path, err)
 	}
-	return syncFolder(filepath.Dir(path))
+	return nil
 }
 
 // syncFolder brings a new name in the folder to the disk.
