@@ -50,8 +50,9 @@ func Create(target string, perm fs.FileMode) (*File, error) {
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		if failed, ok := errors.AsType[*fs.PathError](err); ok {
+			// Of the two names the target is the one that means something to people.
+			return nil, &fs.PathError{Op: "replace", Path: target, Err: failed.Err}
 		}
 		return &File{File: f, temps: []string{name}, targets: []string{target}}, nil
 	}

@@ -61,11 +61,20 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 	return attested, nil
 }
 
+// accessList is the attribute that holds an access control list.
+const accessList = "system.posix_acl_access"
+
 func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error) {
 	var buf [4096]byte
 	names, err := listXattrs(int(old.Fd()), buf[:])
 	if err != nil {
 		return false, f.failed("flistxattr", err)
+	}
+	// The folder's default list is not the old file's.
+	if !strings.Contains("\x00"+names, "\x00"+accessList+"\x00") || opts.Mode != nil {
+		if err := f.removeXattr(accessList); err != nil {
+			return false, err
+		}
 	}
 	for name := range strings.SplitSeq(names, "\x00") {
 		if name == "" {
@@ -92,13 +101,22 @@ func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error)
 // setXattr gives the file an attribute, unless it has it already: a security
 // label often comes with the folder, and only few may set one.
 func (f *File) setXattr(name string, value []byte, modeGiven bool) error {
-	if modeGiven && name == "system.posix_acl_access" {
+	if modeGiven && name == accessList {
 		return nil // it is the old mode, in more words
 	}
 	if has, err := getXattr(int(f.Fd()), name); err == nil && bytes.Equal(has, value) {
 		return nil
 	}
 	return unix.Fsetxattr(int(f.Fd()), name, value, 0)
+}
+
+// removeXattr takes an attribute away if it is there.
+func (f *File) removeXattr(name string) error {
+	err := unix.Fremovexattr(int(f.Fd()), name)
+	if err == nil || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return f.failed("fremovexattr", err)
 }
 
 // listXattrs returns the names of a file's attributes, a NUL byte after each. A

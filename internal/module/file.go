@@ -236,19 +236,23 @@ func (m *File) Payload(size int64) *io.SectionReader { return io.NewSectionReade
 
 // Unchanged returns [ErrChanged] when the file was written to, replaced or
 // renamed since it was opened.
-func (m *File) Unchanged() error {
-	opened, err := m.file.Stat()
+func (m *File) Unchanged() error { return Unchanged(m.file, m.Path, m.Info) }
+
+// Unchanged is [File.Unchanged] for a file that was opened at path, which is no
+// symbolic link, and was info then.
+func Unchanged(f *os.File, path string, info fs.FileInfo) error {
+	opened, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	named, err := os.Lstat(m.Path)
+	named, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrChanged
 	}
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(opened, named) || stamp(opened) != stamp(m.Info) {
+	if !os.SameFile(opened, named) || stamp(opened) != stamp(info) {
 		return ErrChanged
 	}
 	return nil

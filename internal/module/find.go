@@ -17,8 +17,8 @@ type Entry struct {
 
 // Find lists the modules that roots name: each root that is a file, whatever
 // its name, and every regular file below a root that is a folder and has the
-// name of a module, in lexical order. A file that several roots lead to is
-// listed once. A symbolic link is followed where it is given as a root, and
+// name of a module, in lexical order. A file that several roots lead to, be it
+// through links, is listed once. A symbolic link is followed where it is given as a root, and
 // nowhere else. other, when it is not nil, is told of the regular files below
 // the roots that are no modules.
 //
@@ -27,18 +27,21 @@ type Entry struct {
 func Find(roots []string, other func(path string)) ([]Entry, error) {
 	var found []Entry
 	seen := make(map[string]bool)
-	add := func(e Entry) {
-		key, err := filepath.Abs(e.Path)
-		if err != nil {
-			key = e.Path
-		}
-		if !seen[key] {
-			seen[key] = true
+	add := func(real string, e Entry) {
+		if !seen[real] {
+			seen[real] = true
 			found = append(found, e)
 		}
 	}
 	for _, root := range roots {
 		info, err := os.Stat(root)
+		if err != nil {
+			return nil, err
+		}
+		real, err := filepath.EvalSymlinks(root)
+		if err == nil {
+			real, err = filepath.Abs(real)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -48,7 +51,7 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 			if err != nil {
 				return nil, err
 			}
-			add(Entry{Path: path, Rel: filepath.Base(path), Info: info})
+			add(real, Entry{Path: path, Rel: filepath.Base(path), Info: info})
 			continue
 		}
 		// A trailing slash makes WalkDir look behind a link.
@@ -57,7 +60,7 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 			name := filepath.Join(root, strings.TrimPrefix(path, walked))
 			rel, _ := filepath.Rel(root, name)
 			if err != nil {
-				add(Entry{Path: name, Rel: rel, Err: err})
+				add(filepath.Join(real, rel), Entry{Path: name, Rel: rel, Err: err})
 				return nil
 			}
 			if !d.Type().IsRegular() {
@@ -70,7 +73,7 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 				return nil
 			}
 			info, err := d.Info()
-			add(Entry{Path: name, Rel: rel, Info: info, Err: err})
+			add(filepath.Join(real, rel), Entry{Path: name, Rel: rel, Info: info, Err: err})
 			return nil
 		})
 		if err != nil {
