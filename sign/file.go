@@ -46,9 +46,16 @@ func File(signer *Signer, src, dst string, opts FileOptions) error {
 		size = layers[len(layers)-1].Offset
 	}
 
+	real, err := realPath(src)
+	if err != nil {
+		return err
+	}
 	sig := opts.Signature
 	if signer != nil {
-		if sig, err = signer.Sign(io.NewSectionReader(in, 0, size)); err != nil {
+		if sig, err = signer.Sign(io.NewSectionReader(in, 0, size)); err == nil {
+			err = module.Unchanged(in, real, info)
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", src, err)
 		}
 		if opts.Save || opts.Detached {
@@ -59,15 +66,19 @@ func File(signer *Signer, src, dst string, opts FileOptions) error {
 	}
 	trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
 	signed := io.MultiReader(io.NewSectionReader(in, 0, size), bytes.NewReader(trailer))
-	return place(signed, src, info, dst)
+	// It is read a second time now.
+	unchanged := func() error {
+		if err := module.Unchanged(in, real, info); err != nil {
+			return fmt.Errorf("%s: %w", src, err)
+		}
+		return nil
+	}
+	return place(signed, unchanged, real, info, dst)
 }
 
-// place writes what is signed to where sign-file would have written it.
-func place(signed io.Reader, src string, info fs.FileInfo, dst string) error {
-	src, err := realPath(src)
-	if err != nil {
-		return err
-	}
+// place writes what is signed to where sign-file would have written it, if the
+// source, whose real path is src, turns out to be unchanged.
+func place(signed io.Reader, unchanged func() error, src string, info fs.FileInfo, dst string) error {
 	targets := []string{src}
 	perm, keep := fs.FileMode(0o666), false
 	if dst != "" {
@@ -83,7 +94,7 @@ func place(signed io.Reader, src string, info fs.FileInfo, dst string) error {
 				return err
 			}
 			_, err = io.Copy(out, signed)
-			return errors.Join(err, out.Close())
+			return errors.Join(err, out.Close(), unchanged())
 		default:
 			if dst, err = realPath(dst); err != nil {
 				return err
@@ -101,7 +112,7 @@ func place(signed io.Reader, src string, info fs.FileInfo, dst string) error {
 		return err
 	}
 	defer out.Abort()
-	if _, err := io.Copy(out, signed); err != nil {
+	if _, err := copyBuffer(out, signed); err != nil {
 		return err
 	}
 	if keep {
@@ -113,6 +124,9 @@ func place(signed io.Reader, src string, info fs.FileInfo, dst string) error {
 		if err := out.AlsoAt(target); err != nil {
 			return err
 		}
+	}
+	if err := unchanged(); err != nil {
+		return err
 	}
 	return out.Commit(false)
 }

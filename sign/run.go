@@ -104,12 +104,23 @@ func (r *run) finish(j *job, result Result) {
 		if i > 0 {
 			named.LinkOf = result.Path
 		}
-		if result.Action == Signed || result.Action == Stripped {
+		if r.writes(result.Action) {
 			named.Output = name.target
 		}
 		r.count(named)
 		r.queue.Put(name.index, named)
 	}
+}
+
+// writes reports whether an action leads to a file that is written.
+func (r *run) writes(action Action) bool {
+	switch {
+	case r.opts.DryRun:
+		return false
+	case action == Skipped:
+		return r.elsewhere && !r.opts.Detached // a copy, so that the other tree lacks nothing
+	}
+	return action == Signed || action == Stripped
 }
 
 func (r *run) count(result Result) {
@@ -169,7 +180,10 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 	case r.signer == nil && len(layers) == 0,
 		r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
 		result.Action = Skipped
-		return nil
+		if !r.writes(Skipped) {
+			return nil
+		}
+		return r.replace(ctx, m, j, result)
 	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Refuse:
 		return ErrSigned
 	}
@@ -226,8 +240,12 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 }
 
 // write writes the module, signed or without its signatures, compressed as it
-// was.
+// was, or as it is where it is skipped.
 func (r *run) write(ctx context.Context, out io.Writer, m *module.File, result *Result) error {
+	if result.Action == Skipped {
+		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
+		return err
+	}
 	payload := module.Reader(ctx, m.Payload(result.Payload))
 	if m.Format == compress.None {
 		// Read once: the bytes that are hashed are the bytes that are written.

@@ -52,7 +52,7 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, hash crypto.Hash, useK
 // in the .p7s files of sign-file -p.
 func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 	h := s.hash.New()
-	if _, err := io.Copy(h, payload); err != nil {
+	if _, err := copyBuffer(h, payload); err != nil {
 		return nil, err
 	}
 	return s.cms.Sign(h.Sum(nil))
@@ -108,7 +108,7 @@ type Options struct {
 	NewMTime   bool         // let the time of modification be the time of signing
 	KeepXattrs bool         // security.ima and security.evm too, although they attest the old bytes
 	Sync       Sync
-	Jobs       int   // modules worked on at once; 0 stands for the number of processors
+	Jobs       int   // modules worked on at once; 0 stands for twice the number of processors, as some wait for the disk
 	Level      int   // of compression; 0 stands for the kernel's choice
 	MaxSize    int64 // of a decompressed module in bytes; 0 stands for 2 GiB
 	DryRun     bool  // look at everything, write nothing
@@ -134,7 +134,7 @@ type Action string
 const (
 	Signed   Action = "signed"
 	Stripped Action = "stripped" // the signatures are off
-	Skipped  Action = "skipped"
+	Skipped  Action = "skipped"  // it is as it was, where it was or as a copy in the output
 	Failed   Action = "failed"
 )
 

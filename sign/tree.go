@@ -27,10 +27,10 @@ type Source struct {
 	// Roots are modules, and folders with modules at any depth (*.ko, *.ko.gz,
 	// *.ko.xz, *.ko.zst). Symbolic links below them are not followed.
 	Roots []string
-	// Output is the folder that takes the results; the modules under Roots are left
-	// alone. If it is empty they are replaced.
+	// Output is the folder that takes the results, a copy of what is Skipped among
+	// them; all under Roots is left alone. If it is empty, modules are replaced.
 	Output string
-	// DryRun takes no lock and cleans nothing up.
+	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
 }
 
@@ -77,7 +77,8 @@ func (t *Tree) open() (err error) {
 	}
 	var left []string
 	t.entries, err = module.Find(t.source.Roots, func(path string) {
-		if atomicfile.IsTemp(filepath.Base(path)) {
+		// What is read alone may have another run at work on a part of it.
+		if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(path)) {
 			left = append(left, path)
 		}
 	})
@@ -147,6 +148,45 @@ func (t *Tree) chooseTargets() error {
 		taken[target] = e.Path
 		t.targets[i] = target
 	}
+	if t.source.Output == "" {
+		return nil
+	}
+	return t.spareInputs()
+}
+
+// spareInputs refuses a target that is a module of the tree: the output folder
+// may be the one in which they lie, by whatever way.
+func (t *Tree) spareInputs() error {
+	type name struct {
+		dev, ino uint64 // of the folder
+		base     string
+	}
+	folders := make(map[string]*syscall.Stat_t) // nil where there is none
+	nameOf := func(path string) (name, bool) {
+		dir := filepath.Dir(path)
+		st, known := folders[dir]
+		if !known {
+			if info, err := os.Stat(dir); err == nil {
+				st = info.Sys().(*syscall.Stat_t)
+			}
+			folders[dir] = st
+		}
+		if st == nil {
+			return name{}, false
+		}
+		return name{uint64(st.Dev), st.Ino, filepath.Base(path)}, true
+	}
+	inputs := make(map[name]bool)
+	for _, e := range t.entries {
+		if n, ok := nameOf(e.Path); ok {
+			inputs[n] = true
+		}
+	}
+	for i, target := range t.targets {
+		if n, ok := nameOf(target); ok && inputs[n] {
+			return fmt.Errorf("the output for %s would replace the input %s: choose another output folder, or none to sign in place", t.entries[i].Path, target)
+		}
+	}
 	return nil
 }
 
@@ -182,11 +222,13 @@ func (t *Tree) clearAway(left []string) error {
 			if e.Info == nil || e.Rel != filepath.Base(e.Path) || !t.isRoot(e) {
 				continue
 			}
-			temps, err := atomicfile.Leftovers(e.Path)
-			if err != nil {
-				return err
+			for _, target := range []string{e.Path, detachedName(e.Path)} {
+				temps, err := atomicfile.Leftovers(target)
+				if err != nil {
+					return err
+				}
+				left = append(left, temps...)
 			}
-			left = append(left, temps...)
 		}
 	}
 	for _, temp := range left {
@@ -216,11 +258,8 @@ func (t *Tree) clear(temp string) error {
 		return err
 	}
 	if target := t.unfinished(temp, info); target >= 0 {
-		same, err := samePayload(temp, t.entries[target].Path)
-		if err != nil {
-			return err
-		}
-		if same {
+		// An old module that cannot be read is for the run to name.
+		if same, err := samePayload(temp, t.entries[target].Path); err == nil && same {
 			t.completed++
 			t.entries[target].Info = info
 			return os.Rename(temp, t.entries[target].Path)
@@ -309,6 +348,9 @@ func equal(a, b io.Reader) (bool, error) {
 // counts those, and Options.Report names them. The error is for what ends the
 // run: the context's cause, or that the system could not bring it to disk.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
+	if signer == nil {
+		return Summary{}, errors.New("nothing to sign with: the Signer is nil")
+	}
 	return t.run(ctx, signer, opts)
 }
 
@@ -322,8 +364,9 @@ func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
 
 func (t *Tree) run(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
 	start := time.Now()
+	opts.DryRun = opts.DryRun || t.source.DryRun
 	if opts.Jobs <= 0 {
-		opts.Jobs = runtime.GOMAXPROCS(0)
+		opts.Jobs = 2 * runtime.GOMAXPROCS(0)
 	}
 	encoder, err := compress.NewEncoder(compress.Options{Level: opts.Level})
 	if err != nil {
@@ -362,6 +405,7 @@ func (t *Tree) jobs(r *run) []*job {
 	type inode struct{ dev, ino uint64 }
 	var jobs []*job
 	linked := make(map[inode]*job)
+	signatures := make(map[string]string) // whose each detached one is
 	for i, e := range t.entries {
 		if e.Err != nil {
 			result := Result{Path: e.Path, Action: Failed, Err: e.Err}
@@ -371,7 +415,14 @@ func (t *Tree) jobs(r *run) []*job {
 		}
 		n := name{index: i, path: e.Path, target: t.targets[i]}
 		if r.opts.Detached {
-			n.target = module.BaseName(n.target) + ".p7s"
+			n.target = detachedName(n.target)
+			if other, taken := signatures[n.target]; taken {
+				result := Result{Path: e.Path, Action: Failed, Err: fmt.Errorf("its signature would be %s, which is that of %s", n.target, other)}
+				r.count(result)
+				r.queue.Put(i, result)
+				continue
+			}
+			signatures[n.target] = e.Path
 		}
 		r.total.Modules++
 		st := e.Info.Sys().(*syscall.Stat_t)
@@ -397,6 +448,9 @@ func (t *Tree) jobs(r *run) []*job {
 	}
 	return jobs
 }
+
+// detachedName is where the detached signature of a module goes.
+func detachedName(path string) string { return module.BaseName(path) + ".p7s" }
 
 // sync brings what was written to disk, file system by file system.
 func (t *Tree) sync() error {

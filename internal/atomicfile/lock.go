@@ -21,6 +21,7 @@ import (
 // exclude each other, and neighbours do not.
 type Lock struct {
 	files  []*os.File
+	held   map[inode]int   // LOCK_EX or LOCK_SH; one file may have several names
 	given  map[string]bool // locked whole
 	shared map[string]bool // locked for sharing, as they lie above
 
@@ -28,6 +29,8 @@ type Lock struct {
 	// of what lies there.
 	Unsupported bool
 }
+
+type inode struct{ dev, ino uint64 }
 
 // A LockedError says that somebody else holds a lock.
 type LockedError struct {
@@ -44,7 +47,7 @@ func (e *LockedError) Error() string {
 // read are locked for sharing: other readers may come, and writers to a part of
 // a folder, but nobody who writes to the whole.
 func NewLock(written, read []string) (*Lock, error) {
-	l := &Lock{given: make(map[string]bool), shared: make(map[string]bool)}
+	l := &Lock{held: make(map[inode]int), given: make(map[string]bool), shared: make(map[string]bool)}
 	for _, set := range []struct {
 		paths []string
 		how   int
@@ -126,6 +129,11 @@ func (l *Lock) flock(path string, how int) error {
 			}
 			return err
 		}
+		id, err := inodeOf(f)
+		if err != nil || l.held[id] == how || l.held[id] == unix.LOCK_EX {
+			f.Close()
+			return err
+		}
 		switch err := flockRetry(int(f.Fd()), how|unix.LOCK_NB); {
 		case err == unix.EWOULDBLOCK:
 			holder := holderOf(f)
@@ -141,8 +149,17 @@ func (l *Lock) flock(path string, how int) error {
 			continue
 		}
 		l.files = append(l.files, f)
+		l.held[id] = how
 		return nil
 	}
+}
+
+func inodeOf(f *os.File) (inode, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return inode{}, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	return inode{uint64(st.Dev), st.Ino}, nil
 }
 
 func flockRetry(fd, how int) error {
@@ -173,8 +190,8 @@ func (l *Lock) Unlock() {
 //	1: FLOCK  ADVISORY  WRITE 1234 fe:00:567 0 EOF
 func holderOf(f *os.File) string {
 	const unknown = "another process"
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil {
+	id, err := inodeOf(f)
+	if err != nil {
 		return unknown
 	}
 	locks, err := os.Open("/proc/locks")
@@ -182,7 +199,7 @@ func holderOf(f *os.File) string {
 		return unknown
 	}
 	defer locks.Close()
-	inode := ":" + strconv.FormatUint(st.Ino, 10)
+	inode := ":" + strconv.FormatUint(id.ino, 10)
 	for lines := bufio.NewScanner(locks); lines.Scan(); {
 		words := strings.Fields(lines.Text())
 		if len(words) < 6 || words[1] != "FLOCK" || !strings.HasSuffix(words[5], inode) {
