@@ -107,6 +107,11 @@ func place(signed io.Reader, unchanged func() error, src string, info fs.FileInf
 			}
 		}
 	}
+	lock, err := lockTargets(targets)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
 	out, err := atomicfile.Create(targets[0], perm)
 	if err != nil {
 		return err
@@ -129,6 +134,21 @@ func place(signed io.Reader, unchanged func() error, src string, info fs.FileInf
 		return err
 	}
 	return out.Commit(false)
+}
+
+// lockTargets keeps runs over a whole tree away, to which a file that is on its way
+// there would look like what a killed run has left.
+func lockTargets(targets []string) (*atomicfile.Lock, error) {
+	var files, folders []string
+	for _, target := range targets {
+		folder := filepath.Dir(target)
+		if _, err := os.Stat(target); err == nil {
+			files = append(files, target)
+		} else if _, err := os.Stat(folder); err == nil {
+			folders = append(folders, folder)
+		} // else there is nothing to lock, and nothing will be written
+	}
+	return atomicfile.NewLock(files, folders)
 }
 
 // realPath is the absolute path of a file that exists, without links.

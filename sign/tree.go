@@ -217,19 +217,18 @@ func (t *Tree) clearAway(left []string) error {
 			return err
 		}
 	default:
+		// The folder of a root that is a file was not looked at.
+		var targets []string
 		for _, e := range t.entries {
-			// Only a root that is the file itself was not looked around.
-			if e.Info == nil || e.Rel != filepath.Base(e.Path) || !t.isRoot(e) {
-				continue
-			}
-			for _, target := range []string{e.Path, detachedName(e.Path)} {
-				temps, err := atomicfile.Leftovers(target)
-				if err != nil {
-					return err
-				}
-				left = append(left, temps...)
+			if e.Root {
+				targets = append(targets, e.Path, detachedName(e.Path))
 			}
 		}
+		temps, err := atomicfile.Leftovers(targets)
+		if err != nil {
+			return err
+		}
+		left = append(left, temps...)
 	}
 	for _, temp := range left {
 		if err := t.clear(temp); err != nil {
@@ -237,16 +236,6 @@ func (t *Tree) clearAway(left []string) error {
 		}
 	}
 	return nil
-}
-
-// isRoot reports whether an entry was given itself.
-func (t *Tree) isRoot(e module.Entry) bool {
-	for _, root := range t.source.Roots {
-		if info, err := os.Stat(root); err == nil && os.SameFile(info, e.Info) {
-			return true
-		}
-	}
-	return false
 }
 
 func (t *Tree) clear(temp string) error {

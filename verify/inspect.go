@@ -55,7 +55,7 @@ func Inspect(ctx context.Context, path string, maxSize int64) (*Description, err
 		d.Warnings = append(d.Warnings, err.Error())
 	}
 	layers, err := module.Layers(m, m.Size)
-	if _, malformed := errors.AsType[*module.FormatError](err); malformed {
+	if _, malformed := errors.AsType[*module.FormatError](err); malformed || err == module.ErrLayers {
 		d.Warnings = append(d.Warnings, err.Error())
 	} else if err != nil {
 		return nil, err

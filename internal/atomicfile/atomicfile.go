@@ -24,6 +24,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -81,19 +82,24 @@ func IsTempFor(path, target string) bool {
 		IsTemp(filepath.Base(path)) && strings.HasPrefix(filepath.Base(path), tempStem(target))
 }
 
-// Leftovers lists the temporary files that lie beside target and were to become
-// it.
-func Leftovers(target string) ([]string, error) {
-	// Not filepath.Glob: a folder's name may hold its special characters.
-	dir := filepath.Dir(target)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
+// Leftovers lists the temporary files that were to become one of the targets.
+func Leftovers(targets []string) ([]string, error) {
+	stems := make(map[string][]string) // by folder
+	for _, target := range targets {
+		dir := filepath.Dir(target)
+		stems[dir] = append(stems[dir], tempStem(target))
 	}
 	var found []string
-	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); IsTempFor(path, target) {
-			found = append(found, path)
+	for dir, stems := range stems {
+		// Not filepath.Glob: a folder's name may hold its special characters.
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if IsTemp(e.Name()) && slices.ContainsFunc(stems, func(stem string) bool { return strings.HasPrefix(e.Name(), stem) }) {
+				found = append(found, filepath.Join(dir, e.Name()))
+			}
 		}
 	}
 	return found, nil

@@ -107,7 +107,7 @@ func TestAlsoAt(t *testing.T) {
 	if err := f.AlsoAt(b); err != nil {
 		t.Fatal(err)
 	}
-	left, err := Leftovers(b)
+	left, err := Leftovers([]string{b})
 	if err != nil || len(left) != 1 {
 		t.Errorf("beside b.ko lie %q (%v)", left, err)
 	}
@@ -294,7 +294,8 @@ func TestLock(t *testing.T) {
 			t.Fatalf("%+v: %v", test, err)
 		}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestLockHelper$")
-		cmd.Env = append(os.Environ(), "ATOMICFILE_LOCK="+strings.Join(at(test.otherWritten), " ")+";"+strings.Join(at(test.otherRead), " "))
+		// The race detector sleeps for a second when a process ends.
+		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "ATOMICFILE_LOCK="+strings.Join(at(test.otherWritten), " ")+";"+strings.Join(at(test.otherRead), " "))
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("%+v: %v", test, err)

@@ -145,7 +145,7 @@ func (l *Lock) flock(path string, how int) error {
 			return nil
 		}
 		if replaced(f, path) {
-			f.Close() // its next version may be in somebody else's hands
+			release(f) // its next version may be in somebody else's hands
 			continue
 		}
 		l.files = append(l.files, f)
@@ -180,9 +180,16 @@ func replaced(f *os.File, path string) bool {
 // Unlock lets go of everything.
 func (l *Lock) Unlock() {
 	for _, f := range l.files {
-		f.Close()
+		release(f)
 	}
 	l.files = nil
+}
+
+// release does not leave it to Close alone: a child of this process that has not
+// come to its exec yet has the file, and so the lock, too.
+func release(f *os.File) {
+	_ = flockRetry(int(f.Fd()), unix.LOCK_UN)
+	f.Close()
 }
 
 // holderOf finds who locks a file in /proc/locks, whose lines are

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/compress"
 )
@@ -217,7 +218,12 @@ func unnamedFile() (*os.File, error) {
 			dir = os.TempDir()
 		}
 	}
-	f, err := os.CreateTemp(dir, ".modsign-spill-")
+	f, err := os.OpenFile(dir, os.O_RDWR|os.O_EXCL|unix.O_TMPFILE, 0o600)
+	if err == nil {
+		return f, nil
+	}
+	// Not every file system has files without a name.
+	f, err = os.CreateTemp(dir, ".modsign-spill-")
 	if err != nil {
 		return nil, fmt.Errorf("no place for a large module (TMPDIR names another): %w", err)
 	}

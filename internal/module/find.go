@@ -11,6 +11,7 @@ import (
 type Entry struct {
 	Path string      // the root as it was given, and the way from there
 	Rel  string      // the way from the root; the base name where the root is the file
+	Root bool        // whether it was given itself
 	Info fs.FileInfo // nil when Err is set
 	Err  error       // why it cannot be looked at: an unreadable folder, say
 }
@@ -51,7 +52,7 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 			if err != nil {
 				return nil, err
 			}
-			add(real, Entry{Path: path, Rel: filepath.Base(path), Info: info})
+			add(real, Entry{Path: path, Rel: filepath.Base(path), Root: true, Info: info})
 			continue
 		}
 		// A trailing slash makes WalkDir look behind a link.

@@ -197,13 +197,23 @@ func Split(r io.ReaderAt, size int64) (Layer, error) {
 	return Layer{Info: info, Offset: rest - int64(info.SigLen)}, nil
 }
 
+// maxLayers is how many signatures are looked for: a file may hold millions of
+// empty ones.
+const maxLayers = 1000
+
+// ErrLayers says that a file has more signatures stacked than anybody makes.
+var ErrLayers = fmt.Errorf("more than %d signatures, one on the other", maxLayers)
+
 // Layers finds all the signatures of a module, the outermost first; none is not
 // an error. The innermost one's Offset is the length of the module as it was
 // before anybody signed it. With a malformed layer come the good ones around
-// it and the [*FormatError].
+// it and the [*FormatError], with too many the outer ones and [ErrLayers].
 func Layers(r io.ReaderAt, size int64) ([]Layer, error) {
 	var layers []Layer
 	for {
+		if len(layers) == maxLayers {
+			return layers, ErrLayers
+		}
 		layer, err := Split(r, size)
 		if err == ErrNotSigned {
 			return layers, nil

@@ -116,6 +116,13 @@ func TestLayers(t *testing.T) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
 	}
 
+	for range maxLayers {
+		file = AppendSignature(file, TypePKCS7, nil)
+	}
+	if got, err = Layers(bytes.NewReader(file), int64(len(file))); err != ErrLayers || len(got) != maxLayers {
+		t.Errorf("with too many: %d layers, %v", len(got), err)
+	}
+
 	inner := signed([]byte("payload"), []byte("sig"), Info{IDType: 2, Hash: 1, SigLen: 3})
 	file = AppendSignature(inner, TypePKCS7, make([]byte, 10))
 	got, err = Layers(bytes.NewReader(file), int64(len(file)))
@@ -165,7 +172,7 @@ func FuzzSplit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		layers, err := Layers(bytes.NewReader(b), int64(len(b)))
 		var format *FormatError
-		if err != nil && !errors.As(err, &format) {
+		if err != nil && err != ErrLayers && !errors.As(err, &format) {
 			t.Fatalf("error of type %T: %v", err, err)
 		}
 		rest := b
