@@ -39,6 +39,9 @@ of modinfo.`,
 				d, err := verify.Inspect(cmd.Context(), path, int64(maxSize))
 				switch {
 				case err != nil:
+					if u.json {
+						u.object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
+					}
 					u.say("%s", describe(path, err))
 					failed++
 				case u.json:
@@ -47,7 +50,9 @@ of modinfo.`,
 					if i > 0 {
 						u.result("")
 					}
-					u.result("%s", inspection(d))
+					for _, line := range inspection(d) {
+						u.result("%s", line)
+					}
 				}
 			}
 			switch {
@@ -65,7 +70,7 @@ of modinfo.`,
 }
 
 // inspection is a description for people, in modinfo's two columns.
-func inspection(d *verify.Description) string {
+func inspection(d *verify.Description) []string {
 	var lines []string
 	field := func(name, format string, args ...any) {
 		lines = append(lines, fmt.Sprintf("%-16s%s", name+":", fmt.Sprintf(format, args...)))
@@ -111,7 +116,7 @@ func inspection(d *verify.Description) string {
 	for _, warning := range d.Warnings {
 		field("warning", "%s", warning)
 	}
-	return strings.Join(lines, "\n")
+	return lines
 }
 
 // colons is how modinfo writes octets: AB:CD:EF.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -37,8 +39,9 @@ type kernel struct {
 }
 
 // kernel returns the kernel that was chosen, nil if none was. The version may
-// also be the one argument.
+// also be the first argument, and there may be no other.
 func (o *installedOptions) kernel(args []string) (*kernel, error) {
+	o.root = cmp.Or(o.root, "/") // where a script's variable is empty
 	if o.installed == "" {
 		if o.root != "/" {
 			return nil, usagef("--root goes with --installed")
@@ -48,11 +51,11 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	version := o.installed
 	if version == running {
 		switch {
-		case len(args) == 1:
-			version, args = args[0], nil
-		case len(args) == 0 && filepath.Clean(o.root) != "/":
+		case len(args) > 0:
+			version, args = args[0], args[1:]
+		case filepath.Clean(o.root) != "/":
 			return nil, usagef("--installed with --root needs the kernel's version: see %s", filepath.Join(o.root, "lib/modules"))
-		case len(args) == 0:
+		default:
 			var uts unix.Utsname
 			if err := unix.Uname(&uts); err != nil {
 				return nil, err
@@ -115,7 +118,7 @@ func (k *kernel) guard(cert []byte) error {
 	}
 	if !keys.Holds(cert) {
 		return withHint(errors.New("kernel "+k.version+" has not this certificate built in, and would refuse the modules"),
-			"it trusts %v; sign all the same with --force-untrusted, where the key is enrolled by other means", keys.Names())
+			"it trusts %s; sign all the same with --force-untrusted, where the key is enrolled by other means", strings.Join(keys.Names(), ", "))
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"fmt"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -68,7 +68,7 @@ type jsonVerified struct {
 	Verdict   string   `json:"verdict"`
 	Signer    string   `json:"signer,omitempty"`
 	Source    string   `json:"trusted_by,omitempty"`
-	Layers    int      `json:"signatures"`
+	Layers    int      `json:"signature_count"`
 	Errno     string   `json:"errno,omitempty"`
 	Cause     string   `json:"cause,omitempty"`
 	Tolerated bool     `json:"tolerated_without_enforcement,omitempty"`
@@ -106,6 +106,7 @@ type jsonInspected struct {
 	Payload  int64       `json:"payload_size"`
 	Layers   []jsonLayer `json:"signatures"`
 	Warnings []string    `json:"warnings,omitempty"`
+	Error    string      `json:"error,omitempty"`
 }
 
 type jsonLayer struct {
@@ -150,5 +151,5 @@ func errnoName(errno syscall.Errno) string {
 	if name := unix.ErrnoName(errno); name != "" {
 		return name
 	}
-	return errors.New("errno " + errno.Error()).Error()
+	return fmt.Sprintf("errno %d", int(errno))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -41,7 +42,7 @@ say, and what flags say, is as in the kernel's build.`,
   modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
   modsign keygen --subject "/O=Example/CN=Example module key" --days 3650 -o key.pem --cert-out key.der`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return o.run(u) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), u) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -55,7 +56,7 @@ say, and what flags say, is as in the kernel's build.`,
 	return cmd
 }
 
-func (o *keygenOptions) run(u *ui) error {
+func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	template, algorithm, err := o.template()
 	if err != nil {
 		return err
@@ -65,10 +66,10 @@ func (o *keygenOptions) run(u *ui) error {
 	if err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := pair.WriteFile(o.output); err != nil {
-		if os.IsExist(err) {
-			return withHint(err, "a key is never replaced: move it away, or choose another name with --output")
-		}
 		return err
 	}
 	if o.certOut != "" {

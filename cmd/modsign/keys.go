@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -33,16 +34,16 @@ func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "take a private key that others can read")
 }
 
-func (o *keyOptions) load(u *ui) (*keygen.Pair, error) {
+func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
 	return keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
-		Passphrase:    func() ([]byte, error) { return o.passphrase(u) },
+		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
 	})
 }
 
 // passphrase is asked for when a key turns out to need one.
-func (o *keyOptions) passphrase(u *ui) ([]byte, error) {
+func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if o.passphraseFile != "" {
 		return passphraseFrom(o.passphraseFile)
 	}
@@ -53,16 +54,40 @@ func (o *keyOptions) passphrase(u *ui) ([]byte, error) {
 	if !ok || !term.IsTerminal(int(stdin.Fd())) {
 		return nil, keygen.ErrNoPassphrase
 	}
-	fmt.Fprintf(u.stderr, "Passphrase for %s: ", o.key)
+	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(o.key))
 	defer fmt.Fprintln(u.stderr)
-	return term.ReadPassword(int(stdin.Fd()))
+	return readPassphrase(ctx, int(stdin.Fd()))
+}
+
+// readPassphrase reads a line from a terminal that does not show it. An interrupt
+// ends it, and leaves the terminal as it was.
+func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, err
+	}
+	type answer struct {
+		passphrase []byte
+		err        error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		passphrase, err := term.ReadPassword(fd)
+		answers <- answer{passphrase, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.passphrase, a.err
+	case <-ctx.Done():
+		return nil, errors.Join(context.Cause(ctx), term.Restore(fd, before))
+	}
 }
 
 // passphraseFrom reads the first line of a file, which may be a pipe.
 func passphraseFrom(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, errors.New(describe(path, err)) // not to be taken for one about the key's file
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, 4096))

@@ -77,12 +77,16 @@ func main() {
 // run is the program as a function from its arguments to its exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if filepath.Base(args[0]) == "sign-file" {
-		return signFile(args[1:], stdin, stderr)
+		return signFile(args[1:], stderr)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // as nohup and a shell's & leave them
+			signal.Notify(signals, s)
+		}
+	}
 	defer signal.Stop(signals)
 	go func() {
 		<-signals
@@ -95,7 +99,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRootCommand(u)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(u.stdout)
 	root.SetErr(stderr)
 	return u.exit(root.ExecuteContext(ctx))
 }
@@ -112,13 +116,8 @@ kernel will take them.
   modsign verify --cert signing_key.pem TREE         prove it`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("there is no command %q: see modsign --help", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:          func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddGroup(&cobra.Group{ID: "everyday", Title: "Everyday:"}, &cobra.Group{ID: "more", Title: "More:"})
 	add := func(group string, commands ...*cobra.Command) {
@@ -128,13 +127,38 @@ kernel will take them.
 		}
 	}
 	add("everyday", newSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u))
-	add("more", newStripCommand(u), newSignFileCommand(u), newVersionCommand(u))
+	add("more", newStripCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
-	root.SetCompletionCommandGroupID("more")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &failure{code: exitUsage, err: err} })
 	root.SetHelpTemplate("{{with (or .Long .Short)}}{{.}}{{end}}\n\n{{.UsageString}}\n" +
 		`{{with .Annotations.exit}}{{.}}{{else}}` + exitStatusHelp() + "{{end}}\n")
 	return root
+}
+
+// noSuchCommand is the error of words that name no command.
+func noSuchCommand(words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	return usagef("there is no command %q: see modsign --help", strings.Join(words, " "))
+}
+
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		Long:  "Help shows what the --help of a command shows.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return noSuchCommand(args)
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 // exitStatusHelp is the end of every help.

@@ -59,11 +59,11 @@ and only its certificate is kept.`,
 	o.keyOptions.addFlags(flags)
 	flags.BoolVar(&o.oneTime, "one-time", false, "make a key, sign with it, and keep its certificate alone")
 	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE` (DER; default: modsign-one-time.x509 in the output folder)")
-	flags.StringVar(&o.keyType, "key-type", "rsa:4096", "with --one-time: the `TYPE` of key, as in keygen --type")
+	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: the `TYPE` of key, as in keygen --type (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash, as CONFIG_MODULE_SIG_HASH spells it (default: sha512, or what the installed kernel's configuration says)")
 	flags.BoolVar(&o.keyID, "key-id", false, "name the certificate by its subject key identifier, as sign-file -k does")
-	flags.StringVar(&o.existing, "existing", "replace", "signatures that are there: `replace`, skip or refuse the module")
+	flags.StringVar(&o.existing, "existing", "replace", "`WHAT` to do with a module that is signed already: replace its signatures, skip it, or refuse it")
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, and leave the module")
 	o.treeOptions.addFlags(flags, u)
 	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although the kernel has not this certificate built in")
@@ -81,6 +81,9 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		return usagef("--existing: %v", err)
 	}
 	options.Detached = o.detached
+	if err := o.check(args); err != nil {
+		return err
+	}
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err
@@ -88,9 +91,6 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	roots := args
 	if kernel != nil {
 		roots = []string{kernel.modules}
-	}
-	if err := o.check(kernel, roots); err != nil {
-		return err
 	}
 	hashName, err := o.hashName(kernel)
 	if err != nil {
@@ -101,7 +101,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		return usagef("--hash: %v", err)
 	}
 
-	pair, err := o.pair(u)
+	pair, err := o.pair(ctx, u)
 	if err != nil {
 		return err
 	}
@@ -121,6 +121,9 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	defer tree.Close()
 	w := work{ui: u, verb: "signing", options: options}
 	w.how = fmt.Sprintf(" with %s and %s, as %q", keyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
 		w.cert = o.certPath(roots)
@@ -130,12 +133,13 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	if err == nil || errors.Is(err, exitStatus(exitSome)) {
-		o.after(u, &w, kernel, roots)
+		o.after(&w, kernel, roots)
 	}
 	return err
 }
 
-func (o *signOptions) check(kernel *kernel, roots []string) error {
+// check refuses what makes no sense together.
+func (o *signOptions) check(args []string) error {
 	switch {
 	case o.oneTime && o.key != "":
 		return usagef("--one-time makes a key, and --key gives one: choose")
@@ -143,13 +147,13 @@ func (o *signOptions) check(kernel *kernel, roots []string) error {
 		return usagef("--cert and --passphrase-file go with --key")
 	case !o.oneTime && o.key == "":
 		return usagef("no key: give --key FILE (modsign keygen makes one), or --one-time for one that is dropped after")
-	case !o.oneTime && o.certOut != "":
-		return usagef("--cert-out goes with --one-time")
-	case len(roots) == 0:
+	case !o.oneTime && (o.certOut != "" || o.keyType != ""):
+		return usagef("--cert-out and --key-type go with --one-time")
+	case len(args) == 0 && o.installed == "":
 		return usagef("nothing to sign: name modules or folders, or give --installed")
-	case o.oneTime && kernel != nil && isRoot(kernel.root):
+	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would leave this machine's own modules signed with a key that no kernel knows")
-	case o.forceUntrusted && kernel == nil:
+	case o.forceUntrusted && o.installed == "":
 		return usagef("--force-untrusted goes with --installed")
 	}
 	return nil
@@ -173,11 +177,11 @@ func (o *signOptions) hashName(kernel *kernel) (string, error) {
 }
 
 // pair loads the key, or makes the one-time key.
-func (o *signOptions) pair(u *ui) (*keygen.Pair, error) {
+func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	if !o.oneTime {
-		return o.load(u)
+		return o.load(ctx, u)
 	}
-	algorithm, err := keygen.ParseAlgorithm(o.keyType)
+	algorithm, err := keygen.ParseAlgorithm(cmp.Or(o.keyType, keygen.RSA4096.String()))
 	if err != nil {
 		return nil, usagef("--key-type: %v", err)
 	}
@@ -196,7 +200,8 @@ func (o *signOptions) certPath(roots []string) string {
 }
 
 // after says what to do next.
-func (o *signOptions) after(u *ui, w *work, kernel *kernel, roots []string) {
+func (o *signOptions) after(w *work, kernel *kernel, roots []string) {
+	u := w.ui
 	if o.dryRun {
 		return
 	}
@@ -206,11 +211,11 @@ func (o *signOptions) after(u *ui, w *work, kernel *kernel, roots []string) {
 			where = []string{o.output}
 		}
 		u.note("the key is gone; its certificate is %s", w.cert)
-		if !o.detached {
+		if !o.detached && w.summary.Signed > 0 {
 			u.hint("modsign verify --cert %s %s", quote(w.cert), quote(where...))
 		}
 	}
-	if kernel != nil && !o.detached && o.output == "" {
+	if kernel != nil && !o.detached && o.output == "" && w.summary.Signed > 0 {
 		u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", kernel.version)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -45,16 +44,17 @@ const signFileExit = `Exit status:
 
 func newSignFileCommand(u *ui) *cobra.Command {
 	return &cobra.Command{
-		Use:                "sign-file [-dpk] HASH KEY X509 MODULE [DEST]",
-		Short:              "Do as the kernel's scripts/sign-file does",
-		Long:               signFileHelp,
-		Annotations:        map[string]string{"exit": signFileExit},
-		DisableFlagParsing: true,
+		Use:                   "sign-file [-dpk] HASH KEY X509 MODULE [DEST]",
+		Short:                 "Do as the kernel's scripts/sign-file does",
+		Long:                  signFileHelp,
+		Annotations:           map[string]string{"exit": signFileExit},
+		DisableFlagParsing:    true,
+		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
 				return cmd.Help()
 			}
-			return exitStatus(signFile(args, u.stdin, u.stderr))
+			return exitStatus(signFile(args, u.stderr))
 		},
 	}
 }
@@ -105,7 +105,7 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 }
 
 // signFile is the command from its arguments to its exit code.
-func signFile(args []string, stdin io.Reader, stderr io.Writer) int {
+func signFile(args []string, stderr io.Writer) int {
 	_, posix := os.LookupEnv("POSIXLY_CORRECT")
 	a, err := parseSignFile(args, posix)
 	if err != nil {
@@ -114,11 +114,7 @@ func signFile(args []string, stdin io.Reader, stderr io.Writer) int {
 	}
 	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
 	if err := a.run(warn); err != nil {
-		hint := ""
-		if l, ok := errors.AsType[*keygen.LoadError](err); ok && l.Hint != "" {
-			hint = " (" + l.Hint + ")"
-		}
-		warn("%s%s", strings.ReplaceAll(err.Error(), "\n", "; "), hint)
+		warn("%s", printable(err.Error()))
 		return exitError
 	}
 	return exitDone

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -33,11 +34,11 @@ func (o *treeOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVarP(&o.dryRun, "dry-run", "n", false, "look at everything and write nothing")
 	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules worked on at once, `N` (default: the number of processors)")
+	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules worked on at once, `N` (default: twice the number of processors)")
 	flags.StringVar(&o.mode, "mode", "", "give what is written this `MODE`, such as 0644, instead of keeping the old one")
-	flags.StringVar(&o.mtime, "mtime", "keep", "`keep` the time of modification, or set it to now")
-	flags.StringVar(&o.xattr, "xattr", "safe", "extended attributes: `safe` drops security.ima and security.evm, which attest the old bytes; keep keeps all")
-	flags.StringVar(&o.sync, "sync", "tree", "bring what is written to disk when the `tree` is done, with each file, or none")
+	flags.StringVar(&o.mtime, "mtime", "keep", "`TIME` of modification of what is written: keep the old one, or now")
+	flags.StringVar(&o.xattr, "xattr", "safe", "`WHICH` extended attributes stay: the safe ones, without security.ima and security.evm, which attest the old bytes; or keep, for all")
+	flags.StringVar(&o.sync, "sync", "tree", "`WHEN` what is written has to be on disk: the tree at the end, each file before it gets its name, or none")
 	flags.IntVar(&o.level, "level", 0, "level of compression for modules that are compressed, `N` (default: the kernel's)")
 	flags.Var(&o.maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
 }
@@ -46,6 +47,9 @@ func (o *treeOptions) options() (sign.Options, error) {
 	options := sign.Options{Jobs: o.jobs, Level: o.level, MaxSize: int64(o.maxSize), DryRun: o.dryRun}
 	if o.jobs < 0 {
 		return options, usagef("--jobs is %d, and has to be a number of modules", o.jobs)
+	}
+	if err := (compress.Options{Level: o.level}).Check(compress.Zstd); err != nil { // which has the most
+		return options, usagef("--level: %v", err)
 	}
 	if o.mode != "" {
 		mode, err := strconv.ParseUint(o.mode, 8, 32)
@@ -82,6 +86,7 @@ type work struct {
 	verb    string // what is done, as in "signing"
 	start   time.Time
 	options sign.Options
+	summary sign.Summary
 	cert    string // where a one-time certificate was written
 	how     string // "with rsa:4096 and sha512, as ..."
 }
@@ -91,6 +96,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	w.start = time.Now()
 	w.options.Report = sign.Report{Progress: w.progress, Result: w.result}
 	summary, err := f(w.options)
+	w.summary = summary
 	w.ui.progress(true, nil)
 	if w.ui.json {
 		w.ui.object(jsonSignSummary{
@@ -106,6 +112,9 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
 		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
+		if left == 0 {
+			return errInterrupted
+		}
 		return fmt.Errorf("%w: %s left as before; the same command again completes it", errInterrupted, plural(left, "module"))
 	case err != nil:
 		return err

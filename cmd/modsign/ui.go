@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/term"
 
@@ -58,7 +60,7 @@ func (u *ui) say(format string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.erase()
-	fmt.Fprintf(u.stderr, "modsign: %s\n", fmt.Sprintf(format, args...))
+	fmt.Fprintf(u.stderr, "modsign: %s\n", printable(fmt.Sprintf(format, args...)))
 }
 
 // note says what is good to know, unless it is to be quiet.
@@ -72,10 +74,14 @@ func (u *ui) hint(format string, args ...any) { u.note("hint: "+format, args...)
 
 // result writes a line to stdout.
 func (u *ui) result(format string, args ...any) {
+	u.line(printable(fmt.Sprintf(format, args...)))
+}
+
+func (u *ui) line(text string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.erase()
-	fmt.Fprintf(u.stdout, format+"\n", args...)
+	fmt.Fprintln(u.stdout, text)
 	if u.terminal {
 		u.stdout.Flush()
 	}
@@ -87,7 +93,7 @@ func (u *ui) object(v any) {
 	if err != nil {
 		panic("internal error: " + err.Error()) // all that is written so is our own
 	}
-	u.result("%s", b)
+	u.line(string(b))
 }
 
 // progress shows how far things are, on a terminal and now and then.
@@ -119,12 +125,19 @@ func (u *ui) erase() {
 
 // exit says what a command ended with and returns the exit code.
 func (u *ui) exit(err error) int {
-	code, hint := exitError, ""
+	code, hint, text := exitError, "", ""
+	if err != nil {
+		text = err.Error()
+	}
+	if p, ok := err.(*fs.PathError); ok { // which system call it was says nothing here
+		text = describe(p.Path, p)
+	}
 	if f, ok := errors.AsType[*failure](err); ok {
 		code, hint = f.code, f.hint
 	}
-	if l, ok := errors.AsType[*keygen.LoadError](err); ok && hint == "" {
+	if l, ok := errors.AsType[*keygen.LoadError](err); ok && l.Hint != "" && hint == "" {
 		hint = l.Hint
+		text = strings.TrimSuffix(text, " ("+hint+")")
 	}
 	status, silent := errors.AsType[exitStatus](err)
 	switch {
@@ -137,9 +150,9 @@ func (u *ui) exit(err error) int {
 	}
 	if err != nil && !silent {
 		if u.json {
-			u.object(jsonError{Type: "error", Error: err.Error(), Hint: hint, Code: code})
+			u.object(jsonError{Type: "error", Error: text, Hint: hint, Code: code})
 		}
-		u.say("%v", err)
+		u.say("%s", text)
 		if hint != "" {
 			u.say("hint: %s", hint)
 		}
@@ -148,11 +161,30 @@ func (u *ui) exit(err error) int {
 	defer u.mu.Unlock()
 	u.erase()
 	// A result that nobody got was no result.
-	if err := u.stdout.Flush(); err != nil && code == exitDone {
-		fmt.Fprintf(u.stderr, "modsign: cannot write the result: %v\n", err)
-		return exitError
+	if lost := u.stdout.Flush(); lost != nil && (err == nil || silent) {
+		fmt.Fprintf(u.stderr, "modsign: cannot write the result: %v\n", lost)
+		if code == exitDone {
+			return exitError
+		}
 	}
 	return code
+}
+
+// printable makes one line of a text, in which names of files and of signers may
+// hold anything: they shall not pass for another line, nor speak to the terminal.
+func printable(text string) string {
+	if !strings.ContainsFunc(text, unicode.IsControl) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsControl(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // describe is an error about the file at path, without its path in it once more.

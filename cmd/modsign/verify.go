@@ -186,6 +186,9 @@ func refusal(r verify.Result) string {
 // verdictSentence is the one true summary.
 func verdictSentence(modules int, counts map[verify.Verdict]int, certs int, took time.Duration) string {
 	against := fmt.Sprintf("against %s in %s", plural(certs, "certificate"), seconds(took))
+	if modules == 0 {
+		return "there is no module to verify " + against
+	}
 	if modules == counts[verify.Trusted] {
 		return fmt.Sprintf("verified %s %s: all trusted", plural(modules, "module"), against)
 	}

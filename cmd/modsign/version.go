@@ -21,6 +21,7 @@ func newVersionCommand(u *ui) *cobra.Command {
 	}
 }
 
+// noArgs is for commands that take no arguments.
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usagef("an argument too many: %q", args[0])

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+const thisModule = "github.com/modsign/modsign/"
+
+// mayImport says which packages of this module each package may import: the
+// arrows point down, and the public packages do not know each other. Only the
+// command meets everything.
+var mayImport = map[string][]string{
+	"internal/atomicfile": nil,
+	"internal/cms":        nil,
+	"internal/compress":   nil,
+	"internal/ordered":    nil,
+	"internal/module":     {"internal/compress"},
+	"internal/vmlinux":    {"internal/compress"},
+	"kbuild":              nil,
+	"keygen":              {"internal/atomicfile"},
+	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/module", "internal/ordered"},
+	"verify":              {"internal/cms", "internal/compress", "internal/module", "internal/ordered", "internal/vmlinux"},
+	"cmd/modsign":         {"internal/cms", "internal/compress", "kbuild", "keygen", "sign", "verify"},
+	"internal/testmod":    nil,
+}
+
+// doors says which packages may import what others have written, each by as few
+// as can be. Without a door it is for tests.
+var doors = map[string][]string{
+	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/klauspost/compress":   {"internal/compress"},
+	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
+	"github.com/rogpeppe/go-internal": {},
+	"github.com/spf13/cobra":          {"cmd/modsign"},
+	"github.com/spf13/pflag":          {"cmd/modsign"},
+	"github.com/therootcompany/xz":    {"internal/compress"},
+	"github.com/ulikunitz/xz":         {"internal/compress"},
+	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
+	"go.mozilla.org/pkcs7":            {},
+	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
+	"golang.org/x/crypto/scrypt":      {"keygen"},
+	"golang.org/x/sync":               {"internal/module", "sign", "verify"},
+	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/module"},
+	"golang.org/x/term":               {"cmd/modsign"},
+}
+
+type listedPackage struct {
+	ImportPath, Dir                             string
+	GoFiles, Imports, TestImports, XTestImports []string
+}
+
+// listPackages is go list over the module.
+func listPackages(t *testing.T) []listedPackage {
+	t.Helper()
+	out := testmod.Run(t, "go", "list", "-C", "../..", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", "./...")
+	var packages []listedPackage
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listedPackage
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) < len(mayImport) {
+		t.Fatalf("go list knows %d packages, and %d are expected", len(packages), len(mayImport))
+	}
+	return packages
+}
+
+// door finds the longest entry of doors that an import path lies in.
+func door(path string) (packages []string, known bool) {
+	longest := ""
+	for prefix, allowed := range doors {
+		if (path == prefix || strings.HasPrefix(path, prefix+"/")) && len(prefix) > len(longest) {
+			longest, packages, known = prefix, allowed, true
+		}
+	}
+	return packages, known
+}
+
+func TestImports(t *testing.T) {
+	t.Parallel()
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, thisModule)
+		allowed, known := mayImport[name]
+		if !known {
+			t.Errorf("%s is not in the table of who may import whom", name)
+			continue
+		}
+		for _, path := range p.Imports {
+			own, isOwn := strings.CutPrefix(path, thisModule)
+			switch first, _, _ := strings.Cut(path, "/"); {
+			case isOwn && !slices.Contains(allowed, own):
+				t.Errorf("%s imports %s", name, own)
+			case isOwn || !strings.Contains(first, "."): // the standard library's have no dot
+			default:
+				packages, known := door(path)
+				if !known || !slices.Contains(packages, name) {
+					t.Errorf("%s imports %s, which is for %v alone", name, path, packages)
+				}
+			}
+		}
+		for _, path := range slices.Concat(p.TestImports, p.XTestImports) {
+			if first, _, _ := strings.Cut(path, "/"); strings.Contains(first, ".") && !strings.HasPrefix(path, thisModule) {
+				if _, known := door(path); !known {
+					t.Errorf("a test of %s imports %s, which is not in the table", name, path)
+				}
+			}
+		}
+	}
+}
+
+// The words by which a package would speak to the world on its own.
+var worldly = regexp.MustCompile(`\bos\.(Args|Getenv|LookupEnv|Environ|Stdin|Stdout|Stderr|Exit)\b|\bfmt\.Print|\blog\.(Print|Fatal|Panic)|(?m)^func init\(`)
+
+// TestOnlyCommandSpeaks checks that the command alone reads arguments and the
+// environment, writes to the terminal, and exits.
+func TestOnlyCommandSpeaks(t *testing.T) {
+	t.Parallel()
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, thisModule)
+		if name == "cmd/modsign" || name == "internal/testmod" {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			source, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Where temporary files go is the system's business.
+			source = bytes.ReplaceAll(source, []byte(`os.Getenv("TMPDIR")`), nil)
+			if found := worldly.Find(source); found != nil {
+				t.Errorf("%s/%s: %s", name, file, found)
+			}
+		}
+	}
+}
