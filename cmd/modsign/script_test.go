@@ -29,6 +29,9 @@ import (
 // The test binary is the program too, under both of its names, for the stories
 // and for the tests that start processes.
 func TestMain(m *testing.M) {
+	if os.Getenv("GORACE") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=10") // instead of a second at the end of every process
+	}
 	testscript.Main(m, map[string]func(){"modsign": main, "sign-file": main})
 }
 
@@ -74,6 +77,7 @@ func TestStories(t *testing.T) {
 		Dir:           "testdata",
 		UpdateScripts: *update,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			for _, f := range files {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, f.name), f.data, f.mode); err != nil {
 					return err
