@@ -127,6 +127,10 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
 		w.cert = o.certPath(roots)
+		if _, err := os.Stat(w.cert); err == nil && options.Existing == sign.Skip {
+			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
+				"choose another name with --cert-out, or sign all anew without --existing=skip")
+		}
 		if err := pair.WriteCertificate(w.cert, keygen.DER); err != nil {
 			return err
 		}

@@ -147,7 +147,7 @@ func (e *FormatError) Error() string {
 	case ErrSigLen:
 		return fmt.Sprintf("malformed signature at offset %d: %v: it claims %d bytes", e.Offset, e.Err, e.Info.SigLen)
 	case ErrIDType:
-		return fmt.Sprintf("malformed signature at offset %d: %v: %s, where the kernel takes PKCS#7 alone", e.Offset, e.Err, e.Info.IDType)
+		return fmt.Sprintf("signature at offset %d: %v: %s, where the kernel takes PKCS#7 alone", e.Offset, e.Err, e.Info.IDType)
 	case ErrInfoFields:
 		return fmt.Sprintf("malformed signature at offset %d: %v: algo %d, hash %d, signer_len %d, key_id_len %d, padding %x",
 			e.Offset, e.Err, e.Info.Algo, e.Info.Hash, e.Info.SignerLen, e.Info.KeyIDLen, e.Info.Pad)
