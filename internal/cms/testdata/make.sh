@@ -2,9 +2,12 @@
 # Makes the certificates and signatures in this folder anew, with the kernel's own
 # sign-file and with openssl, all over the file "payload". The private keys are thrown
 # away. Needs openssl and one of Debian's linux-kbuild packages.
+#
+# What signer prints is several words, to be split:
+# shellcheck disable=SC2046
 set -eu
 cd "$(dirname "$0")"
-sign_file=$(ls /usr/lib/linux-kbuild-*/scripts/sign-file | tail -n1)
+sign_file=$(printf '%s\n' /usr/lib/linux-kbuild-*/scripts/sign-file | sort -V | tail -n 1)
 keys=$(mktemp -d)
 trap 'rm -rf "$keys"' EXIT
 printf 'the payload of a module' > payload
