@@ -426,7 +426,9 @@ func fuzz(f *testing.F, format Format) {
 			t.Fatalf("%d bytes came out", len(data))
 		}
 		embedded, embeddedErr := readEmbedded(format, stream, limit)
-		if !bytes.Equal(embedded, data) || err == nil && embeddedErr != nil {
+		// How much comes out of a broken stream before the error may differ.
+		broken := err != nil && embeddedErr != nil && (bytes.HasPrefix(data, embedded) || bytes.HasPrefix(embedded, data))
+		if !broken && (!bytes.Equal(embedded, data) || err == nil && embeddedErr != nil) {
 			t.Fatalf("alone %d bytes and %v, embedded %d bytes and %v", len(data), err, len(embedded), embeddedErr)
 		}
 		if err != nil {
