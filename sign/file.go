@@ -42,9 +42,7 @@ func File(signer *Signer, src, dst string, opts FileOptions) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", src, err)
 	}
-	if len(layers) > 0 {
-		size = layers[len(layers)-1].Offset
-	}
+	size = module.PayloadSize(layers, size)
 
 	real, err := realPath(src)
 	if err != nil {

@@ -168,10 +168,7 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 	if err != nil {
 		return err
 	}
-	result.Payload = m.Size
-	if len(layers) > 0 {
-		result.Payload = layers[len(layers)-1].Offset
-	}
+	result.Payload = module.PayloadSize(layers, m.Size)
 	if err := module.CheckELF(m, result.Payload); err != nil {
 		return err
 	}
@@ -253,7 +250,7 @@ func (r *run) write(ctx context.Context, out io.Writer, m *module.File, result *
 			_, err := copyBuffer(out, payload)
 			return err
 		}
-		h := r.signer.hash.New()
+		h := r.signer.cms.Hash().New()
 		if n, err := copyBuffer(io.MultiWriter(h, out), payload); err != nil || n < result.Payload {
 			return orChanged(err)
 		}

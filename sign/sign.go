@@ -30,8 +30,7 @@ import (
 // A Signer makes signatures of modules. It may be used by several goroutines at
 // once if its key may.
 type Signer struct {
-	cms  *cms.Signer
-	hash crypto.Hash
+	cms *cms.Signer
 }
 
 // NewSigner returns a Signer for a private key, RSA or ECDSA on P-256, P-384 or
@@ -44,14 +43,14 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, hash crypto.Hash, useK
 	if err != nil {
 		return nil, err
 	}
-	return &Signer{cms: c, hash: hash}, nil
+	return &Signer{cms: c}, nil
 }
 
 // Sign reads a payload to its end and returns its detached signature: a CMS
 // SignedData message in DER, which is what stands in an appended signature and
 // in the .p7s files of sign-file -p.
 func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
-	h := s.hash.New()
+	h := s.cms.Hash().New()
 	if _, err := copyBuffer(h, payload); err != nil {
 		return nil, err
 	}

@@ -307,10 +307,7 @@ func samePayload(a, b string) (bool, error) {
 
 func payloadSize(m *module.File) (int64, error) {
 	layers, err := module.Layers(m, m.Size)
-	if err != nil || len(layers) == 0 {
-		return m.Size, err
-	}
-	return layers[len(layers)-1].Offset, nil
+	return module.PayloadSize(layers, m.Size), err
 }
 
 // equal compares two readers of the same length.

@@ -226,6 +226,15 @@ func Layers(r io.ReaderAt, size int64) ([]Layer, error) {
 	}
 }
 
+// PayloadSize is the length of a module of size bytes without all its layers: as
+// it was before anybody signed it.
+func PayloadSize(layers []Layer, size int64) int64 {
+	if len(layers) == 0 {
+		return size
+	}
+	return layers[len(layers)-1].Offset
+}
+
 // readFull reads all of b at off, where the file is known to be long enough: a
 // short read means that it has shrunk since.
 func readFull(r io.ReaderAt, b []byte, off int64) error {
