@@ -73,9 +73,6 @@ func NewEncoder(o Options) (*Encoder, error) {
 	return e, nil
 }
 
-// XZProgram returns the path of the xz program in use, empty if there is none.
-func (e *Encoder) XZProgram() string { return e.xzProgram }
-
 // Notes returns what the user should know about the streams written so far.
 func (e *Encoder) Notes() []string {
 	if !e.withoutXZ.Load() {

@@ -32,7 +32,7 @@ func TestFallbackXZ(t *testing.T) {
 	xz := testmod.Program(t, "xz", "xz-utils")
 	t.Setenv("PATH", t.TempDir())
 	e := newEncoder(t, 0)
-	if p := e.XZProgram(); p != "" {
+	if p := e.xzProgram; p != "" {
 		t.Fatalf("found %s", p)
 	}
 	compressed(t, e, Gzip, []byte("nothing of xz"))
