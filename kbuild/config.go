@@ -1,13 +1,15 @@
-// Package kbuild reads what a kernel's build leaves behind: today its
-// configuration.
+// Package kbuild tells what a kernel's build tree says: its configuration, its
+// release, its modules, and where they are installed; and it has the hook by
+// which modsign takes part in a build.
 //
-// It knows nothing of keys and signatures.
+// It does not sign and holds no keys.
 package kbuild
 
 import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -86,6 +88,76 @@ func OpenConfig(path string) (Config, error) {
 	return config, nil
 }
 
+// DefaultKey is the value of CONFIG_MODULE_SIG_KEY, and the only one, for which
+// Kbuild makes a key itself.
+const DefaultKey = "certs/signing_key.pem"
+
+// With returns a copy over which make's command line has been laid. Of vars it
+// takes what begins with CONFIG_. An empty value unsets, as it does for make's
+// ifdef.
+func (c Config) With(vars map[string]string) Config {
+	config := make(Config, len(c))
+	maps.Copy(config, c)
+	for name, value := range vars {
+		switch {
+		case !strings.HasPrefix(name, "CONFIG_"):
+		case value == "":
+			delete(config, name)
+		default:
+			config[name] = value
+		}
+	}
+	return config
+}
+
+// Bool reports whether a symbol is y. Its name has no CONFIG_.
+func (c Config) Bool(name string) bool { return c["CONFIG_"+name] == "y" }
+
 // SigHash is CONFIG_MODULE_SIG_HASH, such as sha512; empty where the kernel
 // signs nothing.
 func (c Config) SigHash() string { return c["CONFIG_MODULE_SIG_HASH"] }
+
+// SigKey is CONFIG_MODULE_SIG_KEY: a file, relative to the object tree, or a
+// pkcs11: URI; empty where there is none.
+func (c Config) SigKey() string { return c["CONFIG_MODULE_SIG_KEY"] }
+
+// SigKeyType is the type of the key that is made for DefaultKey: rsa, ecdsa,
+// mldsa44, mldsa65 or mldsa87. Kernels before 5.13 do not ask, and have RSA.
+func (c Config) SigKeyType() string {
+	for symbol, name := range map[string]string{
+		"ECDSA": "ecdsa", "MLDSA_44": "mldsa44", "MLDSA_65": "mldsa65", "MLDSA_87": "mldsa87",
+	} {
+		if c.Bool("MODULE_SIG_KEY_TYPE_" + symbol) {
+			return name
+		}
+	}
+	return "rsa"
+}
+
+// SigAll reports whether modules_install signs. It goes by CONFIG_MODULE_SIG_ALL
+// alone, as scripts/Makefile.modinst does: with CONFIG_IMA_APPRAISE_MODSIG that
+// is there without CONFIG_MODULE_SIG.
+func (c Config) SigAll() bool { return c.Bool("MODULE_SIG_ALL") }
+
+// TrustedKeys is CONFIG_SYSTEM_TRUSTED_KEYS, a PEM file of certificates which the
+// kernel trusts besides that of its signing key.
+func (c Config) TrustedKeys() string { return c["CONFIG_SYSTEM_TRUSTED_KEYS"] }
+
+// Compression is how modules_install compresses: gzip, xz or zstd, or empty when
+// it does not.
+func (c Config) Compression() string {
+	// CONFIG_MODULE_COMPRESS has been two things. Up to 5.12 it was to compress
+	// all. From 6.12 on it is a menu, and CONFIG_MODULE_COMPRESS_ALL is to
+	// compress all. Between, there was none. CONFIG_BASE_SMALL was a number up
+	// to 6.10, which tells one from the other.
+	_, notNumber := strconv.Atoi(c["CONFIG_BASE_SMALL"])
+	if c.Bool("MODULE_COMPRESS") && notNumber != nil && !c.Bool("MODULE_COMPRESS_ALL") {
+		return ""
+	}
+	for _, format := range []string{"gzip", "xz", "zstd"} {
+		if c.Bool("MODULE_COMPRESS_" + strings.ToUpper(format)) {
+			return format
+		}
+	}
+	return ""
+}

@@ -2,6 +2,7 @@ package kbuild
 
 import (
 	"maps"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -35,6 +36,53 @@ CONFIG_NR_CPUS=8192
 	}
 }
 
+func TestConfigMeaning(t *testing.T) {
+	read := func(s string) Config {
+		t.Helper()
+		config, err := ReadConfig(strings.NewReader(strings.ReplaceAll(s, " ", "\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config
+	}
+	for s, want := range map[string]string{
+		"":                              "",
+		"CONFIG_MODULE_COMPRESS_NONE=y": "",
+		"CONFIG_MODULE_COMPRESS_GZIP=y CONFIG_BASE_SMALL=0":                                   "gzip", // 5.13 to 6.11
+		"CONFIG_MODULE_COMPRESS_XZ=y":                                                         "xz",
+		"CONFIG_MODULE_COMPRESS_ZSTD=y CONFIG_MODULE_DECOMPRESS=y":                            "zstd",
+		"CONFIG_MODULE_COMPRESS=y CONFIG_MODULE_COMPRESS_XZ=y CONFIG_BASE_SMALL=0":            "xz", // 5.10
+		"CONFIG_MODULE_COMPRESS=y CONFIG_MODULE_COMPRESS_XZ=y":                                "",   // 6.12
+		"CONFIG_MODULE_COMPRESS=y CONFIG_MODULE_COMPRESS_XZ=y CONFIG_BASE_SMALL=y":            "",
+		"CONFIG_MODULE_COMPRESS=y CONFIG_MODULE_COMPRESS_ZSTD=y CONFIG_MODULE_COMPRESS_ALL=y": "zstd",
+		"CONFIG_MODULE_COMPRESS=y CONFIG_MODULE_COMPRESS_GZIP=y CONFIG_MODULE_COMPRESS_ALL=y": "gzip",
+	} {
+		if got := read(s).Compression(); got != want {
+			t.Errorf("%s: compression %q, want %q", s, got, want)
+		}
+	}
+	for s, want := range map[string]string{
+		"": "rsa", "CONFIG_MODULE_SIG_KEY_TYPE_RSA=y": "rsa", "CONFIG_MODULE_SIG_KEY_TYPE_ECDSA=y": "ecdsa",
+		"CONFIG_MODULE_SIG_KEY_TYPE_MLDSA_44=y": "mldsa44", "CONFIG_MODULE_SIG_KEY_TYPE_MLDSA_65=y": "mldsa65",
+		"CONFIG_MODULE_SIG_KEY_TYPE_MLDSA_87=y": "mldsa87",
+	} {
+		if got := read(s).SigKeyType(); got != want {
+			t.Errorf("%s: key type %q, want %q", s, got, want)
+		}
+	}
+	config := read(`CONFIG_MODULE_SIG_KEY="certs/signing_key.pem" CONFIG_MODULE_SIG_ALL=y CONFIG_SYSTEM_TRUSTED_KEYS="a.pem" CONFIG_X=m`)
+	if config.SigKey() != DefaultKey || !config.SigAll() || config.TrustedKeys() != "a.pem" || config.Bool("X") {
+		t.Errorf("%v", config)
+	}
+	over := config.With(map[string]string{"CONFIG_MODULE_SIG_KEY": "k", "CONFIG_MODULE_SIG_ALL": "", "CONFIG_NEW": "y", "V": "1"})
+	if over.SigKey() != "k" || over.SigAll() || !over.Bool("NEW") || len(over) != 4 {
+		t.Errorf("%v", over)
+	}
+	if config.SigKey() != DefaultKey || !config.SigAll() || len(config) != 4 {
+		t.Errorf("With has changed the original: %v", config)
+	}
+}
+
 func TestOpenConfigOfRealKernels(t *testing.T) {
 	for _, kernel := range testmod.Kernels(t) {
 		config, err := OpenConfig(kernel.Config)
@@ -43,6 +91,13 @@ func TestOpenConfigOfRealKernels(t *testing.T) {
 		}
 		if hash := config.SigHash(); !strings.HasPrefix(hash, "sha") || config["CONFIG_MODULE_SIG"] != "y" || len(config) < 5000 {
 			t.Errorf("%s: hash %q of %d symbols", kernel.Config, hash, len(config))
+		}
+		want := strings.TrimPrefix(filepath.Ext(kernel.Modules[0]), ".")
+		if want == "ko" {
+			want = ""
+		}
+		if got := config.Compression(); got != want {
+			t.Errorf("%s: compression %q, but the package has %s", kernel.Config, got, kernel.Modules[0])
 		}
 	}
 }
