@@ -109,6 +109,19 @@ func loadSigner(t testing.TB, dir string) *Signer {
 	return s
 }
 
+// killAfter kills a child when it has told of so many steps, and a pause later.
+func killAfter(t testing.TB, cmd *exec.Cmd, progress io.Reader, steps int, pause time.Duration) {
+	t.Helper()
+	if _, err := io.ReadFull(progress, make([]byte, steps)); err != nil {
+		t.Fatalf("the other process ended early: %v", err)
+	}
+	time.Sleep(pause)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+}
+
 // A run that is killed leaves every module old or new, and the next one does the
 // rest and clears away what it left.
 func TestKill(t *testing.T) {
@@ -196,14 +209,7 @@ func TestKill(t *testing.T) {
 		if kill%3 == 0 {
 			after, pause = 0, 12*time.Millisecond // at the file of many names
 		}
-		if _, err := io.ReadFull(progress, make([]byte, 1+after)); err != nil {
-			t.Fatalf("the other process ended early: %v", err)
-		}
-		time.Sleep(time.Duration(random.Int64N(int64(pause))))
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Wait()
+		killAfter(t, cmd, progress, 1+after, time.Duration(random.Int64N(int64(pause))))
 
 		olds, news, left := 0, 0, 0
 		for path, s := range snapshot(t, root) {
@@ -259,6 +265,130 @@ func TestKill(t *testing.T) {
 	t.Logf("of %d kills, %d met a tree half done, %d left temporary files, %d came between the names of one file; %d names were completed",
 		kills, inTheMiddle, withTemps, apart, completed)
 	if inTheMiddle < kills/5 || withTemps == 0 {
+		t.Error("too few kills met the middle of a run")
+	}
+}
+
+// A run that compresses and is killed leaves of every module the old one, the new
+// one under its new name, or both, and the next one leaves the new ones alone.
+func TestKillCompress(t *testing.T) {
+	var names []string
+	for i := range 60 {
+		names = append(names, fmt.Sprintf("sub%d/%02d.ko", i%7, i))
+	}
+	source := func(base string) Source {
+		return Source{Roots: []string{filepath.Join(base, "tree")}, Names: names, Compress: compress.Gzip}
+	}
+	if base := child(); base != "" {
+		signer := loadSigner(t, base)
+		tree := openTree(t, source(base))
+		step := parent()
+		step.WriteString("o")
+		if _, err := tree.Sign(t.Context(), signer, Options{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Parallel()
+	const kills = 20
+	strace := testmod.Program(t, "strace", "strace")
+	devNull, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer devNull.Close()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	base := folder(t)
+	root := filepath.Join(base, "tree")
+	signer := saveSigner(t, base)
+	real := slices.DeleteFunc(testmod.Testdata(t), func(path string) bool { return compress.FromName(path) != compress.None })
+	other := filepath.Join(root, "sub0/not-named.ko")
+	reset := func() {
+		if err := os.RemoveAll(root); err != nil {
+			t.Fatal(err)
+		}
+		for i, name := range names {
+			put(t, filepath.Join(root, name), read(t, real[i%len(real)]))
+		}
+		put(t, other, testmod.ELF())
+	}
+	reset()
+	old := snapshot(t, root)
+	mustSign(t, signer, source(base), Options{})
+	finished := snapshot(t, root)
+
+	inTheMiddle, withTemps, both := 0, 0, 0
+	for kill := range kills {
+		reset()
+		cmd := again(t, base)
+		if kill%4 > 1 { // where an old module is about to be removed
+			name := filepath.Join(root, names[random.IntN(len(names))])
+			cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-P", name, "-e", "inject=unlinkat:signal=KILL", cmd.Path}, cmd.Args[1:]...)
+			cmd.Path = strace
+			cmd.ExtraFiles = []*os.File{devNull}
+			if out, err := cmd.CombinedOutput(); err == nil {
+				t.Fatalf("the other process was not killed: %s", out)
+			}
+		} else {
+			progress := startChild(t, cmd)
+			killAfter(t, cmd, progress, 1+random.IntN(len(names)), time.Duration(random.Int64N(int64(3*time.Millisecond))))
+		}
+
+		now, done, left := snapshot(t, root), 0, 0
+		for path, s := range now {
+			switch {
+			case atomicfile.IsTemp(filepath.Base(path)):
+				left++
+			case s.Content != old[path].Content && s.Content != finished[path].Content:
+				t.Errorf("kill %d: %s is neither an old nor a new module", kill, path)
+			}
+		}
+		for _, name := range names {
+			_, plain := now[filepath.Join(root, name)]
+			_, packed := now[filepath.Join(root, name+".gz")]
+			switch {
+			case !plain && !packed:
+				t.Errorf("kill %d: %s is lost", kill, name)
+			case plain && packed:
+				both++
+			case packed:
+				done++
+			}
+		}
+		if done > 0 && done < len(names) {
+			inTheMiddle++
+		}
+		if left > 0 {
+			withTemps++
+		}
+		again := source(base)
+		if kill%2 > 0 { // without names
+			again.Names = nil
+			if err := os.Remove(other); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]}); s.Signed+s.Skipped != len(names) {
+			t.Errorf("run again: %+v", s)
+		}
+		now = snapshot(t, root)
+		for path, was := range finished {
+			if now[path].Content != was.Content && (kill%2 == 0 || path != other) {
+				t.Errorf("kill %d: after the next run, %s is not as it should be", kill, path)
+			}
+			delete(now, path)
+		}
+		for path := range now {
+			t.Errorf("kill %d: after the next run there is %s", kill, path)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("of %d kills, %d met a tree half done and %d left temporary files; %d modules were there twice", kills, inTheMiddle, withTemps, both)
+	if inTheMiddle < kills/5 || withTemps == 0 || both == 0 {
 		t.Error("too few kills met the middle of a run")
 	}
 }

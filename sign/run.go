@@ -39,7 +39,7 @@ type job struct {
 type name struct {
 	index  int // in the order of the input
 	path   string
-	target string
+	target string // with its suffix as soon as it is compressed
 }
 
 // run is one pass over a tree.
@@ -47,6 +47,7 @@ type run struct {
 	opts      Options
 	signer    *Signer // nil to take signatures off
 	elsewhere bool    // what is written is another tree
+	compress  Format  // of what was not compressed
 	encoder   *compress.Encoder
 	limits    module.Limits
 	attested  atomic.Int64
@@ -202,6 +203,13 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 
 // replace writes the new module in the place of the old one.
 func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Result) error {
+	format := m.Format
+	if format == compress.None && result.Action != Skipped {
+		format = r.compress
+		for i, name := range j.names {
+			j.names[i].target = packedName(name.target, format)
+		}
+	}
 	if err := r.makeFolders(j.names); err != nil {
 		return err
 	}
@@ -210,7 +218,7 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 		return err
 	}
 	defer out.Abort()
-	if err := r.write(ctx, out, m, result); err != nil {
+	if err := r.write(ctx, out, m, format, result); err != nil {
 		return err
 	}
 	attested, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{
@@ -233,18 +241,28 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 	if attested {
 		r.attested.Add(1)
 	}
+	if r.elsewhere {
+		return nil
+	}
+	for _, name := range j.names {
+		if name.target != name.path {
+			if err := os.Remove(name.path); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
-// write writes the module, signed or without its signatures, compressed as it
-// was, or as it is where it is skipped.
-func (r *run) write(ctx context.Context, out io.Writer, m *module.File, result *Result) error {
+// write writes the module, signed or without its signatures, in a format, or as
+// it is where it is skipped.
+func (r *run) write(ctx context.Context, out io.Writer, m *module.File, format compress.Format, result *Result) error {
 	if result.Action == Skipped {
 		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
 		return err
 	}
 	payload := module.Reader(ctx, m.Payload(result.Payload))
-	if m.Format == compress.None {
+	if format == compress.None {
 		// Read once: the bytes that are hashed are the bytes that are written.
 		if r.signer == nil {
 			_, err := copyBuffer(out, payload)
@@ -275,7 +293,7 @@ func (r *run) write(ctx context.Context, out io.Writer, m *module.File, result *
 		whole = io.MultiReader(module.Reader(ctx, m.Payload(result.Payload)), bytes.NewReader(trailer))
 		size += int64(len(trailer))
 	}
-	return r.encoder.Compress(ctx, m.Format, out, whole, size)
+	return r.encoder.Compress(ctx, format, out, whole, size)
 }
 
 // orChanged explains a file that ended before its size: it has shrunk since.

@@ -4,8 +4,8 @@
 // What it writes is what the kernel's scripts/sign-file writes, byte for byte:
 // the module, a CMS message without certificates and attributes, and the
 // trailer that the kernel looks for. Beyond that it takes old signatures off,
-// signs inside compressed modules, keeps what a file has besides its content,
-// and replaces a module whole or not at all.
+// signs inside compressed modules, compresses plain ones, keeps what a file has
+// besides its content, and replaces a module whole or not at all.
 //
 // A [Signer] holds the key. [Open] takes hold of a tree, and the [Tree] that it
 // returns signs, or takes signatures off. The package asks nobody for keys and
@@ -89,6 +89,14 @@ func (s Sync) String() string { return syncNames[s] }
 // ParseSync reads tree, none or file.
 func ParseSync(s string) (Sync, error) { return parse[Sync](s, syncNames) }
 
+// Format is how a module is compressed; the zero value is that it is not.
+type Format = compress.Format
+
+var formatNames = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}
+
+// ParseFormat reads none, gzip, xz or zstd.
+func ParseFormat(s string) (Format, error) { return parse[Format](s, formatNames) }
+
 func parse[T ~uint8](s string, names []string) (T, error) {
 	for i, name := range names {
 		if s == name {
@@ -142,10 +150,10 @@ type Result struct {
 	Path      string // as it was found
 	Output    string // what was written; empty when nothing was
 	Action    Action
-	Format    compress.Format
-	Removed   int   // signatures taken off
-	Payload   int64 // bytes that are signed
-	Signature int   // bytes of the CMS message
+	Format    Format // as it was found
+	Removed   int    // signatures taken off
+	Payload   int64  // bytes that are signed
+	Signature int    // bytes of the CMS message
 	LinkOf    string
 	Duration  time.Duration
 	Err       error // why it Failed

@@ -565,7 +565,15 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, s, err)
 		}
 	}
+	for i, name := range []string{"none", "gzip", "xz", "zstd"} {
+		if f, err := ParseFormat(name); err != nil || int(f) != i || f.String() != name {
+			t.Errorf("%s: %v, %v", name, f, err)
+		}
+	}
 	for _, name := range []string{"", "Replace", "no"} {
+		if _, err := ParseFormat(name); err == nil || !strings.Contains(err.Error(), "none, gzip, xz, zstd") {
+			t.Errorf("%q: %v", name, err)
+		}
 		if _, err := ParseExisting(name); err == nil || !strings.Contains(err.Error(), "replace, skip, refuse") {
 			t.Errorf("%q: %v", name, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,9 +28,22 @@ type Source struct {
 	// Roots are modules, and folders with modules at any depth (*.ko, *.ko.gz,
 	// *.ko.xz, *.ko.zst). Symbolic links below them are not followed.
 	Roots []string
+	// Names, if it is not nil, are all that is worked on of the one folder in Roots:
+	// names of modules below it, like drivers/net/dummy.ko, in the order of the
+	// results. Where only dummy.ko.gz, .xz or .zst is there, it is that file. If one
+	// is missing, or is a symbolic link, nothing is done to any.
+	Names []string
 	// Output is the folder that takes the results, a copy of what is Skipped among
 	// them; all under Roots is left alone. If it is empty, modules are replaced.
 	Output string
+	// Compress is the form in which modules are left that were not compressed:
+	// dummy.ko becomes dummy.ko.xz, in the place of what has that name, and then
+	// dummy.ko is removed, so that a kill leaves both names at worst and the next run
+	// does the rest. Compressed modules stay in their own form, and what is Skipped
+	// stays as it is. The names of one file are treated alike, and stay one file
+	// unless the run is killed. Without an Output the Roots have to be folders, and
+	// it does not go with Options.Detached.
+	Compress Format
 	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
 }
@@ -40,7 +54,7 @@ type Tree struct {
 	source    Source
 	lock      *atomicfile.Lock
 	entries   []module.Entry
-	targets   []string // where each entry goes
+	targets   []string // where each entry goes, but for the suffix of Source.Compress
 	completed int
 }
 
@@ -60,6 +74,9 @@ func Open(source Source) (*Tree, error) {
 }
 
 func (t *Tree) open() (err error) {
+	if t.source.Names != nil && len(t.source.Roots) != 1 {
+		return fmt.Errorf("modules are named below one folder, and %d are given", len(t.source.Roots))
+	}
 	if err := t.checkOutput(); err != nil {
 		return err
 	}
@@ -76,12 +93,16 @@ func (t *Tree) open() (err error) {
 		}
 	}
 	var left []string
-	t.entries, err = module.Find(t.source.Roots, func(path string) {
-		// What is read alone may have another run at work on a part of it.
-		if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(path)) {
-			left = append(left, path)
-		}
-	})
+	if t.source.Names != nil {
+		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
+	} else {
+		t.entries, err = module.Find(t.source.Roots, func(path string) {
+			// What is read alone may have another run at work on a part of it.
+			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(path)) {
+				left = append(left, path)
+			}
+		})
+	}
 	if err != nil {
 		return err
 	}
@@ -134,6 +155,11 @@ func absolute(path string) (string, error) {
 }
 
 func (t *Tree) chooseTargets() error {
+	if t.source.Compress != compress.None && t.source.Output == "" {
+		if err := t.dropOutdated(); err != nil {
+			return err
+		}
+	}
 	t.targets = make([]string, len(t.entries))
 	taken := make(map[string]string)
 	for i, e := range t.entries {
@@ -141,17 +167,43 @@ func (t *Tree) chooseTargets() error {
 		if t.source.Output == "" {
 			continue
 		}
-		target := filepath.Join(t.source.Output, e.Rel)
+		t.targets[i] = filepath.Join(t.source.Output, e.Rel)
+		target := packedName(t.targets[i], t.source.Compress)
 		if other, ok := taken[target]; ok {
 			return fmt.Errorf("%s and %s would both become %s: give the folder above them, or one output folder each", other, e.Path, target)
 		}
 		taken[target] = e.Path
-		t.targets[i] = target
 	}
 	if t.source.Output == "" {
 		return nil
 	}
 	return t.spareInputs()
+}
+
+// packedName is what the target of a module is called when it is compressed, if
+// it is not already.
+func packedName(target string, f Format) string {
+	if compress.FromName(target) != compress.None {
+		return target
+	}
+	return target + f.Suffix()
+}
+
+// dropOutdated takes out what a plain module of the tree is to replace: a run that
+// was killed may have left both. The new name has to be in a folder that is
+// locked.
+func (t *Tree) dropOutdated() error {
+	replaced := make(map[string]bool)
+	for _, e := range t.entries {
+		if e.Root {
+			return fmt.Errorf("%s: a module given by itself is not compressed in its place: give its folder, or an output folder", e.Path)
+		}
+		if packed := packedName(e.Path, t.source.Compress); packed != e.Path {
+			replaced[packed] = true
+		}
+	}
+	t.entries = slices.DeleteFunc(t.entries, func(e module.Entry) bool { return replaced[e.Path] })
+	return nil
 }
 
 // spareInputs refuses a target that is a module of the tree: the output folder
@@ -183,8 +235,10 @@ func (t *Tree) spareInputs() error {
 		}
 	}
 	for i, target := range t.targets {
-		if n, ok := nameOf(target); ok && inputs[n] {
-			return fmt.Errorf("the output for %s would replace the input %s: choose another output folder, or none to sign in place", t.entries[i].Path, target)
+		for _, target := range []string{target, packedName(target, t.source.Compress)} {
+			if n, ok := nameOf(target); ok && inputs[n] {
+				return fmt.Errorf("the output for %s would replace the input %s: choose another output folder, or none to sign in place", t.entries[i].Path, target)
+			}
 		}
 	}
 	return nil
@@ -217,10 +271,16 @@ func (t *Tree) clearAway(left []string) error {
 			return err
 		}
 	default:
-		// The folder of a root that is a file was not looked at.
+		// The folder of a root that is a file was not looked at, nor that of a name.
 		var targets []string
 		for _, e := range t.entries {
-			if e.Root {
+			switch {
+			case t.source.Names != nil: // all that was ever written for it
+				targets = append(targets, detachedName(e.Path))
+				for f := compress.None; f <= compress.Zstd; f++ {
+					targets = append(targets, module.BaseName(e.Path)+f.Suffix())
+				}
+			case e.Root:
 				targets = append(targets, e.Path, detachedName(e.Path))
 			}
 		}
@@ -349,6 +409,9 @@ func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
 }
 
 func (t *Tree) run(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
+	if opts.Detached && t.source.Compress != compress.None {
+		return Summary{}, fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well", t.source.Compress)
+	}
 	start := time.Now()
 	opts.DryRun = opts.DryRun || t.source.DryRun
 	if opts.Jobs <= 0 {
@@ -362,6 +425,7 @@ func (t *Tree) run(ctx context.Context, signer *Signer, opts Options) (Summary, 
 		opts:      opts,
 		signer:    signer,
 		elsewhere: t.source.Output != "",
+		compress:  t.source.Compress,
 		encoder:   encoder,
 		limits:    module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)},
 		queue: ordered.New(func(result Result) {

@@ -702,21 +702,6 @@ func TestCompletes(t *testing.T) {
 func TestLeftovers(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	elf := testmod.ELF()
-	// leave begins to replace a file and is killed.
-	leave := func(target string) string {
-		f, err := atomicfile.Create(target, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return f.Name()
-	}
-	gone := func(path string) bool {
-		_, err := os.Lstat(path)
-		return errors.Is(err, fs.ErrNotExist)
-	}
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "in", "a.ko"), filepath.Join(dir, "in", "sub", "b.ko")
 	put(t, a, elf)
@@ -725,39 +710,39 @@ func TestLeftovers(t *testing.T) {
 	put(t, mine, nil)
 
 	// In a tree all of them, also of a detached signature.
-	left := []string{leave(a), leave(b), leave(a + ".p7s"), leave(filepath.Join(dir, "in", "never-was.ko"))}
+	left := []string{leave(t, a), leave(t, b), leave(t, a+".p7s"), leave(t, filepath.Join(dir, "in", "never-was.ko"))}
 	mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}}, Options{})
 	for _, path := range left {
-		if !gone(path) {
+		if exists(t, path) {
 			t.Errorf("%s was left", path)
 		}
 	}
-	if gone(mine) {
+	if !exists(t, mine) {
 		t.Errorf("%s was taken for a temporary file", mine)
 	}
 
 	// For a file those that were to become it.
-	other := leave(filepath.Join(dir, "in", "other.ko"))
-	left = []string{leave(a), leave(a), leave(a + ".p7s")}
+	other := leave(t, filepath.Join(dir, "in", "other.ko"))
+	left = []string{leave(t, a), leave(t, a), leave(t, a+".p7s")}
 	mustSign(t, signer, Source{Roots: []string{a}}, Options{})
 	for _, path := range left {
-		if !gone(path) {
+		if exists(t, path) {
 			t.Errorf("%s was left", path)
 		}
 	}
-	if gone(other) {
+	if !exists(t, other) {
 		t.Error("the temporary file of another module, which may be alive, was removed")
 	}
 
 	// With an output folder those in it; the input is only read.
 	out := filepath.Join(dir, "out")
 	put(t, filepath.Join(out, "sub", "x"), nil)
-	inOutput := []string{leave(filepath.Join(out, "a.ko")), leave(filepath.Join(out, "sub", "b.ko"))}
+	inOutput := []string{leave(t, filepath.Join(out, "a.ko")), leave(t, filepath.Join(out, "sub", "b.ko"))}
 	before := snapshot(t, filepath.Join(dir, "in"))
 	mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{})
 	unchanged(t, "with an output folder", filepath.Join(dir, "in"), before, true)
 	for _, path := range inOutput {
-		if !gone(path) {
+		if exists(t, path) {
 			t.Errorf("%s was left", path)
 		}
 	}

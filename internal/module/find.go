@@ -1,13 +1,17 @@
 package module
 
 import (
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/modsign/modsign/internal/compress"
 )
 
-// An Entry is a file that [Find] came upon.
+// An Entry is a file that [Find] or [FindNames] came upon.
 type Entry struct {
 	Path string      // the root as it was given, and the way from there
 	Rel  string      // the way from the root; the base name where the root is the file
@@ -82,6 +86,92 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 		}
 	}
 	return found, nil
+}
+
+// FindNames lists modules by their names below the folder root, which are like
+// drivers/net/dummy.ko, in the order of the names and each once. Where there is
+// no file of a name, the one is taken that has the name and the suffix of a
+// compression. Nothing else below root is looked at.
+//
+// It is an error if a name leads out of root, over a symbolic link, to what is no
+// regular file, to nothing, or to several compressed files.
+func FindNames(root string, names []string) ([]Entry, error) {
+	real, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return nil, err
+	}
+	var found []Entry
+	var missing []string
+	seen := make(map[string]bool)
+	folders := make(map[string]bool) // that are below root in truth
+	for _, name := range names {
+		if !filepath.IsLocal(name) || !strings.HasSuffix(name, ".ko") {
+			return nil, fmt.Errorf("%q does not name a module below %s: such a name is like drivers/net/dummy.ko", name, root)
+		}
+		name = filepath.Clean(name)
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		if dir := filepath.Join(real, filepath.Dir(name)); !folders[dir] {
+			at, err := filepath.EvalSymlinks(dir)
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				missing = append(missing, name)
+				continue
+			case err != nil:
+				return nil, err
+			case at != dir:
+				return nil, fmt.Errorf("%s lies behind a symbolic link, in %s: a folder of modules that are named has to be a folder", filepath.Join(root, name), at)
+			}
+			folders[dir] = true
+		}
+		suffix, info, err := lookUp(filepath.Join(root, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			missing = append(missing, name)
+		case err != nil:
+			return nil, err
+		case !info.Mode().IsRegular():
+			return nil, fmt.Errorf("%s: not a regular file", filepath.Join(root, name+suffix))
+		default:
+			found = append(found, Entry{Path: filepath.Join(root, name+suffix), Rel: name + suffix, Info: info})
+		}
+	}
+	if len(missing) > 0 {
+		list := strings.Join(missing[:min(len(missing), 3)], ", ")
+		if len(missing) > 3 {
+			list += ", ..."
+		}
+		return nil, fmt.Errorf("%d of %d modules missing from %s: %s", len(missing), len(seen), root, list)
+	}
+	return found, nil
+}
+
+// lookUp finds the module of a name ending in .ko, plain or in the one
+// compressed form that is there, and returns what its name has behind that.
+func lookUp(path string) (suffix string, info fs.FileInfo, err error) {
+	var forms []string
+	for f := compress.None; f <= compress.Zstd; f++ {
+		form, err := os.Lstat(path + f.Suffix())
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return "", nil, err
+		case f == compress.None:
+			return "", form, nil
+		}
+		suffix, info = f.Suffix(), form
+		forms = append(forms, filepath.Base(path+suffix))
+	}
+	switch len(forms) {
+	case 0:
+		return "", nil, fs.ErrNotExist
+	case 1:
+		return suffix, info, nil
+	}
+	return "", nil, fmt.Errorf("%s: which of %s is it? Remove what is out of date", path, strings.Join(forms, " and "))
 }
 
 // resolve returns the path of the file that path leads to. A path that ends in

@@ -453,3 +453,32 @@ func TestFind(t *testing.T) {
 		t.Errorf("a root that is not there: %v, %v", found, err)
 	}
 }
+
+func TestFindNames(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"tree/b.ko", "tree/sub/a.ko.xz", "tree/sub/a.ko.bak", "tree/c.ko", "tree/c.ko.gz", "tree/c.ko.zst"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(name), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("tree", filepath.Join(dir, "root")); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(dir, "tree", "sub"))
+	for _, root := range []string{"..", "../../root/", "../sub/../", "../.", dir + "/root", filepath.Join(dir, "tree")} {
+		found, err := FindNames(root, []string{"sub/a.ko", "c.ko", "./b.ko", "b.ko"})
+		if err != nil {
+			t.Errorf("%s: %v", root, err)
+			continue
+		}
+		for i, want := range []string{"sub/a.ko.xz", "c.ko", "b.ko"} {
+			if e := found[i]; len(found) != 3 || e.Rel != want || e.Path != filepath.Join(root, want) || e.Root || e.Err != nil || e.Info.Size() != int64(len("tree/"+want)) {
+				t.Errorf("%s: %+v", root, e)
+			}
+		}
+	}
+	if found, err := FindNames(".", []string{"a.ko"}); err != nil || len(found) != 1 || found[0].Path != "a.ko.xz" {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
