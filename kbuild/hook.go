@@ -1,0 +1,311 @@
+package kbuild
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+)
+
+// The files of an enabled tree. GNUmakefile stands in the object tree and in the
+// source tree, where make O=DIR reads it; the others in the object tree.
+const (
+	// Dir is the folder for what the hook keeps.
+	Dir = ".modsign"
+	// Certificate is the one-time key's certificate, which Kbuild takes for
+	// CONFIG_MODULE_SIG_KEY.
+	Certificate = Dir + "/certificate.pem"
+
+	makefile  = "GNUmakefile"
+	settings  = Dir + "/hook.mk"
+	objtrees  = Dir + "/objtrees" // in the source tree: those that use its GNUmakefile
+	signFile  = "scripts/sign-file"
+	kbuilt    = "scripts/sign-file.kbuild" // the program that Kbuild built
+	keptSpace = "the name of a folder that Kbuild builds in has no space, '%', ':', '#', '$' or quote"
+)
+
+// Hook is how modsign is enabled in an object tree.
+type Hook struct {
+	Objtree string   // absolute
+	Srctree string   // absolute; the same for a build in the source tree
+	Program string   // absolute path of modsign
+	Options []string // of modsign kbuild make
+}
+
+//go:embed GNUmakefile.in
+var hookText string
+
+// HookText is the hook as a makefile, for a call of make with -f. With a program
+// it serves a tree in which modsign is not enabled.
+func HookText(program string) string {
+	text := stamp(strings.Replace(hookText, "@OTHERS@", strings.Join(others, " "), 1))
+	if program != "" {
+		text = "modsign-program := " + program + "\n" + text
+	}
+	return text
+}
+
+// A stamp is the SHA-256 of a file with @SUM@ for the stamp itself: what has it
+// is ours, and as we wrote it.
+const sum = "@SUM@"
+
+var stamped = regexp.MustCompile(`(?m)^# modsign kbuild hook, sha256 ([0-9a-f]{64})$`)
+
+func stamp(text string) string {
+	digest := sha256.Sum256([]byte(text))
+	return strings.Replace(text, sum, hex.EncodeToString(digest[:]), 1)
+}
+
+func isStamped(text []byte) bool {
+	at := stamped.FindSubmatchIndex(text)
+	if at == nil {
+		return false
+	}
+	blank := slices.Concat(text[:at[2]], []byte(sum), text[at[3]:])
+	digest := sha256.Sum256(blank)
+	return hex.EncodeToString(digest[:]) == string(text[at[2]:at[3]])
+}
+
+// State is what a file of the hook is.
+type State string
+
+const (
+	Absent  State = "absent"
+	Ours    State = "ours"
+	Foreign State = "foreign" // another's, or changed since we wrote it
+)
+
+// stateOf tells about a file, which may be a link to nowhere.
+func stateOf(path string) (State, error) {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Absent, nil
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular():
+		return Foreign, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	if isStamped(text) {
+		return Ours, nil
+	}
+	return Foreign, nil
+}
+
+func write(path, text string, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return err
+	}
+	f, err := atomicfile.Create(path, mode)
+	if err != nil {
+		return err
+	}
+	defer f.Abort()
+	if _, err := f.Write([]byte(text)); err != nil {
+		return err
+	}
+	return f.Commit(false)
+}
+
+// makefiles are where a GNUmakefile stands.
+func (h *Hook) makefiles() []string {
+	paths := []string{filepath.Join(h.Objtree, makefile)}
+	if h.Srctree != h.Objtree {
+		paths = append(paths, filepath.Join(h.Srctree, makefile))
+	}
+	return paths
+}
+
+// Enable writes the hook's files, over those of an earlier Enable. It refuses a
+// file that something else wrote, before it writes any.
+func (h *Hook) Enable() error {
+	for _, path := range []string{h.Objtree, h.Srctree, h.Program} {
+		if strings.ContainsAny(path, " \t\n%:#$'\"\\") {
+			return fmt.Errorf("cannot enable modsign with %q: %s", path, keptSpace)
+		}
+	}
+	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings)) {
+		if state, err := stateOf(path); err != nil {
+			return err
+		} else if state == Foreign {
+			return fmt.Errorf("%s is there already, and modsign did not write it, or not so: move it away first", path)
+		}
+	}
+	text := stamp(fmt.Sprintf("# modsign kbuild hook, sha256 %s\n#\n# Written by \"modsign kbuild enable\".\nmodsign-program := %s\nmodsign-options := %s\n",
+		sum, h.Program, strings.Join(h.Options, " ")))
+	if err := write(filepath.Join(h.Objtree, settings), text, 0o644); err != nil {
+		return err
+	}
+	if h.Srctree != h.Objtree {
+		if err := h.list(true); err != nil {
+			return err
+		}
+	}
+	for _, path := range h.makefiles() {
+		if err := write(path, HookText(""), 0o644); err != nil {
+			return err
+		}
+	}
+	return h.PlaceSignFile()
+}
+
+// list puts the object tree into the source tree's list, or takes it out, and
+// out goes what is enabled no more. It removes the list when nothing is left.
+func (h *Hook) list(in bool) error {
+	path := filepath.Join(h.Srctree, objtrees)
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	trees := slices.DeleteFunc(strings.Split(string(text), "\n"), func(tree string) bool {
+		_, err := os.Stat(filepath.Join(tree, settings))
+		return tree == "" || tree == h.Objtree || err != nil
+	})
+	if in {
+		trees = append(trees, h.Objtree)
+	}
+	if len(trees) > 0 {
+		return write(path, strings.Join(trees, "\n")+"\n", 0o644)
+	}
+	return h.remove(path)
+}
+
+// remove removes a file if it is there, and the folder .modsign with its last.
+func (h *Hook) remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if dir := filepath.Dir(path); filepath.Base(dir) == Dir {
+		_ = os.Remove(dir) // fails while something is left in it
+	}
+	return nil
+}
+
+// Disable removes what Enable wrote, and refuses what has been changed since,
+// before it removes any.
+func (h *Hook) Disable() error {
+	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings)) {
+		if state, err := stateOf(path); err != nil {
+			return err
+		} else if state == Foreign {
+			return fmt.Errorf("%s is not, or no more, what modsign wrote: look at it, and remove it yourself", path)
+		}
+	}
+	if err := h.takeSignFile(); err != nil {
+		return err
+	}
+	if err := h.remove(filepath.Join(h.Objtree, settings)); err != nil {
+		return err
+	}
+	if h.Srctree != h.Objtree {
+		if err := h.list(false); err != nil {
+			return err
+		}
+	}
+	for _, path := range h.makefiles() {
+		dir := filepath.Dir(path)
+		if exists(filepath.Join(dir, settings)) || exists(filepath.Join(dir, objtrees)) {
+			continue // another tree needs it
+		}
+		if err := h.remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// Enabled reports whether modsign is enabled in an object tree.
+func Enabled(objtree string) bool { return exists(filepath.Join(objtree, settings)) }
+
+// PlaceSignFile puts modsign in the place of the program by which Kbuild signs,
+// for the package targets, which install modules past the hook. The program
+// itself stays beside it: packages of headers take both along, to machines that
+// have no modsign.
+func (h *Hook) PlaceSignFile() error {
+	path := filepath.Join(h.Objtree, signFile)
+	state, err := stateOf(path)
+	if err != nil {
+		return err
+	}
+	script := h.signFile()
+	switch state {
+	case Ours:
+		if old, err := os.ReadFile(path); err != nil || bytes.Equal(old, []byte(script)) {
+			return err // as it is: a newer file would be older than nothing
+		}
+	case Foreign:
+		if err := os.Rename(path, filepath.Join(h.Objtree, kbuilt)); err != nil {
+			return err
+		}
+	}
+	return write(path, script, 0o755)
+}
+
+// signFile is a script, and no link: the linker would write through one, and
+// make would take modsign's age for the program's.
+func (h *Hook) signFile() string {
+	return stamp(`#!/bin/sh
+# modsign kbuild hook, sha256 ` + sum + `
+#
+# Written by "modsign kbuild enable": signs with modsign, where it is installed,
+# and else with the program that Kbuild built.
+test -x '` + h.Program + `' && exec '` + h.Program + `' sign-file "$@"
+exec "$0.kbuild" "$@"
+`)
+}
+
+// takeSignFile undoes PlaceSignFile.
+func (h *Hook) takeSignFile() error {
+	path, old := filepath.Join(h.Objtree, signFile), filepath.Join(h.Objtree, kbuilt)
+	state, err := stateOf(path)
+	if err != nil {
+		return err
+	}
+	if state == Foreign { // Kbuild has built it again
+		return h.remove(old)
+	}
+	if exists(old) {
+		return os.Rename(old, path)
+	}
+	if state == Ours {
+		return h.remove(path)
+	}
+	return nil
+}
+
+// Purge removes what mrproper leaves of the hook's work, and leaves the hook.
+func (h *Hook) Purge() error {
+	return errors.Join(h.remove(filepath.Join(h.Objtree, kbuilt)), h.remove(filepath.Join(h.Objtree, unfinished)))
+}
+
+// States tells what each file of the hook is.
+func (h *Hook) States() (map[string]State, error) {
+	states := make(map[string]State)
+	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings), filepath.Join(h.Objtree, signFile)) {
+		state, err := stateOf(path)
+		if err != nil {
+			return nil, err
+		}
+		states[path] = state
+	}
+	return states, nil
+}

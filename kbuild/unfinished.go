@@ -1,0 +1,53 @@
+package kbuild
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// unfinished lists the folders to which modules were being installed, a line
+// each, from before the first module until the last one is signed.
+const unfinished = Dir + "/unfinished"
+
+// Unfinished returns the folders that hold modules which an interrupted run may
+// have left unsigned. Folders that are gone do not count.
+func Unfinished(objtree string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(objtree, unfinished))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	dirs := slices.DeleteFunc(strings.Split(string(text), "\n"), func(dir string) bool { return dir == "" || !exists(dir) })
+	return dirs, err
+}
+
+// Begin notes that modules are being installed to a folder, which makes the
+// folder if it is not there.
+func Begin(objtree, dir string) error { return note(objtree, dir, true) }
+
+// End notes that they are all signed.
+func End(objtree, dir string) error { return note(objtree, dir, false) }
+
+func note(objtree, dir string, begun bool) error {
+	if begun {
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			return err
+		}
+	}
+	dirs, err := Unfinished(objtree)
+	if err != nil {
+		return err
+	}
+	dirs = slices.DeleteFunc(dirs, func(d string) bool { return d == dir })
+	if begun {
+		dirs = append(dirs, dir)
+	}
+	path := filepath.Join(objtree, unfinished)
+	if len(dirs) == 0 {
+		return new(Hook).remove(path)
+	}
+	return write(path, strings.Join(dirs, "\n")+"\n", 0o644)
+}
