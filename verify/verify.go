@@ -133,7 +133,7 @@ func file(ctx context.Context, keys *Keyring, path string, limits module.Limits)
 	m, err := module.Open(ctx, path, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
-		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, module.ErrChanged) {
+		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) || errors.Is(err, module.ErrChanged) {
 			r.Verdict, r.Err = Unreadable, err
 			return r
 		}

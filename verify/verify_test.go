@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
 )
@@ -120,6 +121,12 @@ func TestVerdicts(t *testing.T) {
 	}
 	if r := File(t.Context(), keyring(t, key), filepath.Join(t.TempDir(), "nowhere.ko")); r.Verdict != Unreadable || !errors.Is(r.Err, os.ErrNotExist) {
 		t.Errorf("no file: %s, %v", r.Verdict, r.Err)
+	}
+	// The kernel takes more filters of xz than modsign reads: no verdict.
+	arm64 := testmod.WriteFile(t, "m.ko", good)
+	testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), "--check=crc32", "--arm64", "--lzma2", arm64)
+	if r := File(t.Context(), keyring(t, key), arm64+".xz"); r.Verdict != Unreadable || !errors.Is(r.Err, compress.ErrUnreadable) {
+		t.Errorf("xz with the arm64 filter: %s, %v", r.Verdict, r.Err)
 	}
 	for _, verdict := range Verdicts[:len(Verdicts)-1] {
 		if !seen[verdict] {

@@ -17,9 +17,11 @@
 // decompressor (kernel/module/decompress.c) stops at the end of the first
 // stream and never looks further; it takes neither CRC64 nor SHA-256 in xz,
 // which are common elsewhere, and no optional field but the name in a gzip
-// header. kmod reads on: streams of gzip and xz that follow one another it
-// joins, rubbish after gzip it ignores, rubbish after xz it refuses, and of zstd
-// it reads no more than the first frame's content size, which must be there.
+// header; it does not look at the checksum of gzip, and takes what there is of a
+// zstd stream that is cut off for all of it. kmod reads on: streams of gzip and
+// xz that follow one another it joins, rubbish after gzip it ignores, rubbish
+// after xz it refuses, and of zstd it reads no more than the first frame's
+// content size, which must be there.
 // [NewReader] takes every form of one stream that any of them takes and refuses
 // what follows it, because they do not agree on what such a file holds.
 // [KernelError] says why the kernel would not take a stream that NewReader
@@ -92,6 +94,11 @@ func FromMagic(head []byte) Format {
 
 // ErrTooLarge is what every [TooLargeError] is, for errors.Is.
 var ErrTooLarge = errors.New("decompressed size is over the limit")
+
+// ErrUnreadable says that a stream is none that this package reads, though the
+// kernel may: it has a branch filter that is not known here, or wants more memory
+// than [MaxWindow].
+var ErrUnreadable = errors.New("modsign does not read it, though the kernel may")
 
 // TooLargeError says that a stream holds more bytes than its reader was to let
 // through.

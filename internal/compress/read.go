@@ -29,9 +29,10 @@ const inputBuffer = 64 << 10
 // NewReader returns a reader of what the stream of format f in r expands to. The
 // stream has to end where r ends. Once more than limit bytes have come out, Read
 // returns a [TooLargeError]. A stream that is cut off gives an error that is
-// [io.ErrUnexpectedEOF]; one that does not match its checksums, asks for more
-// than [MaxWindow], or is followed by something else gives an error as well,
-// and none of them shows before the data that was read up to there.
+// [io.ErrUnexpectedEOF]; one that asks for more than [MaxWindow] gives one that is
+// [ErrUnreadable]; one that does not match its checksums or is followed by something
+// else gives an error as well, and none of them shows before the data that was read
+// up to there.
 //
 // The reader must be closed, which does not close r. It is for one goroutine.
 func NewReader(f Format, r io.Reader, limit int64) (io.ReadCloser, error) {

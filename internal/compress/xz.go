@@ -161,11 +161,11 @@ func (f *xzFrame) piece() (int64, error) {
 			return 0, f.in.corrupt("%v", err)
 		}
 		if h.dict > MaxWindow {
-			return 0, fmt.Errorf("xz stream wants a dictionary of %d MiB at byte %d; %d MiB is the limit", h.dict>>20, f.in.offset(), MaxWindow>>20)
+			return 0, fmt.Errorf("%w: xz stream wants a dictionary of %d MiB at byte %d; %d MiB is the limit", ErrUnreadable, h.dict>>20, f.in.offset(), MaxWindow>>20)
 		}
 		for _, filter := range h.filters[:len(h.filters)-1] {
 			if !slices.Contains([]uint64{xzDelta, xzX86, xzPowerPC, xzIA64, xzARM, xzARMThumb, xzSPARC}, filter.id) {
-				return 0, fmt.Errorf("xz stream uses the %v filter, which cannot be read here", filter)
+				return 0, fmt.Errorf("%w: xz stream uses the %v filter", ErrUnreadable, filter)
 			}
 		}
 		f.claim = max(f.claim, h.dict)

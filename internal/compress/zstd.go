@@ -58,7 +58,7 @@ func (f *zstdFrame) piece() (int64, error) {
 		case h.DictionaryID != 0:
 			return 0, fmt.Errorf("zstd stream wants the dictionary with the ID %d, which no module does", h.DictionaryID)
 		case window > MaxWindow:
-			return 0, fmt.Errorf("zstd stream wants a window of %d MiB; %d MiB is the limit", window>>20, MaxWindow>>20)
+			return 0, fmt.Errorf("%w: zstd stream wants a window of %d MiB; %d MiB is the limit", ErrUnreadable, window>>20, MaxWindow>>20)
 		}
 		f.claim = window
 		f.checksum = h.HasCheckSum
