@@ -89,6 +89,11 @@ type LoadOptions struct {
 // the owner is; what is no regular file, such as a pipe, is not looked at. Both
 // are read once and in order, the key first, so that either may be a pipe.
 //
+// A key file that holds a certificate and no private key, and lies beside the
+// agent.sock of a key agent ([ServeAgent]) whose certificate that is, stands for
+// the agent's key: the Signer is that of [Agent.Pair]. When the agent has ended,
+// the error holds a [*NoAgentError], which says why.
+//
 // Errors are of type [*LoadError]; the variables ErrInsecure, ErrNoPassphrase,
 // ErrWrongPassphrase, ErrMismatch and ErrNoPKCS11 tell the ones apart that a
 // program may want to handle. What the Passphrase returns as its error is
@@ -98,12 +103,15 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		// A URI may hold a PIN and goes into no error.
 		return nil, inFile("pkcs11:", refuse("use a key in a file", "%w", ErrNoPKCS11))
 	}
-	keyFile, err := readKeyFile(keyPath, opts.AllowInsecure)
+	keyFile, mode, err := readKeyFile(keyPath)
 	if err != nil {
 		return nil, inFile(keyPath, err)
 	}
 	inKey := certPath == "" || certPath == keyPath
 	certFile := keyFile
+	if err := checkMode(keyPath, keyFile, mode); err != nil && !opts.AllowInsecure {
+		return nil, inFile(keyPath, err)
+	}
 	if inKey {
 		certPath = keyPath
 	} else if certFile, err = readFile(certPath); err != nil {
@@ -113,9 +121,12 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	// The certificate goes before the key, so that nobody is asked for a
 	// passphrase in vain. But a file without a key is no place to miss a
 	// certificate in.
+	var signer crypto.Signer
 	block, err := findKey(keyFile)
 	if err != nil {
-		return nil, inFile(keyPath, err)
+		if signer, err = agentFor(keyPath, keyFile, err); err != nil {
+			return nil, inFile(keyPath, err)
+		}
 	}
 	cert, err := firstCertificate(certFile)
 	if err != nil {
@@ -125,9 +136,10 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		}
 		return nil, inFile(certPath, err)
 	}
-	signer, err := block.privateKey(opts.Passphrase, defaultLimits())
-	if err != nil {
-		return nil, inFile(keyPath, err)
+	if signer == nil {
+		if signer, err = block.privateKey(opts.Passphrase, defaultLimits()); err != nil {
+			return nil, inFile(keyPath, err)
+		}
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(cert.PublicKey) {
 		where := "in " + certPath
@@ -177,23 +189,33 @@ func LoadCertificates(path string) ([]*x509.Certificate, error) {
 const maxFileSize = 4 << 20
 
 // readKeyFile reads the file of a private key. The mode is that of the file
-// which was opened, not of whatever the path leads to a moment later. With a
-// POSIX ACL the mode's group bits are its mask, so an entry that lets somebody in
-// shows here too.
-func readKeyFile(path string, allowInsecure bool) ([]byte, error) {
+// which was opened, not of whatever the path leads to a moment later; zero where
+// it is no regular file.
+func readKeyFile(path string) ([]byte, fs.FileMode, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if mode := info.Mode(); mode.IsRegular() && mode.Perm()&0o077 != 0 && !allowInsecure {
-		return nil, refuse("chmod 600 "+path, "%w: its mode is %04o", ErrInsecure, mode.Perm())
+	data, err := readAll(f)
+	if !info.Mode().IsRegular() {
+		return data, 0, err
 	}
-	return readAll(f)
+	return data, info.Mode().Perm(), err
+}
+
+// checkMode refuses a private key that others can get at. With a POSIX ACL the
+// mode's group bits are its mask, so an entry that lets somebody in shows here
+// too.
+func checkMode(path string, data []byte, mode fs.FileMode) error {
+	if _, err := findKey(data); err != nil || mode&0o077 == 0 {
+		return nil
+	}
+	return refuse("chmod 600 "+path, "%w: its mode is %04o", ErrInsecure, mode)
 }
 
 func readFile(path string) ([]byte, error) {

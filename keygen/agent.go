@@ -1,0 +1,563 @@
+package keygen
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names in the folder of an agent.
+const (
+	agentCertificate = "certificate.pem"
+	agentSocket      = "agent.sock" // a symbolic link to the socket, whose path has to be short
+)
+
+// AgentOptions says what an agent makes, how long it lives, and where.
+type AgentOptions struct {
+	Algorithm Algorithm
+	Template  Template // of the certificate
+
+	Dir  string // gets certificate.pem, agent.sock and, at the end, receipt-*.json
+	Tree string // the folder whose disappearance ends the agent
+
+	Installs int           // ends after so many calls of Installed; 0: any number
+	Lifetime time.Duration // ends after so long, the time in which the machine sleeps included
+	Profile  string        // what Status returns; it means nothing to the agent
+
+	// RuntimeDir is the folder of the socket, $XDG_RUNTIME_DIR. Where it is
+	// empty, too long for a socket, or not this user's alone, /tmp/modsign-UID is.
+	RuntimeDir string
+}
+
+// The protocol, on a stream socket: the client writes a request, the agent its
+// response, each one JSON object on a line; then the next.
+//
+//	{"op":"certificate"}                               {"certificate":"<base64 of the DER>"}
+//	{"op":"sign","hash":"sha512","digest":"<base64>"}  {"signature":"<base64>"}
+//	{"op":"status"}                                    {"status":{...}}
+//	{"op":"installed"}                                 {}
+//	{"op":"forget"}                                    {}, and the connection ends when the process has
+//	whatever fails                                     {"error":"..."}, with "gone":true when the key is
+//
+// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. After a line that is no request
+// the agent hangs up, and so it does on a client that says nothing for a minute.
+type agentRequest struct {
+	Op     string `json:"op"`
+	Hash   string `json:"hash,omitempty"`
+	Digest []byte `json:"digest,omitempty"`
+}
+
+type agentResponse struct {
+	Error       string       `json:"error,omitempty"`
+	Gone        bool         `json:"gone,omitempty"`
+	Certificate []byte       `json:"certificate,omitempty"`
+	Signature   []byte       `json:"signature,omitempty"`
+	Status      *AgentStatus `json:"status,omitempty"`
+}
+
+const (
+	maxRequest     = 4096
+	maxResponse    = 256 << 10 // a certificate of 64 KiB in base64
+	maxConnections = 512
+	idleTimeout    = time.Minute
+)
+
+// AgentStatus is what an agent says about itself.
+type AgentStatus struct {
+	PID             int       `json:"pid"`
+	Algorithm       string    `json:"algorithm"`
+	Certificate     string    `json:"certificate_sha256"`
+	Profile         string    `json:"profile"` // AgentOptions.Profile
+	Born            time.Time `json:"born"`
+	Ends            time.Time `json:"ends"` // by its lifetime
+	Installs        int       `json:"installs"`
+	InstallsAllowed int       `json:"installs_allowed"` // 0: any number
+	Signatures      int       `json:"signatures"`
+	MemoryLocked    bool      `json:"memory_locked"`
+	Warning         string    `json:"warning,omitempty"` // swap may get to see the key
+}
+
+// agentServer is an agent from the inside.
+type agentServer struct {
+	AgentOptions
+	pair     *Pair // without Signer: that is key
+	born     time.Time
+	deadline time.Duration // of the clock that sinceBoot reads
+	locked   bool
+	warning  string
+
+	socket   string // its path
+	listener net.Listener
+	watched  map[string]fs.FileInfo // by path: whose loss ends the agent
+
+	// Who uses the key holds use for reading; for the end it is held for writing.
+	use  sync.RWMutex
+	key  crypto.Signer // nil at the end
+	gone string        // why
+
+	mu         sync.Mutex // of the counters
+	signatures int
+	digests    Digests
+	installs   int
+
+	// Who answers a request holds answering for reading; the process does not end
+	// in the middle of an answer.
+	answering sync.RWMutex
+
+	ending sync.Once
+	ended  chan struct{}
+	endErr error
+}
+
+// ServeAgent makes a one-time key and its certificate and keeps the key in the
+// memory of this process, which is to be a process of its own: it is made
+// undumpable, and on return connections are left open and no longer answered, to
+// end with it. ready is called once the agent answers; after its error ServeAgent
+// ends the agent and returns that error.
+//
+// The agent ends at the first of: [Agent.Forget], the last of the allowed
+// installs, the end of its lifetime, the loss of Tree, Dir, agent.sock or the
+// socket, the context. Then it leaves its [Receipt] in Dir, as
+// receipt-<first 16 digits of the certificate's SHA-256>.json, unless Dir is
+// gone. Every second it looks at the clock and the folders.
+//
+// Only this user and root are answered (SO_PEERCRED). It is an error when another
+// agent serves Dir.
+func ServeAgent(ctx context.Context, o AgentOptions, ready func() error) error {
+	if o.Lifetime <= 0 || o.Installs < 0 {
+		return fmt.Errorf("key agent with a lifetime of %v and %d installs: the lifetime has to be positive, and the installs not negative", o.Lifetime, o.Installs)
+	}
+	s := &agentServer{AgentOptions: o, digests: make(Digests), ended: make(chan struct{})}
+	var err error
+	for _, dir := range []*string{&s.Dir, &s.Tree} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
+	if err := otherAgent(s.Dir); err != nil {
+		return err
+	}
+	if s.locked, s.warning, err = hideMemory(); err != nil {
+		return err
+	}
+	if err := s.makeKey(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := s.publish(); err != nil {
+		return err
+	}
+	go s.accept()
+	if err := ready(); err != nil {
+		return errors.Join(err, s.end("ended as nobody waited for it"))
+	}
+	s.wait(ctx)
+	// Requests that came in before the end get their answer.
+	time.Sleep(200 * time.Millisecond)
+	s.answering.Lock()
+	return s.endErr
+}
+
+func (s *agentServer) makeKey() error {
+	pair, err := Generate(s.Algorithm, s.Template)
+	if err != nil {
+		return err
+	}
+	s.key, s.pair = pair.Signer, &Pair{Certificate: pair.Certificate}
+	s.born = time.Now().UTC().Truncate(time.Second)
+	s.deadline = sinceBoot() + s.Lifetime
+	return nil
+}
+
+// publish makes the agent known: the socket, the certificate, and the link that
+// leads to the socket.
+func (s *agentServer) publish() (err error) {
+	s.watched = make(map[string]fs.FileInfo)
+	for _, dir := range []string{s.Tree, s.Dir} {
+		if s.watched[dir], err = os.Stat(dir); err != nil {
+			return err
+		}
+	}
+	runtimeDir, err := runtimeFolder(s.RuntimeDir)
+	if err != nil {
+		return err
+	}
+	s.socket = filepath.Join(runtimeDir, "modsign-"+rand.Text()[:12]+".sock")
+	if s.listener, err = net.Listen("unix", s.socket); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.listener.Close()
+		}
+	}()
+	if err := os.Chmod(s.socket, 0o600); err != nil {
+		return err
+	}
+	if s.watched[s.socket], err = os.Lstat(s.socket); err != nil {
+		return err
+	}
+
+	// Of two that begin at once, one finds the other here.
+	unlock, err := lockFolder(s.Dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := otherAgent(s.Dir); err != nil {
+		return err
+	}
+	if err := s.pair.WriteCertificate(filepath.Join(s.Dir, agentCertificate), PEM); err != nil {
+		return err
+	}
+	link := filepath.Join(s.Dir, agentSocket)
+	// One that was killed could not take its socket away.
+	if dead, err := os.Readlink(link); err == nil && filepath.Dir(dead) == runtimeDir {
+		os.Remove(dead)
+	}
+	temp := filepath.Join(s.Dir, ".modsign-"+rand.Text()+".tmp")
+	if err := os.Symlink(s.socket, temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, link); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return nil
+}
+
+// otherAgent is an error when an agent serves the folder.
+func otherAgent(dir string) error {
+	other, err := DialAgent(dir)
+	if err != nil {
+		return nil // none that answers us
+	}
+	defer other.Close()
+	return fmt.Errorf("%s has a key agent already: modsign agent forget ends it", dir)
+}
+
+// wait returns when the agent has ended.
+func (s *agentServer) wait(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ended:
+			return
+		case <-ctx.Done():
+			s.end("ended by " + context.Cause(ctx).Error())
+		case <-tick.C:
+			if reason := s.over(); reason != "" {
+				s.end(reason)
+			}
+		}
+	}
+}
+
+// over returns why the agent has to end, if it has.
+func (s *agentServer) over() string {
+	if sinceBoot() >= s.deadline {
+		return fmt.Sprintf("lifetime of %v over", s.Lifetime)
+	}
+	for _, path := range []string{s.Tree, s.Dir, s.socket} {
+		if !s.there(path) {
+			return path + " removed"
+		}
+	}
+	link := filepath.Join(s.Dir, agentSocket)
+	if target, err := os.Readlink(link); isMissing(err) || err == nil && target != s.socket {
+		return link + " removed"
+	}
+	return ""
+}
+
+// there reports whether a path is what it was. A disk that cannot say so now may
+// say it a second later.
+func (s *agentServer) there(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return !isMissing(err)
+	}
+	return os.SameFile(info, s.watched[path])
+}
+
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ESTALE)
+}
+
+// end drops the key, after its last signature, and leaves the receipt. It returns
+// when that is done, whoever was the first to want it.
+func (s *agentServer) end(reason string) error {
+	s.ending.Do(func() {
+		defer close(s.ended)
+		s.use.Lock()
+		receipt, err := s.receipt(reason)
+		s.key, s.gone = nil, goneSince(reason, receipt.Died)
+		s.use.Unlock()
+
+		if err == nil && s.there(s.Dir) {
+			err = receipt.writeFile(receiptPath(s.Dir, s.pair.Certificate))
+		}
+		if err != nil {
+			s.endErr = fmt.Errorf("%s, but without a receipt: %w", s.gone, err)
+		}
+		link := filepath.Join(s.Dir, agentSocket)
+		if target, err := os.Readlink(link); err == nil && target == s.socket {
+			os.Remove(link)
+		}
+		s.listener.Close()
+	})
+	return s.endErr
+}
+
+// goneSince is how it is said everywhere.
+func goneSince(reason string, died time.Time) string {
+	return fmt.Sprintf("the one-time key is gone: %s at %s", reason, died.Format(time.RFC3339))
+}
+
+// receipt is signed by the key, and nothing after it.
+func (s *agentServer) receipt(reason string) (*Receipt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cert := s.pair.Certificate
+	r := &Receipt{
+		Version:           receiptVersion,
+		Certificate:       string(pem.EncodeToMemory(s.pair.certificateBlock())),
+		CertificateSHA256: fingerprint(cert),
+		Algorithm:         publicKeyName(cert.PublicKey),
+		Born:              s.born,
+		Died:              time.Now().UTC().Truncate(time.Second),
+		Reason:            strings.ToValidUTF8(reason, "\uFFFD"), // it may hold a path
+		Signatures:        s.signatures,
+		DigestsSHA256:     s.digests.SHA256(),
+		Installs:          s.installs,
+		MemoryLocked:      s.locked,
+	}
+	return r, r.sign(s.key)
+}
+
+func (s *agentServer) accept() {
+	slots := make(chan struct{}, maxConnections)
+	for {
+		slots <- struct{}{}
+		conn, err := s.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // no descriptors left, say
+			<-slots
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		go func() {
+			defer func() { <-slots }()
+			s.serve(conn)
+		}()
+	}
+}
+
+// serve answers the requests of a connection.
+func (s *agentServer) serve(conn net.Conn) {
+	if uid, err := peerUID(conn); err != nil || uid != 0 && uid != os.Geteuid() {
+		respond(conn, agentResponse{Error: fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())})
+		conn.Close()
+		return
+	}
+	if s.converse(conn) {
+		conn.Close()
+	}
+}
+
+// converse reports whether the connection is to be closed now, and not with the
+// process.
+func (s *agentServer) converse(conn net.Conn) bool {
+	lines := bufio.NewReaderSize(conn, maxRequest)
+	for {
+		conn.SetReadDeadline(time.Now().Add(idleTimeout))
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			respond(conn, agentResponse{Error: fmt.Sprintf("request has more than %d bytes", maxRequest)})
+		}
+		if err != nil {
+			return true
+		}
+		var request agentRequest
+		if err := decodeStrict(line, &request); err != nil {
+			respond(conn, agentResponse{Error: "not a request: " + err.Error()})
+			return true
+		}
+		s.answering.RLock()
+		err = respond(conn, s.answer(request))
+		s.answering.RUnlock()
+		if err != nil {
+			return true
+		}
+		if request.Op == "forget" {
+			return false
+		}
+	}
+}
+
+func respond(conn net.Conn, response agentResponse) error {
+	conn.SetWriteDeadline(time.Now().Add(idleTimeout))
+	return writeLine(conn, response)
+}
+
+func writeLine(w io.Writer, v any) error {
+	line, err := json.Marshal(v)
+	if err == nil {
+		_, err = w.Write(append(line, '\n'))
+	}
+	return err
+}
+
+// decodeStrict decodes one JSON value, all of whose members are known.
+func decodeStrict(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("there is more after the object")
+	}
+	return nil
+}
+
+// errGone is of requests that come after the end.
+var errGone = errors.New("the one-time key is gone")
+
+func (s *agentServer) answer(request agentRequest) (response agentResponse) {
+	var err error
+	switch request.Op {
+	case "certificate":
+		response.Certificate = s.pair.Certificate.Raw
+	case "sign":
+		response.Signature, err = s.sign(request.Hash, request.Digest)
+	case "status":
+		response.Status, err = s.status()
+	case "installed":
+		err = s.installed()
+	case "forget":
+		err = s.end("forgotten")
+	default:
+		err = fmt.Errorf("no such request: %.20q", request.Op)
+	}
+	switch {
+	case err == errGone:
+		return agentResponse{Error: s.gone, Gone: true} // nobody writes it any more
+	case err != nil:
+		return agentResponse{Error: err.Error()}
+	}
+	return response
+}
+
+func (s *agentServer) sign(name string, digest []byte) ([]byte, error) {
+	h := hashNamed(name)
+	if h == 0 || hashName(h) != name {
+		return nil, fmt.Errorf("unknown hash %.20q", name)
+	}
+	if len(digest) != h.Size() {
+		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), name, h.Size())
+	}
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.key == nil {
+		return nil, errGone
+	}
+	signature, err := s.key.Sign(rand.Reader, digest, h)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signatures++
+	s.digests.Add(h, digest)
+	return signature, nil
+}
+
+func (s *agentServer) status() (*AgentStatus, error) {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.key == nil {
+		return nil, errGone
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &AgentStatus{
+		PID:             os.Getpid(),
+		Algorithm:       publicKeyName(s.pair.Certificate.PublicKey),
+		Certificate:     fingerprint(s.pair.Certificate),
+		Profile:         s.Profile,
+		Born:            s.born,
+		Ends:            s.born.Add(s.Lifetime),
+		Installs:        s.installs,
+		InstallsAllowed: s.Installs,
+		Signatures:      s.signatures,
+		MemoryLocked:    s.locked,
+		Warning:         s.warning,
+	}, nil
+}
+
+func (s *agentServer) installed() error {
+	n, err := s.countInstall()
+	if err != nil || s.Installs == 0 || n < s.Installs {
+		return err
+	}
+	reason := "the one allowed install done"
+	if n > 1 {
+		reason = fmt.Sprintf("%d installs done", n)
+	}
+	return s.end(reason)
+}
+
+func (s *agentServer) countInstall() (int, error) {
+	s.use.RLock()
+	defer s.use.RUnlock()
+	if s.key == nil {
+		return 0, errGone
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.installs++
+	return s.installs, nil
+}
+
+// peerUID returns who is at the other end of a connection.
+func peerUID(conn net.Conn) (int, error) {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("%T is no connection of a Unix socket", conn)
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if credErr != nil {
+		return 0, credErr
+	}
+	return int(cred.Uid), nil
+}

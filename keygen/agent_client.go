@@ -1,0 +1,330 @@
+package keygen
+
+import (
+	"bufio"
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// NoAgentError says that a folder has no key agent that answers, and why.
+type NoAgentError struct {
+	Dir    string
+	Reason string
+	Began  bool // there was one, or is one that does not answer us
+}
+
+func (e *NoAgentError) Error() string { return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason) }
+
+// Agent is a key agent as its clients see it. It is safe for concurrent use.
+type Agent struct {
+	dir    string
+	socket string
+	cert   *x509.Certificate
+	unfit  error // why nothing is to be signed with its key
+
+	// pool holds the connections that nobody uses, and nil for each that may
+	// be made yet. More than a few for each processor would gain nothing.
+	pool chan *agentConn
+}
+
+type agentConn struct {
+	net.Conn
+	lines *bufio.Reader
+	used  time.Time
+}
+
+const (
+	// An agent that has much to do may take its time.
+	responseTimeout = 2 * time.Minute
+	// A connection that was idle so long may be closed by the agent soon.
+	poolTimeout = idleTimeout / 2
+)
+
+// DialAgent reaches the agent of a folder. It must run as the folder's owner, as
+// root, or as this user (SO_PEERCRED). The error is a [*NoAgentError] when there
+// is none that answers.
+func DialAgent(dir string) (*Agent, error) {
+	link := filepath.Join(dir, agentSocket)
+	socket, err := os.Readlink(link)
+	if err != nil {
+		if isMissing(err) || errors.Is(err, syscall.EINVAL) {
+			return nil, noAgent(dir)
+		}
+		return nil, err
+	}
+	a := &Agent{dir: dir, socket: socket, pool: make(chan *agentConn, 2*runtime.GOMAXPROCS(0))}
+	for range cap(a.pool) {
+		a.pool <- nil
+	}
+	response, err := a.call(agentRequest{Op: "certificate"})
+	if err == nil {
+		a.cert, err = x509.ParseCertificate(response.Certificate)
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	published, err := LoadCertificates(filepath.Join(dir, agentCertificate))
+	if err != nil {
+		a.unfit = err
+	} else if !published[0].Equal(a.cert) {
+		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", ErrMismatch, filepath.Join(dir, agentCertificate))
+	}
+	return a, nil
+}
+
+// noAgent finds out why nobody answers.
+func noAgent(dir string) error {
+	none := func(began bool, format string, args ...any) error {
+		return &NoAgentError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
+	}
+	path := filepath.Join(dir, agentCertificate)
+	certs, err := LoadCertificates(path)
+	if err == nil {
+		path = receiptPath(dir, certs[0])
+	} else if path, err = newestReceipt(dir); err != nil || path == "" {
+		return none(false, "none was started")
+	}
+	receipt, err := checkedReceipt(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(filepath.Join(dir, agentSocket)); err != nil {
+			return none(false, "none was started, or it was killed and its agent.sock removed")
+		}
+		return none(true, "it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another machine, or outside of this container)")
+	case err != nil:
+		return none(true, "it left a receipt that is not to be trusted: %v", err)
+	}
+	return none(true, "%s", goneSince(receipt.Reason, receipt.Died))
+}
+
+// newestReceipt returns the path of the receipt that was written last, if there
+// is one.
+func newestReceipt(dir string) (newest string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	var written time.Time
+	for _, e := range entries {
+		if ok, _ := filepath.Match("receipt-*.json", e.Name()); !ok {
+			continue
+		}
+		if info, err := e.Info(); err == nil && info.ModTime().After(written) {
+			newest, written = filepath.Join(dir, e.Name()), info.ModTime()
+		}
+	}
+	return newest, nil
+}
+
+func (a *Agent) dial() (*agentConn, error) {
+	conn, err := net.Dial("unix", a.socket)
+	if err != nil {
+		info, statErr := os.Lstat(filepath.Join(a.dir, agentSocket))
+		if errors.Is(err, fs.ErrPermission) && statErr == nil {
+			return nil, &NoAgentError{Dir: a.dir, Began: true,
+				Reason: fmt.Sprintf("it belongs to uid %d, and takes orders of that user and of root alone", info.Sys().(*syscall.Stat_t).Uid)}
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) || isMissing(err) {
+			return nil, noAgent(a.dir)
+		}
+		return nil, err
+	}
+	owner, err := os.Stat(a.dir)
+	if err == nil {
+		var uid int
+		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
+			err = &NoAgentError{Dir: a.dir, Began: true, Reason: fmt.Sprintf("what answers belongs to uid %d, who is neither the folder's owner nor root", uid)}
+		}
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &agentConn{Conn: conn, lines: bufio.NewReaderSize(conn, 4096)}, nil
+}
+
+// call sends a request and returns the response to it.
+func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
+	conn := <-a.pool
+	defer func() { a.pool <- conn }()
+	drop := func() { conn.Close(); conn = nil }
+	if conn != nil && time.Since(conn.used) > poolTimeout {
+		drop()
+	}
+	if conn != nil {
+		// An agent that hung up on an idle client has not read the request.
+		if response, err = conn.roundTrip(request); isHangup(err) {
+			drop()
+		}
+	}
+	if conn == nil {
+		if conn, err = a.dial(); err != nil {
+			return agentResponse{}, err
+		}
+		response, err = conn.roundTrip(request)
+	}
+	switch {
+	case isHangup(err):
+		drop()
+		return agentResponse{}, noAgent(a.dir) // it ended under our hands
+	case err != nil:
+		drop()
+		return agentResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
+	case response.Gone || a.cert == nil && response.Error != "":
+		return agentResponse{}, &NoAgentError{Dir: a.dir, Began: true, Reason: response.Error}
+	case response.Error != "":
+		return agentResponse{}, fmt.Errorf("key agent in %s: %s", a.dir, response.Error)
+	}
+	if request.Op == "forget" {
+		// The kernel takes a process's memory first, and its descriptors after.
+		if _, err := conn.lines.ReadByte(); !isHangup(err) {
+			drop()
+			return agentResponse{}, fmt.Errorf("key agent in %s does not end: %w", a.dir, err)
+		}
+		drop()
+	}
+	return response, nil
+}
+
+// isHangup reports whether an error is that of a connection whose other end is
+// closed.
+func isHangup(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err error) {
+	c.SetDeadline(time.Now().Add(responseTimeout))
+	// An agent that refuses has hung up by now, and yet said why.
+	writeErr := writeLine(c, request)
+	var line []byte
+	for {
+		part, err := c.lines.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
+			c.used = time.Now()
+			err := json.Unmarshal(line, &response)
+			return response, err
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) || len(line) > maxResponse {
+			return response, errors.Join(writeErr, err)
+		}
+	}
+}
+
+// Certificate returns the certificate of the agent's key.
+func (a *Agent) Certificate() *x509.Certificate { return a.cert }
+
+// Pair returns the certificate with a Signer that asks the agent. It makes the
+// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. Each is checked with
+// the certificate before it is returned. When certificate.pem in the agent's
+// folder is another certificate, it signs nothing. Errors are of type
+// [*NoAgentError] when the agent is no more.
+func (a *Agent) Pair() *Pair { return &Pair{Signer: agentSigner{a}, Certificate: a.cert} }
+
+type agentSigner struct{ agent *Agent }
+
+func (s agentSigner) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
+
+func (s agentSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if s.agent.unfit != nil {
+		return nil, s.agent.unfit
+	}
+	if _, ok := opts.(*rsa.PSSOptions); ok {
+		return nil, errors.New("key agent makes no RSA-PSS signatures")
+	}
+	h := opts.HashFunc()
+	response, err := s.agent.call(agentRequest{Op: "sign", Hash: hashName(h), Digest: digest})
+	if err != nil {
+		return nil, err
+	}
+	good := false
+	switch key := s.agent.cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		good = rsa.VerifyPKCS1v15(key, h, digest, response.Signature) == nil
+	case *ecdsa.PublicKey:
+		good = ecdsa.VerifyASN1(key, digest, response.Signature)
+	}
+	if !good {
+		return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
+	}
+	return response.Signature, nil
+}
+
+// Status asks the agent how it is.
+func (a *Agent) Status() (AgentStatus, error) {
+	response, err := a.call(agentRequest{Op: "status"})
+	if err == nil && response.Status == nil {
+		err = fmt.Errorf("key agent in %s has no status", a.dir)
+	}
+	if err != nil {
+		return AgentStatus{}, err
+	}
+	return *response.Status, nil
+}
+
+// Installed tells the agent that an install is done. After the last one that is
+// allowed it ends.
+func (a *Agent) Installed() error {
+	_, err := a.call(agentRequest{Op: "installed"})
+	return err
+}
+
+// Forget ends the agent. It returns when the receipt is written and the process
+// is gone, and with it the key.
+func (a *Agent) Forget() error {
+	_, err := a.call(agentRequest{Op: "forget"})
+	return err
+}
+
+// Close closes the connections; the agent lives on.
+func (a *Agent) Close() error {
+	var err error
+	for range cap(a.pool) {
+		select {
+		case conn := <-a.pool:
+			if conn != nil {
+				err = errors.Join(err, conn.Close())
+			}
+			a.pool <- nil
+		default: // in use
+		}
+	}
+	return err
+}
+
+// agentFor returns the agent's key where a file holds a certificate and no
+// private key, and lies beside agent.sock. Where there never was an agent, the
+// error is the one about the file.
+func agentFor(path string, data []byte, noKey error) (crypto.Signer, error) {
+	cert, err := firstCertificate(data)
+	if err != nil {
+		return nil, noKey
+	}
+	agent, err := DialAgent(filepath.Dir(path))
+	if none, ok := errors.AsType[*NoAgentError](err); ok && !none.Began {
+		return nil, noKey
+	}
+	if err != nil {
+		return nil, refuse("the next make makes a new key, and links its certificate into the kernel", "its private key was a key agent's: %w", err)
+	}
+	if !bytes.Equal(agent.cert.Raw, cert.Raw) {
+		return nil, refuse("", "%w: the key agent in the same folder has that of another certificate", ErrMismatch)
+	}
+	agent.unfit = nil
+	return agentSigner{agent}, nil
+}

@@ -1,0 +1,108 @@
+package keygen
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hideMemory keeps the memory of this process from core dumps and from other
+// processes of its user, and out of swap where that is permitted; warning says
+// that it is not, and that there is swap.
+func hideMemory() (locked bool, warning string, err error) {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return false, "", fmt.Errorf("cannot close the key agent's memory to others: prctl: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return false, "", fmt.Errorf("cannot forbid core dumps of the key agent: setrlimit: %w", err)
+	}
+	if lockMemory() {
+		return true, "", nil
+	}
+	data, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return false, "memory is not locked, and whether there is swap cannot be known", nil
+	}
+	var swaps []string
+	for _, line := range strings.Split(strings.TrimSpace(string(data)), "\n")[1:] { // the first is the header
+		name, _, _ := strings.Cut(line, " ")
+		swaps = append(swaps, strings.TrimSpace(name))
+	}
+	if len(swaps) > 0 {
+		warning = "memory is not locked, and the key may be written to swap: " + strings.Join(swaps, ", ")
+	}
+	return false, warning, nil
+}
+
+// lockMemory locks all memory, that to come too. It does so only without a limit:
+// one that the process came to later would be the end of Go's runtime, which
+// maps its memory as it goes along.
+func lockMemory() bool {
+	unlimited := &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if unix.Setrlimit(unix.RLIMIT_MEMLOCK, unlimited) != nil {
+		return false
+	}
+	return unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT) == nil
+}
+
+// maxRuntimeDir is what a socket's 108 bytes leave to the folder.
+const maxRuntimeDir = 80
+
+// runtimeFolder returns a folder for the socket that is this user's alone.
+func runtimeFolder(dir string) (string, error) {
+	if dir = filepath.Clean(dir); filepath.IsAbs(dir) && len(dir) <= maxRuntimeDir && checkPrivate(dir) == nil {
+		return dir, nil
+	}
+	dir = fmt.Sprintf("/tmp/modsign-%d", os.Geteuid())
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if err := checkPrivate(dir); err != nil {
+		return "", fmt.Errorf("%w: remove it, or set XDG_RUNTIME_DIR to a folder that is yours alone", err)
+	}
+	return dir, nil
+}
+
+func checkPrivate(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("%s is no folder", dir)
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to uid %d", dir, st.Uid)
+	case st.Mode&0o077 != 0:
+		return fmt.Errorf("%s is open to others: its mode is %04o", dir, st.Mode&0o7777)
+	}
+	return nil
+}
+
+// lockFolder waits for the lock of a folder, which ends with the process. Where
+// the file system has no locks there is none.
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for unix.Flock(int(f.Fd()), unix.LOCK_EX) == unix.EINTR {
+	}
+	return func() { f.Close() }, nil
+}
+
+// sinceBoot is a clock that nobody sets, and that goes on while the machine
+// sleeps.
+func sinceBoot() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic("clock_gettime: " + err.Error()) // every kernel since 2.6.39 has it
+	}
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,204 @@
+package keygen
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// newReceipt is the receipt of a key that signed one digest.
+func newReceipt(t testing.TB, algorithm string) *Receipt {
+	t.Helper()
+	key := testmod.NewKey(t, algorithm)
+	digests := make(Digests)
+	digests.Add(crypto.SHA256, sum("x"))
+	r := &Receipt{
+		Version: receiptVersion, Certificate: string(key.CertPEM), CertificateSHA256: fingerprint(key.Certificate), Algorithm: algorithm,
+		Born: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Died: time.Date(2026, 1, 2, 3, 5, 5, 0, time.UTC),
+		Reason: "/a <b> & \u2028 \"c\" removed", Signatures: 1, DigestsSHA256: digests.SHA256(), Installs: 2,
+	}
+	if err := r.sign(key.Private); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func encoded(t testing.TB, r *Receipt) []byte {
+	t.Helper()
+	data, err := r.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func readAndCheck(data []byte) error {
+	r, err := ReadReceipt(bytes.NewReader(data))
+	if err == nil {
+		err = r.Check()
+	}
+	return err
+}
+
+func TestReceipt(t *testing.T) {
+	t.Parallel()
+	for algorithm, otherAlgorithm := range map[string]string{"rsa:2048": "ecdsa:p256", "ecdsa:p256": "rsa:2048"} {
+		r := newReceipt(t, algorithm)
+		data := encoded(t, r)
+		read, err := ReadReceipt(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := read.Check(); err != nil || !reflect.DeepEqual(read, r) {
+			t.Errorf("%v: got %+v, want %+v", err, read, r)
+		}
+		path := filepath.Join(t.TempDir(), "receipt.json")
+		if err := r.writeFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if written, err := os.ReadFile(path); err != nil || !bytes.Equal(written, data) {
+			t.Errorf("%v: wrote\n%s, want\n%s", err, written, data)
+		}
+
+		// Any byte that is another one is noticed.
+		for i := range data {
+			data[i] ^= 1
+			if readAndCheck(data) == nil {
+				t.Errorf("%s: byte %d is another, and nobody cares:\n%s", algorithm, i, data)
+			}
+			data[i] ^= 1
+		}
+
+		// And any member, in a receipt that is as it should be otherwise.
+		other := newReceipt(t, otherAlgorithm)
+		for i := range reflect.TypeFor[Receipt]().NumField() {
+			changed := *r
+			name, field := reflect.TypeFor[Receipt]().Field(i).Name, reflect.ValueOf(&changed).Elem().Field(i)
+			switch value := field.Interface().(type) {
+			case int:
+				field.SetInt(int64(value) + 1)
+			case bool:
+				field.SetBool(!value)
+			case time.Time:
+				field.Set(reflect.ValueOf(value.Add(time.Second)))
+			case string:
+				field.SetString(reflect.ValueOf(other).Elem().Field(i).String())
+				if name == "Reason" || name == "DigestsSHA256" {
+					field.SetString(strings.Repeat("0", 64))
+				}
+			case []byte:
+				field.SetBytes(other.Signature)
+			}
+			if reflect.DeepEqual(&changed, r) || readAndCheck(encoded(t, &changed)) == nil {
+				t.Errorf("%s: %s is another, and nobody cares", algorithm, name)
+			}
+		}
+
+		// A receipt of which another key says that it is this key's.
+		forged := *r
+		if err := forged.sign(testmod.NewKey(t, otherAlgorithm).Private); err != nil {
+			t.Fatal(err)
+		}
+		if err := readAndCheck(encoded(t, &forged)); err == nil || !strings.Contains(err.Error(), "signature") {
+			t.Errorf("%s: forged receipt: %v", algorithm, err)
+		}
+	}
+}
+
+// TestReceiptOfClient has a client make a receipt out of what the agent signs for
+// anybody: for an RSA key it is none.
+func TestReceiptOfClient(t *testing.T) {
+	t.Parallel()
+	r := newReceipt(t, "rsa:2048")
+	digest, err := r.digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Signature, err = testmod.NewKey(t, "rsa:2048").Private.Sign(nil, digest, crypto.SHA512); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Check(); err == nil {
+		t.Error("a PKCS #1 v1.5 signature passes for the agent's last")
+	}
+}
+
+func TestReadReceiptRefuses(t *testing.T) {
+	t.Parallel()
+	r := newReceipt(t, "ecdsa:p256")
+	good := string(encoded(t, r))
+	compact, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced := func(old, with string) string {
+		if strings.Count(good, old) != 1 {
+			t.Fatalf("%q is not in the receipt once", old)
+		}
+		return strings.Replace(good, old, with, 1)
+	}
+	for name, data := range map[string]string{
+		"empty":             "",
+		"no JSON":           "hello",
+		"null":              "null\n",
+		"a list":            "[" + good + "]",
+		"compact":           string(compact) + "\n",
+		"unknown member":    replaced("  \"born\"", "  \"more\": 1,\n  \"born\""),
+		"member twice":      replaced("  \"installs\": 2,\n", "  \"installs\": 3,\n  \"installs\": 2,\n"),
+		"member lacks":      replaced("  \"installs\": 2,\n", ""),
+		"another case":      replaced("\"installs\"", "\"Installs\""),
+		"another zone":      replaced("03:04:05Z", "03:04:05+00:00"),
+		"another version":   replaced("\"version\": 1", "\"version\": 2"),
+		"trailing newline":  good + "\n",
+		"trailing data":     good + good,
+		"a byte order mark": "\ufeff" + good,
+		"CRLF":              strings.ReplaceAll(good, "\n", "\r\n"),
+		"very long":         good + strings.Repeat(" ", maxReceiptSize),
+	} {
+		if _, err := ReadReceipt(strings.NewReader(data)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for name, certificate := range map[string]string{
+		"none": "", "garbage": "x", "two": r.Certificate + r.Certificate,
+		"a key":   string(testmod.NewKey(t, "ecdsa:p256").KeyPEM),
+		"no X509": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})),
+	} {
+		changed := *r
+		changed.Certificate = certificate
+		if err := changed.Check(); err == nil || !strings.Contains(err.Error(), "certificate in the receipt") {
+			t.Errorf("certificate: %s: %v", name, err)
+		}
+	}
+}
+
+// FuzzReadReceipt checks that what is read is written as it was, and that no
+// receipt is checked without its signature.
+func FuzzReadReceipt(f *testing.F) {
+	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256"} {
+		f.Add(encoded(f, newReceipt(f, algorithm)))
+	}
+	f.Add([]byte(`{"version":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := ReadReceipt(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(encoded(t, r), data) {
+			t.Errorf("read %q and would write %q", data, encoded(t, r))
+		}
+		if r.Check() == nil {
+			if r.Signatures++; r.Check() == nil {
+				t.Errorf("another number of signatures passes too: %s", data)
+			}
+		}
+	})
+}
