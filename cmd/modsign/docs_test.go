@@ -84,12 +84,16 @@ func TestJSONDocumented(t *testing.T) {
 		"inspect: module":      jsonInspected{},
 		"inspect: a signature": jsonLayer{},
 		"inspect: a signer":    jsonSigner{},
+		"agent status":         jsonAgent{},
+		"agent receipt":        jsonReceipt{},
 		"error":                jsonError{},
 	} {
 		var fields, documented []string
-		for field := range reflect.TypeOf(object).Fields() {
-			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-			fields = append(fields, name)
+		for _, field := range reflect.VisibleFields(reflect.TypeOf(object)) {
+			if !field.Anonymous {
+				name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+				fields = append(fields, name)
+			}
 		}
 		for _, match := range row.FindAllStringSubmatch(sections[title], -1) {
 			documented = append(documented, match[1])
@@ -106,8 +110,21 @@ func testUI() *ui { return newUI(strings.NewReader(""), new(strings.Builder), ne
 func commands() []*cobra.Command {
 	root := newRootCommand(testUI())
 	root.InitDefaultHelpCmd()
-	return slices.DeleteFunc(slices.Clone(root.Commands()), func(c *cobra.Command) bool { return c.Name() == "help" })
+	var all []*cobra.Command
+	var add func(*cobra.Command)
+	add = func(parent *cobra.Command) {
+		for _, c := range parent.Commands() {
+			if c.Name() != "help" && !c.Hidden {
+				all = append(all, c)
+				add(c)
+			}
+		}
+	}
+	add(root)
+	return all
 }
+
+func pageName(cmd *cobra.Command) string { return strings.ReplaceAll(cmd.CommandPath(), " ", "-") }
 
 // TestManPages compares docs/man with the pages made of the commands' help. With
 // -update it writes them.
@@ -115,7 +132,7 @@ func TestManPages(t *testing.T) {
 	dir := filepath.Join(docs, "man")
 	pages := map[string]string{"modsign.1": manPage(newRootCommand(testUI()))}
 	for _, cmd := range commands() {
-		pages["modsign-"+cmd.Name()+".1"] = manPage(cmd)
+		pages[pageName(cmd)+".1"] = manPage(cmd)
 	}
 	if *update {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -147,14 +164,14 @@ func TestManPages(t *testing.T) {
 // date, so that it changes with the help alone.
 func manPage(cmd *cobra.Command) string {
 	cmd.InitDefaultHelpFlag()
-	name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
+	name := pageName(cmd)
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line(`.TH %s 1 "" modsign "User Commands"`, roff(strings.ToUpper(name)))
 	line(".SH NAME\n%s \\- %s", roff(name), roff(strings.ToLower(cmd.Short[:1])+cmd.Short[1:]))
 	line(".SH SYNOPSIS\n.B %s", roff(cmd.UseLine()))
-	if !cmd.HasParent() {
-		line(".br\n.B %s", roff("modsign COMMAND [flags]"))
+	if cmd.HasAvailableSubCommands() {
+		line(".br\n.B %s", roff(cmd.CommandPath()+" COMMAND [flags]"))
 	}
 	line(".SH DESCRIPTION")
 	for i, paragraph := range strings.Split(cmd.Long, "\n\n") {
@@ -177,7 +194,7 @@ func manPage(cmd *cobra.Command) string {
 	if cmd.HasAvailableSubCommands() {
 		line(".SH COMMANDS")
 		for _, c := range cmd.Commands() {
-			if c.Name() != "help" {
+			if c.Name() != "help" && !c.Hidden {
 				line(".TP\n.BR %s (1)\n%s", roff(name+"-"+c.Name()), roff(c.Short))
 			}
 		}

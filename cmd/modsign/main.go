@@ -126,8 +126,8 @@ kernel will take them.
 			root.AddCommand(c)
 		}
 	}
-	add("everyday", newSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u))
-	add("more", newStripCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	add("everyday", newSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u))
+	add("more", newStripCommand(u), newAgentCommand(u), newSignFileCommand(u), newAgentCommand(u), newCompletionCommand(u), newVersionCommand(u))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")

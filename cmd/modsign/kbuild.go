@@ -1,0 +1,330 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen"
+)
+
+func newKbuildCommand(u *ui) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kbuild",
+		Short: "Sign from make modules_install of a kernel's build",
+		Long: `Kbuild makes modsign a part of a kernel's build. Once it is enabled, plain make
+keeps the one-time key of the build in the memory of a small process (modsign
+agent), make modules_install signs and compresses all modules in one parallel
+run, and make clean destroys the key. No private key is ever on a disk, and the
+kernel needs no patch.`,
+		Example: `  modsign kbuild enable
+  make -j8 && sudo make modules_install install
+  make clean`,
+		Args: func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newKbuildEnableCommand(u), newKbuildDisableCommand(u), newKbuildShowCommand(u), newKbuildInstallCommand(u), newKbuildMakeCommand(u))
+	return cmd
+}
+
+// addAgentEnd adds what says when the one-time key is to be destroyed.
+func addAgentEnd(flags *pflag.FlagSet, keep *string, lifetime *time.Duration) {
+	flags.StringVar(keep, "keep", "", "destroy the one-time key after N installs: installs=`N` (default: any number)")
+	flags.DurationVar(lifetime, "lifetime", 24*time.Hour, "destroy the one-time key after this `TIME`")
+}
+
+type kbuildTree struct {
+	objtree string
+	srctree string
+}
+
+func (o *kbuildTree) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&o.objtree, "objtree", ".", "the object tree, where the kernel is built: `DIR`")
+	flags.StringVar(&o.srctree, "srctree", "", "the kernel's source, `DIR` (default: what the object tree was made from, or here)")
+}
+
+// hook is the tree's.
+func (o *kbuildTree) hook() (*kbuild.Hook, error) {
+	objtree, err := realPath(o.objtree)
+	if err != nil {
+		return nil, err
+	}
+	srctree := o.srctree
+	if srctree == "" {
+		if tree, err := kbuild.OpenTree(objtree, "", kbuild.Vars{LookupEnv: os.LookupEnv}); err == nil {
+			srctree = tree.Srctree
+		} else if kbuild.IsSrctree(".") {
+			srctree = "." // a new folder for make O=DIR
+		} else {
+			return nil, err
+		}
+	}
+	if srctree, err = realPath(srctree); err != nil {
+		return nil, err
+	}
+	if !kbuild.IsSrctree(srctree) {
+		return nil, fmt.Errorf("%s is no source of a kernel", srctree)
+	}
+	program, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		program, err = filepath.Abs(program)
+	}
+	return &kbuild.Hook{Objtree: objtree, Srctree: srctree, Program: program}, err
+}
+
+func realPath(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
+}
+
+func newKbuildEnableCommand(u *ui) *cobra.Command {
+	var tree kbuildTree
+	var keep string
+	var lifetime time.Duration
+	cmd := &cobra.Command{
+		Use:   "enable",
+		Short: "Let make of this kernel sign with modsign",
+		Long: `Enable writes a GNUmakefile, which GNU make reads before Makefile, into the
+object tree, and into the source tree for make O=DIR, where it acts for enabled
+object trees alone. It also puts modsign at scripts/sign-file in the object tree,
+for the package goals (bindeb-pkg and the like). After it,
+
+  make                  makes a one-time key, if the configuration names none,
+                        and leaves it in the memory of modsign agent
+  make modules_install  signs, compresses and calls depmod, each once
+  make modules_sign     signs what is installed
+  make clean            destroys the key
+
+A key that the configuration names (CONFIG_MODULE_SIG_KEY) is used as it is. The
+program must stay where it is: enable again after it has moved.`,
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return kbuildEnable(u, &tree, keep, lifetime) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	tree.addFlags(flags)
+	addAgentEnd(flags, &keep, &lifetime)
+	return cmd
+}
+
+func kbuildEnable(u *ui, tree *kbuildTree, keep string, lifetime time.Duration) error {
+	hook, err := tree.hook()
+	if err != nil {
+		return err
+	}
+	if _, err := parseKeep(keep); err != nil {
+		return err
+	}
+	if keep != "" {
+		hook.Options = append(hook.Options, "--keep="+keep)
+	}
+	hook.Options = append(hook.Options, "--lifetime="+lifetime.String())
+	if err := hook.Enable(); err != nil {
+		return err
+	}
+	u.say("enabled in %s", hook.Objtree)
+	if old := filepath.Join(hook.Objtree, kbuild.DefaultKey); exists(old) {
+		u.say("%s holds the private key of an earlier build, which will be used no more once the kernel is built anew: remove it then (shred -u %[1]s)", old)
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func newKbuildDisableCommand(u *ui) *cobra.Command {
+	var tree kbuildTree
+	cmd := &cobra.Command{
+		Use:   "disable",
+		Short: "Undo enable",
+		Long: `Disable destroys the one-time key and removes what enable wrote, and nothing else:
+a file that was changed since is refused. Receipts stay.`,
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			hook, err := tree.hook()
+			if err != nil {
+				return err
+			}
+			if !kbuild.Enabled(hook.Objtree) {
+				return fmt.Errorf("modsign is not enabled in %s", hook.Objtree)
+			}
+			// The key last: a refusal leaves all as it was.
+			if err := hook.Disable(); err != nil {
+				return err
+			}
+			m := kbuildMake{objtree: hook.Objtree}
+			if err := m.forget(); err != nil {
+				return err
+			}
+			_ = os.Remove(m.path(kbuild.Dir)) // fails while receipts are in it
+			u.say("disabled in %s", hook.Objtree)
+			return nil
+		},
+	}
+	tree.addFlags(cmd.Flags())
+	return cmd
+}
+
+func newKbuildShowCommand(u *ui) *cobra.Command {
+	var tree kbuildTree
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Show what modsign understands of a kernel's build",
+		Long: `Show prints what modsign reads in an object tree: the configuration of signing
+and compression, the key that modules_install would sign with, where it would
+install, and the files of the hook.`,
+		Args: noArgs,
+		RunE: func(*cobra.Command, []string) error { return kbuildShow(u, &tree) },
+	}
+	tree.addFlags(cmd.Flags())
+	return cmd
+}
+
+func kbuildShow(u *ui, o *kbuildTree) error {
+	hook, err := o.hook()
+	if err != nil {
+		return err
+	}
+	tree, err := kbuild.OpenTree(hook.Objtree, "", kbuild.Vars{LookupEnv: os.LookupEnv})
+	if err != nil {
+		return err
+	}
+	line := func(name, value string) { u.result("%-14s %s", name+":", value) }
+	line("object tree", hook.Objtree)
+	line("source tree", hook.Srctree)
+	if tree.Config == nil {
+		line("configuration", "none yet: make defconfig, for one")
+	} else {
+		line("release", cmp.Or(tree.Release, "not built yet"))
+		line("signing", showSigning(tree.Config))
+		line("hash", cmp.Or(tree.Config.SigHash(), "none"))
+		line("key", showKey(hook.Objtree, tree))
+		line("trusted keys", cmp.Or(tree.Config.TrustedKeys(), "none besides"))
+		line("compression", cmp.Or(tree.Config.Compression(), "none"))
+		if modlib, err := tree.ModLib(); err == nil {
+			line("installs to", modlib)
+		}
+		if names, err := tree.Modules(); err == nil {
+			line("modules", fmt.Sprint(len(names)))
+		}
+	}
+	states, err := hook.States()
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Sorted(maps.Keys(states)) {
+		line("hook", fmt.Sprintf("%s: %s", path, states[path]))
+	}
+	if kbuild.Enabled(hook.Objtree) && states[filepath.Join(hook.Objtree, "scripts/sign-file")] == kbuild.Foreign {
+		u.hint("Kbuild has built scripts/sign-file over modsign's; the next make or modsign kbuild enable puts it back")
+	}
+	dirs, err := kbuild.Unfinished(hook.Objtree)
+	for _, dir := range dirs {
+		line("unfinished", dir)
+	}
+	return err
+}
+
+// showSigning says when modules are signed.
+func showSigning(config kbuild.Config) string {
+	switch {
+	case !config.Bool("MODULE_SIG"):
+		return "off (CONFIG_MODULE_SIG)"
+	case !config.SigAll():
+		return "by modules_sign alone (CONFIG_MODULE_SIG_ALL is off)"
+	case config.Bool("MODULE_SIG_FORCE"):
+		return "by modules_install; the kernel refuses what is not signed"
+	}
+	return "by modules_install"
+}
+
+// showKey says in a line what modules would be signed with.
+func showKey(objtree string, tree *kbuild.Tree) string {
+	key := tree.Config.SigKey()
+	switch {
+	case key == "":
+		return "none"
+	case strings.HasPrefix(key, "pkcs11:"):
+		return "in a token (PKCS #11): Kbuild signs itself" // the URI may hold a PIN
+	case key != kbuild.DefaultKey:
+		return key
+	}
+	agent, err := keygen.DialAgent(filepath.Join(objtree, kbuild.Dir))
+	if gone, ok := errors.AsType[*keygen.NoAgentError](err); ok {
+		if exists(filepath.Join(objtree, kbuild.DefaultKey)) && !exists(filepath.Join(objtree, kbuild.Certificate)) {
+			return kbuild.DefaultKey + ", made by Kbuild"
+		}
+		return "a one-time key: " + gone.Error()
+	}
+	if err != nil {
+		return "a one-time key: " + err.Error()
+	}
+	defer agent.Close()
+	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keyName(agent.Certificate().PublicKey))
+}
+
+func newKbuildInstallCommand(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "install [ARGUMENT OF MAKE...]",
+		Short: "Do as make modules_install with the hook, without the hook",
+		Long: `Install calls make modules_install with these arguments, in the same way as the
+hook does: Kbuild installs and strips, modsign signs and compresses, and depmod
+is called once. It writes no GNUmakefile, and so suits scripts.`,
+		Example: `  modsign kbuild install -j8 INSTALL_MOD_PATH=/tmp/root
+  modsign kbuild install -C /usr/src/linux M=$PWD`,
+		DisableFlagParsing:    true,
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
+				return cmd.Help()
+			}
+			return kbuildInstall(cmd.Context(), args)
+		},
+	}
+}
+
+func kbuildInstall(ctx context.Context, args []string) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// A file, as make reads its makefile again when it begins anew.
+	f, err := os.CreateTemp("", "modsign-*.mk")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(kbuild.HookText(program))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "make", append([]string{"-f", f.Name()}, append(args, "modules_install")...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
+		return exitStatus(exitError)
+	}
+	return err
+}

@@ -1,0 +1,536 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
+)
+
+// kbuildMake is one call of make in a tree where modsign is enabled: the hook
+// hands it here, and here it is given to the kernel's Makefile, step by step.
+type kbuildMake struct {
+	makeProgram string
+	objtree     string
+	extmod      string
+	program     string // where modsign is, as enable wrote it down
+	keep        string
+	lifetime    time.Duration
+
+	flags kbuild.MakeFlags
+	vars  kbuild.Vars
+}
+
+func newKbuildMakeCommand(u *ui) *cobra.Command {
+	var m kbuildMake
+	cmd := &cobra.Command{
+		Use:    "make --objtree DIR [--extmod DIR] -- [GOAL...]",
+		Short:  "Do what the hook is called for",
+		Hidden: true,
+		Long: `Make is what the hook calls, from within make: it gives the goals to the
+kernel's Makefile one after the other, with the certificate of a one-time key
+where a kernel may be linked, and signs what modules_install installs. The
+flags and variables of make come in MAKEFLAGS, as to any make below make.`,
+		RunE: func(cmd *cobra.Command, goals []string) error { return m.run(cmd.Context(), u, goals) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&m.objtree, "objtree", ".", "the object tree, `DIR`")
+	flags.StringVar(&m.extmod, "extmod", "", "the folder of an external module, `DIR`")
+	flags.StringVar(&m.makeProgram, "make", "make", "the `PROGRAM` to call")
+	flags.StringVar(&m.program, "program", "", "where modsign is, `FILE`")
+	addAgentEnd(flags, &m.keep, &m.lifetime)
+	return cmd
+}
+
+func (m *kbuildMake) run(ctx context.Context, u *ui, goals []string) error {
+	m.flags = kbuild.ParseMakeFlags(os.Getenv("MAKEFLAGS"))
+	m.vars = kbuild.Vars{Line: m.flags.Vars, LookupEnv: os.LookupEnv}
+	u.quiet = m.flags.Silent
+	if err := m.complain(u, goals); err != nil {
+		return err
+	}
+	var failed error
+	for _, step := range kbuild.Plan(goals) {
+		err := m.step(ctx, u, step)
+		if err != nil && (!m.flags.KeepGoing || ctx.Err() != nil) {
+			return err
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// complain tells of modules that an interrupted run may have left unsigned,
+// unless they are about to be installed again.
+func (m *kbuildMake) complain(u *ui, goals []string) error {
+	dirs, err := kbuild.Unfinished(m.objtree)
+	if err != nil {
+		return err
+	}
+	var target string
+	if tree, err := kbuild.OpenTree(m.objtree, m.extmod, m.vars); err == nil && strings.Contains(strings.Join(goals, " "), "modules_install") {
+		target, _ = tree.ModLib()
+	}
+	for _, dir := range dirs {
+		if dir != target {
+			u.say("warning: an earlier make modules_install did not come to its end, and modules in %s may be unsigned: run it again", dir)
+		}
+	}
+	return nil
+}
+
+func (m *kbuildMake) step(ctx context.Context, u *ui, step kbuild.Step) error {
+	if m.extmod != "" && step.Work != kbuild.Install && step.Work != kbuild.Sign {
+		return m.make(ctx, step.Goals)
+	}
+	switch step.Work {
+	case kbuild.Build:
+		return m.build(ctx, u, step.Goals, nil)
+	case kbuild.Package:
+		return m.pack(ctx, u, step.Goals)
+	case kbuild.Install, kbuild.Sign:
+		return m.install(ctx, u, step)
+	case kbuild.Clean, kbuild.Purge:
+		return m.clean(ctx, u, step)
+	}
+	return m.make(ctx, step.Goals)
+}
+
+// idle reports whether make is not to do its work: -n, -t and -q.
+func (m *kbuildMake) idle() bool { return m.flags.DryRun || m.flags.Touch || m.flags.Question }
+
+// make calls the kernel's Makefile. It is the outermost make that people see.
+func (m *kbuildMake) make(ctx context.Context, goals []string, overrides ...string) error {
+	args := append([]string{"-f", "Makefile"}, overrides...)
+	cmd := exec.CommandContext(ctx, m.makeProgram, append(args, goals...)...)
+	cmd.Env = append(os.Environ(), "MAKELEVEL=0")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it tidies up what it was making
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
+		return exitStatus(exit.ExitCode()) // it has said why
+	}
+	return err
+}
+
+func (m *kbuildMake) tree() (*kbuild.Tree, error) {
+	return kbuild.OpenTree(m.objtree, m.extmod, m.vars)
+}
+
+func (m *kbuildMake) hook() *kbuild.Hook {
+	return &kbuild.Hook{Objtree: m.objtree, Program: m.program}
+}
+
+func (m *kbuildMake) path(elem ...string) string {
+	return filepath.Join(append([]string{m.objtree}, elem...)...)
+}
+
+// build makes goals that may link a kernel, which wants a certificate. First,
+// where Kbuild would make a key in the tree, the agent makes one.
+func (m *kbuildMake) build(ctx context.Context, u *ui, goals []string, before func(overrides ...string) error) error {
+	tree, err := m.tree()
+	if err != nil {
+		return err
+	}
+	if tree.Config != nil && !tree.Synced && !m.idle() {
+		// What the configuration says counts after Kconfig has completed it.
+		if err := m.make(ctx, []string{"syncconfig"}); err != nil {
+			return err
+		}
+		if tree, err = m.tree(); err != nil {
+			return err
+		}
+	}
+	var overrides []string
+	if tree.Config.SigKey() == kbuild.DefaultKey {
+		if !m.idle() {
+			if err := m.oneTimeKey(ctx, u, tree); err != nil {
+				return err
+			}
+		}
+		if _, err := os.Stat(m.path(kbuild.Certificate)); err == nil || !m.idle() {
+			overrides = append(overrides, "CONFIG_MODULE_SIG_KEY="+kbuild.Certificate)
+		}
+	}
+	if before != nil {
+		if err := before(overrides...); err != nil {
+			return err
+		}
+	}
+	if err := m.make(ctx, goals, overrides...); err != nil {
+		return err
+	}
+	return m.placeSignFile(tree)
+}
+
+func (m *kbuildMake) placeSignFile(tree *kbuild.Tree) error {
+	if m.idle() || !tree.Config.Bool("MODULE_SIG_FORMAT") || !kbuild.Enabled(m.objtree) {
+		return nil
+	}
+	return m.hook().PlaceSignFile()
+}
+
+// oneTimeKey sees to it that the agent holds a key of the configured kind, and
+// that its certificate is in the tree.
+func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) error {
+	o, err := m.agentOptions(tree)
+	if err != nil {
+		return err
+	}
+	agent, err := keygen.DialAgent(o.Dir)
+	gone, isGone := errors.AsType[*keygen.NoAgentError](err)
+	switch {
+	case err == nil:
+		defer agent.Close()
+		status, err := agent.Status()
+		if err != nil {
+			return err
+		}
+		if status.Profile == o.Profile && m.certificateIs(agent) {
+			return nil
+		}
+		u.note("the configuration of the key has changed: a new one-time key is made, and the kernel is linked with it")
+		if err := agent.Forget(); err != nil {
+			return err
+		}
+	case !isGone:
+		return err
+	default:
+		if _, err := os.Stat(m.path(kbuild.Certificate)); err == nil {
+			u.say("%v: a new one-time key is made, and the kernel is linked with it", gone)
+		}
+	}
+	agent, err = startAgent(ctx, o)
+	if err != nil {
+		return fmt.Errorf("cannot make a one-time key: %w", err)
+	}
+	return agent.Close()
+}
+
+// certificateIs reports whether the certificate in the tree is the agent's.
+func (m *kbuildMake) certificateIs(agent *keygen.Agent) bool {
+	certs, err := keygen.LoadCertificates(m.path(kbuild.Certificate))
+	return err == nil && certs[0].Equal(agent.Certificate())
+}
+
+// agentOptions are the one-time key as the tree's configuration wants it.
+func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
+	o := agentStart{Dir: m.path(kbuild.Dir), Tree: m.objtree, Hash: tree.Config.SigHash(), Keep: m.keep, Lifetime: m.lifetime}
+	for _, genkey := range []string{m.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")} {
+		text, err := os.ReadFile(genkey)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return o, err
+		}
+		o.Genkey = genkey
+		o.Profile = fmt.Sprintf("%s %s %x", tree.Config.SigKeyType(), o.Hash, sha256.Sum256(text))
+		break
+	}
+	switch kind := tree.Config.SigKeyType(); kind {
+	case "rsa": // of the size that the profile says
+	case "ecdsa":
+		o.KeyType = keygen.ECDSAP384.String()
+	default:
+		return o, fmt.Errorf("the configuration wants a one-time key of type %s, which modsign cannot make: choose RSA or ECDSA (CONFIG_MODULE_SIG_KEY_TYPE_*)", kind)
+	}
+	return o, nil
+}
+
+// pack makes a package. The package's own make installs modules past the hook,
+// with the sign-file in the tree: it has to be there, and be modsign, before.
+func (m *kbuildMake) pack(ctx context.Context, u *ui, goals []string) error {
+	err := m.build(ctx, u, goals, func(overrides ...string) error {
+		tree, err := m.tree()
+		if err != nil || m.idle() || !kbuild.Enabled(m.objtree) || !tree.Config.Bool("MODULE_SIG_FORMAT") {
+			return err
+		}
+		if err := m.make(ctx, []string{"scripts"}, overrides...); err != nil {
+			return err
+		}
+		return m.placeSignFile(tree)
+	})
+	if err != nil || m.idle() {
+		return err
+	}
+	return m.installed()
+}
+
+// install is modules_install and modules_sign.
+func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error {
+	tree, err := m.tree()
+	if err != nil {
+		return err
+	}
+	config, installs := tree.Config, step.Work == kbuild.Install
+	if config == nil || !config.Bool("MODULES") || !config.Bool("MODULE_SIG") || installs && (!config.SigAll() || config.SigKey() == "") {
+		if m.idle() && installs {
+			u.say("would run %s -f Makefile modules_install", m.makeProgram)
+			return nil
+		}
+		return m.make(ctx, step.Goals)
+	}
+	modlib, err := tree.ModLib()
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(config.SigKey(), "pkcs11:") {
+		u.note("modsign has no support for keys in a token (PKCS #11): Kbuild signs and compresses the modules itself")
+		if m.idle() && installs {
+			return nil
+		}
+		return m.make(ctx, step.Goals)
+	}
+	if config.SigKey() == "" {
+		return withHint(errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with"), "modsign sign --key FILE %s", quote(modlib))
+	}
+	if m.idle() {
+		// Kbuild removes the installed modules even when make -n asks what it would do.
+		if installs {
+			u.say("would run %s -f Makefile modules_install without signing, compression and depmod", m.makeProgram)
+		}
+		u.say("would sign the modules in %s", modlib)
+		return nil
+	}
+
+	signer, how, err := m.signer(tree)
+	if err != nil {
+		if m.extmod == "" || !installs {
+			return err
+		}
+		u.say("%s is installed unsigned: %v; a kernel that wants signatures will refuse it until modsign sign --key FILE has signed it", m.extmod, err)
+		return m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
+	}
+	if err := kbuild.Begin(m.objtree, modlib); err != nil {
+		return err
+	}
+	var failed error
+	if installs {
+		failed = m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=", "CONFIG_MODULE_COMPRESS_ALL=", "CONFIG_MODULE_COMPRESS_GZIP=",
+			"CONFIG_MODULE_COMPRESS_XZ=", "CONFIG_MODULE_COMPRESS_ZSTD=", "DEPMOD=true")
+		if failed != nil && (!m.flags.KeepGoing || ctx.Err() != nil) {
+			return failed
+		}
+	}
+	if err := m.sign(ctx, u, tree, signer, how, failed != nil); err != nil {
+		return errors.Join(failed, err)
+	}
+	if failed != nil {
+		return failed
+	}
+	if installs {
+		if err := m.depmod(ctx, u, tree); err != nil {
+			return err
+		}
+	}
+	return errors.Join(kbuild.End(m.objtree, modlib), m.installed())
+}
+
+// keyGone says that nobody can sign for the kernel of this tree any more.
+func (m *kbuildMake) keyGone() error {
+	err := errors.New("the one-time key of this kernel is gone")
+	if _, why := keygen.DialAgent(m.path(kbuild.Dir)); why != nil {
+		err = fmt.Errorf("%w: %w", err, why)
+	}
+	return withHint(err, "make makes a new one, and links the kernel with it; then install again")
+}
+
+// signer is the key that the kernel of this tree was linked with.
+func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
+	path, oneTime := tree.Config.SigKey(), tree.Config.SigKey() == kbuild.DefaultKey
+	if _, err := os.Stat(m.path(kbuild.Certificate)); oneTime && err == nil {
+		path = kbuild.Certificate // else the tree may have been built before modsign was enabled in it
+	}
+	if !filepath.IsAbs(path) {
+		path = m.path(path)
+	}
+	keepSecrets()
+	pair, err := keygen.Load(path, "", keygen.LoadOptions{Passphrase: func() ([]byte, error) {
+		if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
+			return []byte(pin), nil
+		}
+		return nil, keygen.ErrNoPassphrase
+	}})
+	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
+		return nil, "", m.keyGone()
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	linked, err := keygen.LoadCertificates(m.path("certs/signing_key.x509"))
+	switch {
+	case err == nil && !linked[0].Equal(pair.Certificate):
+		return nil, "", withHint(fmt.Errorf("%s is not the key that this kernel was linked with (certs/signing_key.x509)", path), "make links it again; then install again")
+	case errors.Is(err, fs.ErrNotExist) && oneTime: // make clean was here
+		return nil, "", m.keyGone()
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, "", err
+	}
+	hash, err := cms.HashByName(tree.Config.SigHash())
+	if err != nil {
+		return nil, "", fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
+	}
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
+	how := fmt.Sprintf(" with %s and %s, as %q", keyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	return signer, how, err
+}
+
+// sign signs the modules that this tree installs, and no others.
+func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer *sign.Signer, how string, some bool) error {
+	names, err := tree.Modules()
+	if err != nil {
+		return err
+	}
+	destination, err := tree.Destination()
+	if err != nil {
+		return err
+	}
+	if some { // make -k went on without a few
+		kept := names[:0]
+		for _, name := range names {
+			if _, err := os.Stat(filepath.Join(destination, name)); err == nil {
+				kept = append(kept, name)
+			}
+		}
+		names = kept
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	modules, err := sign.Open(sign.Source{Roots: []string{destination}, Names: names, Compress: compression(tree.Config)})
+	if err != nil {
+		return err
+	}
+	defer modules.Close()
+	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: max(m.flags.Jobs, 0), Sync: sign.SyncNone}}
+	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return modules.Sign(ctx, signer, options) })
+}
+
+// compression is how the configuration wants modules to be installed.
+func compression(config kbuild.Config) compress.Format {
+	switch config.Compression() {
+	case "gzip":
+		return compress.Gzip
+	case "xz":
+		return compress.XZ
+	case "zstd":
+		return compress.Zstd
+	}
+	return compress.None
+}
+
+// depmod does as the kernel's scripts/depmod.sh.
+func (m *kbuildMake) depmod(ctx context.Context, u *ui, tree *kbuild.Tree) error {
+	if _, err := os.Stat(m.path("System.map")); err != nil {
+		u.say("warning: depmod is left out, as there is no System.map in %s", m.objtree)
+		return nil
+	}
+	name, _ := m.vars.Lookup("DEPMOD")
+	name = cmp.Or(name, "depmod")
+	program, err := lookPath(name)
+	if err != nil {
+		u.say("warning: depmod is left out, as there is no program %s (Debian's package kmod has it)", name)
+		return nil
+	}
+	args := []string{"-ae", "-F", "System.map"}
+	if root := tree.InstallModPath(); root != "" {
+		args = append(args, "-b", root)
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, tree.Release)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = m.objtree, os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// lookPath finds a program, also in /sbin, which is not in everyone's PATH.
+func lookPath(name string) (string, error) {
+	program, err := exec.LookPath(name)
+	if err != nil {
+		return exec.LookPath(filepath.Join("/sbin", name))
+	}
+	return program, nil
+}
+
+// installed tells the agent, which may have waited for it to end.
+func (m *kbuildMake) installed() error {
+	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
+	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone {
+		return nil // another key has signed
+	}
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	return agent.Installed()
+}
+
+// clean destroys the key, whatever make says of the rest.
+func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
+	err := m.make(ctx, step.Goals)
+	if m.idle() || ctx.Err() != nil {
+		return err
+	}
+	if forget := m.forget(); forget != nil {
+		return errors.Join(err, forget)
+	}
+	if step.Work == kbuild.Purge && err == nil {
+		err = m.purge()
+	}
+	return err
+}
+
+func (m *kbuildMake) forget() error {
+	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
+	switch _, gone := errors.AsType[*keygen.NoAgentError](err); {
+	case err == nil:
+		defer agent.Close()
+		if err := agent.Forget(); err != nil {
+			return err
+		}
+	case !gone:
+		return err
+	}
+	for _, name := range []string{kbuild.Certificate, kbuild.Dir + "/agent.sock"} {
+		if err := os.Remove(m.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// purge removes the receipts too, as mrproper removes all but the source.
+func (m *kbuildMake) purge() error {
+	receipts, err := filepath.Glob(m.path(kbuild.Dir, "receipt-*.json"))
+	if err != nil {
+		return err
+	}
+	for _, receipt := range receipts {
+		if err := os.Remove(receipt); err != nil {
+			return err
+		}
+	}
+	return m.hook().Purge()
+}
