@@ -1,0 +1,185 @@
+package kerneltest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// A Case is a module to load.
+type Case struct {
+	Name       string
+	File       string // its path,
+	Data       []byte // or, where File is empty, its content
+	Compressed bool   // the kernel is to decompress it: MODULE_INIT_COMPRESSED_FILE
+	Keep       bool   // it stays loaded, for others that need it
+}
+
+// A Verdict is what the kernel said to a Case.
+type Verdict struct {
+	Name  string
+	Errno syscall.Errno // of finit_module(2), 0 when the module was loaded
+	Log   []string      // the lines that the kernel logged meanwhile, without level and time
+}
+
+// bootLimit is how long a kernel may take, boot and all cases. Under emulation the
+// boot takes some seconds and a case some hundredths of one.
+const bootLimit = 10 * time.Minute
+
+// Boot boots a kernel image, loads the modules of the cases in their order and
+// returns the verdicts in the same order. The machine is emulated even where there is
+// a /dev/kvm: a virtual machine's own is not to be relied on, and there is little to
+// gain.
+func Boot(t testing.TB, image string, cases []Case) []Verdict {
+	t.Helper()
+	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	begin := time.Now()
+	dir := t.TempDir()
+	initrd := filepath.Join(dir, "initrd")
+	writeInitramfs(t, initrd, loader(t, dir), cases)
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor", "none", "-nic", "none", "-serial", "stdio",
+		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 tsc=unstable")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	console, err := cmd.Output()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not done within %s", bootLimit)
+	}
+	verdicts, parseErr := parseConsole(console, cases)
+	if err == nil {
+		err = parseErr
+	}
+	if err != nil {
+		t.Fatalf("%s: %v\n%s%s", image, err, stderr.Bytes(), tail(console))
+	}
+	t.Logf("boot with %d cases: %s", len(cases), time.Since(begin).Round(time.Second/10))
+	return verdicts
+}
+
+// parseConsole finds the lines of the loader among those of the console.
+func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
+	var verdicts []Verdict
+	ended := false
+	for line := range strings.Lines(string(console)) {
+		kind, text, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch kind {
+		case "modsign-case":
+			var v Verdict
+			if err := json.Unmarshal([]byte(text), &v); err != nil {
+				return nil, fmt.Errorf("line of the loader %q: %w", text, err)
+			}
+			verdicts = append(verdicts, v)
+		case "modsign-error":
+			return nil, fmt.Errorf("the loader: %s", text)
+		case "modsign-end":
+			ended = true
+		}
+	}
+	for i, c := range cases {
+		if i >= len(verdicts) || verdicts[i].Name != c.Name {
+			return nil, fmt.Errorf("no verdict on case %d, %q: did the kernel panic?", i, c.Name)
+		}
+	}
+	if !ended || len(verdicts) != len(cases) {
+		return nil, fmt.Errorf("%d verdicts on %d cases, and the loader came to its end: %v", len(verdicts), len(cases), ended)
+	}
+	return verdicts, nil
+}
+
+// loader builds the static program that is /init.
+func loader(t testing.TB, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "init")
+	cmd := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/modsign/modsign/internal/kerneltest/init")
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return path
+}
+
+// writeInitramfs writes the archive that the kernel unpacks: the loader, the modules,
+// and the list that the loader reads.
+func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
+	t.Helper()
+	// listed is what the loader knows of a case.
+	type listed struct {
+		Name, File       string
+		Compressed, Keep bool
+	}
+	list := make([]listed, len(cases))
+	init, err := os.ReadFile(loader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	a := archive{w: bufio.NewWriter(f)}
+	for _, dir := range []string{"proc", "sys", "dev", "cases"} {
+		a.add(dir, syscall.S_IFDIR|0o755, nil)
+	}
+	a.add("init", syscall.S_IFREG|0o755, init)
+	for i, c := range cases {
+		data := c.Data
+		if c.File != "" {
+			if data, err = os.ReadFile(c.File); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
+		a.add("cases/"+list[i].File, syscall.S_IFREG|0o644, data)
+	}
+	encoded, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.add("cases/list.json", syscall.S_IFREG|0o644, encoded)
+	if err := a.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// archive writes a cpio archive in the format "newc", which the kernel unpacks
+// (Documentation/driver-api/early-userspace/buffer-format.rst).
+type archive struct {
+	w     *bufio.Writer
+	inode int
+}
+
+// add writes one file: a header of hexadecimal numbers, the name with a zero at its
+// end, the content; name and content are filled up to four bytes.
+func (a *archive) add(name string, mode int, data []byte) {
+	a.inode++
+	fields := [13]int{a.inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0}
+	header := "070701"
+	for _, field := range fields {
+		header += fmt.Sprintf("%08x", field)
+	}
+	header += name + "\x00"
+	for _, part := range []string{header, string(data)} {
+		io.WriteString(a.w, part+"\x00\x00\x00"[:-len(part)&3]) // an error stays until Flush
+	}
+}
+
+// close ends the archive, and returns what went wrong with it.
+func (a *archive) close() error {
+	a.add("TRAILER!!!", 0, nil)
+	return a.w.Flush()
+}

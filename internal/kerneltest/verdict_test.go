@@ -1,0 +1,243 @@
+//go:build kerneltest
+
+package kerneltest
+
+import (
+	"crypto"
+	"crypto/sha512"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/verify"
+)
+
+// judge is the configuration of the kernel that judges the made cases. The files that
+// it names are in its object tree, and made anew in each run.
+var judge = Base + `
+CONFIG_MODULE_SIG_KEY="kerneltest/module.pem"
+CONFIG_SYSTEM_TRUSTED_KEYS="kerneltest/trusted.pem"
+CONFIG_SYSTEM_BLACKLIST_KEYRING=y
+CONFIG_SYSTEM_BLACKLIST_HASH_LIST="kerneltest/blacklist"
+CONFIG_SYSTEM_REVOCATION_LIST=y
+CONFIG_SYSTEM_REVOCATION_KEYS="kerneltest/revoked.pem"
+`
+
+// keys are the signers of the cases by name.
+type keys map[string]*keygen.Pair
+
+// newKeys makes one key of each kind, and those whose certificates are something
+// special.
+func newKeys(t testing.TB) keys {
+	t.Helper()
+	pairs := make(keys)
+	add := func(name string, algorithm keygen.Algorithm, change func(*keygen.Template)) {
+		template := keygen.DefaultTemplate()
+		attribute, err := keygen.NewAttribute("CN", "modsign kernel test: "+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.Subject = []keygen.Attribute{attribute}
+		if change != nil {
+			change(&template)
+		}
+		if pairs[name], err = keygen.Generate(algorithm, template); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, algorithm := range keygen.Algorithms() {
+		add(algorithm.String(), algorithm, nil)
+	}
+	for _, name := range []string{"module", "unknown", "revoked", "blacklisted"} {
+		add(name, keygen.ECDSAP256, nil)
+	}
+	add("expired", keygen.ECDSAP256, func(template *keygen.Template) {
+		template.NotBefore, template.Days = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC), 1
+	})
+	add("sha3", keygen.RSA2048, func(template *keygen.Template) { template.Hash = crypto.SHA3_256 })
+	return pairs
+}
+
+// install writes what the configuration names into the object tree.
+func (pairs keys) install(t testing.TB, tree *Tree) {
+	t.Helper()
+	dir := filepath.Join(tree.Objtree, "kerneltest")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	certificates := func(file string, names ...string) {
+		var b []byte
+		for _, name := range names {
+			b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pairs[name].Certificate.Raw})...)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trusted := []string{"revoked", "blacklisted", "expired", "sha3"}
+	for _, algorithm := range keygen.Algorithms() {
+		trusted = append(trusted, algorithm.String())
+	}
+	certificates("module.pem", "module")
+	certificates("trusted.pem", trusted...)
+	certificates("revoked.pem", "revoked")
+	// The kernel hashes a certificate with the hash of the signature on it.
+	hash := sha512.Sum512(pairs["blacklisted"].Certificate.RawTBSCertificate)
+	if err := os.WriteFile(filepath.Join(dir, "blacklist"), fmt.Appendf(nil, "\"tbs:%x\"\n", hash), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// formats are those that a kernel can be configured to decompress; Base has the first.
+var formats = []compress.Format{compress.XZ, compress.Gzip, compress.Zstd}
+
+// A relation is what verify's verdict on a file has to do with that of one kernel.
+type relation int
+
+const (
+	same relation = iota
+	// A file that is not one whole stream: its readers do not agree on what it
+	// holds, and modsign refuses it, whatever they do (see package compress).
+	stricter
+	// A stream that kmod may decompress and the kernel does not, or not this one's:
+	// verify trusts what is in it, and warns.
+	warned
+	// A stream that this kernel is not configured for, which no image tells of.
+	configured
+	// A stream that modsign cannot read: verify has no verdict.
+	unreadable
+)
+
+// made is a case with what is expected of it.
+type made struct {
+	Case
+	relation relation
+}
+
+// Every made module gets the same verdict from the package verify, which has read the
+// kernel's image, and from that kernel: accepted or refused, the errno, and what is
+// logged.
+func TestVerdicts(t *testing.T) {
+	pairs := newKeys(t)
+	tree := Configure(t, "judge", judge)
+	pairs.install(t, tree)
+	count, accepted := 0, 0
+	verdicts := make(map[verify.Verdict]int)
+	for i, format := range formats {
+		t.Run(format.String(), func(t *testing.T) {
+			var cases []made
+			if i == 0 {
+				tree.Make(t)
+				cases = makeCases(t, pairs, tree, modulePayload(t, tree))
+			} else {
+				tree.Reconfigure(t, fmt.Sprintf("# CONFIG_MODULE_COMPRESS_%s is not set\nCONFIG_MODULE_COMPRESS_%s=y\n", kconfig(formats[i-1]), kconfig(format)))
+				tree.Make(t, "bzImage")
+			}
+			cases = append(cases, compressedCases(t, pairs, format, modulePayload(t, tree))...)
+			trusted := imageKeyring(t, tree)
+			toBoot := make([]Case, len(cases))
+			for i, c := range cases {
+				toBoot[i] = c.Case
+			}
+			dir := t.TempDir()
+			for i, kernel := range Boot(t, tree.Image(), toBoot) {
+				path := filepath.Join(dir, cases[i].file())
+				if err := os.WriteFile(path, cases[i].Data, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				predicted := verify.File(t.Context(), trusted, path)
+				cases[i].compare(t, kernel, predicted)
+				verdicts[predicted.Verdict]++
+				if kernel.Errno == 0 {
+					accepted++
+				}
+			}
+			count += len(cases)
+		})
+	}
+	t.Logf("%d modules, %d accepted, %d refused; in the words of verify %v", count, accepted, count-accepted, verdicts)
+	if count < 60 || accepted == 0 || accepted == count {
+		t.Error("too few to judge by")
+	}
+}
+
+func kconfig(format compress.Format) string { return strings.ToUpper(format.String()) }
+
+// modulePayload is a small module of the kernel, as make leaves it: not signed.
+func modulePayload(t testing.TB, tree *Tree) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// imageKeyring is what verify makes of the kernel that boots. What is linked into
+// vmlinux is the same.
+func imageKeyring(t testing.TB, tree *Tree) *verify.Keyring {
+	t.Helper()
+	var image, vmlinux verify.Keyring
+	if err := image.AddImage(tree.Image()); err != nil {
+		t.Fatal(err)
+	}
+	if err := vmlinux.AddImage(filepath.Join(tree.Objtree, "vmlinux")); err != nil {
+		t.Fatal(err)
+	}
+	// The module's own, one of each kind, and three special ones; one is blacklisted.
+	if want := 1 + len(keygen.Algorithms()) + 3; image.Len() != want || !slices.Equal(image.Names(), vmlinux.Names()) || len(image.Warnings()) != 0 {
+		t.Fatalf("verify finds the certificates %q in bzImage, %q in vmlinux, and %d are there; warnings %q", image.Names(), vmlinux.Names(), want, image.Warnings())
+	}
+	return &image
+}
+
+// compare fails the test where verify does not predict what the kernel says.
+func (m made) compare(t *testing.T, kernel Verdict, predicted verify.Result) {
+	t.Helper()
+	said := fmt.Sprintf("%s: the kernel says %d (%v) and logs %q; verify says %d (%v), %s, %q, %v, warnings %q", m.Name,
+		int(kernel.Errno), kernel.Errno, kernel.Log, int(predicted.Errno), predicted.Errno, predicted.Verdict, predicted.Dmesg, predicted.Err, predicted.Warnings)
+	agree := kernel.Errno == predicted.Errno && predicted.Verdict != verify.Unreadable && logged(kernel.Log, predicted.Dmesg)
+	var expected bool
+	switch m.relation {
+	case same:
+		expected = agree
+	case stricter:
+		expected = !agree && predicted.Verdict == verify.Malformed
+	case warned:
+		expected = !agree && predicted.Verdict == verify.Trusted && len(predicted.Warnings) > 0
+	case configured:
+		expected = !agree && kernel.Errno == syscall.EINVAL
+	case unreadable:
+		expected = predicted.Verdict == verify.Unreadable && errors.Is(predicted.Err, compress.ErrUnreadable)
+	}
+	if !expected {
+		t.Errorf("not as expected (%d): %s", m.relation, said)
+	}
+}
+
+// judging matches what the kernel logs when it judges a signature, and aside what it
+// only remarks on the way.
+var judging, aside = regexp.MustCompile(`^(PKCS7: |PKCS#7 |X\.509: |module: |Unsupported |Loading of )`), regexp.MustCompile(`^PKCS7: (Unknown OID|Data already supplied)`)
+
+// logged says whether the kernel's lines are the predicted ones, where N stands for a
+// number.
+func logged(lines, predicted []string) bool {
+	lines = slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return !judging.MatchString(line) || aside.MatchString(line) })
+	return slices.EqualFunc(lines, predicted, func(line, pattern string) bool {
+		pattern = regexp.MustCompile(`\bN\b`).ReplaceAllString(regexp.QuoteMeta(pattern), `\d+`)
+		return regexp.MustCompile("^" + pattern + "$").MatchString(line)
+	})
+}
+
+// full tells of scripts/kernel-test --full.
+func full() bool { return os.Getenv("MODSIGN_KERNELTEST_FULL") != "" }
