@@ -15,7 +15,7 @@ import (
 // Vars answers what a make's variables are.
 type Vars struct {
 	Line      map[string]string           // the command line's, as in MakeFlags
-	LookupEnv func(string) (string, bool) // os.LookupEnv; nil is an empty environment
+	LookupEnv func(string) (string, bool) // the environment, as package os looks it up; nil is an empty one
 }
 
 // Command looks a variable up on the command line, for those that Kbuild's
