@@ -26,17 +26,17 @@ func Unfinished(objtree string) ([]string, error) {
 
 // Begin notes that modules are being installed to a folder, which makes the
 // folder if it is not there.
-func Begin(objtree, dir string) error { return note(objtree, dir, true) }
+func Begin(objtree, dir string) error {
+	if err := note(objtree, dir, true); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o777) // as long as it is not there, there is nothing to remind of
+}
 
 // End notes that they are all signed.
 func End(objtree, dir string) error { return note(objtree, dir, false) }
 
 func note(objtree, dir string, begun bool) error {
-	if begun {
-		if err := os.MkdirAll(dir, 0o777); err != nil {
-			return err
-		}
-	}
 	dirs, err := Unfinished(objtree)
 	if err != nil {
 		return err

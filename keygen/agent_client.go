@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -34,7 +35,8 @@ type Agent struct {
 	dir    string
 	socket string
 	cert   *x509.Certificate
-	unfit  error // why nothing is to be signed with its key
+	unfit  error       // why nothing is to be signed with its key
+	proven atomic.Bool // that it has the certificate's key, by a signature
 
 	// pool holds the connections that nobody uses, and nil for each that may
 	// be made yet. More than a few for each processor would gain nothing.
@@ -230,8 +232,8 @@ func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err
 func (a *Agent) Certificate() *x509.Certificate { return a.cert }
 
 // Pair returns the certificate with a Signer that asks the agent. It makes the
-// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. Each is checked with
-// the certificate before it is returned. When certificate.pem in the agent's
+// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked
+// with the certificate, which shows that the agent has the certificate's key. When certificate.pem in the agent's
 // folder is another certificate, it signs nothing. Errors are of type
 // [*NoAgentError] when the agent is no more.
 func (a *Agent) Pair() *Pair { return &Pair{Signer: agentSigner{a}, Certificate: a.cert} }
@@ -252,17 +254,23 @@ func (s agentSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([
 	if err != nil {
 		return nil, err
 	}
-	good := false
-	switch key := s.agent.cert.PublicKey.(type) {
-	case *rsa.PublicKey:
-		good = rsa.VerifyPKCS1v15(key, h, digest, response.Signature) == nil
-	case *ecdsa.PublicKey:
-		good = ecdsa.VerifyASN1(key, digest, response.Signature)
-	}
-	if !good {
-		return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
+	if !s.agent.proven.Load() {
+		if !verifies(s.agent.cert, h, digest, response.Signature) {
+			return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
+		}
+		s.agent.proven.Store(true)
 	}
 	return response.Signature, nil
+}
+
+func verifies(cert *x509.Certificate, h crypto.Hash, digest, signature []byte) bool {
+	switch key := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, digest, signature)
+	}
+	return false
 }
 
 // Status asks the agent how it is.

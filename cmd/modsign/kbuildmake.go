@@ -284,12 +284,20 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 		return err
 	}
 	config, installs := tree.Config, step.Work == kbuild.Install
-	if config == nil || !config.Bool("MODULES") || !config.Bool("MODULE_SIG") || installs && (!config.SigAll() || config.SigKey() == "") {
-		if m.idle() && installs {
+	signs := config.Bool("MODULES") && config.Bool("MODULE_SIG") && config.SigKey() != "" && (config.SigAll() || !installs)
+	if installs && !signs {
+		if m.idle() {
 			u.say("would run %s -f Makefile modules_install", m.makeProgram)
 			return nil
 		}
-		return m.make(ctx, step.Goals)
+		// Kbuild would try it with an empty key too.
+		return m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
+	}
+	if !signs && config.SigKey() == "" && config.Bool("MODULE_SIG") {
+		return errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with; modsign sign --key FILE does it")
+	}
+	if !signs {
+		return m.make(ctx, step.Goals) // which says why not
 	}
 	modlib, err := tree.ModLib()
 	if err != nil {
@@ -301,9 +309,6 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 			return nil
 		}
 		return m.make(ctx, step.Goals)
-	}
-	if config.SigKey() == "" {
-		return withHint(errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with"), "modsign sign --key FILE %s", quote(modlib))
 	}
 	if m.idle() {
 		// Kbuild removes the installed modules even when make -n asks what it would do.
@@ -474,8 +479,12 @@ func lookPath(name string) (string, error) {
 	return program, nil
 }
 
-// installed tells the agent, which may have waited for it to end.
+// installed tells the agent that the kernel's modules are installed, which may be
+// what it waits for to end.
 func (m *kbuildMake) installed() error {
+	if m.extmod != "" {
+		return nil
+	}
 	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
 	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone {
 		return nil // another key has signed
