@@ -250,6 +250,9 @@ func TestUnfinished(t *testing.T) {
 		if err := Begin(h.Objtree, dir); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
 	}
 	dirs, err := Unfinished(h.Objtree)
 	if err != nil || strings.Join(dirs, " ") != second+" "+first {

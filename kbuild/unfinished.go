@@ -24,14 +24,9 @@ func Unfinished(objtree string) ([]string, error) {
 	return dirs, err
 }
 
-// Begin notes that modules are being installed to a folder, which makes the
-// folder if it is not there.
-func Begin(objtree, dir string) error {
-	if err := note(objtree, dir, true); err != nil {
-		return err
-	}
-	return os.MkdirAll(dir, 0o777) // as long as it is not there, there is nothing to remind of
-}
+// Begin notes that modules are about to be installed to a folder. As long as it is
+// not there, there is nothing to remind of.
+func Begin(objtree, dir string) error { return note(objtree, dir, true) }
 
 // End notes that they are all signed.
 func End(objtree, dir string) error { return note(objtree, dir, false) }

@@ -327,7 +327,16 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 		u.say("%s is installed unsigned: %v; a kernel that wants signatures will refuse it until modsign sign --key FILE has signed it", m.extmod, err)
 		return m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
-	if err := kbuild.Begin(m.objtree, modlib); err != nil {
+	err = kbuild.Begin(m.objtree, modlib)
+	remembered := err == nil
+	switch {
+	case errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS):
+		// As of root, where the object tree lies on another machine.
+		u.note("an interruption will not be remembered: %v", err)
+	case err != nil:
+		return err
+	}
+	if err := os.MkdirAll(modlib, 0o777); err != nil {
 		return err
 	}
 	var failed error
@@ -349,7 +358,12 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 			return err
 		}
 	}
-	return errors.Join(kbuild.End(m.objtree, modlib), m.installed())
+	if remembered {
+		if err := kbuild.End(m.objtree, modlib); err != nil {
+			return err
+		}
+	}
+	return m.installed()
 }
 
 // keyGone says that nobody can sign for the kernel of this tree any more.
