@@ -129,6 +129,9 @@ func Configure(t testing.TB, name, config string) *Tree {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.MkdirAll(objtree, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if is, err := os.ReadFile(tree.config()); err != nil || !bytes.Equal(is, want) {
 		if err := os.WriteFile(tree.config(), want, 0o644); err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,8 +119,8 @@ func (v variant) config() string {
 		"COMPRESS_ZSTD": v.format == compress.Zstd, "COMPRESS_GZIP": v.format == compress.Gzip,
 	}
 	var lines strings.Builder
-	for name, yes := range set {
-		if yes {
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if set[name] {
 			fmt.Fprintf(&lines, "CONFIG_MODULE_%s=y\n", name)
 		} else {
 			fmt.Fprintf(&lines, "# CONFIG_MODULE_%s is not set\n", name)
