@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -85,7 +86,7 @@ func (m *kbuildMake) complain(u *ui, goals []string) error {
 		return err
 	}
 	var target string
-	if tree, err := kbuild.OpenTree(m.objtree, m.extmod, m.vars); err == nil && strings.Contains(strings.Join(goals, " "), "modules_install") {
+	if tree, err := kbuild.OpenTree(m.objtree, m.extmod, m.vars); err == nil && slices.Contains(goals, "modules_install") {
 		target, _ = tree.ModLib()
 	}
 	for _, dir := range dirs {
@@ -102,7 +103,7 @@ func (m *kbuildMake) step(ctx context.Context, u *ui, step kbuild.Step) error {
 	}
 	switch step.Work {
 	case kbuild.Build:
-		return m.build(ctx, u, step.Goals, nil)
+		return m.build(ctx, u, step.Goals)
 	case kbuild.Package:
 		return m.pack(ctx, u, step.Goals)
 	case kbuild.Install, kbuild.Sign:
@@ -145,47 +146,74 @@ func (m *kbuildMake) path(elem ...string) string {
 	return filepath.Join(append([]string{m.objtree}, elem...)...)
 }
 
-// build makes goals that may link a kernel, which wants a certificate. First,
-// where Kbuild would make a key in the tree, the agent makes one.
-func (m *kbuildMake) build(ctx context.Context, u *ui, goals []string, before func(overrides ...string) error) error {
-	tree, err := m.tree()
+// build makes goals that may link a kernel.
+func (m *kbuildMake) build(ctx context.Context, u *ui, goals []string) error {
+	overrides, err := m.certificate(ctx, u)
 	if err != nil {
 		return err
-	}
-	if tree.Config != nil && !tree.Synced && !m.idle() {
-		// What the configuration says counts after Kconfig has completed it.
-		if err := m.make(ctx, []string{"syncconfig"}); err != nil {
-			return err
-		}
-		if tree, err = m.tree(); err != nil {
-			return err
-		}
-	}
-	var overrides []string
-	if tree.Config.SigKey() == kbuild.DefaultKey {
-		if !m.idle() {
-			if err := m.oneTimeKey(ctx, u, tree); err != nil {
-				return err
-			}
-		}
-		if _, err := os.Stat(m.path(kbuild.Certificate)); err == nil || !m.idle() {
-			overrides = append(overrides, "CONFIG_MODULE_SIG_KEY="+kbuild.Certificate)
-		}
-	}
-	if before != nil {
-		if err := before(overrides...); err != nil {
-			return err
-		}
 	}
 	if err := m.make(ctx, goals, overrides...); err != nil {
 		return err
 	}
-	return m.placeSignFile(tree)
+	return m.placeSignFile()
 }
 
-func (m *kbuildMake) placeSignFile(tree *kbuild.Tree) error {
-	if m.idle() || !tree.Config.Bool("MODULE_SIG_FORMAT") || !kbuild.Enabled(m.objtree) {
-		return nil
+// pack makes a package. The package's own make installs modules past the hook,
+// with the sign-file in the tree: it has to be there, and be modsign, before.
+func (m *kbuildMake) pack(ctx context.Context, u *ui, goals []string) error {
+	overrides, err := m.certificate(ctx, u)
+	if err != nil {
+		return err
+	}
+	if !m.idle() {
+		if err := m.make(ctx, []string{"scripts"}, overrides...); err != nil {
+			return err
+		}
+		if err := m.placeSignFile(); err != nil {
+			return err
+		}
+	}
+	if err := m.make(ctx, goals, overrides...); err != nil || m.idle() {
+		return err
+	}
+	return m.installed()
+}
+
+// certificate sees to it that there is a certificate to link into a kernel, and
+// returns the variables that lead Kbuild to it: where Kbuild would make a key in
+// the tree, the agent makes one.
+func (m *kbuildMake) certificate(ctx context.Context, u *ui) (overrides []string, err error) {
+	tree, err := m.tree()
+	if err != nil {
+		return nil, err
+	}
+	if tree.Config != nil && !tree.Synced && !m.idle() {
+		// What the configuration says counts after Kconfig has completed it.
+		if err := m.make(ctx, []string{"syncconfig"}); err != nil {
+			return nil, err
+		}
+		if tree, err = m.tree(); err != nil {
+			return nil, err
+		}
+	}
+	if tree.Config.SigKey() != kbuild.DefaultKey {
+		return nil, nil
+	}
+	if !m.idle() {
+		if err := m.oneTimeKey(ctx, u, tree); err != nil {
+			return nil, err
+		}
+	} else if !exists(m.path(kbuild.Certificate)) {
+		return nil, nil
+	}
+	return []string{"CONFIG_MODULE_SIG_KEY=" + kbuild.Certificate}, nil
+}
+
+// placeSignFile puts modsign in the place of a sign-file that Kbuild has built.
+func (m *kbuildMake) placeSignFile() error {
+	tree, err := m.tree()
+	if err != nil || m.idle() || !tree.Config.Bool("MODULE_SIG_FORMAT") || !kbuild.Enabled(m.objtree) {
+		return err
 	}
 	return m.hook().PlaceSignFile()
 }
@@ -216,7 +244,7 @@ func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) e
 	case !isGone:
 		return err
 	default:
-		if _, err := os.Stat(m.path(kbuild.Certificate)); err == nil {
+		if exists(m.path(kbuild.Certificate)) {
 			u.say("%v: a new one-time key is made, and the kernel is linked with it", gone)
 		}
 	}
@@ -256,25 +284,6 @@ func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
 		return o, fmt.Errorf("the configuration wants a one-time key of type %s, which modsign cannot make: choose RSA or ECDSA (CONFIG_MODULE_SIG_KEY_TYPE_*)", kind)
 	}
 	return o, nil
-}
-
-// pack makes a package. The package's own make installs modules past the hook,
-// with the sign-file in the tree: it has to be there, and be modsign, before.
-func (m *kbuildMake) pack(ctx context.Context, u *ui, goals []string) error {
-	err := m.build(ctx, u, goals, func(overrides ...string) error {
-		tree, err := m.tree()
-		if err != nil || m.idle() || !kbuild.Enabled(m.objtree) || !tree.Config.Bool("MODULE_SIG_FORMAT") {
-			return err
-		}
-		if err := m.make(ctx, []string{"scripts"}, overrides...); err != nil {
-			return err
-		}
-		return m.placeSignFile(tree)
-	})
-	if err != nil || m.idle() {
-		return err
-	}
-	return m.installed()
 }
 
 // install is modules_install and modules_sign.
@@ -378,7 +387,7 @@ func (m *kbuildMake) keyGone() error {
 // signer is the key that the kernel of this tree was linked with.
 func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	path, oneTime := tree.Config.SigKey(), tree.Config.SigKey() == kbuild.DefaultKey
-	if _, err := os.Stat(m.path(kbuild.Certificate)); oneTime && err == nil {
+	if oneTime && exists(m.path(kbuild.Certificate)) {
 		path = kbuild.Certificate // else the tree may have been built before modsign was enabled in it
 	}
 	if !filepath.IsAbs(path) {
@@ -426,13 +435,7 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 		return err
 	}
 	if some { // make -k went on without a few
-		kept := names[:0]
-		for _, name := range names {
-			if _, err := os.Stat(filepath.Join(destination, name)); err == nil {
-				kept = append(kept, name)
-			}
-		}
-		names = kept
+		names = slices.DeleteFunc(names, func(name string) bool { return !exists(filepath.Join(destination, name)) })
 	}
 	if len(names) == 0 {
 		return nil

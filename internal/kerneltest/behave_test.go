@@ -32,6 +32,8 @@ func (u *user) behave(t *testing.T, tree *Tree) {
 		{"settings", u.settings},
 		{"modules_sign and other people's modules", u.signInstalled},
 		{"external module", u.external},
+		{"make -k", u.keepGoing},
+		{"one install", u.oneInstall},
 		{"packages", u.packages},
 		{"as stock make does", u.likeStock},
 		{"kills", u.kills},
@@ -308,6 +310,47 @@ func mergeMaps(files, more map[string]string, word string) map[string]string {
 		}
 	}
 	return merged
+}
+
+// keepGoing installs without one of the modules, as make -k does.
+func (u *user) keepGoing(t *testing.T, tree *Tree) {
+	root, missing := t.TempDir(), filepath.Join(tree.Objtree, "crypto/md4.ko")
+	if err := os.Rename(missing, missing+".away"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := u.try(tree.Objtree, "make", "-k", "INSTALL_MOD_PATH="+root, "modules_install")
+	if err == nil || !strings.Contains(out, "crypto/md4.ko") {
+		t.Errorf("make -k without a module: %v, %s", err, out)
+	}
+	u.trusted(t, tree, root)
+	if err := os.Rename(missing+".away", missing); err != nil {
+		t.Fatal(err)
+	}
+	if out := u.run(t, tree.Objtree, "make", u.jobs); !strings.Contains(out, "may be unsigned") {
+		t.Errorf("after an incomplete make -k modules_install, make says %s", out)
+	}
+	u.run(t, tree.Objtree, "make", "-s", "INSTALL_MOD_PATH="+root, "modules_install")
+	u.trusted(t, tree, root)
+}
+
+// oneInstall has the key destroyed after the first installation.
+func (u *user) oneInstall(t *testing.T, tree *Tree) {
+	root := t.TempDir()
+	u.run(t, tree.Objtree, u.modsign, "agent", "forget")
+	u.run(t, tree.Objtree, u.modsign, "kbuild", "enable", "--keep", "installs=1")
+	u.run(t, tree.Objtree, "make", u.jobs)
+	u.run(t, tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install")
+	u.trusted(t, tree, root)
+	if _, err := u.agent(tree.Objtree); err == nil || !strings.Contains(err.Error(), "the one-time key is gone") {
+		t.Errorf("after the only install the agent is asked: %v", err)
+	}
+	before := hash(t, root)
+	if out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); err == nil {
+		t.Errorf("a second install: %s", out)
+	}
+	sameFiles(t, hash(t, root), before, nil)
+	u.run(t, tree.Objtree, u.modsign, "kbuild", "enable")
+	u.run(t, tree.Objtree, "make", u.jobs)
 }
 
 func (u *user) packages(t *testing.T, tree *Tree) {

@@ -91,15 +91,6 @@ type Tree struct {
 // Image is where make leaves the kernel that boots.
 func (tree *Tree) Image() string { return filepath.Join(tree.Objtree, "arch/x86/boot/bzImage") }
 
-// Build returns the object tree of that name and configuration with everything built
-// that a plain make builds.
-func Build(t testing.TB, name, config string) *Tree {
-	t.Helper()
-	tree := Configure(t, name, config)
-	tree.Make(t)
-	return tree
-}
-
 // Configure returns the object tree of that name and configuration as it is, with
 // no more done than to configure it: again, when it was reconfigured since.
 func Configure(t testing.TB, name, config string) *Tree {
