@@ -331,19 +331,6 @@ func (u *user) judge(t *testing.T, tree *Tree, v variant, root string) (modlib s
 	return modlib, modules
 }
 
-func list(t testing.TB, dir string) []string {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
 // installed returns the folder of the one kernel that is installed below root, and
 // the modules in it, each after those that it needs.
 func installed(t testing.TB, root string) (modlib string, modules []string) {
