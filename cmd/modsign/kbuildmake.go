@@ -445,7 +445,8 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 		return err
 	}
 	defer modules.Close()
-	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: max(m.flags.Jobs, 0), Sync: sign.SyncNone}}
+	// Twice as many, as by default: at any time half of them wait for the agent or the disk.
+	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return modules.Sign(ctx, signer, options) })
 }
 
