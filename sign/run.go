@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -210,6 +211,18 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 			j.names[i].target = packedName(name.target, format)
 		}
 	}
+	var trailer []byte // when it is made before the file
+	if r.opts.Extend && r.signer != nil && format == compress.None && m.Format == compress.None && result.Removed == 0 && !r.elsewhere {
+		sig, err := r.signer.Sign(module.Reader(ctx, m.Payload(result.Payload)))
+		if err != nil {
+			return err
+		}
+		result.Signature = len(sig)
+		trailer = module.AppendSignature(nil, module.TypePKCS7, sig)
+		if extends(m, trailer) {
+			return extend(m, trailer, r.opts.NewMTime)
+		}
+	}
 	if err := r.makeFolders(j.names); err != nil {
 		return err
 	}
@@ -218,7 +231,7 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 		return err
 	}
 	defer out.Abort()
-	if err := r.write(ctx, out, m, format, result); err != nil {
+	if err := r.write(ctx, out, m, format, trailer, result); err != nil {
 		return err
 	}
 	attested, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{
@@ -254,14 +267,58 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 	return nil
 }
 
+// markerPage is what a write(2) into the page cache does in one step: a kill comes
+// before or after it. Every page of every architecture is a multiple.
+const markerPage = 4096
+
+// extends reports whether the end of a trailer, by which it is found, lies in one
+// page.
+func extends(m *module.File, trailer []byte) bool {
+	end := m.Size + int64(len(trailer))
+	return (end-int64(module.TrailerSize))/markerPage == (end-1)/markerPage
+}
+
+// extend appends a trailer to the file itself, its end first: after a kill in
+// between, what stands before it is a signature that is not right, and which the
+// next run takes off.
+func extend(m *module.File, trailer []byte, newMTime bool) (err error) {
+	f, err := os.OpenFile(m.Path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := module.Unchanged(f, m.Path, m.Info); err != nil {
+		return err
+	}
+	body := len(trailer) - module.TrailerSize
+	_, err = f.WriteAt(trailer[body:], m.Size+int64(body))
+	if err == nil {
+		_, err = f.WriteAt(trailer[:body], m.Size)
+	}
+	if err != nil { // no space left, say
+		return errors.Join(err, f.Truncate(m.Size))
+	}
+	if newMTime {
+		return nil
+	}
+	return os.Chtimes(m.Path, time.Time{}, m.Info.ModTime())
+}
+
 // write writes the module, signed or without its signatures, in a format, or as
-// it is where it is skipped.
-func (r *run) write(ctx context.Context, out io.Writer, m *module.File, format compress.Format, result *Result) error {
+// it is where it is skipped. A trailer that is there already goes behind it.
+func (r *run) write(ctx context.Context, out io.Writer, m *module.File, format compress.Format, trailer []byte, result *Result) error {
 	if result.Action == Skipped {
 		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
 		return err
 	}
 	payload := module.Reader(ctx, m.Payload(result.Payload))
+	if trailer != nil {
+		if n, err := copyBuffer(out, payload); err != nil || n < result.Payload {
+			return orChanged(err)
+		}
+		_, err := out.Write(trailer)
+		return err
+	}
 	if format == compress.None {
 		// Read once: the bytes that are hashed are the bytes that are written.
 		if r.signer == nil {

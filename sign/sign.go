@@ -106,8 +106,13 @@ func parse[T ~uint8](s string, names []string) (T, error) {
 	return 0, fmt.Errorf("unknown value %q: it is one of %s", s, strings.Join(names, ", "))
 }
 
-// Options say how a tree is worked on. The zero value is what make
-// modules_install would want.
+// Options say how a tree is worked on. The zero value is for modules that are
+// nowhere else.
+//
+// Extend is for copies that were just made, and can be made again: a plain module
+// that is not signed stays the file that it is, and is made longer, which takes a
+// fraction of the time that a new file takes. A kill in that moment leaves a module
+// with a signature that no kernel takes, and that the next run replaces.
 type Options struct {
 	Existing   Existing
 	Detached   bool         // write NAME.ko.p7s beside each module, and leave the module
@@ -115,6 +120,7 @@ type Options struct {
 	NewMTime   bool         // let the time of modification be the time of signing
 	KeepXattrs bool         // security.ima and security.evm too, although they attest the old bytes
 	Sync       Sync
+	Extend     bool  // append signatures to plain files themselves: see below
 	Jobs       int   // modules worked on at once; 0 stands for twice the number of processors, as some wait for the disk
 	Level      int   // of compression; 0 stands for the kernel's choice
 	MaxSize    int64 // of a decompressed module in bytes; 0 stands for 2 GiB

@@ -356,7 +356,7 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 			return failed
 		}
 	}
-	if err := m.sign(ctx, u, tree, signer, how, failed != nil); err != nil {
+	if err := m.sign(ctx, u, tree, signer, how, installs, failed != nil); err != nil {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -425,7 +425,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 }
 
 // sign signs the modules that this tree installs, and no others.
-func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer *sign.Signer, how string, some bool) error {
+func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer *sign.Signer, how string, installs, some bool) error {
 	names, err := tree.Modules()
 	if err != nil {
 		return err
@@ -446,7 +446,7 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 	}
 	defer modules.Close()
 	// Twice as many, as by default: at any time half of them wait for the agent or the disk.
-	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone}}
+	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return modules.Sign(ctx, signer, options) })
 }
 
