@@ -342,7 +342,7 @@ func (s *agentServer) receipt(reason string) (*Receipt, error) {
 		Version:           receiptVersion,
 		Certificate:       string(pem.EncodeToMemory(s.pair.certificateBlock())),
 		CertificateSHA256: fingerprint(cert),
-		Algorithm:         publicKeyName(cert.PublicKey),
+		Algorithm:         KeyName(cert.PublicKey),
 		Born:              s.born,
 		Died:              time.Now().UTC().Truncate(time.Second),
 		Reason:            strings.ToValidUTF8(reason, "\uFFFD"), // it may hold a path
@@ -504,7 +504,7 @@ func (s *agentServer) status() (*AgentStatus, error) {
 	defer s.mu.Unlock()
 	return &AgentStatus{
 		PID:             os.Getpid(),
-		Algorithm:       publicKeyName(s.pair.Certificate.PublicKey),
+		Algorithm:       KeyName(s.pair.Certificate.PublicKey),
 		Certificate:     fingerprint(s.pair.Certificate),
 		Profile:         s.Profile,
 		Born:            s.born,

@@ -158,6 +158,18 @@ func ParseAlgorithm(name string) (Algorithm, error) {
 	return 0, fmt.Errorf("unknown key algorithm %q: it is one of %s", name, strings.Join(known, ", "))
 }
 
+// KeyName returns the name of the algorithm that makes keys like this one, as
+// Algorithm.String has it: "rsa:2048", "ecdsa:p384".
+func KeyName(public crypto.PublicKey) string {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("rsa:%d", key.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ecdsa:" + strings.ToLower(strings.ReplaceAll(key.Params().Name, "-", ""))
+	}
+	return fmt.Sprintf("%T", public)
+}
+
 // Pair is a private key with its certificate. The key is RSA or ECDSA; its
 // public half is the one in the certificate. Both are safe for concurrent use.
 //

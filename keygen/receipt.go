@@ -162,7 +162,7 @@ func (r *Receipt) Check() error {
 	if r.CertificateSHA256 != fingerprint(cert) {
 		return errors.New("receipt names another SHA-256 than that of the certificate in it")
 	}
-	if name := publicKeyName(cert.PublicKey); r.Algorithm != name {
+	if name := KeyName(cert.PublicKey); r.Algorithm != name {
 		return fmt.Errorf("receipt is of a key %q, and the certificate in it of a key %q", r.Algorithm, name)
 	}
 	digest, err := r.digest()
@@ -232,17 +232,6 @@ func checkedReceipt(path string) (*Receipt, error) {
 func fingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:])
-}
-
-// publicKeyName is the name of the algorithm that makes such keys.
-func publicKeyName(public crypto.PublicKey) string {
-	switch key := public.(type) {
-	case *rsa.PublicKey:
-		return fmt.Sprintf("rsa:%d", key.N.BitLen())
-	case *ecdsa.PublicKey:
-		return "ecdsa:" + strings.ToLower(strings.ReplaceAll(key.Params().Name, "-", ""))
-	}
-	return fmt.Sprintf("%T", public)
 }
 
 // hashName is the inverse of hashNamed: the name in CONFIG_MODULE_SIG_HASH.

@@ -278,7 +278,7 @@ func showKey(objtree string, tree *kbuild.Tree) string {
 		return "a one-time key: " + err.Error()
 	}
 	defer agent.Close()
-	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keyName(agent.Certificate().PublicKey))
+	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keygen.KeyName(agent.Certificate().PublicKey))
 }
 
 func newKbuildInstallCommand(u *ui) *cobra.Command {

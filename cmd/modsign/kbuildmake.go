@@ -420,7 +420,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 		return nil, "", fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
-	how := fmt.Sprintf(" with %s and %s, as %q", keyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	how := fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
 	return signer, how, err
 }
 

@@ -3,14 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -100,17 +96,6 @@ func passphraseFrom(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: the first line is empty, and should be the passphrase", path)
 	}
 	return line, nil
-}
-
-// keyName says what kind of key it is, in the words of keygen --type.
-func keyName(public crypto.PublicKey) string {
-	switch key := public.(type) {
-	case *rsa.PublicKey:
-		return fmt.Sprintf("rsa:%d", key.N.BitLen())
-	case *ecdsa.PublicKey:
-		return "ecdsa:" + strings.ToLower(strings.ReplaceAll(key.Params().Name, "-", ""))
-	}
-	return fmt.Sprintf("%T", public)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other
