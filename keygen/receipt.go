@@ -201,15 +201,7 @@ func (r *Receipt) writeFile(path string) error {
 	if err != nil {
 		return err
 	}
-	f, err := atomicfile.Create(path, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Abort()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Commit(true)
+	return atomicfile.WriteFile(path, data, 0o644, true)
 }
 
 // checkedReceipt reads a receipt and checks it.

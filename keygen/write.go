@@ -83,15 +83,7 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, data, 0o666)
 	}
-	f, err := atomicfile.Create(path, 0o666)
-	if err != nil {
-		return err
-	}
-	defer f.Abort()
-	if _, err = f.Write(data); err == nil {
-		err = f.Commit(true)
-	}
-	if err != nil {
+	if err := atomicfile.WriteFile(path, data, 0o666, true); err != nil {
 		return fmt.Errorf("writing the certificate to %s: %w", path, err)
 	}
 	return nil

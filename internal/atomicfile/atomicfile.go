@@ -59,6 +59,20 @@ func Create(target string, perm fs.FileMode) (*File, error) {
 	}
 }
 
+// WriteFile writes a file whole, in the place of what may be there; perm and durable
+// are as in [Create] and [File.Commit].
+func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error {
+	f, err := Create(target, perm)
+	if err != nil {
+		return err
+	}
+	defer f.Abort()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Commit(durable)
+}
+
 func tempName(target string) string {
 	return filepath.Join(filepath.Dir(target), fmt.Sprintf("%s%016x", tempStem(target), rand.Uint64())+tempSuffix)
 }
