@@ -101,3 +101,44 @@ func TestExtendKilled(t *testing.T) {
 		t.Errorf("the next run has not made it whole: %+v, %v", summary, err)
 	}
 }
+
+// TestExtendNot has what a longer file would not do: another mode, each file on disk
+// before it gets its name, and names outside that keep the old module.
+func TestExtendNot(t *testing.T) {
+	signer := newSigner(t, "rsa:2048", crypto.SHA512, false)
+	mode := os.FileMode(0o600)
+	for name, opts := range map[string]Options{
+		"mode":      {Extend: true, Mode: &mode},
+		"sync":      {Extend: true, Sync: SyncFile},
+		"elsewhere": {Extend: true},
+	} {
+		dir := t.TempDir()
+		path, outside := filepath.Join(dir, "in", "m.ko"), filepath.Join(dir, "m.ko")
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, testmod.ELF(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if name == "elsewhere" {
+			if err := os.Link(path, outside); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		summary, _ := sign(t, signer, Source{Roots: []string{filepath.Dir(path)}}, opts)
+		after, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if summary.Signed != 1 || os.SameFile(before, after) || opts.Mode != nil && after.Mode() != mode {
+			t.Errorf("%s: %+v, the same file: %v, mode %v", name, summary, os.SameFile(before, after), after.Mode())
+		}
+		if old, err := os.ReadFile(outside); name == "elsewhere" && (err != nil || !bytes.Equal(old, testmod.ELF())) {
+			t.Errorf("the name outside has not kept its module: %v", err)
+		}
+	}
+}

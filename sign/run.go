@@ -212,7 +212,8 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 		}
 	}
 	var trailer []byte // when it is made before the file
-	if r.opts.Extend && r.signer != nil && format == compress.None && m.Format == compress.None && result.Removed == 0 && !r.elsewhere {
+	fresh := r.opts.Extend && r.opts.Mode == nil && r.opts.Sync != SyncFile && j.outside == 0 && !r.elsewhere
+	if fresh && r.signer != nil && format == compress.None && m.Format == compress.None && result.Removed == 0 {
 		sig, err := r.signer.Sign(module.Reader(ctx, m.Payload(result.Payload)))
 		if err != nil {
 			return err

@@ -111,8 +111,10 @@ func parse[T ~uint8](s string, names []string) (T, error) {
 //
 // Extend is for copies that were just made, and can be made again: a plain module
 // that is not signed stays the file that it is, and is made longer, which takes a
-// fraction of the time that a new file takes. A kill in that moment leaves a module
-// with a signature that no kernel takes, and that the next run replaces.
+// fraction of the time that a new file takes; its attributes stay. A kill in that
+// moment leaves a module with a signature that no kernel takes, and that the next
+// run replaces. Where a Mode, SyncFile or a name outside of the tree wants a new
+// file, it is a new file.
 type Options struct {
 	Existing   Existing
 	Detached   bool         // write NAME.ko.p7s beside each module, and leave the module
@@ -120,7 +122,7 @@ type Options struct {
 	NewMTime   bool         // let the time of modification be the time of signing
 	KeepXattrs bool         // security.ima and security.evm too, although they attest the old bytes
 	Sync       Sync
-	Extend     bool  // append signatures to plain files themselves: see below
+	Extend     bool  // append signatures to plain files themselves: see above
 	Jobs       int   // modules worked on at once; 0 stands for twice the number of processors, as some wait for the disk
 	Level      int   // of compression; 0 stands for the kernel's choice
 	MaxSize    int64 // of a decompressed module in bytes; 0 stands for 2 GiB
