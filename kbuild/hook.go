@@ -26,12 +26,11 @@ const (
 	// CONFIG_MODULE_SIG_KEY.
 	Certificate = Dir + "/certificate.pem"
 
-	makefile  = "GNUmakefile"
-	settings  = Dir + "/hook.mk"
-	objtrees  = Dir + "/objtrees" // in the source tree: those that use its GNUmakefile
-	signFile  = "scripts/sign-file"
-	kbuilt    = "scripts/sign-file.kbuild" // the program that Kbuild built
-	keptSpace = "the name of a folder that Kbuild builds in has no space, '%', ':', '#', '$' or quote"
+	makefile = "GNUmakefile"
+	settings = Dir + "/hook.mk"
+	objtrees = Dir + "/objtrees" // in the source tree: those that use its GNUmakefile
+	signFile = "scripts/sign-file"
+	kbuilt   = "scripts/sign-file.kbuild" // the program that Kbuild built
 )
 
 // Hook is how modsign is enabled in an object tree.
@@ -40,6 +39,31 @@ type Hook struct {
 	Srctree string   // absolute; the same for a build in the source tree
 	Program string   // absolute path of modsign
 	Options []string // of modsign kbuild make
+}
+
+// NewHook returns the hook of an object tree, by which make calls the program. An
+// empty source stands for the one that the object tree leads to or, where the object
+// tree is still empty, for the current folder.
+func NewHook(objtree, source, program string) (*Hook, error) {
+	objtree, err := resolve(objtree)
+	if err != nil {
+		return nil, err
+	}
+	if source == "" {
+		if source, err = srctree(objtree); err != nil {
+			if !IsSrctree(".") {
+				return nil, err
+			}
+			source = "."
+		}
+	}
+	if source, err = resolve(source); err != nil {
+		return nil, err
+	}
+	if !IsSrctree(source) {
+		return nil, fmt.Errorf("%s is no source of a kernel", source)
+	}
+	return &Hook{Objtree: objtree, Srctree: source, Program: program}, nil
 }
 
 //go:embed GNUmakefile.in
@@ -110,15 +134,7 @@ func write(path, text string, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return err
 	}
-	f, err := atomicfile.Create(path, mode)
-	if err != nil {
-		return err
-	}
-	defer f.Abort()
-	if _, err := f.Write([]byte(text)); err != nil {
-		return err
-	}
-	return f.Commit(false)
+	return atomicfile.WriteFile(path, []byte(text), mode, false)
 }
 
 // makefiles are where a GNUmakefile stands.
@@ -135,7 +151,7 @@ func (h *Hook) makefiles() []string {
 func (h *Hook) Enable() error {
 	for _, path := range []string{h.Objtree, h.Srctree, h.Program} {
 		if strings.ContainsAny(path, " \t\n%:#$'\"\\") {
-			return fmt.Errorf("cannot enable modsign with %q: %s", path, keptSpace)
+			return fmt.Errorf("cannot enable modsign with %q: a name that make reads has no space, '%%', ':', '#', '$', quote or backslash", path)
 		}
 	}
 	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings)) {
@@ -181,11 +197,11 @@ func (h *Hook) list(in bool) error {
 	if len(trees) > 0 {
 		return write(path, strings.Join(trees, "\n")+"\n", 0o644)
 	}
-	return h.remove(path)
+	return remove(path)
 }
 
 // remove removes a file if it is there, and the folder .modsign with its last.
-func (h *Hook) remove(path string) error {
+func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -208,7 +224,7 @@ func (h *Hook) Disable() error {
 	if err := h.takeSignFile(); err != nil {
 		return err
 	}
-	if err := h.remove(filepath.Join(h.Objtree, settings)); err != nil {
+	if err := remove(filepath.Join(h.Objtree, settings)); err != nil {
 		return err
 	}
 	if h.Srctree != h.Objtree {
@@ -221,7 +237,7 @@ func (h *Hook) Disable() error {
 		if exists(filepath.Join(dir, settings)) || exists(filepath.Join(dir, objtrees)) {
 			continue // another tree needs it
 		}
-		if err := h.remove(path); err != nil {
+		if err := remove(path); err != nil {
 			return err
 		}
 	}
@@ -250,7 +266,7 @@ func (h *Hook) PlaceSignFile() error {
 	switch state {
 	case Ours:
 		if old, err := os.ReadFile(path); err != nil || bytes.Equal(old, []byte(script)) {
-			return err // as it is: a newer file would be older than nothing
+			return err
 		}
 	case Foreign:
 		if err := os.Rename(path, filepath.Join(h.Objtree, kbuilt)); err != nil {
@@ -281,20 +297,20 @@ func (h *Hook) takeSignFile() error {
 		return err
 	}
 	if state == Foreign { // Kbuild has built it again
-		return h.remove(old)
+		return remove(old)
 	}
 	if exists(old) {
 		return os.Rename(old, path)
 	}
 	if state == Ours {
-		return h.remove(path)
+		return remove(path)
 	}
 	return nil
 }
 
 // Purge removes what mrproper leaves of the hook's work, and leaves the hook.
 func (h *Hook) Purge() error {
-	return errors.Join(h.remove(filepath.Join(h.Objtree, kbuilt)), h.remove(filepath.Join(h.Objtree, unfinished)))
+	return errors.Join(remove(filepath.Join(h.Objtree, kbuilt)), remove(filepath.Join(h.Objtree, unfinished)))
 }
 
 // States tells what each file of the hook is.

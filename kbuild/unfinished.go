@@ -42,7 +42,7 @@ func note(objtree, dir string, begun bool) error {
 	}
 	path := filepath.Join(objtree, unfinished)
 	if len(dirs) == 0 {
-		return new(Hook).remove(path)
+		return remove(path)
 	}
 	return write(path, strings.Join(dirs, "\n")+"\n", 0o644)
 }

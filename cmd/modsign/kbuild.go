@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,39 +57,14 @@ func (o *kbuildTree) addFlags(flags *pflag.FlagSet) {
 
 // hook is the tree's.
 func (o *kbuildTree) hook() (*kbuild.Hook, error) {
-	objtree, err := realPath(o.objtree)
-	if err != nil {
-		return nil, err
-	}
-	srctree := o.srctree
-	if srctree == "" {
-		if tree, err := kbuild.OpenTree(objtree, "", kbuild.Vars{LookupEnv: os.LookupEnv}); err == nil {
-			srctree = tree.Srctree
-		} else if kbuild.IsSrctree(".") {
-			srctree = "." // a new folder for make O=DIR
-		} else {
-			return nil, err
-		}
-	}
-	if srctree, err = realPath(srctree); err != nil {
-		return nil, err
-	}
-	if !kbuild.IsSrctree(srctree) {
-		return nil, fmt.Errorf("%s is no source of a kernel", srctree)
-	}
 	program, err := exec.LookPath(os.Args[0])
 	if err == nil {
 		program, err = filepath.Abs(program)
 	}
-	return &kbuild.Hook{Objtree: objtree, Srctree: srctree, Program: program}, err
-}
-
-func realPath(path string) (string, error) {
-	path, err := filepath.Abs(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return filepath.EvalSymlinks(path)
+	return kbuild.NewHook(o.objtree, o.srctree, program)
 }
 
 func newKbuildEnableCommand(u *ui) *cobra.Command {
@@ -316,15 +290,9 @@ func kbuildInstall(ctx context.Context, args []string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "make", append([]string{"-f", f.Name()}, append(args, "modules_install")...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	err = cmd.Run()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
-		return exitStatus(exitError)
+	err = runMake(ctx, "make", os.Environ(), slices.Concat([]string{"-f", f.Name()}, args, []string{"modules_install"}))
+	if _, ok := errors.AsType[exitStatus](err); ok {
+		return exitStatus(exitError) // of make's 2 modsign has another meaning
 	}
 	return err
 }

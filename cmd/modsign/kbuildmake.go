@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/cms"
-	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/sign"
@@ -82,7 +81,7 @@ func (m *kbuildMake) run(ctx context.Context, u *ui, goals []string) error {
 // unless they are about to be installed again.
 func (m *kbuildMake) complain(u *ui, goals []string) error {
 	dirs, err := kbuild.Unfinished(m.objtree)
-	if err != nil {
+	if err != nil || len(dirs) == 0 {
 		return err
 	}
 	var target string
@@ -120,9 +119,13 @@ func (m *kbuildMake) idle() bool { return m.flags.DryRun || m.flags.Touch || m.f
 // make calls the kernel's Makefile. It is the outermost make that people see.
 func (m *kbuildMake) make(ctx context.Context, goals []string, overrides ...string) error {
 	args := append([]string{"-f", "Makefile"}, overrides...)
-	cmd := exec.CommandContext(ctx, m.makeProgram, append(args, goals...)...)
-	cmd.Env = append(os.Environ(), "MAKELEVEL=0")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return runMake(ctx, m.makeProgram, append(os.Environ(), "MAKELEVEL=0"), append(args, goals...))
+}
+
+// runMake calls make in the place of this program.
+func runMake(ctx context.Context, program string, env, args []string) error {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, os.Stdin, os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it tidies up what it was making
 	err := cmd.Run()
 	if ctx.Err() != nil {
@@ -264,6 +267,7 @@ func (m *kbuildMake) certificateIs(agent *keygen.Agent) bool {
 // agentOptions are the one-time key as the tree's configuration wants it.
 func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
 	o := agentStart{Dir: m.path(kbuild.Dir), Tree: m.objtree, Hash: tree.Config.SigHash(), Keep: m.keep, Lifetime: m.lifetime}
+	var profile []byte
 	for _, genkey := range []string{m.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")} {
 		text, err := os.ReadFile(genkey)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -272,10 +276,10 @@ func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
 		if err != nil {
 			return o, err
 		}
-		o.Genkey = genkey
-		o.Profile = fmt.Sprintf("%s %s %x", tree.Config.SigKeyType(), o.Hash, sha256.Sum256(text))
+		o.Genkey, profile = genkey, text
 		break
 	}
+	o.Profile = fmt.Sprintf("%s %s %x", tree.Config.SigKeyType(), o.Hash, sha256.Sum256(profile))
 	switch kind := tree.Config.SigKeyType(); kind {
 	case "rsa": // of the size that the profile says
 	case "ecdsa":
@@ -394,12 +398,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 		path = m.path(path)
 	}
 	keepSecrets()
-	pair, err := keygen.Load(path, "", keygen.LoadOptions{Passphrase: func() ([]byte, error) {
-		if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
-			return []byte(pin), nil
-		}
-		return nil, keygen.ErrNoPassphrase
-	}})
+	pair, err := keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN})
 	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
 		return nil, "", m.keyGone()
 	}
@@ -420,8 +419,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 		return nil, "", fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
-	how := fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
-	return signer, how, err
+	return signer, signedWith(pair, hash), err
 }
 
 // sign signs the modules that this tree installs, and no others.
@@ -440,7 +438,11 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 	if len(names) == 0 {
 		return nil
 	}
-	modules, err := sign.Open(sign.Source{Roots: []string{destination}, Names: names, Compress: compression(tree.Config)})
+	format, err := sign.ParseFormat(cmp.Or(tree.Config.Compression(), "none"))
+	if err != nil {
+		return err
+	}
+	modules, err := sign.Open(sign.Source{Roots: []string{destination}, Names: names, Compress: format})
 	if err != nil {
 		return err
 	}
@@ -448,19 +450,6 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 	// Twice as many, as by default: at any time half of them wait for the agent or the disk.
 	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return modules.Sign(ctx, signer, options) })
-}
-
-// compression is how the configuration wants modules to be installed.
-func compression(config kbuild.Config) compress.Format {
-	switch config.Compression() {
-	case "gzip":
-		return compress.Gzip
-	case "xz":
-		return compress.XZ
-	case "zstd":
-		return compress.Zstd
-	}
-	return compress.None
 }
 
 // depmod does as the kernel's scripts/depmod.sh.

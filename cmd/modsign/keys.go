@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -43,8 +45,8 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if o.passphraseFile != "" {
 		return passphraseFrom(o.passphraseFile)
 	}
-	if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
-		return []byte(pin), nil
+	if pin, err := buildPIN(); err == nil {
+		return pin, nil
 	}
 	stdin, ok := u.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(stdin.Fd())) {
@@ -53,6 +55,14 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(o.key))
 	defer fmt.Fprintln(u.stderr)
 	return readPassphrase(ctx, int(stdin.Fd()))
+}
+
+// buildPIN is the passphrase of a kernel's build, which asks nobody.
+func buildPIN() ([]byte, error) {
+	if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
+		return []byte(pin), nil
+	}
+	return nil, keygen.ErrNoPassphrase
 }
 
 // readPassphrase reads a line from a terminal that does not show it. An interrupt
@@ -96,6 +106,11 @@ func passphraseFrom(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: the first line is empty, and should be the passphrase", path)
 	}
 	return line, nil
+}
+
+// signedWith says what modules are signed with.
+func signedWith(pair *keygen.Pair, hash crypto.Hash) string {
+	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Certificate.PublicKey), cms.HashName(hash), pair.Certificate.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other

@@ -120,7 +120,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	defer tree.Close()
 	w := work{ui: u, verb: "signing", options: options}
-	w.how = fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Signer.Public()), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	w.how = signedWith(pair, hash)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

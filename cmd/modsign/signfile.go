@@ -135,12 +135,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 		return err
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{Passphrase: func() ([]byte, error) {
-		if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
-			return []byte(pin), nil
-		}
-		return nil, keygen.ErrNoPassphrase
-	}}
+	load := keygen.LoadOptions{Passphrase: buildPIN}
 	pair, err := keygen.Load(keyPath, certPath, load)
 	if errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, and so must this one; but not in silence.
