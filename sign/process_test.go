@@ -546,7 +546,8 @@ func TestNoSpace(t *testing.T) {
 		fill(64 << 10)
 		before := snapshot(t, small)
 		delete(before, fits)
-		summary, results := sign(t, signer, Source{Roots: []string{small}}, Options{})
+		// One after the other: the large one would take the room of the small one while it is tried.
+		summary, results := sign(t, signer, Source{Roots: []string{small}}, Options{Jobs: 1})
 		if summary.Signed != 1 || summary.Failed != 1 || !errors.Is(results[0].Err, syscall.ENOSPC) {
 			t.Errorf("%v: %+v: %v", f, summary, results[0].Err)
 		}
