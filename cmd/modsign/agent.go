@@ -437,7 +437,7 @@ func startAgent(ctx context.Context, o agentStart) (*keygen.Agent, error) {
 	lines := bufio.NewScanner(said)
 	var last string
 	for lines.Scan() {
-		if lines.Text() == agentReady {
+		if lines.Text() == agentReady && stop() { // else it has been told to end
 			return keygen.DialAgent(o.Dir)
 		}
 		if !strings.HasPrefix(lines.Text(), "modsign: hint: ") {
