@@ -1,0 +1,47 @@
+package elfstrip
+
+import (
+	"debug/elf"
+)
+
+// DebugFile returns the file that holds the debug information of the module, as
+// objcopy --only-keep-debug makes it. All section headers stay, with their
+// indices, so that symbols and relocations need no change; sections that the
+// kernel loads lose their contents, and so do their relocations.
+func (f *File) DebugFile() (*Image, error) {
+	if !f.HasDebugInfo() {
+		return nil, ErrNoDebug
+	}
+	if err := f.checkLayout(); err != nil {
+		return nil, err
+	}
+	out := make([]*outSection, len(f.sections))
+	for i := range f.sections {
+		t := f.sections[i]
+		if i > 0 && f.isEmptied(&t) {
+			t.kind = elf.SHT_NOBITS
+		}
+		out[i] = &outSection{section: t, src: t.off}
+	}
+	m := &Image{f: f}
+	at := uint64(f.layout.header)
+	for _, o := range out[1:] {
+		// A section without contents takes no padding either.
+		if o.kind != elf.SHT_NOBITS && o.kind != elf.SHT_NULL {
+			at = alignUp(at, max(o.align, 1))
+		}
+		o.off = at
+		m.copy(at, o.src, o.length())
+		at += o.length()
+	}
+	return m, f.finishImage(m, out, f.shstrndx, at)
+}
+
+// isEmptied reports whether a section loses its contents in the debug file. Notes
+// keep theirs, for the build ID.
+func (f *File) isEmptied(s *section) bool {
+	if s.isRel() && uint64(s.info) < uint64(len(f.sections)) {
+		return f.sections[s.info].has(elf.SHF_ALLOC)
+	}
+	return s.has(elf.SHF_ALLOC) && s.kind != elf.SHT_NOTE
+}

@@ -1,0 +1,144 @@
+package elfstrip
+
+import (
+	"bytes"
+	"io"
+	"slices"
+)
+
+// piece is a range of an output: new bytes, or bytes of the input.
+type piece struct {
+	off  uint64 // in the output
+	size uint64
+	data []byte // new bytes, or
+	src  uint64 // where in the input
+}
+
+// Image is a file to be made: ranges of the input, new bytes, and zeros between.
+type Image struct {
+	f      *File
+	size   uint64
+	pieces []piece // in order, none empty
+	same   bool
+}
+
+// Size returns the length of the file.
+func (m *Image) Size() int64 { return int64(m.size) }
+
+// Same reports whether the file is byte for byte the input.
+func (m *Image) Same() bool { return m.same }
+
+// Reader returns a reader of the whole file. It reads what is taken over from the
+// input as it goes. Readers of one Image are independent of one another.
+func (m *Image) Reader() io.Reader { return &imageReader{m: m} }
+
+func (m *Image) add(off uint64, data []byte) {
+	if len(data) > 0 {
+		m.pieces = append(m.pieces, piece{off: off, size: uint64(len(data)), data: data})
+	}
+}
+
+func (m *Image) copy(off, src, size uint64) {
+	if size > 0 {
+		m.pieces = append(m.pieces, piece{off: off, size: size, src: src})
+	}
+}
+
+// finish puts the pieces in order, and finds out whether they make the input again.
+func (m *Image) finish() error {
+	slices.SortFunc(m.pieces, func(a, b piece) int {
+		if a.off < b.off {
+			return -1
+		}
+		return 1
+	})
+	var err error
+	m.same, err = m.compare()
+	return err
+}
+
+// compare reads of the input what could differ: the new bytes, and the padding.
+func (m *Image) compare() (bool, error) {
+	if m.size != m.f.size {
+		return false, nil
+	}
+	for _, p := range m.pieces {
+		if p.data == nil && p.src != p.off {
+			return false, nil
+		}
+	}
+	var buf []byte
+	equal := func(off uint64, want []byte) (bool, error) {
+		buf = slices.Grow(buf[:0], len(want))[:len(want)]
+		err := m.f.readAt(buf, off)
+		return bytes.Equal(buf, want), err
+	}
+	var at uint64
+	for _, p := range m.pieces {
+		if gap := p.off - at; gap > 0 {
+			if ok, err := equal(at, make([]byte, gap)); !ok || err != nil {
+				return false, err
+			}
+		}
+		if p.data != nil {
+			if ok, err := equal(p.off, p.data); !ok || err != nil {
+				return false, err
+			}
+		}
+		at = p.off + p.size
+	}
+	return true, nil
+}
+
+type imageReader struct {
+	m    *Image
+	next int    // the piece that at is in or before
+	at   uint64 // in the output
+	err  error
+}
+
+func (r *imageReader) Read(b []byte) (int, error) {
+	n := 0
+	for n < len(b) && r.err == nil {
+		n += r.some(b[n:])
+	}
+	if n > 0 || len(b) == 0 {
+		return n, nil
+	}
+	return 0, r.err
+}
+
+// some reads from one piece, or from the zeros before it.
+func (r *imageReader) some(b []byte) int {
+	if r.at == r.m.size {
+		r.err = io.EOF
+		return 0
+	}
+	end := r.m.size
+	if r.next < len(r.m.pieces) {
+		p := &r.m.pieces[r.next]
+		if r.at >= p.off {
+			return r.from(p, b)
+		}
+		end = p.off
+	}
+	b = b[:min(uint64(len(b)), end-r.at)]
+	clear(b)
+	r.at += uint64(len(b))
+	return len(b)
+}
+
+func (r *imageReader) from(p *piece, b []byte) int {
+	done := r.at - p.off
+	b = b[:min(uint64(len(b)), p.size-done)]
+	if p.data != nil {
+		copy(b, p.data[done:])
+	} else if r.err = r.m.f.readAt(b, p.src+done); r.err != nil {
+		return 0
+	}
+	r.at += uint64(len(b))
+	if r.at == p.off+p.size {
+		r.next++
+	}
+	return len(b)
+}
