@@ -40,19 +40,21 @@ type job struct {
 type name struct {
 	index  int // in the order of the input
 	path   string
+	name   string // of the module: its path in the tree, without a suffix of compression
 	target string // with its suffix as soon as it is compressed
+	debug  string // where its debug information goes
 }
 
 // run is one pass over a tree.
 type run struct {
-	opts      Options
-	signer    *Signer // nil to take signatures off
-	elsewhere bool    // what is written is another tree
-	compress  Format  // of what was not compressed
-	encoder   *compress.Encoder
-	limits    module.Limits
-	attested  atomic.Int64
-	made      sync.Map // folders of the output that are there
+	opts     Options
+	signer   maker // nil to take signatures off
+	source   *Source
+	encoder  *compress.Encoder
+	limits   module.Limits
+	attested atomic.Int64
+	made     sync.Map   // folders that are there
+	linking  sync.Mutex // of build ids to debug files
 
 	mu      sync.Mutex
 	queue   *ordered.Queue[Result]
@@ -102,7 +104,7 @@ func (r *run) finish(j *job, result Result) {
 	}
 	for i, name := range j.names {
 		named := result
-		named.Path = name.path
+		named.Path, named.Name = name.path, name.name
 		if i > 0 {
 			named.LinkOf = result.Path
 		}
@@ -120,7 +122,7 @@ func (r *run) writes(action Action) bool {
 	case r.opts.DryRun:
 		return false
 	case action == Skipped:
-		return r.elsewhere && !r.opts.Detached // a copy, so that the other tree lacks nothing
+		return r.source.elsewhere() && !r.opts.Detached // a copy, so that the other tree lacks nothing
 	}
 	return action == Signed || action == Stripped
 }
@@ -132,13 +134,28 @@ func (r *run) count(result Result) {
 		s.Signed++
 	case Stripped:
 		s.Stripped++
+	case Digested:
+		s.Digested++
 	case Skipped:
 		s.Skipped++
 	case Failed:
 		s.Failed++
 	}
-	if result.Action == Signed || result.Action == Stripped {
+	if result.Action == Signed || result.Action == Stripped || result.Action == Digested {
 		s.Bytes += result.Payload
+	}
+	if result.Debug != 0 {
+		s.Debug++
+		s.DebugBytes += result.Debug
+	}
+	if result.DebugFile != "" && result.LinkOf == "" {
+		s.DebugFiles++
+	}
+	if result.ByProgram {
+		s.ByProgram++
+	}
+	if result.Output != "" && module.BaseName(result.Output) == module.BaseName(result.Path) && result.Output != result.Path {
+		s.Renamed++
 	}
 	if result.Removed > 0 {
 		s.Replaced++
@@ -175,68 +192,118 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 		return err
 	}
 
+	if _, ok := r.signer.(digester); ok {
+		result.Action = Digested
+		content, err := r.body(ctx, m, j, result)
+		if err != nil {
+			return err
+		}
+		defer content.close()
+		if _, err := r.sign(io.Discard, content, j, result); err != nil {
+			return err
+		}
+		return m.Unchanged()
+	}
 	switch {
-	case r.signer == nil && len(layers) == 0,
-		r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
+	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
 		result.Action = Skipped
 		if !r.writes(Skipped) {
 			return nil
 		}
-		return r.replace(ctx, m, j, result)
+		return r.copy(ctx, m, j)
 	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Refuse:
 		return ErrSigned
 	}
-	result.Action = Signed
-	if r.signer == nil {
-		result.Action = Stripped
-	}
 	if !r.opts.Detached {
 		result.Removed = len(layers)
+	}
+	content, err := r.body(ctx, m, j, result)
+	if err != nil {
+		return err
+	}
+	defer content.close()
+	switch {
+	case r.signer != nil:
+		result.Action = Signed
+	case result.Removed > 0 || !content.same:
+		result.Action = Stripped
+	default:
+		result.Action = Skipped
+		if !r.writes(Skipped) {
+			return nil
+		}
+		return r.copy(ctx, m, j)
 	}
 	switch {
 	case r.opts.DryRun:
 		return nil
 	case r.opts.Detached:
-		return r.detach(ctx, m, j, result)
+		return r.detach(ctx, m, content, j, result)
 	}
-	return r.replace(ctx, m, j, result)
+	return r.replace(ctx, m, content, j, result)
+}
+
+// copy writes a module that is skipped to another tree.
+func (r *run) copy(ctx context.Context, m *module.File, j *job) error {
+	return r.put(m, j, func(out io.Writer) error {
+		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
+		return err
+	})
 }
 
 // replace writes the new module in the place of the old one.
-func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Result) error {
+func (r *run) replace(ctx context.Context, m *module.File, content *body, j *job, result *Result) error {
 	format := m.Format
-	if format == compress.None && result.Action != Skipped {
-		format = r.compress
+	if format == compress.None || r.source.Recompress {
+		format = r.source.Compress
 		for i, name := range j.names {
-			j.names[i].target = packedName(name.target, format)
+			j.names[i].target = r.source.packedName(name.target)
 		}
 	}
 	var trailer []byte // when it is made before the file
-	fresh := r.opts.Extend && r.opts.Mode == nil && r.opts.Sync != SyncFile && j.outside == 0 && !r.elsewhere
-	if fresh && r.signer != nil && format == compress.None && m.Format == compress.None && result.Removed == 0 {
-		sig, err := r.signer.Sign(module.Reader(ctx, m.Payload(result.Payload)))
+	fresh := r.opts.Extend && r.opts.Mode == nil && r.opts.Sync != SyncFile && j.outside == 0 && !r.source.elsewhere()
+	if fresh && r.signer != nil && format == compress.None && m.Format == compress.None && content.same && result.Removed == 0 {
+		sig, err := r.sign(io.Discard, content, j, result)
 		if err != nil {
 			return err
 		}
-		result.Signature = len(sig)
 		trailer = module.AppendSignature(nil, module.TypePKCS7, sig)
 		if extends(m, trailer) {
 			return extend(m, trailer, r.opts.NewMTime)
 		}
 	}
-	if err := r.makeFolders(j.names); err != nil {
+	err := r.put(m, j, func(out io.Writer) error { return r.write(ctx, out, content, format, trailer, j, result) })
+	if err != nil || r.source.elsewhere() {
 		return err
+	}
+	for _, name := range j.names {
+		if name.target != name.path {
+			if err := os.Remove(name.path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// put gives a file that is written anew all the names of an old one, and what else
+// that has.
+func (r *run) put(m *module.File, j *job, write func(io.Writer) error) error {
+	for _, name := range j.names {
+		if err := r.makeFolders(name.target); err != nil {
+			return err
+		}
 	}
 	out, err := atomicfile.Create(j.names[0].target, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Abort()
-	if err := r.write(ctx, out, m, format, trailer, result); err != nil {
+	if err := write(out); err != nil {
 		return err
 	}
 	attested, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{
-		Mode: r.opts.Mode, NewMTime: r.opts.NewMTime, Attest: r.opts.KeepXattrs, BestEffort: r.elsewhere,
+		Mode: r.opts.Mode, NewMTime: r.opts.NewMTime, Attest: r.opts.KeepXattrs, BestEffort: r.source.elsewhere(),
 	})
 	if err != nil {
 		return err
@@ -254,16 +321,6 @@ func (r *run) replace(ctx context.Context, m *module.File, j *job, result *Resul
 	}
 	if attested {
 		r.attested.Add(1)
-	}
-	if r.elsewhere {
-		return nil
-	}
-	for _, name := range j.names {
-		if name.target != name.path {
-			if err := os.Remove(name.path); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }
@@ -305,53 +362,51 @@ func extend(m *module.File, trailer []byte, newMTime bool) (err error) {
 	return os.Chtimes(m.Path, time.Time{}, m.Info.ModTime())
 }
 
-// write writes the module, signed or without its signatures, in a format, or as
-// it is where it is skipped. A trailer that is there already goes behind it.
-func (r *run) write(ctx context.Context, out io.Writer, m *module.File, format compress.Format, trailer []byte, result *Result) error {
-	if result.Action == Skipped {
-		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
-		return err
-	}
-	payload := module.Reader(ctx, m.Payload(result.Payload))
-	if trailer != nil {
-		if n, err := copyBuffer(out, payload); err != nil || n < result.Payload {
-			return orChanged(err)
-		}
-		_, err := out.Write(trailer)
-		return err
-	}
-	if format == compress.None {
+// write writes the module, signed or without its signatures, in a format. A trailer
+// that is there already goes behind it.
+func (r *run) write(ctx context.Context, out io.Writer, content *body, format compress.Format, trailer []byte, j *job, result *Result) error {
+	if format == compress.None && trailer == nil && r.signer != nil {
 		// Read once: the bytes that are hashed are the bytes that are written.
-		if r.signer == nil {
-			_, err := copyBuffer(out, payload)
-			return err
-		}
-		h := r.signer.cms.Hash().New()
-		if n, err := copyBuffer(io.MultiWriter(h, out), payload); err != nil || n < result.Payload {
-			return orChanged(err)
-		}
-		sig, err := r.signer.cms.Sign(h.Sum(nil))
+		sig, err := r.sign(out, content, j, result)
 		if err != nil {
 			return err
 		}
-		result.Signature = len(sig)
 		_, err = out.Write(module.AppendSignature(nil, module.TypePKCS7, sig))
 		return err
 	}
-
-	size := result.Payload
-	whole := io.Reader(payload)
-	if r.signer != nil {
-		sig, err := r.signer.Sign(payload)
+	if trailer == nil && r.signer != nil {
+		sig, err := r.sign(io.Discard, content, j, result)
 		if err != nil {
 			return err
 		}
-		result.Signature = len(sig)
-		trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
-		whole = io.MultiReader(module.Reader(ctx, m.Payload(result.Payload)), bytes.NewReader(trailer))
-		size += int64(len(trailer))
+		trailer = module.AppendSignature(nil, module.TypePKCS7, sig)
 	}
-	return r.encoder.Compress(ctx, format, out, whole, size)
+	if format != compress.None {
+		whole := io.MultiReader(content.reader(), bytes.NewReader(trailer))
+		return r.encoder.Compress(ctx, format, out, whole, content.size+int64(len(trailer)))
+	}
+	if n, err := copyBuffer(out, content.reader()); err != nil || n < content.size {
+		return orChanged(err)
+	}
+	_, err := out.Write(trailer)
+	return err
+}
+
+// sign returns the signature of a module, which it copies to w.
+func (r *run) sign(w io.Writer, content *body, j *job, result *Result) ([]byte, error) {
+	h := r.signer.hash().New()
+	if w != io.Discard {
+		w = io.MultiWriter(h, w)
+	} else {
+		w = h
+	}
+	if n, err := copyBuffer(w, content.reader()); err != nil || n < content.size {
+		return nil, orChanged(err)
+	}
+	result.Digest = h.Sum(nil)
+	sig, err := r.signer.signature(j.names[0].name, result.Digest)
+	result.Signature = len(sig)
+	return sig, err
 }
 
 // orChanged explains a file that ended before its size: it has shrunk since.
@@ -363,19 +418,18 @@ func orChanged(err error) error {
 }
 
 // detach writes the signature beside the module, or where the module would go.
-func (r *run) detach(ctx context.Context, m *module.File, j *job, result *Result) error {
-	sig, err := r.signer.Sign(module.Reader(ctx, m.Payload(result.Payload)))
+func (r *run) detach(ctx context.Context, m *module.File, content *body, j *job, result *Result) error {
+	sig, err := r.sign(io.Discard, content, j, result)
 	if err != nil {
 		return err
 	}
 	if err := m.Unchanged(); err != nil {
 		return err
 	}
-	result.Signature = len(sig)
-	if err := r.makeFolders(j.names); err != nil {
-		return err
-	}
 	for _, name := range j.names {
+		if err := r.makeFolders(name.target); err != nil {
+			return err
+		}
 		if err := write(name.target, sig, r.opts.Mode, r.opts.Sync == SyncFile); err != nil {
 			return err
 		}
@@ -383,21 +437,23 @@ func (r *run) detach(ctx context.Context, m *module.File, j *job, result *Result
 	return nil
 }
 
-// makeFolders makes the folders of another tree, once each.
-func (r *run) makeFolders(names []name) error {
-	if !r.elsewhere {
+// makeFolders makes the folders of a file in another tree.
+func (r *run) makeFolders(target string) error {
+	if !r.source.elsewhere() {
 		return nil
 	}
-	for _, name := range names {
-		dir := filepath.Dir(name.target)
-		if _, ok := r.made.Load(dir); ok {
-			continue
-		}
-		if err := os.MkdirAll(dir, 0o777); err != nil {
-			return err
-		}
-		r.made.Store(dir, nil)
+	return r.makeFolder(filepath.Dir(target))
+}
+
+// makeFolder makes a folder, once a run.
+func (r *run) makeFolder(dir string) error {
+	if _, ok := r.made.Load(dir); ok {
+		return nil
 	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	r.made.Store(dir, nil)
 	return nil
 }
 

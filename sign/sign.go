@@ -57,6 +57,24 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 	return s.cms.Sign(h.Sum(nil))
 }
 
+// A maker gives the signature of a module, of whose name in the tree and digest it
+// is told: a Signer makes it.
+type maker interface {
+	hash() crypto.Hash
+	signature(name string, digest []byte) ([]byte, error)
+}
+
+// A digester makes none: the digests are what is wanted.
+type digester crypto.Hash
+
+func (d digester) hash() crypto.Hash { return crypto.Hash(d) }
+
+func (d digester) signature(string, []byte) ([]byte, error) { return nil, nil }
+
+func (s *Signer) hash() crypto.Hash { return s.cms.Hash() }
+
+func (s *Signer) signature(_ string, digest []byte) ([]byte, error) { return s.cms.Sign(digest) }
+
 // Existing says what becomes of a module that is signed already.
 type Existing uint8
 
@@ -94,8 +112,15 @@ type Format = compress.Format
 
 var formatNames = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}
 
-// ParseFormat reads none, gzip, xz or zstd.
-func ParseFormat(s string) (Format, error) { return parse[Format](s, formatNames) }
+// ParseFormat reads none, gzip, xz or zstd, or gz or zst, as file names end.
+func ParseFormat(s string) (Format, error) {
+	for f := compress.Gzip; f <= compress.Zstd; f++ {
+		if "."+s == f.Suffix() {
+			return f, nil
+		}
+	}
+	return parse[Format](s, formatNames)
+}
 
 func parse[T ~uint8](s string, names []string) (T, error) {
 	for i, name := range names {
@@ -115,19 +140,30 @@ func parse[T ~uint8](s string, names []string) (T, error) {
 // moment leaves a module with a signature that no kernel takes, and that the next
 // run replaces. Where a Mode, SyncFile or a name outside of the tree wants a new
 // file, it is a new file.
+//
+// StripDebug is for modules as the compiler leaves them. What SplitDebug takes out
+// of them goes to SplitDebug/lib/modules/KVER/kernel/.../dummy.ko.debug, with a link
+// to it from SplitDebug/.build-id, and the module gets a .gnu_debuglink: a debugger
+// finds it where SplitDebug is /usr/lib/debug. Neither goes with Detached, and what
+// is Skipped stays as it is.
 type Options struct {
 	Existing   Existing
-	Detached   bool         // write NAME.ko.p7s beside each module, and leave the module
-	Mode       *fs.FileMode // of the files written, instead of the old ones'
-	NewMTime   bool         // let the time of modification be the time of signing
-	KeepXattrs bool         // security.ima and security.evm too, although they attest the old bytes
-	Sync       Sync
-	Extend     bool  // append signatures to plain files themselves: see above
-	Jobs       int   // modules worked on at once; 0 stands for twice the number of processors, as some wait for the disk
-	Level      int   // of compression; 0 stands for the kernel's choice
-	MaxSize    int64 // of a decompressed module in bytes; 0 stands for 2 GiB
-	DryRun     bool  // look at everything, write nothing
-	Report     Report
+	StripDebug bool   // take debug information out, as strip --strip-debug does
+	SplitDebug string // and put it into debug files below this folder
+	// StripProgram is called as strip --strip-debug for modules of a shape that
+	// this package does not strip; if it is empty, they fail.
+	StripProgram string
+	Detached     bool         // write NAME.ko.p7s beside each module, and leave the module
+	Mode         *fs.FileMode // of the files written, instead of the old ones'
+	NewMTime     bool         // let the time of modification be the time of signing
+	KeepXattrs   bool         // security.ima and security.evm too, although they attest the old bytes
+	Sync         Sync
+	Extend       bool  // append signatures to plain files themselves: see above
+	Jobs         int   // modules worked on at once; 0 stands for twice the number of processors, as some wait for the disk
+	Level        int   // of compression; 0 stands for the kernel's choice
+	MaxSize      int64 // of a decompressed module in bytes; 0 stands for 2 GiB
+	DryRun       bool  // look at everything, write nothing
+	Report       Report
 }
 
 // Report is how a run tells what it does. The functions may be nil, and are
@@ -149,6 +185,7 @@ type Action string
 const (
 	Signed   Action = "signed"
 	Stripped Action = "stripped" // the signatures are off
+	Digested Action = "digested" // nothing but its digest was wanted
 	Skipped  Action = "skipped"  // it is as it was, where it was or as a copy in the output
 	Failed   Action = "failed"
 )
@@ -156,12 +193,17 @@ const (
 // Result is what became of one module.
 type Result struct {
 	Path      string // as it was found
+	Name      string // its path in the tree, without a suffix of compression
 	Output    string // what was written; empty when nothing was
 	Action    Action
 	Format    Format // as it was found
 	Removed   int    // signatures taken off
 	Payload   int64  // bytes that are signed
+	Digest    []byte // of these bytes
 	Signature int    // bytes of the CMS message
+	Debug     int64  // bytes by which it is smaller without debug information
+	DebugFile string // that was written
+	ByProgram bool   // Options.StripProgram was needed
 	LinkOf    string
 	Duration  time.Duration
 	Err       error // why it Failed
@@ -169,17 +211,23 @@ type Result struct {
 
 // Summary is what became of all modules of a run.
 type Summary struct {
-	Modules   int // all of them
-	Signed    int
-	Stripped  int
-	Skipped   int
-	Failed    int
-	Replaced  int // had a signature that was taken off
-	Stacked   int // had more than one
-	Bytes     int64
-	Duration  time.Duration
-	Attested  int      // lost security.ima or security.evm
-	Elsewhere int      // names outside of the tree that keep the old module
-	Completed int      // names that a killed run had left behind
-	Notes     []string // for people
+	Modules    int // all of them
+	Signed     int
+	Stripped   int
+	Digested   int
+	Skipped    int
+	Failed     int
+	Replaced   int   // had a signature that was taken off
+	Stacked    int   // had more than one
+	Debug      int   // lost their debug information
+	DebugBytes int64 // of it
+	DebugFiles int
+	ByProgram  int // needed Options.StripProgram
+	Renamed    int // have another name now, as they have another form
+	Bytes      int64
+	Duration   time.Duration
+	Attested   int      // lost security.ima or security.evm
+	Elsewhere  int      // names outside of the tree that keep the old module
+	Completed  int      // names that a killed run had left behind
+	Notes      []string // for people
 }

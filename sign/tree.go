@@ -3,6 +3,7 @@ package sign
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +45,9 @@ type Source struct {
 	// unless the run is killed. Without an Output the Roots have to be folders, and
 	// it does not go with Options.Detached.
 	Compress Format
+	// Recompress has what was compressed treated so, too: afterwards all modules have
+	// the form of Compress, be it none.
+	Recompress bool
 	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
 }
@@ -155,7 +159,7 @@ func absolute(path string) (string, error) {
 }
 
 func (t *Tree) chooseTargets() error {
-	if t.source.Compress != compress.None && t.source.Output == "" {
+	if t.source.renames() && t.source.Output == "" {
 		if err := t.dropOutdated(); err != nil {
 			return err
 		}
@@ -168,7 +172,7 @@ func (t *Tree) chooseTargets() error {
 			continue
 		}
 		t.targets[i] = filepath.Join(t.source.Output, e.Rel)
-		target := packedName(t.targets[i], t.source.Compress)
+		target := t.source.packedName(t.targets[i])
 		if other, ok := taken[target]; ok {
 			return fmt.Errorf("%s and %s would both become %s: give the folder above them, or one output folder each", other, e.Path, target)
 		}
@@ -180,29 +184,41 @@ func (t *Tree) chooseTargets() error {
 	return t.spareInputs()
 }
 
-// packedName is what the target of a module is called when it is compressed, if
-// it is not already.
-func packedName(target string, f Format) string {
+// elsewhere reports whether what is written is another tree.
+func (s *Source) elsewhere() bool { return s.Output != "" }
+
+// renames reports whether modules may end under other names.
+func (s *Source) renames() bool { return s.Compress != compress.None || s.Recompress }
+
+// packedName is what the target of a module is called when it has the form that the
+// source wants.
+func (s *Source) packedName(target string) string {
+	if s.Recompress {
+		return module.BaseName(target) + s.Compress.Suffix()
+	}
 	if compress.FromName(target) != compress.None {
 		return target
 	}
-	return target + f.Suffix()
+	return target + s.Compress.Suffix()
 }
 
-// dropOutdated takes out what a plain module of the tree is to replace: a run that
+// dropOutdated takes out what another module of the tree is to replace: a run that
 // was killed may have left both. The new name has to be in a folder that is
 // locked.
 func (t *Tree) dropOutdated() error {
-	replaced := make(map[string]bool)
+	replaced := make(map[string]string)
 	for _, e := range t.entries {
 		if e.Root {
 			return fmt.Errorf("%s: a module given by itself is not compressed in its place: give its folder, or an output folder", e.Path)
 		}
-		if packed := packedName(e.Path, t.source.Compress); packed != e.Path {
-			replaced[packed] = true
+		if packed := t.source.packedName(e.Path); packed != e.Path {
+			if other := replaced[packed]; other != "" {
+				return fmt.Errorf("%s and %s would both become %s: remove the one that is outdated", other, e.Path, packed)
+			}
+			replaced[packed] = e.Path
 		}
 	}
-	t.entries = slices.DeleteFunc(t.entries, func(e module.Entry) bool { return replaced[e.Path] })
+	t.entries = slices.DeleteFunc(t.entries, func(e module.Entry) bool { return replaced[e.Path] != "" })
 	return nil
 }
 
@@ -235,7 +251,7 @@ func (t *Tree) spareInputs() error {
 		}
 	}
 	for i, target := range t.targets {
-		for _, target := range []string{target, packedName(target, t.source.Compress)} {
+		for _, target := range []string{target, t.source.packedName(target)} {
 			if n, ok := nameOf(target); ok && inputs[n] {
 				return fmt.Errorf("the output for %s would replace the input %s: choose another output folder, or none to sign in place", t.entries[i].Path, target)
 			}
@@ -408,38 +424,58 @@ func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
 	return t.run(ctx, nil, opts)
 }
 
-func (t *Tree) run(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
-	if opts.Detached && t.source.Compress != compress.None {
-		return Summary{}, fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well", t.source.Compress)
+// Digest reads every module and writes nothing: the Results that Options.Report gets
+// hold the digests that Sign would sign.
+func (t *Tree) Digest(ctx context.Context, hash crypto.Hash, opts Options) (Summary, error) {
+	if !hash.Available() {
+		return Summary{}, fmt.Errorf("no digest %v in this build", hash)
 	}
-	start := time.Now()
+	opts.Detached, opts.Sync = false, SyncNone
+	return t.run(ctx, digester(hash), opts)
+}
+
+// newRun returns a run over the tree; opts are completed.
+func (t *Tree) newRun(signer maker, opts *Options) *run {
 	opts.DryRun = opts.DryRun || t.source.DryRun
 	if opts.Jobs <= 0 {
 		opts.Jobs = 2 * runtime.GOMAXPROCS(0)
 	}
-	encoder, err := compress.NewEncoder(compress.Options{Level: opts.Level})
-	if err != nil {
-		return Summary{}, err
-	}
-	r := &run{
-		opts:      opts,
-		signer:    signer,
-		elsewhere: t.source.Output != "",
-		compress:  t.source.Compress,
-		encoder:   encoder,
-		limits:    module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)},
+	return &run{
+		opts:   *opts,
+		signer: signer,
+		source: &t.source,
+		limits: module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)},
 		queue: ordered.New(func(result Result) {
 			if opts.Report.Result != nil {
 				opts.Report.Result(result)
 			}
 		}),
 	}
+}
+
+func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, error) {
+	switch {
+	case opts.Detached && t.source.renames():
+		return Summary{}, fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well", t.source.Compress)
+	case opts.Detached && (opts.StripDebug || opts.SplitDebug != ""):
+		return Summary{}, errors.New("detached signatures leave the modules as they are: they cannot be stripped as well")
+	}
+	start := time.Now()
+	r := t.newRun(signer, &opts)
+	encoder, err := compress.NewEncoder(compress.Options{Level: opts.Level})
+	if err != nil {
+		return Summary{}, err
+	}
+	r.encoder = encoder
 	r.summary.Modules = len(t.entries)
 	r.summary.Completed = t.completed
 	jobs := t.jobs(r)
 	err = r.do(ctx, jobs)
 	if opts.Sync == SyncTree && !opts.DryRun {
 		err = errors.Join(err, t.sync())
+		if r.summary.DebugFiles > 0 {
+			err = errors.Join(err, atomicfile.SyncFS(opts.SplitDebug))
+		}
 	}
 	r.summary.Attested = int(r.attested.Load())
 	r.summary.Notes = encoder.Notes()
@@ -455,24 +491,20 @@ func (t *Tree) jobs(r *run) []*job {
 	type inode struct{ dev, ino uint64 }
 	var jobs []*job
 	linked := make(map[inode]*job)
-	signatures := make(map[string]string) // whose each detached one is
+	taken := make(map[string]string) // whose each detached signature or debug file is
 	for i, e := range t.entries {
 		if e.Err != nil {
-			result := Result{Path: e.Path, Action: Failed, Err: e.Err}
+			result := Result{Path: e.Path, Name: module.BaseName(e.Rel), Action: Failed, Err: e.Err}
 			r.count(result)
 			r.queue.Put(i, result)
 			continue
 		}
-		n := name{index: i, path: e.Path, target: t.targets[i]}
-		if r.opts.Detached {
-			n.target = detachedName(n.target)
-			if other, taken := signatures[n.target]; taken {
-				result := Result{Path: e.Path, Action: Failed, Err: fmt.Errorf("its signature would be %s, which is that of %s", n.target, other)}
-				r.count(result)
-				r.queue.Put(i, result)
-				continue
-			}
-			signatures[n.target] = e.Path
+		n := name{index: i, path: e.Path, name: module.BaseName(e.Rel), target: t.targets[i]}
+		if err := r.besides(&n, e, taken); err != nil {
+			result := Result{Path: e.Path, Name: n.name, Action: Failed, Err: err}
+			r.count(result)
+			r.queue.Put(i, result)
+			continue
 		}
 		r.total.Modules++
 		st := e.Info.Sys().(*syscall.Stat_t)
@@ -488,7 +520,7 @@ func (t *Tree) jobs(r *run) []*job {
 			linked[id] = j
 		}
 	}
-	if !r.elsewhere && !r.opts.Detached {
+	if !r.source.elsewhere() && !r.opts.Detached {
 		for _, j := range linked {
 			// Anew: what a killed run left may have counted as a name.
 			if info, err := os.Lstat(j.names[0].path); err == nil {
@@ -497,6 +529,30 @@ func (t *Tree) jobs(r *run) []*job {
 		}
 	}
 	return jobs
+}
+
+// besides chooses where a detached signature or a debug file goes, which no other
+// module's may.
+func (r *run) besides(n *name, e module.Entry, taken map[string]string) (err error) {
+	also, what := "", ""
+	switch {
+	case r.opts.Detached:
+		n.target = detachedName(n.target)
+		also, what = n.target, "signature"
+	case r.opts.SplitDebug != "":
+		if n.debug, err = debugName(e.Path, e.Rel); err != nil {
+			return err
+		}
+		n.debug = filepath.Join(r.opts.SplitDebug, n.debug)
+		also, what = n.debug, "debug file"
+	default:
+		return nil
+	}
+	if other, ok := taken[also]; ok {
+		return fmt.Errorf("its %s would be %s, which is that of %s", what, also, other)
+	}
+	taken[also] = e.Path
+	return nil
 }
 
 // detachedName is where the detached signature of a module goes.

@@ -1,0 +1,283 @@
+package sign
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/elfstrip"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// body is what a module is without its signatures, and without its debug
+// information where that goes. Each reader begins anew.
+type body struct {
+	size   int64
+	same   bool // as it was
+	reader func() io.Reader
+	close  func()
+}
+
+// body plans what becomes of a payload. Nothing is written but the debug file.
+func (r *run) body(ctx context.Context, m *module.File, j *job, result *Result) (*body, error) {
+	payload := m.Payload(result.Payload)
+	whole := &body{size: result.Payload, same: true, close: func() {}, reader: func() io.Reader {
+		return module.Reader(ctx, m.Payload(result.Payload))
+	}}
+	if !r.opts.StripDebug && r.opts.SplitDebug == "" {
+		return whole, nil
+	}
+	file, err := elfstrip.Parse(payload, result.Payload)
+	if errors.Is(err, elfstrip.ErrShape) && r.opts.SplitDebug == "" {
+		return r.stripWith(ctx, m, result, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var link *elfstrip.Link
+	if r.opts.SplitDebug != "" && file.HasDebugInfo() {
+		if link, err = r.split(ctx, file, m, j, result); err != nil {
+			return nil, fmt.Errorf("its debug information cannot be split off: %w", err)
+		}
+	}
+	image, err := file.Strip(link)
+	switch {
+	case errors.Is(err, elfstrip.ErrShape) && r.opts.SplitDebug == "":
+		return r.stripWith(ctx, m, result, err)
+	case err != nil:
+		return nil, err
+	case image.Same():
+		return whole, nil
+	}
+	result.Debug, result.Payload = result.Payload-image.Size(), image.Size()
+	return &body{size: image.Size(), close: func() {}, reader: func() io.Reader { return module.Reader(ctx, image.Reader()) }}, nil
+}
+
+// stripWith has the program strip do what elfstrip does not, and why says.
+func (r *run) stripWith(ctx context.Context, m *module.File, result *Result, why error) (*body, error) {
+	if r.opts.StripProgram == "" {
+		return nil, why
+	}
+	if r.opts.DryRun {
+		result.ByProgram = true
+		return &body{size: result.Payload, close: func() {}}, nil
+	}
+	dir, err := os.MkdirTemp("", ".modsign-strip-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "m.ko")
+	in, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = copyBuffer(in, module.Reader(ctx, m.Payload(result.Payload)))
+	if err := errors.Join(err, in.Close()); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, r.opts.StripProgram, "--strip-debug", path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w; and %s --strip-debug: %w: %s", why, r.opts.StripProgram, err, strings.TrimSpace(string(out)))
+	}
+	out, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := out.Stat()
+	if err == nil {
+		err = module.CheckELF(out, info.Size())
+	}
+	if err != nil {
+		out.Close()
+		return nil, fmt.Errorf("what %s has left: %w", r.opts.StripProgram, err)
+	}
+	size := info.Size()
+	result.ByProgram = true
+	result.Debug, result.Payload = result.Payload-size, size
+	return &body{size: size, close: func() { out.Close() }, reader: func() io.Reader {
+		return module.Reader(ctx, io.NewSectionReader(out, 0, size))
+	}}, nil
+}
+
+// split writes the debug file of a module, where debuggers look for it, and returns
+// the link to it. It is there before the module that has lost its own.
+func (r *run) split(ctx context.Context, file *elfstrip.File, m *module.File, j *job, result *Result) (*elfstrip.Link, error) {
+	id, err := file.BuildID()
+	if err != nil {
+		return nil, err
+	}
+	image, err := file.DebugFile()
+	if err != nil {
+		return nil, err
+	}
+	first := j.names[0].debug
+	link := &elfstrip.Link{Name: filepath.Base(first)}
+	sum := crc32.NewIEEE()
+	if r.opts.DryRun {
+		result.DebugFile = first
+		return link, nil
+	}
+	for _, name := range j.names {
+		if err := r.makeFolder(filepath.Dir(name.debug)); err != nil {
+			return nil, err
+		}
+	}
+	out, err := atomicfile.Create(first, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Abort()
+	if n, err := copyBuffer(io.MultiWriter(sum, out), module.Reader(ctx, image.Reader())); err != nil || n < image.Size() {
+		return nil, orChanged(err)
+	}
+	link.CRC = sum.Sum32()
+	// Of the module it has the time, for builds that can be repeated.
+	mode := fs.FileMode(0o644)
+	if _, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{Mode: &mode, NewMTime: r.opts.NewMTime, BestEffort: true}); err != nil {
+		return nil, err
+	}
+	for _, name := range j.names[1:] {
+		if err := out.AlsoAt(name.debug); err != nil {
+			return nil, err
+		}
+	}
+	if err := out.Commit(r.opts.Sync == SyncFile); err != nil {
+		return nil, err
+	}
+	if len(id) > 1 {
+		if err := r.linkBuildID(id, first); err != nil {
+			return nil, err
+		}
+	}
+	result.DebugFile = first
+	return link, nil
+}
+
+// linkBuildID makes the name by which debuggers find a debug file: .build-id, the
+// first byte of the build id as a folder, the others and .debug. Where two modules
+// have one build id, as copies of one another have, the second gets a number, as
+// find-debuginfo does it.
+func (r *run) linkBuildID(id []byte, debug string) error {
+	r.linking.Lock()
+	defer r.linking.Unlock()
+	dir := filepath.Join(r.opts.SplitDebug, ".build-id", hex.EncodeToString(id[:1]))
+	if err := r.makeFolder(dir); err != nil {
+		return err
+	}
+	target, err := filepath.Rel(dir, debug)
+	if err != nil {
+		return err
+	}
+	for n := 0; ; n++ {
+		name := filepath.Join(dir, hex.EncodeToString(id[1:]))
+		if n > 0 {
+			name += fmt.Sprintf(".%d", n)
+		}
+		name += ".debug"
+		is, err := os.Readlink(name)
+		if err == nil && is == target {
+			return nil
+		}
+		if err == nil {
+			if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+				continue // another module's
+			}
+			if err := os.Remove(name); err != nil { // it leads nowhere
+				return err
+			}
+		}
+		if err := os.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+}
+
+// debugName is where the debug file of a module belongs, below the folder of all
+// debug files: the module's path from lib/modules on, or usr/lib/modules, as if its
+// tree were installed at /, and .debug.
+func debugName(path, rel string) (string, error) {
+	path, err := filepath.Abs(module.BaseName(path))
+	if err != nil {
+		return "", err
+	}
+	at := strings.LastIndex(path, "/lib/modules/")
+	if at < 0 {
+		return module.BaseName(rel) + ".debug", nil
+	}
+	if usr := strings.TrimSuffix(path[:at], "/usr"); len(usr) < at {
+		at = len(usr)
+	}
+	return path[at+1:] + ".debug", nil
+}
+
+// Unsplit returns those modules, in the order of the input, that have debug
+// information of which a folder of debug files, such as usr/lib/debug in a package's
+// root, holds no copy: to strip them now would lose it, and to sign them would be in
+// vain, as find-debuginfo has yet to strip them. Modules that cannot be read are for
+// the run to name.
+func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string, error) {
+	r := t.newRun(nil, &opts)
+	unsplit := make([]bool, len(t.entries))
+	var group errgroup.Group
+	group.SetLimit(opts.Jobs)
+	for i, e := range t.entries {
+		if e.Err != nil || ctx.Err() != nil {
+			continue
+		}
+		group.Go(func() (err error) {
+			unsplit[i], err = r.unsplit(ctx, e, dir)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var paths []string
+	for i, e := range t.entries {
+		if unsplit[i] {
+			paths = append(paths, e.Path)
+		}
+	}
+	return paths, context.Cause(ctx)
+}
+
+func (r *run) unsplit(ctx context.Context, e module.Entry, dir string) (bool, error) {
+	m, err := module.Open(ctx, e.Path, r.limits)
+	if err != nil {
+		return false, context.Cause(ctx)
+	}
+	defer m.Close()
+	size, err := payloadSize(m)
+	if err != nil {
+		return false, nil
+	}
+	file, err := elfstrip.Parse(m.Payload(size), size)
+	if err != nil || !file.HasDebugInfo() {
+		return false, nil
+	}
+	name, err := debugName(e.Path, e.Rel)
+	if err != nil {
+		return false, err
+	}
+	names := []string{name}
+	if id, err := file.BuildID(); err == nil && len(id) > 1 {
+		names = append(names, filepath.Join(".build-id", hex.EncodeToString(id[:1]), hex.EncodeToString(id[1:])+".debug"))
+	}
+	return !slices.ContainsFunc(names, func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}), nil
+}
