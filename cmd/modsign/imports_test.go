@@ -24,12 +24,13 @@ var mayImport = map[string][]string{
 	"internal/atomicfile": nil,
 	"internal/cms":        nil,
 	"internal/compress":   nil,
+	"internal/elfstrip":   nil,
 	"internal/ordered":    nil,
 	"internal/module":     {"internal/compress"},
 	"internal/vmlinux":    {"internal/compress"},
 	"kbuild":              {"internal/atomicfile"},
 	"keygen":              {"internal/atomicfile"},
-	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/module", "internal/ordered"},
+	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/elfstrip", "internal/module", "internal/ordered"},
 	"verify":              {"internal/cms", "internal/compress", "internal/module", "internal/ordered", "internal/vmlinux"},
 	"cmd/modsign":         {"internal/cms", "internal/compress", "internal/module", "kbuild", "keygen", "sign", "verify"},
 	"internal/testmod":    nil,
@@ -37,6 +38,8 @@ var mayImport = map[string][]string{
 	// For tests alone, as testmod is.
 	"internal/kerneltest":      {"internal/testmod"},
 	"internal/kerneltest/init": nil,
+	"internal/rpmtest":         nil,
+	"internal/debtest":         nil,
 }
 
 // doors says which packages may import what others have written, each by as few

@@ -30,6 +30,9 @@ type jsonSigned struct {
 	Signature int     `json:"signature_size"`
 	Removed   int     `json:"signatures_removed"`
 	LinkOf    string  `json:"link_of,omitempty"`
+	Debug     int64   `json:"debug_size,omitempty"`
+	DebugFile string  `json:"debug_file,omitempty"`
+	ByProgram bool    `json:"by_program,omitempty"`
 	Seconds   float64 `json:"seconds"`
 	Error     string  `json:"error,omitempty"`
 }
@@ -38,6 +41,7 @@ func newJSONSigned(r sign.Result) jsonSigned {
 	o := jsonSigned{
 		Type: "module", Path: r.Path, Action: string(r.Action), Output: r.Output, Format: r.Format.String(),
 		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, LinkOf: r.LinkOf, Seconds: r.Duration.Seconds(),
+		Debug: r.Debug, DebugFile: r.DebugFile, ByProgram: r.ByProgram,
 	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
@@ -46,20 +50,24 @@ func newJSONSigned(r sign.Result) jsonSigned {
 }
 
 type jsonSignSummary struct {
-	Type      string   `json:"message_type"` // summary
-	Modules   int      `json:"modules"`
-	Signed    int      `json:"signed"`
-	Stripped  int      `json:"stripped"`
-	Skipped   int      `json:"skipped"`
-	Failed    int      `json:"failed"`
-	Replaced  int      `json:"replaced"`
-	Stacked   int      `json:"stacked"`
-	Elsewhere int      `json:"names_elsewhere"`
-	Bytes     int64    `json:"payload_size"`
-	Seconds   float64  `json:"seconds"`
-	DryRun    bool     `json:"dry_run"`
-	Cert      string   `json:"certificate,omitempty"`
-	Notes     []string `json:"notes,omitempty"`
+	Type       string   `json:"message_type"` // summary
+	Modules    int      `json:"modules"`
+	Signed     int      `json:"signed"`
+	Stripped   int      `json:"stripped"`
+	Skipped    int      `json:"skipped"`
+	Failed     int      `json:"failed"`
+	Replaced   int      `json:"replaced"`
+	Stacked    int      `json:"stacked"`
+	Elsewhere  int      `json:"names_elsewhere"`
+	Debug      int      `json:"debug_modules,omitempty"`
+	DebugBytes int64    `json:"debug_size,omitempty"`
+	DebugFiles int      `json:"debug_files,omitempty"`
+	ByProgram  int      `json:"by_program,omitempty"`
+	Bytes      int64    `json:"payload_size"`
+	Seconds    float64  `json:"seconds"`
+	DryRun     bool     `json:"dry_run"`
+	Cert       string   `json:"certificate,omitempty"`
+	Notes      []string `json:"notes,omitempty"`
 }
 
 type jsonVerified struct {

@@ -126,7 +126,7 @@ kernel will take them.
 			root.AddCommand(c)
 		}
 	}
-	add("everyday", newSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u))
+	add("everyday", newSignCommand(u), newModulesSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u))
 	add("more", newStripCommand(u), newAgentCommand(u), newSignFileCommand(u), newAgentCommand(u), newCompletionCommand(u), newVersionCommand(u))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())

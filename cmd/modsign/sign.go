@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
@@ -31,6 +32,7 @@ type signOptions struct {
 	detached       bool
 	existing       string
 	forceUntrusted bool
+	debugOptions
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -47,11 +49,16 @@ hard links and attributes. Symbolic links below a folder are not followed. One
 bad module does not stop the others.
 
 With --one-time nothing has to be configured: a key is made, used and dropped,
-and only its certificate is kept.`,
+and only its certificate is kept.
+
+What the installation of a kernel for a distribution takes can be done on the
+way, in the one order that is right: old signature off, debug information out,
+sign, compress.`,
 		Example: `  modsign sign --key certs/signing_key.pem /tmp/stage/lib/modules
   modsign sign --one-time --output signed modules
   modsign sign --key mok.pem --cert mok.der --installed 6.12.0-1-amd64 --force-untrusted
-  modsign sign --key key.pem --hash sha256 --detached --output sigs modules`,
+  modsign sign --key key.pem --hash sha256 --detached --output sigs modules
+  modsign sign --key key.pem --split-debug root/usr/lib/debug --compress xz root/lib/modules`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
@@ -61,13 +68,19 @@ and only its certificate is kept.`,
 	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE` (DER; default: modsign-one-time.x509 in the output folder)")
 	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: the `TYPE` of key, as in keygen --type (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
-	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash, as CONFIG_MODULE_SIG_HASH spells it (default: sha512, or what the installed kernel's configuration says)")
+	o.addFlags(flags, u)
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although the kernel has not this certificate built in")
+	return cmd
+}
+
+// addFlags adds what all commands have that sign trees.
+func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
+	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash, as CONFIG_MODULE_SIG_HASH spells it (default: sha512, or what the kernel's configuration says)")
 	flags.BoolVar(&o.keyID, "key-id", false, "name the certificate by its subject key identifier, as sign-file -k does")
 	flags.StringVar(&o.existing, "existing", "replace", "`WHAT` to do with a module that is signed already: replace its signatures, skip it, or refuse it")
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, and leave the module")
+	o.debugOptions.addFlags(flags)
 	o.treeOptions.addFlags(flags, u)
-	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although the kernel has not this certificate built in")
-	return cmd
 }
 
 // run is the command. All that can be refused is refused before a key is loaded,
@@ -84,13 +97,17 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.check(args); err != nil {
 		return err
 	}
+	source := sign.Source{Output: o.output, DryRun: o.dryRun}
+	if err := o.debugOptions.apply(&source, &options); err != nil {
+		return err
+	}
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err
 	}
-	roots := args
+	source.Roots = args
 	if kernel != nil {
-		roots = []string{kernel.modules}
+		source.Roots = []string{kernel.modules}
 	}
 	hashName, err := o.hashName(kernel)
 	if err != nil {
@@ -114,11 +131,14 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	tree, err := sign.Open(sign.Source{Roots: roots, Output: o.output, DryRun: o.dryRun})
+	tree, err := sign.Open(source)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
+	if err := o.refuse(ctx, tree, options); err != nil {
+		return err
+	}
 	w := work{ui: u, verb: "signing", options: options}
 	w.how = signedWith(pair, hash)
 	if ctx.Err() != nil {
@@ -126,7 +146,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
-		w.cert = o.certPath(roots)
+		w.cert = o.certPath(source.Roots)
 		if _, err := os.Stat(w.cert); err == nil && options.Existing == sign.Skip {
 			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
@@ -137,7 +157,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	if err == nil || errors.Is(err, exitStatus(exitSome)) {
-		o.after(&w, kernel, roots)
+		o.after(&w, kernel, source.Roots)
 	}
 	return err
 }
@@ -157,6 +177,8 @@ func (o *signOptions) check(args []string) error {
 		return usagef("nothing to sign: name modules or folders, or give --installed")
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would leave this machine's own modules signed with a key that no kernel knows")
+	case o.detached && (o.stripDebug || o.splitDebug != "" || o.compress != ""):
+		return usagef("--detached leaves the modules as they are, and --strip-debug, --split-debug and --compress do not: choose")
 	case o.forceUntrusted && o.installed == "":
 		return usagef("--force-untrusted goes with --installed")
 	}
@@ -218,6 +240,9 @@ func (o *signOptions) after(w *work, kernel *kernel, roots []string) {
 		if !o.detached && w.summary.Signed > 0 {
 			u.hint("modsign verify --cert %s %s", quote(w.cert), quote(where...))
 		}
+	}
+	if kernel != nil && w.summary.Renamed > 0 {
+		u.hint("%s got another name, and modules.dep has the old one: depmod %s", plural(w.summary.Renamed, "module"), kernel.version)
 	}
 	if kernel != nil && !o.detached && o.output == "" && w.summary.Signed > 0 {
 		u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", kernel.version)

@@ -8,39 +8,53 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
+type stripOptions struct {
+	treeOptions
+	debugOptions
+	signature bool
+}
+
 func newStripCommand(u *ui) *cobra.Command {
-	var o treeOptions
-	var signature bool
+	var o stripOptions
 	cmd := &cobra.Command{
-		Use:   "strip --signature PATH...",
-		Short: "Take the signatures off modules",
+		Use:   "strip {--signature | --debug | --split-debug DIR} PATH...",
+		Short: "Take signatures or debug information off modules",
 		Long: `Strip takes all appended signatures off modules and leaves each as it was before
 anybody signed it, in place or into another folder. A module without a signature
-is skipped.`,
-		Example: `  modsign strip --signature --output unsigned /lib/modules/6.12.0-1-amd64`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !signature {
-				return usagef("say what to strip: --signature")
-			}
-			if len(args) == 0 {
-				return usagef("nothing to strip: name modules or folders")
-			}
-			options, err := o.options()
-			if err != nil {
-				return err
-			}
-			return strip(cmd.Context(), u, args, o.output, options)
-		},
+is skipped.
+
+With --debug it takes debug information out, and the signatures of all modules
+with it: they would be those of other bytes. A module that has neither is
+skipped. modsign sign does this, and signs, in one pass.`,
+		Example: `  modsign strip --signature --output unsigned /lib/modules/6.12.0-1-amd64
+  modsign strip --split-debug root/usr/lib/debug root/lib/modules/6.12.0`,
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.BoolVar(&signature, "signature", false, "take off the signatures")
-	o.addFlags(flags, u)
+	flags.BoolVar(&o.signature, "signature", false, "take off the signatures")
+	flags.BoolVar(&o.stripDebug, "debug", false, "take out debug information too, as strip --strip-debug does")
+	addSplitDebug(flags, &o.splitDebug)
+	o.treeOptions.addFlags(flags, u)
 	return cmd
 }
 
-func strip(ctx context.Context, u *ui, roots []string, output string, options sign.Options) error {
-	tree, err := sign.Open(sign.Source{Roots: roots, Output: output, DryRun: options.DryRun})
+func (o *stripOptions) run(ctx context.Context, u *ui, roots []string) error {
+	if !o.signature && !o.stripDebug && o.splitDebug == "" {
+		return usagef("say what to strip: --signature, --debug or --split-debug DIR")
+	}
+	if len(roots) == 0 {
+		return usagef("nothing to strip: name modules or folders")
+	}
+	options, err := o.options()
+	if err != nil {
+		return err
+	}
+	source := sign.Source{Roots: roots, Output: o.output, DryRun: o.dryRun}
+	if err := o.apply(&source, &options); err != nil {
+		return err
+	}
+	tree, err := sign.Open(source)
 	if err != nil {
 		return err
 	}

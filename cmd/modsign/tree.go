@@ -102,6 +102,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 		w.ui.object(jsonSignSummary{
 			Type: "summary", Modules: summary.Modules, Signed: summary.Signed, Stripped: summary.Stripped, Skipped: summary.Skipped,
 			Failed: summary.Failed, Replaced: summary.Replaced, Stacked: summary.Stacked, Elsewhere: summary.Elsewhere,
+			Debug: summary.Debug, DebugBytes: summary.DebugBytes, DebugFiles: summary.DebugFiles, ByProgram: summary.ByProgram,
 			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert, Notes: w.notes(summary),
 		})
 	}
@@ -153,8 +154,24 @@ func (w *work) sentence(s sign.Summary) string {
 	if s.Signed > 0 || s.Stripped == 0 && w.verb == "signing" {
 		parts = append(parts, fmt.Sprintf("%ssigned %s (%s)%s", would, plural(s.Signed, "module"), megabytes(s.Bytes), w.how))
 	}
-	if s.Stripped > 0 || w.verb == "stripping" {
+	switch {
+	case w.verb == "stripping" && w.options.StripDebug:
+		parts = append(parts, fmt.Sprintf("%sstripped %s (%s left)", would, plural(s.Stripped, "module"), megabytes(s.Bytes)))
+		if s.Replaced > 0 {
+			parts = append(parts, fmt.Sprintf("%d of them had been signed", s.Replaced))
+		}
+	case s.Stripped > 0 || w.verb == "stripping":
 		parts = append(parts, fmt.Sprintf("%staken the signature off %s (%s)", would, plural(s.Stripped, "module"), megabytes(s.Bytes)))
+	}
+	if s.Debug > 0 {
+		what := "taken out of"
+		if w.options.SplitDebug != "" {
+			what = "split off"
+		}
+		parts = append(parts, fmt.Sprintf("%s of debug information %s %s", megabytes(s.DebugBytes), what, plural(s.Debug, "module")))
+	}
+	if s.ByProgram > 0 {
+		parts = append(parts, fmt.Sprintf("%s of an unusual shape stripped by %s", plural(s.ByProgram, "module"), w.options.StripProgram))
 	}
 	if s.Replaced > 0 && w.verb == "signing" {
 		parts = append(parts, fmt.Sprintf("%d of them in place of an older signature", s.Replaced))
@@ -163,11 +180,15 @@ func (w *work) sentence(s sign.Summary) string {
 		parts = append(parts, fmt.Sprintf("%d had been signed more than once", s.Stacked))
 	}
 	if s.Skipped > 0 {
-		why := "signed already"
-		if w.verb == "stripping" {
-			why = "not signed"
+		was := map[bool]string{true: "was", false: "were"}[s.Skipped == 1]
+		why := was + " signed already"
+		switch {
+		case w.verb == "stripping" && w.options.StripDebug:
+			why = "had nothing to strip"
+		case w.verb == "stripping":
+			why = was + " not signed"
 		}
-		parts = append(parts, fmt.Sprintf("skipped %d that %s %s", s.Skipped, map[bool]string{true: "was", false: "were"}[s.Skipped == 1], why))
+		parts = append(parts, fmt.Sprintf("skipped %d that %s", s.Skipped, why))
 	}
 	if s.Failed > 0 {
 		parts = append(parts, fmt.Sprintf("%s failed", plural(s.Failed, "module")))

@@ -45,7 +45,7 @@ type ui struct {
 }
 
 func newUI(stdin io.Reader, stdout, stderr io.Writer) *ui {
-	u := &ui{stdin: stdin, stdout: bufio.NewWriter(stdout), stderr: stderr}
+	u := &ui{stdin: stdin, stdout: bufio.NewWriterSize(stdout, 64<<10), stderr: stderr}
 	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
 		u.terminal, u.width = true, 80
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {

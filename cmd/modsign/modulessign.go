@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/kbuild"
+)
+
+type modulesSignOptions struct {
+	signOptions
+	variant string
+}
+
+func newModulesSignCommand(u *ui) *cobra.Command {
+	var o modulesSignOptions
+	cmd := &cobra.Command{
+		Use:   "modules-sign [--key FILE] [--variant NAME] DIR...",
+		Short: "Sign the modules of a kernel that was installed for a package",
+		Long: `Modules-sign is the step of a distribution that comes after make
+modules_install, and after debug information was taken out, which takes the
+signatures off: it signs what is installed below folders, in place, whatever
+there was before. It can also take the debug information out itself, and
+compress.
+
+The key and its certificate are those of the kernel's build tree, in which it is
+called, unless others are given; so is the hash.
+
+A package with several kernels keeps the key of each: --variant NAME takes
+KEY.sign+NAME, and CERT.sign+NAME, and the folders DIR+NAME; an empty NAME takes
+KEY.sign, CERT.sign and DIR.`,
+		Example: `  modsign modules-sign --split-debug root/usr/lib/debug --compress xz root/lib/modules/6.12.0
+  modsign modules-sign --variant debug --mode 0644 root/lib/modules/6.12.0`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("nothing to sign: name the folder of the installed modules, DIR/lib/modules/KVER")
+			}
+			if cmd.Flags().Changed("variant") {
+				args = o.chooseVariant(args)
+			} else if !cmd.Flags().Changed("key") {
+				o.cert = o.certificate()
+			}
+			if err := o.chooseHash(args); err != nil {
+				return err
+			}
+			return o.run(cmd.Context(), u, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	o.keyOptions.addFlags(flags)
+	key := flags.Lookup("key")
+	key.DefValue, o.key = kbuild.DefaultKey, kbuild.DefaultKey
+	flags.StringVar(&o.variant, "variant", "", "sign the kernel `NAME` of a package, with its own key")
+	o.signOptions.addFlags(flags, u)
+	return cmd
+}
+
+// certificate is the file of the certificate that goes with the key: the kernel's
+// build leaves it beside it.
+func (o *modulesSignOptions) certificate() string {
+	if o.cert != "" {
+		return o.cert
+	}
+	if base, ok := strings.CutSuffix(o.key, ".pem"); ok && exists(base+".x509") {
+		return base + ".x509"
+	}
+	return ""
+}
+
+// chooseVariant takes the key and the folders of a variant.
+func (o *modulesSignOptions) chooseVariant(dirs []string) []string {
+	suffix := ""
+	if o.variant != "" {
+		suffix = "+" + o.variant
+	}
+	cert := o.cert
+	if base, ok := strings.CutSuffix(o.key, ".pem"); ok && cert == "" {
+		cert = base + ".x509"
+	}
+	o.key += ".sign" + suffix
+	o.cert = ""
+	if cert != "" {
+		o.cert = cert + ".sign" + suffix
+	}
+	chosen := make([]string, len(dirs))
+	for i, dir := range dirs {
+		chosen[i] = filepath.Clean(dir) + suffix
+	}
+	return chosen
+}
+
+// chooseHash takes the hash that the kernel was configured with.
+func (o *modulesSignOptions) chooseHash(dirs []string) error {
+	if o.hash != "" {
+		return nil
+	}
+	paths := []string{filepath.Join(filepath.Dir(o.key), "../.config")}
+	for _, dir := range dirs {
+		paths = append(paths, filepath.Join(dir, "config"), filepath.Join(dir, "build/.config"))
+	}
+	for _, path := range paths {
+		config, err := kbuild.OpenConfig(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("the kernel's configuration does not say which hash it wants: %w", err)
+		}
+		if o.hash = config.SigHash(); o.hash != "" {
+			return nil
+		}
+	}
+	return nil
+}
