@@ -5,6 +5,7 @@ package kerneltest
 import (
 	"crypto"
 	"crypto/sha512"
+	_ "embed"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -18,13 +19,19 @@ import (
 	"time"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
 )
 
+// debug is what a configuration has for modules that are worth stripping.
+//
+//go:embed debug.config
+var debug string
+
 // judge is the configuration of the kernel that judges the made cases. The files that
 // it names are in its object tree, and made anew in each run.
-var judge = Base + `
+var judge = Base + debug + `
 CONFIG_MODULE_SIG_KEY="kerneltest/module.pem"
 CONFIG_SYSTEM_TRUSTED_KEYS="kerneltest/trusted.pem"
 CONFIG_SYSTEM_BLACKLIST_KEYRING=y
@@ -173,10 +180,13 @@ func TestVerdicts(t *testing.T) {
 
 func kconfig(format compress.Format) string { return strings.ToUpper(format.String()) }
 
-// modulePayload is a small module of the kernel, as make leaves it: not signed.
+// modulePayload is a small module of the kernel, not signed, and without debug
+// information: a thousand of them have to find room in a small machine.
 func modulePayload(t testing.TB, tree *Tree) []byte {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	path := filepath.Join(t.TempDir(), "md4.ko")
+	testmod.Run(t, "strip", "--strip-debug", "-o", path, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
