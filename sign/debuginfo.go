@@ -61,7 +61,10 @@ func (r *run) body(ctx context.Context, m *module.File, j *job, result *Result) 
 	case image.Same():
 		return whole, nil
 	}
-	result.Debug, result.Payload = result.Payload-image.Size(), image.Size()
+	if file.HasDebugInfo() { // else it has lost the names of its source files, say
+		result.Debug = result.Payload - image.Size()
+	}
+	result.Payload = image.Size()
 	return &body{size: image.Size(), close: func() {}, reader: func() io.Reader { return module.Reader(ctx, image.Reader()) }}, nil
 }
 

@@ -99,7 +99,11 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 		}
 	}
 	if n := len(a.positional); n != 4 && n != 5 {
-		return a, fmt.Errorf("%s, where 4 or 5 are needed", plural(n, "argument"))
+		missing := ""
+		if n == 3 && !a.raw {
+			missing = ": the first is the hash, such as sha512"
+		}
+		return a, fmt.Errorf("%s, where 4 or 5 are needed%s", plural(n, "argument"), missing)
 	}
 	return a, nil
 }

@@ -25,7 +25,7 @@ type verifyOptions struct {
 func newVerifyCommand(u *ui) *cobra.Command {
 	o := verifyOptions{maxSize: 2 << 30}
 	cmd := &cobra.Command{
-		Use:   "verify {--cert FILE... | --kernel IMAGE | --installed [KVER]} PATH...",
+		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
 		Short: "Tell whether a kernel will take modules",
 		Long: `Verify gives the verdict that a kernel would give on each module: trusted, not
 signed, unknown key, bad signature, malformed, unsupported or revoked, with the
@@ -35,7 +35,8 @@ are the kernel's: a certificate's dates and usage do not count.
 Whom to trust is said by --cert, or is what the kernel image has built in: the
 one of --kernel (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), or with
 --installed that kernel's own. What a running kernel has learned beyond its
-image, the keys of the machine's owner say, is not looked at.
+image, the keys of the machine's owner say, is not looked at: give them with
+--cert beside --kernel.
 
 Modules that are not trusted are listed, one a line, with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
@@ -70,8 +71,6 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	switch {
 	case len(roots) == 0:
 		return usagef("nothing to verify: name modules or folders, or give --installed")
-	case len(o.certs) > 0 && o.image != "":
-		return usagef("--cert and --kernel both say whom to trust: choose")
 	case o.jobs < 0:
 		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	}
@@ -123,16 +122,16 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 	keys := new(verify.Keyring)
 	switch {
-	case len(o.certs) > 0:
+	case len(o.certs) > 0 || o.image != "":
+		if o.image != "" {
+			if err := keys.AddImage(o.image); err != nil {
+				return nil, withHint(err, "give the certificates with --cert alone")
+			}
+		}
 		for _, path := range o.certs {
 			if err := keys.AddFile(path); err != nil {
 				return nil, err
 			}
-		}
-		return keys, nil
-	case o.image != "":
-		if err := keys.AddImage(o.image); err != nil {
-			return nil, withHint(err, "give the certificates with --cert")
 		}
 		return keys, nil
 	case kernel != nil:

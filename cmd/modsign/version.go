@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -29,10 +30,14 @@ func noArgs(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// version is what the linker knows: the module's version, or the commit.
+// release is the version of a package of modsign, which its linker sets.
+var release string
+
+// version is what the linker knows: the release, or the module's version, or the
+// commit.
 func version() string {
-	text := "(unknown)"
-	if info, ok := debug.ReadBuildInfo(); ok {
+	text := cmp.Or(release, "(unknown)")
+	if info, ok := debug.ReadBuildInfo(); ok && release == "" {
 		text = info.Main.Version
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" && text == "(devel)" {

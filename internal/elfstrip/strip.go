@@ -313,9 +313,11 @@ func (s *stripper) plan(link *Link) (*Image, error) {
 		s.finishGroup(&s.groups[i], out, symtab)
 	}
 	for _, r := range s.rels {
-		o := out[s.number[r.section]]
-		o.link, o.info = symtab, s.number[f.sections[r.section].info]
-		r.renumber(s.symbols.number)
+		if len(r.data) > 0 {
+			o := out[s.number[r.section]]
+			o.link, o.info = symtab, s.number[f.sections[r.section].info]
+			r.renumber(s.symbols.target)
+		}
 	}
 	table := &outSection{section: section{kind: elf.SHT_STRTAB, align: 1}, title: names.add(".shstrtab"), late: true}
 	out = append(out, table)

@@ -162,6 +162,7 @@ func (s *stripper) finishGroup(g *group, out []*outSection, symtab uint32) {
 type symbols struct {
 	used   []bool   // by old number: a relocation that stays needs it
 	number []uint32 // by old number: the new one
+	target []uint32 // by old number: the one for relocations to use
 	kept   []symbol // without the null symbol
 	locals uint32   // number of local symbols, with the null symbol
 }
@@ -179,6 +180,13 @@ func (f *File) symbolInfo(raw []byte) byte {
 		return raw[12]
 	}
 	return raw[4]
+}
+
+func (f *File) symbolValue(raw []byte) uint64 {
+	if f.class == elf.ELFCLASS32 {
+		return f.word(raw[4:])
+	}
+	return f.word(raw[8:])
 }
 
 func (f *File) shndxAt() int {
@@ -223,7 +231,7 @@ func (s *stripper) readSymbols() error {
 			s.symbols.used[signature] = true
 		}
 	}
-	s.symbols.number = make([]uint32, count)
+	s.symbols.number, s.symbols.target = make([]uint32, count), make([]uint32, count)
 	s.symbols.locals = 1
 	for i := 1; i < count; i++ {
 		y := symbol{raw: table[i*f.layout.symbol:][:f.layout.symbol]}
@@ -243,6 +251,10 @@ func (s *stripper) readSymbols() error {
 		}
 		s.symbols.kept = append(s.symbols.kept, y)
 		s.symbols.number[i] = uint32(len(s.symbols.kept))
+		// An absolute zero needs no symbol: BFD takes it out of relocations.
+		if elf.SectionIndex(f.order.Uint16(y.raw[f.shndxAt():])) != elf.SHN_ABS || f.symbolValue(y.raw) != 0 {
+			s.symbols.target[i] = s.symbols.number[i]
+		}
 		if i < int(t.info) {
 			s.symbols.locals++
 		}

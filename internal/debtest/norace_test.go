@@ -1,0 +1,5 @@
+//go:build !race
+
+package debtest
+
+const raceDetector = false
