@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -91,7 +92,9 @@ func (r *run) stripWith(ctx context.Context, m *module.File, result *Result, why
 	if err := errors.Join(err, in.Close()); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, r.opts.StripProgram, "--strip-debug", path)
+	// Of odd files strip can make very large ones.
+	limit := strconv.FormatInt((2*result.Payload+1<<20)/512, 10)
+	cmd := exec.CommandContext(ctx, "sh", "-c", `ulimit -f "$2" && exec "$0" --strip-debug "$1"`, r.opts.StripProgram, path, limit)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w; and %s --strip-debug: %w: %s", why, r.opts.StripProgram, err, strings.TrimSpace(string(out)))
 	}

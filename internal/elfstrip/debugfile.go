@@ -18,6 +18,9 @@ func (f *File) DebugFile() (*Image, error) {
 	out := make([]*outSection, len(f.sections))
 	for i := range f.sections {
 		t := f.sections[i]
+		if isTable := t.kind == elf.SHT_SYMTAB || t.kind == elf.SHT_STRTAB || t.kind == elf.SHT_SYMTAB_SHNDX || t.kind == elf.SHT_GROUP; isTable && t.has(elf.SHF_ALLOC) {
+			return nil, shape("section %d (%s) is a table that is allocated", i, t.label)
+		}
 		if i > 0 && f.isEmptied(&t) {
 			t.kind = elf.SHT_NOBITS
 		}
@@ -40,8 +43,8 @@ func (f *File) DebugFile() (*Image, error) {
 // isEmptied reports whether a section loses its contents in the debug file. Notes
 // keep theirs, for the build ID.
 func (f *File) isEmptied(s *section) bool {
-	if s.isRel() && uint64(s.info) < uint64(len(f.sections)) {
-		return f.sections[s.info].has(elf.SHF_ALLOC)
+	if s.isRel() && uint64(s.info) < uint64(len(f.sections)) && f.sections[s.info].has(elf.SHF_ALLOC) {
+		return true
 	}
 	return s.has(elf.SHF_ALLOC) && s.kind != elf.SHT_NOTE
 }

@@ -1,6 +1,95 @@
 // Package elfstrip takes debug information out of kernel modules, and keeps it
 // in files of its own where that is wanted: what strip --strip-debug, objcopy
 // --only-keep-debug and objcopy --add-gnu-debuglink do, without running them.
+//
+// # Format
+//
+// Source: the System V ABI, "Object Files", and include/uapi/linux/elf.h. A
+// module is a relocatable object, ET_REL, of 32 or 64 bits and either byte
+// order:
+//
+//	header           52 or 64 bytes: where the section headers are, and how many
+//	contents         of each section, aligned, in any order
+//	section headers  40 or 64 bytes each; the first is no section
+//
+// Sections refer to one another by index: relocations (.rela.text) to the symbol
+// table and to what they are for (.text), the symbol table (.symtab) to the
+// table of its names (.strtab), a group to its members. Symbols refer to the
+// section that they are defined in, relocations to symbols. So who takes out
+// sections has to number everything anew. The names of sections are in a table
+// too (.shstrtab).
+//
+// Where there are more sections than 16 bits can number, the null section has
+// their number, and a table of type SHT_SYMTAB_SHNDX the sections of the
+// symbols.
+//
+// # Strip
+//
+// [File.Strip] makes byte for byte what strip --strip-debug of binutils 2.40
+// makes, that is:
+//
+//   - Sections that are not loaded and whose name begins with .debug, .zdebug,
+//     .gnu.debuglto_.debug_, .gnu.linkonce.wi., .line or .stab, or is
+//     .gdb_index, go, with their relocations, and groups that have no other
+//     members.
+//   - Symbols in these go, and those that name files (STT_FILE). Those that name
+//     sections (STT_SECTION) stay where a relocation or a group needs them,
+//     without name. All others stay, in order.
+//   - Groups come first, then all other sections in order, each followed by its
+//     relocations, then .symtab, .symtab_shndx, .strtab and .shstrtab. A section
+//     comes before its relocations even where it did not. Relocations without an
+//     entry go.
+//   - Their contents are in the file in the same order, but relocations after
+//     .strtab. All padding is zero.
+//   - The tables of names have each name once, in the order of first use, and
+//     names that are the tail of another name not at all: .text is the end of
+//     .rela.text.
+//
+// A module that has been stripped stays as it is. With a link,
+//
+//	.gnu_debuglink   name of the debug file, a zero byte, zeros up to a multiple of 4,
+//	                 CRC-32 of the debug file in the byte order of the module
+//
+// comes last of what is not a table. objcopy leaves a link that is there already
+// as it is; Strip replaces it. A module of a linker with other habits is laid out
+// anew even where it has nothing to take out.
+//
+// Where binutils corrects or loses something that the kernel would not notice,
+// so do we: the alignment of a section whose address is not aligned so, the size
+// of entries of arrays of functions, absolute symbols of value zero in
+// relocations. Bytes differ in one case: of the type of a relocation of 64 bits,
+// binutils keeps as many bits as the machine has types, and Strip all.
+//
+// # Refusals
+//
+// What modules do not have is refused with [ErrShape]: program headers, more
+// than one symbol table, sections that overlap or are inactive, types and flags
+// of sections other than the usual, a link or information in sections that
+// should have none, relocations that are loaded (livepatches) or for a section
+// without contents, or needed symbols of sections that go; thread-local symbols
+// and other types, bindings and special sections of symbols that modules do not
+// have. Numbers that point out of where they should point are errors of another
+// kind: the file is broken.
+//
+// # Debug files
+//
+// [File.DebugFile] keeps all section headers with their indices. Sections that
+// the kernel loads have type SHT_NOBITS and no contents, but notes keep theirs,
+// the build ID among them. Relocations of loaded sections lose their contents
+// too, as with eu-strip -f, where objcopy keeps them: they are half of many a
+// module, and without contents to relocate nothing reads them. All else stays as
+// it is. readelf and eu-readelf read these files without complaint, gdb and
+// addr2line find lines in them. eu-elflint takes the sections without contents
+// for errors, as it does with those of objcopy and eu-strip.
+//
+// # Memory
+//
+// In memory are section headers, the symbols and their names, and relocations
+// that stay. Contents are copied as the output is read, and debug information
+// that goes is never read.
+//
+// The package does not sign, and does not look for the signature that may follow
+// a module: what it is given ends with the ELF file.
 package elfstrip
 
 import (
@@ -34,6 +123,7 @@ func malformed(offset uint64, format string, args ...any) error {
 const (
 	shfRelaLivepatch = 0x00100000      // SHF_RELA_LIVEPATCH of include/uapi/linux/elf.h
 	shfGNURetain     = 0x00200000      // SHF_GNU_RETAIN: of the attribute retain, as functions for BPF have it
+	shfMIPSNoStrip   = 0x08000000      // SHF_MIPS_NOSTRIP, of .MIPS.options
 	stbGNUUnique     = elf.SymBind(10) // STB_GNU_UNIQUE
 	grpComdat        = 1               // GRP_COMDAT
 )
@@ -139,6 +229,9 @@ func (f *File) parseHeader() error {
 	}
 	if t := elf.Type(f.order.Uint16(f.header[16:])); t != elf.ET_REL {
 		return fmt.Errorf("not a relocatable ELF object but %v", t)
+	}
+	if v := f.order.Uint32(f.header[20:]); v != uint32(elf.EV_CURRENT) {
+		return malformed(20, "unknown version %d", v)
 	}
 	f.machine = elf.Machine(f.order.Uint16(f.header[18:]))
 	return nil
@@ -291,6 +384,9 @@ func (f *File) readAt(b []byte, off uint64) error {
 
 // read reads a range that is known to lie in the file.
 func (f *File) read(off, n uint64) ([]byte, error) {
+	if n > math.MaxInt {
+		return nil, fmt.Errorf("%d bytes at offset %#x do not fit in memory", n, off)
+	}
 	b := make([]byte, n)
 	return b, f.readAt(b, off)
 }
@@ -300,6 +396,10 @@ func (f *File) contents(s *section) ([]byte, error) { return f.read(s.off, s.len
 // isDebug reports whether a section is one of those that BFD takes for debug
 // information, by name alone.
 func (s *section) isDebug() bool {
+	switch s.kind {
+	case elf.SHT_REL, elf.SHT_RELA, elf.SHT_GROUP, elf.SHT_SYMTAB, elf.SHT_SYMTAB_SHNDX:
+		return false // that depends on what they are about
+	}
 	if s.has(elf.SHF_ALLOC) || !strings.HasPrefix(s.label, ".") {
 		return false
 	}
@@ -311,11 +411,11 @@ func (s *section) isDebug() bool {
 	return s.label == ".gdb_index"
 }
 
-// HasDebugInfo reports whether the file holds debug information: a section of
-// DWARF that a compiler makes for code or types, .debug_info first of all.
+// HasDebugInfo reports whether the file holds debug information: one of the
+// sections that [File.Strip] takes out, .debug_info first of all, with contents.
 func (f *File) HasDebugInfo() bool {
 	return slices.ContainsFunc(f.sections, func(s section) bool {
-		return s.length() > 0 && s.isDebug() && !s.isRel()
+		return s.length() > 0 && s.isDebug()
 	})
 }
 
@@ -324,7 +424,7 @@ func (f *File) HasDebugInfo() bool {
 func (f *File) DebugNames() []string {
 	var names []string
 	for i := range f.sections {
-		if s := &f.sections[i]; s.isDebug() && !s.isRel() {
+		if s := &f.sections[i]; s.isDebug() {
 			names = append(names, s.label)
 		}
 	}

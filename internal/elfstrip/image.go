@@ -67,27 +67,47 @@ func (m *Image) compare() (bool, error) {
 			return false, nil
 		}
 	}
-	var buf []byte
-	equal := func(off uint64, want []byte) (bool, error) {
-		buf = slices.Grow(buf[:0], len(want))[:len(want)]
-		err := m.f.readAt(buf, off)
-		return bytes.Equal(buf, want), err
-	}
+	buf := make([]byte, compareSize)
 	var at uint64
 	for _, p := range m.pieces {
-		if gap := p.off - at; gap > 0 {
-			if ok, err := equal(at, make([]byte, gap)); !ok || err != nil {
-				return false, err
-			}
+		if ok, err := m.f.holds(at, nil, p.off-at, buf); !ok || err != nil {
+			return false, err
 		}
 		if p.data != nil {
-			if ok, err := equal(p.off, p.data); !ok || err != nil {
+			if ok, err := m.f.holds(p.off, p.data, p.size, buf); !ok || err != nil {
 				return false, err
 			}
 		}
 		at = p.off + p.size
 	}
 	return true, nil
+}
+
+const compareSize = 32 << 10
+
+// holds reports whether the file has these bytes at an offset: want, or size zeros
+// where that is nil. buf is to read into.
+func (f *File) holds(off uint64, want []byte, size uint64, buf []byte) (bool, error) {
+	for done := uint64(0); done < size; {
+		b := buf[:min(uint64(len(buf)), size-done)]
+		if err := f.readAt(b, off+done); err != nil {
+			return false, err
+		}
+		if want != nil && !bytes.Equal(b, want[done:done+uint64(len(b))]) || want == nil && !isZero(b) {
+			return false, nil
+		}
+		done += uint64(len(b))
+	}
+	return true, nil
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 type imageReader struct {

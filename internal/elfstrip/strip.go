@@ -2,8 +2,10 @@ package elfstrip
 
 import (
 	"debug/elf"
+	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // Link is the contents of a section .gnu_debuglink, which says where the debug
@@ -52,8 +54,8 @@ type stripper struct {
 // Strip returns the file as strip --strip-debug would leave it. With a link it
 // gets a section .gnu_debuglink too, in the place of one that it may have.
 func (f *File) Strip(link *Link) (*Image, error) {
-	if link != nil && (link.Name == "" || containsZero(link.Name)) {
-		return nil, shape("the name of a debug file is %q", link.Name)
+	if link != nil && (link.Name == "" || strings.IndexByte(link.Name, 0) >= 0) {
+		return nil, fmt.Errorf("no name of a debug file: %q", link.Name)
 	}
 	n := len(f.sections)
 	s := &stripper{f: f, role: make([]role, n), keep: make([]bool, n), relOf: make([]uint32, n), number: make([]uint32, n)}
@@ -72,15 +74,6 @@ func (f *File) Strip(link *Link) (*Image, error) {
 		}
 	}
 	return s.plan(link)
-}
-
-func containsZero(s string) bool {
-	for i := range len(s) {
-		if s[i] == 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // maxAlign is the greatest alignment of a section that we take for real: the
@@ -215,6 +208,9 @@ func (s *stripper) matchRelocations() error {
 		if s.role[t.info] != roleData {
 			return shape("section %d has relocations of section %d, which is of type %v", i, t.info, f.sections[t.info].kind)
 		}
+		if f.sections[t.info].kind == elf.SHT_NOBITS {
+			return shape("section %d has relocations of section %d (%s), which has no contents", i, t.info, f.sections[t.info].label)
+		}
 		if other := s.relOf[t.info]; other != 0 {
 			return shape("sections %d and %d both have relocations of section %d (%s)", other, i, t.info, f.sections[t.info].label)
 		}
@@ -228,6 +224,17 @@ func (s *stripper) matchRelocations() error {
 // processor gives a meaning go with them.
 const keptFlags = uint64(elf.SHF_WRITE | elf.SHF_ALLOC | elf.SHF_EXECINSTR | elf.SHF_MERGE | elf.SHF_STRINGS |
 	elf.SHF_LINK_ORDER | elf.SHF_GROUP | elf.SHF_MASKPROC)
+
+func (f *File) keptFlags() uint64 {
+	flags := keptFlags
+	if f.isGNU() {
+		flags |= shfGNURetain
+	}
+	if f.machine == elf.EM_MIPS {
+		flags |= shfMIPSNoStrip
+	}
+	return flags
+}
 
 // isGNU reports whether the header says that extensions of GNU may be used: BFD
 // sees to it that it does where they are.
@@ -249,12 +256,11 @@ func (s *stripper) checkKept() error {
 		default:
 			return shape("section %d (%s) is of type %v", i, t.label, t.kind)
 		}
-		allowed := keptFlags
-		if f.isGNU() {
-			allowed |= shfGNURetain
-		}
-		if odd := t.flags &^ allowed; odd != 0 {
+		if odd := t.flags &^ f.keptFlags(); odd != 0 {
 			return shape("section %d (%s) has flags %#x", i, t.label, odd)
+		}
+		if t.entsize > math.MaxUint32 {
+			return shape("section %d (%s) has entries of %#x bytes", i, t.label, t.entsize)
 		}
 		if t.info != 0 {
 			return shape("section %d (%s) of type %v has information %d", i, t.label, t.kind, t.info)
@@ -278,11 +284,10 @@ func (s *stripper) checkKept() error {
 // outSection is a section of the output.
 type outSection struct {
 	section
-	title  uint32 // id of the name
-	data   []byte // new contents, or
-	src    uint64 // where in the input they are
-	late   bool   // placed after the symbols, as relocations are
-	placed bool
+	title uint32 // id of the name
+	data  []byte // new contents, or
+	src   uint64 // where in the input they are
+	late  bool   // placed after what is carried along
 }
 
 // plan puts the output together. Sections are numbered in the order of the input,
@@ -329,6 +334,34 @@ func (s *stripper) plan(link *Link) (*Image, error) {
 	return f.layOut(out)
 }
 
+// order returns the sections with contents, and the groups, in the order that BFD
+// has them in: that of the file, but what relocations are for comes before them, and
+// all groups come no later than after the first section that is a member of one.
+func (s *stripper) order() []int {
+	order := make([]int, 0, len(s.role))
+	done := make([]bool, len(s.role))
+	add := func(i int) {
+		if !done[i] {
+			done[i] = true
+			order = append(order, i)
+		}
+	}
+	for i, role := range s.role {
+		if role == roleRel {
+			i = int(s.f.sections[i].info)
+		} else if role != roleData && role != roleGroup {
+			continue
+		}
+		add(i)
+		if s.role[i] == roleData && s.f.sections[i].has(elf.SHF_GROUP) && len(s.groups) > 0 && !done[s.groups[len(s.groups)-1].section] {
+			for _, g := range s.groups {
+				add(g.section)
+			}
+		}
+	}
+	return order
+}
+
 // renumber gives the sections that stay their new indices and makes their headers.
 func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 	f := s.f
@@ -340,13 +373,13 @@ func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 		s.number[i] = uint32(len(*out))
 		*out = append(*out, o)
 	}
-	for i := range s.groups {
-		g := &s.groups[i]
-		if s.keep[g.section] {
-			add(g.section, &outSection{section: f.sections[g.section]})
+	order := s.order()
+	for _, i := range order {
+		if s.keep[i] && s.role[i] == roleGroup {
+			add(i, &outSection{section: f.adjusted(i)})
 		}
 	}
-	for i := range f.sections {
+	for _, i := range order {
 		if !s.keep[i] {
 			continue
 		}
@@ -355,9 +388,7 @@ func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 			(*out)[s.number[i]].title = names.add(t.label)
 			continue
 		}
-		o := &outSection{section: *t, src: t.off, title: names.add(t.label)}
-		o.align = max(o.align, 1)
-		add(i, o)
+		add(i, &outSection{section: f.adjusted(i), src: t.off, title: names.add(t.label)})
 		if rel := s.relOf[i]; rel != 0 && f.sections[rel].size > 0 {
 			add(int(rel), s.relocationSection(t, rel, data[rel], names))
 		}
@@ -367,6 +398,19 @@ func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 			(*out)[o].link = s.number[f.sections[i].link]
 		}
 	}
+}
+
+// adjusted returns a section header with the corrections that BFD makes to it.
+func (f *File) adjusted(i int) section {
+	s := f.sections[i]
+	// An address that is not aligned shows that the alignment is not so large.
+	mask := max(s.align, 1) | s.addr
+	s.align = mask & -mask
+	switch s.kind {
+	case elf.SHT_INIT_ARRAY, elf.SHT_FINI_ARRAY, elf.SHT_PREINIT_ARRAY:
+		s.entsize = uint64(f.layout.word)
+	}
+	return s
 }
 
 func (s *stripper) relocationSection(of *section, i uint32, data []byte, names *stringBuilder) *outSection {
@@ -394,7 +438,7 @@ func (s *stripper) addSymbolTable(out *[]*outSection, names *stringBuilder) {
 		title:   names.add(".symtab"), late: true,
 	}
 	*out = append(*out, symtab)
-	// BFD numbers four sections more than the last that a symbol can be in.
+	// BFD extends the table a little before it has to.
 	extended := len(*out) > int(elf.SHN_LORESERVE)-2
 	var shndx *outSection
 	if extended {

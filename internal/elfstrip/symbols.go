@@ -3,6 +3,7 @@ package elfstrip
 import (
 	"debug/elf"
 	"encoding/binary"
+	"slices"
 )
 
 // relocations are those of a section that stays, as they stand in the file.
@@ -97,7 +98,7 @@ type group struct {
 // readGroups reads the section groups, and keeps those that have a member to keep.
 func (s *stripper) readGroups() error {
 	f := s.f
-	member := make([]bool, len(f.sections)) // of any group
+	member := make([]int, len(f.sections)) // of which group, 0 for none
 	for i := range f.sections {
 		if s.role[i] != roleGroup {
 			continue
@@ -109,7 +110,7 @@ func (s *stripper) readGroups() error {
 		if s.symtab == 0 || t.link != s.symtab {
 			return malformed(f.sectionAt(i), "section group with a symbol of section %d, but the symbol table is %d", t.link, s.symtab)
 		}
-		if s.relOf[i] != 0 || t.flags != 0 {
+		if t.flags != 0 {
 			return shape("section group %d has flags %#x", i, t.flags)
 		}
 		b, err := f.contents(t)
@@ -125,18 +126,21 @@ func (s *stripper) readGroups() error {
 			if m == 0 || uint64(m) >= uint64(len(f.sections)) {
 				return malformed(t.off+uint64(at), "section group with section %d of %d", m, len(f.sections))
 			}
-			if member[m] || !f.sections[m].has(elf.SHF_GROUP) || s.role[m] != roleData && s.role[m] != roleRel {
+			if member[m] != 0 || !f.sections[m].has(elf.SHF_GROUP) || s.role[m] != roleData && s.role[m] != roleRel {
 				return shape("section %d is not the member of one group that section group %d takes it for", m, i)
 			}
-			member[m] = true
+			member[m] = i
 			g.members = append(g.members, m)
 			s.keep[i] = s.keep[i] || s.keep[m]
 		}
 		s.groups = append(s.groups, g)
 	}
 	for i := range f.sections {
-		if f.sections[i].has(elf.SHF_GROUP) && !member[i] && (s.keep[i] || s.role[i] == roleRel) {
+		if f.sections[i].has(elf.SHF_GROUP) && member[i] == 0 {
 			return shape("section %d (%s) is of a group, but no group has it", i, f.sections[i].label)
+		}
+		if rel := s.relOf[i]; rel != 0 && member[rel] != member[i] {
+			return shape("section %d (%s) and its relocations are not of the same group", i, f.sections[i].label)
 		}
 	}
 	return nil
@@ -148,19 +152,25 @@ func (s *stripper) finishGroup(g *group, out []*outSection, symtab uint32) {
 		return
 	}
 	o := out[s.number[g.section]]
-	o.link, o.info, o.align = symtab, s.symbols.number[o.info], 4
-	o.data = s.f.order.(binary.AppendByteOrder).AppendUint32(nil, g.flags)
+	o.link, o.info = symtab, s.symbols.number[o.info]
+	numbers := make([]uint32, 0, len(g.members))
 	for _, m := range g.members {
 		if n := s.number[m]; n != 0 {
-			o.data = s.f.order.(binary.AppendByteOrder).AppendUint32(o.data, n)
+			numbers = append(numbers, n)
 		}
+	}
+	slices.Sort(numbers)
+	o.data = make([]byte, 4+4*len(numbers))
+	s.f.order.PutUint32(o.data, g.flags)
+	for i, n := range numbers {
+		s.f.order.PutUint32(o.data[4+4*i:], n)
 	}
 	o.size = uint64(len(o.data))
 }
 
 // symbols are those of the output.
 type symbols struct {
-	used   []bool   // by old number: a relocation that stays needs it
+	used   []bool   // by old number: a relocation or a group that stays needs it
 	number []uint32 // by old number: the new one
 	target []uint32 // by old number: the one for relocations to use
 	kept   []symbol // without the null symbol
@@ -310,6 +320,8 @@ func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 		return false, shape("symbol %d names no section", i)
 	case kind == elf.STT_FILE && special != elf.SHN_ABS:
 		return false, shape("symbol %d (%s) names a file and a section", i, y.name)
+	case bind == stbGNUUnique && special == elf.SHN_UNDEF, kind != elf.STT_OBJECT && special == elf.SHN_COMMON:
+		return false, shape("symbol %d (%s) is of binding %v and type %v, but not defined", i, y.name, bind, kind)
 	case local && (special == elf.SHN_UNDEF || special == elf.SHN_COMMON):
 		return false, shape("symbol %d (%s) is local and not defined", i, y.name)
 	}
@@ -320,10 +332,17 @@ func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 		}
 		return false, nil
 	}
-	if kind == elf.STT_SECTION {
+	switch kind {
+	case elf.STT_FILE:
+		if used {
+			return false, shape("symbol %d (%s) names a file and is needed", i, y.name)
+		}
+		return false, nil
+	case elf.STT_SECTION:
 		y.name = ""
+		return used, nil
 	}
-	return used || kind != elf.STT_SECTION && kind != elf.STT_FILE, nil
+	return true, nil
 }
 
 // encode returns the symbol table, what extends it, and the names.
