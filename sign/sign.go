@@ -8,8 +8,10 @@
 // besides its content, and replaces a module whole or not at all.
 //
 // A [Signer] holds the key. [Open] takes hold of a tree, and the [Tree] that it
-// returns signs, or takes signatures off. The package asks nobody for keys and
-// passphrases: see the package keygen, and any other crypto.Signer will do.
+// returns signs, or takes signatures off; on the way it can take debug information
+// out. Where the key is elsewhere, [Tree.Manifest], [Manifest.Sign] and [Tree.Attach]
+// are the three steps. The package asks nobody for keys and passphrases: see the
+// package keygen, and any other crypto.Signer will do.
 //
 // It does not judge signatures: see the package verify.
 package sign
