@@ -127,7 +127,7 @@ kernel will take them.
 		}
 	}
 	add("everyday", newSignCommand(u), newModulesSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u))
-	add("more", newStripCommand(u), newAgentCommand(u), newSignFileCommand(u), newAgentCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	add("more", newStripCommand(u), newDigestCommand(u), newSignDigestsCommand(u), newAttachCommand(u), newAgentCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
