@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"internal/ordered":    nil,
 	"internal/module":     {"internal/compress"},
 	"internal/vmlinux":    {"internal/compress"},
+	"hashlist":            nil,
 	"kbuild":              {"internal/atomicfile"},
 	"keygen":              {"internal/atomicfile"},
 	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/elfstrip", "internal/module", "internal/ordered"},
