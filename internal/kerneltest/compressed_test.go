@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"io"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -122,7 +123,11 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 	add("cut in the middle", relationOf(format, same, same, stricter), packed[:len(packed)/2])
 	add("cut by a byte", relationOf(format, stricter, same, stricter), packed[:len(packed)-1])
 	add("cut by nine bytes", relationOf(format, same, same, stricter), packed[:len(packed)-9])
-	add("changed in the middle", relationOf(format, stricter, same, same), changed(packed, len(packed)/2))
+	middle := len(packed) / 2
+	for format == compress.Gzip && !wrongSum(packed, middle) { // another byte may be the end for every reader
+		middle++
+	}
+	add("changed in the middle", relationOf(format, stricter, same, same), changed(packed, middle))
 	add("last byte changed", relationOf(format, stricter, same, same), changed(packed, -1))
 	add("rubbish after it", stricter, append(slices.Clone(packed), "rubbish"...))
 	add("zeros after it", relationOf(format, stricter, same, stricter), append(slices.Clone(packed), 0, 0, 0, 0))
@@ -160,4 +165,15 @@ func relationOf(format compress.Format, ofGzip, ofXZ, ofZstd relation) relation 
 		return ofXZ
 	}
 	return ofZstd
+}
+
+// wrongSum reports whether a gzip stream with a byte changed has no fault but that its
+// checksum is wrong, which the kernel does not look at.
+func wrongSum(packed []byte, i int) bool {
+	r, err := gzip.NewReader(bytes.NewReader(changed(packed, i)))
+	if err != nil {
+		return false
+	}
+	_, err = io.Copy(io.Discard, r)
+	return errors.Is(err, gzip.ErrChecksum)
 }
