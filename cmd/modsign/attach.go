@@ -140,11 +140,8 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	w := work{ui: u, verb: "signing", options: options}
 	w.how = signedWith(&keygen.Pair{Certificate: cert}, attachment.Hash())
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Attach(ctx, attachment, options) })
-	if kernel != nil && !o.dryRun && o.output == "" && w.summary.Signed > 0 {
-		if w.summary.Renamed > 0 {
-			u.hint("%s got another name, and modules.dep has the old one: depmod %s", plural(w.summary.Renamed, "module"), kernel.version)
-		}
-		u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", kernel.version)
+	if kernel != nil && !o.dryRun && o.output == "" {
+		kernel.outdated(u, w.summary)
 	}
 	return err
 }

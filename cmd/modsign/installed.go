@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -121,4 +122,15 @@ func (k *kernel) guard(cert []byte) error {
 			"it trusts %s; sign all the same with --force-untrusted, where the key is enrolled by other means", strings.Join(keys.Names(), ", "))
 	}
 	return nil
+}
+
+// outdated says what still has the modules as they were before a run.
+func (k *kernel) outdated(u *ui, s sign.Summary) {
+	if s.Signed == 0 {
+		return
+	}
+	if s.Renamed > 0 {
+		u.hint("%s got another name, and modules.dep has the old one: depmod %s", plural(s.Renamed, "module"), k.version)
+	}
+	u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", k.version)
 }

@@ -100,7 +100,10 @@ func (o *modulesSignOptions) chooseHash(dirs []string) error {
 	if o.hash != "" {
 		return nil
 	}
-	paths := []string{filepath.Join(filepath.Dir(o.key), "../.config")}
+	var paths []string
+	if certs := filepath.Dir(o.key); filepath.Base(certs) == filepath.Dir(kbuild.DefaultKey) {
+		paths = append(paths, filepath.Join(certs, "../.config"))
+	}
 	for _, dir := range dirs {
 		paths = append(paths, filepath.Join(dir, "config"), filepath.Join(dir, "build/.config"))
 	}

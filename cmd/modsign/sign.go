@@ -241,11 +241,8 @@ func (o *signOptions) after(w *work, kernel *kernel, roots []string) {
 			u.hint("modsign verify --cert %s %s", quote(w.cert), quote(where...))
 		}
 	}
-	if kernel != nil && w.summary.Renamed > 0 {
-		u.hint("%s got another name, and modules.dep has the old one: depmod %s", plural(w.summary.Renamed, "module"), kernel.version)
-	}
-	if kernel != nil && !o.detached && o.output == "" && w.summary.Signed > 0 {
-		u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", kernel.version)
+	if kernel != nil && !o.detached && o.output == "" {
+		kernel.outdated(u, w.summary)
 	}
 }
 
