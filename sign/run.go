@@ -395,12 +395,7 @@ func (r *run) write(ctx context.Context, out io.Writer, content *body, format co
 // sign returns the signature of a module, which it copies to w.
 func (r *run) sign(w io.Writer, content *body, j *job, result *Result) ([]byte, error) {
 	h := r.signer.hash().New()
-	if w != io.Discard {
-		w = io.MultiWriter(h, w)
-	} else {
-		w = h
-	}
-	if n, err := copyBuffer(w, content.reader()); err != nil || n < content.size {
+	if n, err := copyBuffer(io.MultiWriter(h, w), content.reader()); err != nil || n < content.size {
 		return nil, orChanged(err)
 	}
 	result.Digest = h.Sum(nil)
