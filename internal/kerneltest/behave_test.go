@@ -357,6 +357,16 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, "make", u.jobs, "dir-pkg")
 	u.trusted(t, tree, filepath.Join(tree.Objtree, "tar-install/lib/modules"))
 
+	testmod.Program(t, "rpmbuild", "rpm")
+	u.run(t, tree.Objtree, "make", u.jobs, "binrpm-pkg")
+	rpms, err := filepath.Glob(filepath.Join(tree.Objtree, "rpmbuild/RPMS/*/kernel-[0-9]*.rpm"))
+	if err != nil || len(rpms) != 1 {
+		t.Fatalf("packages: %q, %v", rpms, err)
+	}
+	unpacked := t.TempDir()
+	u.run(t, unpacked, "sh", "-c", `rpm2cpio "$0" | cpio -idm --quiet`, rpms[0])
+	u.trusted(t, tree, filepath.Join(unpacked, "lib/modules"))
+
 	testmod.Program(t, "dpkg-buildpackage", "dpkg-dev")
 	u.run(t, tree.Objtree, "make", u.jobs, "DPKG_FLAGS=-d", "bindeb-pkg")
 	image, err := filepath.Glob(filepath.Join(filepath.Dir(tree.Objtree), "linux-image-*.deb"))
