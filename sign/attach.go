@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"maps"
@@ -193,7 +194,7 @@ func (t *Tree) tryAttach(ctx context.Context, maker attacher, opts Options) (Sum
 	digests := make(map[string][]byte)
 	first := opts
 	first.Report = Report{Progress: opts.Report.Progress, Result: func(r Result) { digests[r.Name] = r.Digest }}
-	if summary, err := t.Digest(ctx, maker.hash(), first); err != nil {
+	if summary, err := t.Digest(ctx, maker.hash, first); err != nil {
 		return summary, err
 	}
 	var others Summary
@@ -257,12 +258,16 @@ type attacher struct {
 	links map[string][]string // other names of the file of a name
 }
 
-func (a attacher) hash() crypto.Hash { return a.Attachment.hash }
+func (a attacher) begin(string) hash.Hash { return a.hash.New() }
+
+func (a attacher) kind() module.IDType { return module.TypePKCS7 }
+
+func (a attacher) byName() bool { return false }
 
 func (a attacher) signature(name string, digest []byte) ([]byte, error) {
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
-			return nil, fmt.Errorf("not the module that was signed as %s: its %s begins with %.8x, and that of the signed one with %.8x", name, cms.HashName(a.hash()), digest, s.Sum)
+			return nil, fmt.Errorf("not the module that was signed as %s: its %s begins with %.8x, and that of the signed one with %.8x", name, cms.HashName(a.hash), digest, s.Sum)
 		}
 	}
 	return a.signatures[name].Message, nil

@@ -261,13 +261,14 @@ func (r *run) replace(ctx context.Context, m *module.File, content *body, j *job
 		}
 	}
 	var trailer []byte // when it is made before the file
-	fresh := r.opts.Extend && r.opts.Mode == nil && r.opts.Sync != SyncFile && j.outside == 0 && !r.source.elsewhere()
+	onlyHere := int(m.Info.Sys().(*syscall.Stat_t).Nlink) == len(j.names)
+	fresh := r.opts.Extend && r.opts.Mode == nil && r.opts.Sync != SyncFile && onlyHere && !r.source.elsewhere()
 	if fresh && r.signer != nil && format == compress.None && m.Format == compress.None && content.same && result.Removed == 0 {
 		sig, err := r.sign(io.Discard, content, j, result)
 		if err != nil {
 			return err
 		}
-		trailer = module.AppendSignature(nil, module.TypePKCS7, sig)
+		trailer = module.AppendSignature(nil, r.signer.kind(), sig)
 		if extends(m, trailer) {
 			return extend(m, trailer, r.opts.NewMTime)
 		}
@@ -371,7 +372,7 @@ func (r *run) write(ctx context.Context, out io.Writer, content *body, format co
 		if err != nil {
 			return err
 		}
-		_, err = out.Write(module.AppendSignature(nil, module.TypePKCS7, sig))
+		_, err = out.Write(module.AppendSignature(nil, r.signer.kind(), sig))
 		return err
 	}
 	if trailer == nil && r.signer != nil {
@@ -379,7 +380,7 @@ func (r *run) write(ctx context.Context, out io.Writer, content *body, format co
 		if err != nil {
 			return err
 		}
-		trailer = module.AppendSignature(nil, module.TypePKCS7, sig)
+		trailer = module.AppendSignature(nil, r.signer.kind(), sig)
 	}
 	if format != compress.None {
 		whole := io.MultiReader(content.reader(), bytes.NewReader(trailer))
@@ -394,7 +395,7 @@ func (r *run) write(ctx context.Context, out io.Writer, content *body, format co
 
 // sign returns the signature of a module, which it copies to w.
 func (r *run) sign(w io.Writer, content *body, j *job, result *Result) ([]byte, error) {
-	h := r.signer.hash().New()
+	h := r.signer.begin(j.names[0].name)
 	if n, err := copyBuffer(io.MultiWriter(h, w), content.reader()); err != nil || n < content.size {
 		return nil, orChanged(err)
 	}

@@ -10,7 +10,8 @@
 // A [Signer] holds the key. [Open] takes hold of a tree, and the [Tree] that it
 // returns signs, or takes signatures off; on the way it can take debug information
 // out. Where the key is elsewhere, [Tree.Manifest], [Manifest.Sign] and [Tree.Attach]
-// are the three steps. The package asks nobody for keys and passphrases: see the
+// are the three steps. [Tree.Prove] puts a proof where a signature would be, for
+// kernels that know their modules by a tree of hashes. The package asks nobody for keys and passphrases: see the
 // package keygen, and any other crypto.Signer will do.
 //
 // It does not judge signatures: see the package verify.
@@ -20,6 +21,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"strings"
@@ -27,6 +29,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // A Signer makes signatures of modules. It may be used by several goroutines at
@@ -62,20 +65,57 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 // A maker gives the signature of a module, of whose name in the tree and digest it
 // is told: a Signer makes it.
 type maker interface {
-	hash() crypto.Hash
+	begin(name string) hash.Hash
 	signature(name string, digest []byte) ([]byte, error)
+	kind() module.IDType
+	byName() bool // another name has another digest, be it of the same file
 }
 
 // A digester makes none: the digests are what is wanted.
-type digester crypto.Hash
+type digester struct {
+	newHash func(name string) hash.Hash
+	named   bool
+}
 
-func (d digester) hash() crypto.Hash { return crypto.Hash(d) }
+func (d digester) begin(name string) hash.Hash { return d.newHash(name) }
 
 func (d digester) signature(string, []byte) ([]byte, error) { return nil, nil }
 
+func (d digester) kind() module.IDType { return module.TypePKCS7 }
+
+func (d digester) byName() bool { return d.named }
+
 func (s *Signer) hash() crypto.Hash { return s.cms.Hash() }
 
+func (s *Signer) begin(string) hash.Hash { return s.cms.Hash().New() }
+
 func (s *Signer) signature(_ string, digest []byte) ([]byte, error) { return s.cms.Sign(digest) }
+
+func (s *Signer) kind() module.IDType { return module.TypePKCS7 }
+
+func (s *Signer) byName() bool { return false }
+
+// A Prover gives modules what stands in the place of a signature where a kernel
+// knows its modules by their hashes: a proof, with which the hash of the module leads
+// to the root of a tree of hashes.
+type Prover interface {
+	// NewHash begins the hash of the module of a name in the tree.
+	NewHash(name string) hash.Hash
+	// Proof returns the proof of the module of that name and hash, or why there is
+	// none. It is called by several goroutines.
+	Proof(name string, sum []byte) ([]byte, error)
+}
+
+// prover is the maker of a Prover.
+type prover struct{ Prover }
+
+func (p prover) begin(name string) hash.Hash { return p.NewHash(name) }
+
+func (p prover) signature(name string, sum []byte) ([]byte, error) { return p.Proof(name, sum) }
+
+func (p prover) kind() module.IDType { return module.TypeMerkle }
+
+func (p prover) byName() bool { return true }
 
 // Existing says what becomes of a module that is signed already.
 type Existing uint8

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -426,12 +427,26 @@ func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
 
 // Digest reads every module and writes nothing: the Results that Options.Report gets
 // hold the digests that Sign would sign.
-func (t *Tree) Digest(ctx context.Context, hash crypto.Hash, opts Options) (Summary, error) {
-	if !hash.Available() {
-		return Summary{}, fmt.Errorf("no digest %v in this build", hash)
+func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts Options) (Summary, error) {
+	if !hashed.Available() {
+		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
 	opts.Detached, opts.Sync = false, SyncNone
-	return t.run(ctx, digester(hash), opts)
+	return t.run(ctx, digester{newHash: func(string) hash.Hash { return hashed.New() }}, opts)
+}
+
+// Hash is Digest with a hash for each name in the tree. The names of one file are
+// read one by one.
+func (t *Tree) Hash(ctx context.Context, newHash func(name string) hash.Hash, opts Options) (Summary, error) {
+	opts.Detached, opts.Sync = false, SyncNone
+	return t.run(ctx, digester{newHash, true}, opts)
+}
+
+// Prove gives every module its proof, as Sign signs it. Names of one file become
+// files of their own, as each has another proof. A module for which there is none
+// fails, and stays as it is.
+func (t *Tree) Prove(ctx context.Context, p Prover, opts Options) (Summary, error) {
+	return t.run(ctx, prover{p}, opts)
 }
 
 // newRun returns a run over the tree; opts are completed.
@@ -516,7 +531,7 @@ func (t *Tree) jobs(r *run) []*job {
 		j := &job{names: []name{n}, size: e.Info.Size()}
 		jobs = append(jobs, j)
 		r.total.Bytes += j.size
-		if st.Nlink > 1 {
+		if st.Nlink > 1 && (r.signer == nil || !r.signer.byName()) {
 			linked[id] = j
 		}
 	}
