@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -326,21 +325,13 @@ func follows(d, last *Digest) error {
 	return nil
 }
 
-// writeWhole writes a file whole, or into what is no regular file: a pipe, say.
+// writeWhole writes a file whole.
 func writeWhole(name string, write func(io.Writer) error) error {
 	var b bytes.Buffer
 	if err := write(&b); err != nil {
 		return err
 	}
-	if info, err := os.Stat(name); err == nil {
-		if !info.Mode().IsRegular() {
-			return os.WriteFile(name, b.Bytes(), 0o666)
-		}
-		if name, err = realPath(name); err != nil {
-			return err
-		}
-	}
-	return atomicfile.WriteFile(name, b.Bytes(), 0o666, true)
+	return atomicfile.WriteOutput(name, b.Bytes())
 }
 
 // anyLine has the members of all lines.

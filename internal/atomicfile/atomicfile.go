@@ -59,6 +59,20 @@ func Create(target string, perm fs.FileMode) (*File, error) {
 	}
 }
 
+// WriteOutput writes what a user has asked to have at a path: whole and durable, where
+// a link leads to, and as it is into what is no regular file, such as a pipe.
+func WriteOutput(path string, data []byte) error {
+	if info, err := os.Stat(path); err == nil {
+		if !info.Mode().IsRegular() {
+			return os.WriteFile(path, data, 0o666)
+		}
+		if path, err = filepath.EvalSymlinks(path); err != nil {
+			return err
+		}
+	}
+	return WriteFile(path, data, 0o666, true)
+}
+
 // WriteFile writes a file whole, in the place of what may be there; perm and durable
 // are as in [Create] and [File.Commit].
 func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error {
