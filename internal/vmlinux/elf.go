@@ -26,7 +26,8 @@ type kernelELF struct {
 	r        io.ReaderAt
 	size     int64 // of the file, in bytes
 	order    binary.ByteOrder
-	wide     bool // ELFCLASS64: an unsigned long has 8 bytes
+	wide     bool         // ELFCLASS64: an unsigned long has 8 bytes
+	head     elf.Header64 // as far as it is needed
 	segments []segment
 	symtab   section // zero when the file is stripped
 	strtab   section
@@ -73,6 +74,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 		h = elf.Header64{
 			Type: n.Type, Phoff: uint64(n.Phoff), Phentsize: n.Phentsize, Phnum: n.Phnum,
 			Shoff: uint64(n.Shoff), Shentsize: n.Shentsize, Shnum: n.Shnum,
+			Shstrndx: n.Shstrndx,
 		}
 	}
 	if err != nil {
@@ -88,6 +90,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 	if h.Phnum > maxSegments || h.Shnum > maxSections {
 		return nil, fmt.Errorf("ELF file with %d segments and %d sections: not a kernel", h.Phnum, h.Shnum)
 	}
+	f.head = h
 	for i := range uint64(h.Phnum) {
 		if err := f.addSegment(h.Phoff + i*uint64(h.Phentsize)); err != nil {
 			return nil, fmt.Errorf("program header %d: %w", i, err)
@@ -104,7 +107,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 		return nil, fmt.Errorf("ELF file of %d bytes that loads %d: its segments overlap", size, loaded)
 	}
 	slices.SortStableFunc(f.segments, func(a, b segment) int { return cmp.Compare(a.addr, b.addr) })
-	if err := f.findSymtab(h); err != nil {
+	if err := f.findSymtab(); err != nil {
 		return nil, fmt.Errorf("section headers: %w", err)
 	}
 	return f, nil
@@ -135,28 +138,19 @@ func (f *kernelELF) addSegment(off uint64) error {
 }
 
 // findSymtab finds .symtab and its strings by their types; names are not needed.
-func (f *kernelELF) findSymtab(h elf.Header64) error {
-	header := func(i uint64) (s elf.Section64, err error) {
-		off := h.Shoff + i*uint64(h.Shentsize)
-		if f.wide {
-			return s, f.decode(off, &s)
-		}
-		var n elf.Section32
-		err = f.decode(off, &n)
-		return elf.Section64{Type: n.Type, Flags: uint64(n.Flags), Link: n.Link, Off: uint64(n.Off), Size: uint64(n.Size)}, err
-	}
-	for i := range uint64(h.Shnum) {
-		sym, err := header(i)
+func (f *kernelELF) findSymtab() error {
+	for i := range uint64(f.head.Shnum) {
+		sym, err := f.header(i)
 		if err != nil {
 			return err
 		}
 		if elf.SectionType(sym.Type) != elf.SHT_SYMTAB || sym.Flags&uint64(elf.SHF_COMPRESSED) != 0 {
 			continue
 		}
-		if sym.Link >= uint32(h.Shnum) {
-			return fmt.Errorf("the symbol table's strings are in section %d of %d", sym.Link, h.Shnum)
+		if sym.Link >= uint32(f.head.Shnum) {
+			return fmt.Errorf("the symbol table's strings are in section %d of %d", sym.Link, f.head.Shnum)
 		}
-		str, err := header(uint64(sym.Link))
+		str, err := f.header(uint64(sym.Link))
 		if err != nil {
 			return err
 		}

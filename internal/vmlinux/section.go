@@ -1,0 +1,99 @@
+package vmlinux
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// ErrNoSection says that a kernel has no section of a name.
+var ErrNoSection = errors.New("no such section")
+
+// A Section is a part of a kernel that a linker script gave a name.
+type Section struct {
+	Data   []byte           // what it holds, not to be changed
+	Offset int64            // in the ELF file
+	Order  binary.ByteOrder // of the numbers in it
+}
+
+// header is the section header number i.
+func (f *kernelELF) header(i uint64) (s elf.Section64, err error) {
+	off := f.head.Shoff + i*uint64(f.head.Shentsize)
+	if f.wide {
+		return s, f.decode(off, &s)
+	}
+	var n elf.Section32
+	err = f.decode(off, &n)
+	return elf.Section64{Name: n.Name, Type: n.Type, Flags: uint64(n.Flags), Link: n.Link, Off: uint64(n.Off), Size: uint64(n.Size)}, err
+}
+
+// Section finds the section of a name. The error is [ErrNoSection] where there is
+// none, which is so of every kernel whose section headers were taken off.
+func (im *Image) Section(name string) (*Section, error) {
+	f := im.elf
+	if uint64(f.head.Shstrndx) >= uint64(f.head.Shnum) {
+		return nil, ErrNoSection
+	}
+	names, err := f.header(uint64(f.head.Shstrndx))
+	if err != nil {
+		return nil, err
+	}
+	table, err := f.inFile(names.Off, names.Size)
+	if err != nil {
+		return nil, fmt.Errorf("section names: %w", err)
+	}
+	text, err := f.read(table.off, table.size)
+	if err != nil {
+		return nil, err
+	}
+	want := append([]byte(name), 0)
+	for i := range uint64(f.head.Shnum) {
+		s, err := f.header(i)
+		if err != nil {
+			return nil, err
+		}
+		if uint64(s.Name) >= uint64(len(text)) || !bytes.HasPrefix(text[s.Name:], want) {
+			continue
+		}
+		if elf.SectionType(s.Type) == elf.SHT_NOBITS || s.Flags&uint64(elf.SHF_COMPRESSED) != 0 {
+			return nil, fmt.Errorf("the file does not hold the section %s as it is", name)
+		}
+		at, err := f.inFile(s.Off, s.Size)
+		if err != nil {
+			return nil, fmt.Errorf("section %s: %w", name, err)
+		}
+		data, err := f.read(at.off, at.size)
+		return &Section{Data: data, Offset: at.off, Order: f.order}, err
+	}
+	return nil, ErrNoSection
+}
+
+// banner begins linux_banner (init/version-timestamp.c), which the release follows,
+// as uname -r has it.
+const banner = "Linux version "
+
+// Release is the kernel's release, as its banner has it. It is empty where there is
+// no banner.
+func (im *Image) Release() (string, error) {
+	for _, s := range im.elf.segments {
+		data, err := im.elf.read(s.off, s.size)
+		if err != nil {
+			return "", err
+		}
+		for {
+			_, after, found := bytes.Cut(data, []byte(banner))
+			if !found {
+				break
+			}
+			data = after
+			release, _, found := bytes.Cut(after[:min(len(after), 66)], []byte(" "))
+			// Other texts may begin so, and have a word there.
+			if found && len(release) > 0 && release[0] >= '0' && release[0] <= '9' && !bytes.ContainsFunc(release, func(r rune) bool { return r < '!' || r > '~' }) {
+				return string(release), nil
+			}
+		}
+	}
+	return "", nil
+}
