@@ -139,6 +139,12 @@ func FuzzNew(f *testing.F) {
 		}
 		c, err := im.Certificates()
 		checkCertificates(t, c, err)
+		if s, err := im.Section(".rodata"); err == nil && s.Offset+int64(len(s.Data)) > im.elf.size {
+			t.Errorf("a section of %d bytes at %d, and the file has %d", len(s.Data), s.Offset, im.elf.size)
+		}
+		if release, err := im.Release(); err == nil && len(release) > 65 {
+			t.Errorf("release %q", release)
+		}
 	})
 }
 
