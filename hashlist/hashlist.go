@@ -58,6 +58,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/modsign/modsign/internal/atomicfile"
 )
 
 // Hash is a SHA-256 hash: of a module, a leaf or a node.
@@ -165,6 +167,15 @@ func (l *List) Write(w io.Writer) error {
 	}
 	fmt.Fprintf(b, "%d\n", len(l.Modules))
 	return b.Flush()
+}
+
+// WriteFile writes the list to a file, whole.
+func (l *List) WriteFile(path string) error {
+	var b bytes.Buffer
+	if err := l.Write(&b); err != nil {
+		return err
+	}
+	return atomicfile.WriteOutput(path, b.Bytes())
 }
 
 // Parse reads what [List.Write] has written, and nothing else: an error says in

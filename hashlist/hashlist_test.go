@@ -14,7 +14,7 @@ import (
 func testList(n int) *List {
 	l := &List{Release: "6.12.0-rc1+test"}
 	for i := range n {
-		hash, size, err := Sum(bytes.NewReader(module(i)))
+		hash, size, err := Sum(bytes.NewReader(payload(i)))
 		if err != nil {
 			panic(err)
 		}
@@ -56,7 +56,7 @@ func TestText(t *testing.T) {
 			t.Errorf("a section of %d bytes for %d modules", len(section), n)
 		}
 		for i := range n {
-			if want := sha256.Sum256(module(i)); !bytes.Equal(section[32*i:][:32], want[:]) {
+			if want := sha256.Sum256(payload(i)); !bytes.Equal(section[32*i:][:32], want[:]) {
 				t.Errorf("%d of %d: %x", i, n, section[32*i:][:32])
 			}
 		}

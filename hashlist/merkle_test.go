@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func module(i int) []byte { return fmt.Appendf(nil, "module-%d\n", i) }
+func payload(i int) []byte { return fmt.Appendf(nil, "module-%d\n", i) }
 
 func leaf(position uint32, module []byte) Hash {
 	h := NewLeaf(position)
@@ -23,7 +23,7 @@ func leaf(position uint32, module []byte) Hash {
 func leaves(n int) []Hash {
 	l := make([]Hash, n)
 	for i := range l {
-		l[i] = leaf(uint32(i), module(i))
+		l[i] = leaf(uint32(i), payload(i))
 	}
 	return l
 }
@@ -96,7 +96,7 @@ func TestProofs(t *testing.T) {
 				if position == uint32(i) {
 					continue
 				}
-				if err := root.Check(leaf(position, module(i)), other); !errors.Is(err, ErrForeign) {
+				if err := root.Check(leaf(position, payload(i)), other); !errors.Is(err, ErrForeign) {
 					t.Errorf("%d of %d: proved at %d as well: %v", i, n, position, err)
 				}
 			}
@@ -124,7 +124,7 @@ func TestFlippedBits(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := root.Check(leaf(p.Position, module(i)), p); !errors.Is(err, ErrForeign) {
+				if err := root.Check(leaf(p.Position, payload(i)), p); !errors.Is(err, ErrForeign) {
 					t.Errorf("%d of %d, bit %d of the proof: %v", i, n, bit, err)
 				}
 			}
@@ -140,7 +140,7 @@ func TestFlippedBits(t *testing.T) {
 					t.Errorf("%d of %d, bit %d of the root: %v", i, n, bit, err)
 				}
 			}
-			content := module(i)
+			content := payload(i)
 			for bit := range len(content) * 8 {
 				b := slices.Clone(content)
 				b[bit/8] ^= 1 << (bit % 8)

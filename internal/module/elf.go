@@ -18,6 +18,21 @@ const (
 	elfSectionSize32, elfSectionSize64 = 40, 64
 )
 
+// ByteOrder is that of the numbers in a module, and so of the kernel that it is for.
+func ByteOrder(r io.ReaderAt) (binary.AppendByteOrder, error) {
+	var ident [elf.EI_NIDENT]byte
+	if err := readFull(r, ident[:], 0); err != nil {
+		return nil, err
+	}
+	switch elf.Data(ident[elf.EI_DATA]) {
+	case elf.ELFDATA2LSB:
+		return binary.LittleEndian, nil
+	case elf.ELFDATA2MSB:
+		return binary.BigEndian, nil
+	}
+	return nil, fmt.Errorf("%w: unknown ELF byte order %d", ErrNotModule, ident[elf.EI_DATA])
+}
+
 // CheckELF says whether a payload of size bytes is a whole ELF relocatable
 // object of any machine: header, section headers and sections lie within it.
 // It reads no more than these, in constant memory, since debug/elf is not made

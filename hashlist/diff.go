@@ -1,0 +1,44 @@
+package hashlist
+
+// A Change is a module that two lists differ in.
+type Change struct {
+	Path     string
+	Old, New *Module // nil where the list has no module of that path
+}
+
+// Diff compares two lists: what was removed or has another hash, in the order of the
+// first, and then what was added, in the order of the second. reordered says that the
+// modules of both stand in another order, which makes another section and another
+// tree of the same modules.
+func Diff(a, b *List) (changes []Change, reordered bool) {
+	was, is := byPath(a), byPath(b)
+	var kept []string
+	for i := range a.Modules {
+		old := &a.Modules[i]
+		now := is[old.Path]
+		if now != nil {
+			kept = append(kept, old.Path)
+		}
+		if now == nil || now.Hash != old.Hash {
+			changes = append(changes, Change{old.Path, old, now})
+		}
+	}
+	for i := range b.Modules {
+		now := &b.Modules[i]
+		if was[now.Path] == nil {
+			changes = append(changes, Change{Path: now.Path, New: now})
+			continue
+		}
+		reordered = reordered || kept[0] != now.Path
+		kept = kept[1:]
+	}
+	return changes, reordered
+}
+
+func byPath(l *List) map[string]*Module {
+	m := make(map[string]*Module, len(l.Modules))
+	for i := range l.Modules {
+		m[l.Modules[i].Path] = &l.Modules[i]
+	}
+	return m
+}

@@ -1,0 +1,133 @@
+package hashlist
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/modsign/modsign/internal/module"
+)
+
+// NewDigest begins both hashes of the module at a position, in one pass over it: the
+// one that stands in a list, and the leaf. [SplitDigest] takes its sum apart.
+func NewDigest(position uint32) hash.Hash {
+	return digest{sha256.New(), NewLeaf(position)}
+}
+
+type digest struct{ hash, leaf hash.Hash }
+
+func (d digest) Write(b []byte) (int, error) {
+	d.hash.Write(b)
+	return d.leaf.Write(b)
+}
+
+func (d digest) Sum(b []byte) []byte { return d.leaf.Sum(d.hash.Sum(b)) }
+func (d digest) Size() int           { return 2 * sha256.Size }
+func (d digest) BlockSize() int      { return sha256.BlockSize }
+
+// Reset is not to be called: the prefix of the leaf would be lost.
+func (d digest) Reset() { panic("hashlist: a digest is for one module") }
+
+// SplitDigest takes the sum of a [NewDigest] apart.
+func SplitDigest(sum []byte) (hash, leaf Hash) {
+	return Hash(sum[:sha256.Size]), Hash(sum[sha256.Size:])
+}
+
+// Proofs are those of all modules of a tree, each by the name of its module. It is a
+// sign.Prover.
+type Proofs struct {
+	root   Root
+	proofs map[string]Proof
+}
+
+// NewProofs returns the proofs of modules with these names and leaves, in the order of
+// modules.order.
+func NewProofs(names []string, leaves []Hash) *Proofs {
+	tree := NewTree(leaves)
+	p := &Proofs{root: tree.Root(), proofs: make(map[string]Proof, len(names))}
+	for i, name := range names {
+		p.proofs[name] = tree.Prove(i)
+	}
+	return p
+}
+
+// Root is what the kernel has to have.
+func (p *Proofs) Root() Root { return p.root }
+
+// NewHash begins the leaf of a module.
+func (p *Proofs) NewHash(name string) hash.Hash { return NewLeaf(p.proofs[name].Position) }
+
+// Proof returns the proof of a module, as it stands in the place of a signature. It is
+// an error when the module is another than the proof is for.
+func (p *Proofs) Proof(name string, leaf []byte) ([]byte, error) {
+	proof, ok := p.proofs[name]
+	if !ok {
+		return nil, errors.New("it is none of the modules that the tree of hashes was made of")
+	}
+	if err := p.root.Check(Hash(leaf), proof); err != nil {
+		return nil, fmt.Errorf("it is not the module that was hashed: %w", err)
+	}
+	return proof.Append(nil), nil
+}
+
+// proofFile is where the proof of a module lies, beside it.
+func proofFile(module string) string { return strings.TrimSuffix(module, ".ko") + ".merkle" }
+
+// Trailer is what a module is made one with a proof by: it is appended to the
+// module, and is what a .merkle file holds.
+func (p *Proofs) Trailer(name string) []byte {
+	return module.AppendSignature(nil, module.TypeMerkle, p.proofs[name].Append(nil))
+}
+
+// Write writes the trailer of each module beside it, below a folder: to dummy.merkle
+// of dummy.ko. A file that holds it already is left alone.
+func (p *Proofs) Write(dir string) error {
+	for name := range p.proofs {
+		path, trailer := filepath.Join(dir, proofFile(name)), p.Trailer(name)
+		if is, err := os.ReadFile(path); err == nil && bytes.Equal(is, trailer) {
+			continue
+		}
+		// A kill may leave a part of it: the next build writes it anew, and what it proves
+		// is checked before it is used.
+		if err := os.WriteFile(path, trailer, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ReadProofs is the inverse of [Proofs.Write]: it reads the proofs of modules, for a
+// kernel that has the root.
+func ReadProofs(dir string, names []string, root Root) (*Proofs, error) {
+	p := &Proofs{root: root, proofs: make(map[string]Proof, len(names))}
+	for _, name := range names {
+		path := filepath.Join(dir, proofFile(name))
+		trailer, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		// A byte stands for the module: a trailer alone is none.
+		file := bytes.NewReader(append([]byte{0}, trailer...))
+		layer, err := module.Split(file, file.Size())
+		if err == nil && (layer.Offset != 1 || layer.Info.IDType != module.TypeMerkle) {
+			err = errors.New("it is not a proof and nothing else")
+		}
+		var proof Proof
+		if err == nil {
+			var sig []byte
+			if sig, err = layer.Signature(file); err == nil {
+				proof, err = ParseProof(sig)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		p.proofs[name] = proof
+	}
+	return p, nil
+}

@@ -1,0 +1,300 @@
+package hashlist
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/modsign/modsign/internal/elfstrip"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/ordered"
+)
+
+// Verdict is what a kernel with these hashes makes of a module.
+type Verdict string
+
+const (
+	Trusted     Verdict = "trusted"        // the kernel loads it for its hash
+	Changed     Verdict = "changed"        // it is not what it was
+	Stripped    Verdict = "stripped since" // it was changed, and has lost its debug information
+	Unstripped  Verdict = "not stripped"   // what is trusted is the module as it is without debug information
+	Extra       Verdict = "extra"          // the kernel was built without it
+	Missing     Verdict = "missing"        // the kernel was built with it, and it is not here
+	Unproven    Verdict = "not proven"     // it carries no proof, and the kernel has no list
+	OtherKernel Verdict = "of another kernel"
+	Malformed   Verdict = "malformed" // the kernel cannot tell the module from its signature
+	Failed      Verdict = "failed"    // it cannot be read
+)
+
+var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed, Failed}
+
+// Result is the verdict on one module.
+type Result struct {
+	Path    string // of the file; empty for what is Missing
+	Name    string // as lists have it: kernel/fs/ext4/ext4.ko
+	Verdict Verdict
+	Detail  string // more about it, for people; may be empty
+	Err     error  // why it Failed
+}
+
+// Summary counts verdicts.
+type Summary map[Verdict]int
+
+// Refused is how many modules are anything but Trusted.
+func (s Summary) Refused() (n int) {
+	for verdict, count := range s {
+		if verdict != Trusted {
+			n += count
+		}
+	}
+	return n
+}
+
+// String says it for people: "all trusted", or what there is of each.
+func (s Summary) String() string {
+	if s.Refused() == 0 {
+		return "all trusted"
+	}
+	var parts []string
+	for _, verdict := range verdicts {
+		if n := s[verdict]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, verdict))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// A Reference is what modules are compared with: a list with names, or what a kernel
+// has of it.
+type Reference struct {
+	kernel bool // what a kernel has
+	root   *Root
+	names  []string
+	named  map[string]Module // by path; of a kernel's own list without sizes
+	known  map[Hash]string   // the names of hashes, which may be empty
+}
+
+// NewReference returns a list as a reference.
+func NewReference(l *List) *Reference {
+	r := &Reference{named: make(map[string]Module, len(l.Modules)), known: make(map[Hash]string, len(l.Modules))}
+	for _, m := range l.Modules {
+		r.names = append(r.names, m.Path)
+		r.named[m.Path] = m
+		r.known[m.Hash] = m.Path
+	}
+	return r
+}
+
+// NewKernelReference returns what a kernel has as a reference. The names of its
+// modules are those of modules.order, for the order is all that the kernel has; nil
+// where it is not there, and then nothing is known to be missing. Another number of
+// names than hashes is an error: they are of two builds.
+func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
+	if e.Blank() {
+		return nil, errors.New("the kernel has no hashes yet: its section is as it was linked, and modsign hashlist embed fills it")
+	}
+	r := &Reference{kernel: true, root: e.Root, names: order}
+	if r.root != nil {
+		if n := levels(len(order)); order != nil && n != int(r.root.Levels) {
+			return nil, fmt.Errorf("the kernel has the root of a tree of %d levels, and modules.order has %d modules, which make %d: they are of different builds", r.root.Levels, len(order), n)
+		}
+		return r, nil
+	}
+	if order != nil && len(order) != len(e.Hashes) {
+		return nil, fmt.Errorf("the kernel has %d hashes, and modules.order %d modules: they are of different builds", len(e.Hashes), len(order))
+	}
+	r.known = make(map[Hash]string, len(e.Hashes))
+	r.named = make(map[string]Module, len(order))
+	for i, h := range e.Hashes {
+		name := ""
+		if order != nil {
+			name = order[i]
+			r.named[name] = Module{Path: name, Size: -1, Hash: h}
+		}
+		r.known[h] = name
+	}
+	return r, nil
+}
+
+// Options say how modules are verified.
+type Options struct {
+	Jobs   int // modules worked on at once; 0 stands for twice the number of processors
+	Result func(Result)
+}
+
+// memoryBudget is what all modules that are worked on at once may hold in memory when
+// they are decompressed, in bytes.
+const memoryBudget = 96 << 20
+
+// Verify compares the modules below a folder, that of all modules of a kernel, with a
+// reference. Results come in the order of the names, and what is missing comes last.
+func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
+	entries, err := module.Find([]string{root}, nil)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	summary := make(Summary)
+	missing := make(map[string]bool, len(r.names))
+	for _, name := range r.names {
+		missing[name] = true
+	}
+	report := func(result Result) {
+		summary[result.Verdict]++
+		delete(missing, result.Name)
+		if opts.Result != nil {
+			opts.Result(result)
+		}
+	}
+	queue := ordered.New(report)
+	limits := module.Limits{Budget: semaphore.NewWeighted(memoryBudget)}
+	var group errgroup.Group
+	group.SetLimit(cmp.Or(max(opts.Jobs, 0), 2*runtime.GOMAXPROCS(0)))
+	for i, e := range entries {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			result := r.entry(ctx, e, limits)
+			if ctx.Err() == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				queue.Put(i, result)
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	if ctx.Err() != nil {
+		return summary, context.Cause(ctx)
+	}
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		report(Result{Name: name, Verdict: Missing})
+	}
+	return summary, nil
+}
+
+// entry is the verdict on a file.
+func (r *Reference) entry(ctx context.Context, e module.Entry, limits module.Limits) Result {
+	result := Result{Path: e.Path, Name: module.BaseName(e.Rel), Err: e.Err}
+	if result.Err == nil {
+		result.Err = r.file(ctx, &result, limits)
+	}
+	if result.Err != nil {
+		result.Verdict = Failed
+	}
+	return result
+}
+
+func (r *Reference) file(ctx context.Context, result *Result, limits module.Limits) error {
+	m, err := module.Open(ctx, result.Path, limits)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	// The kernel takes the outermost signature off, and no other.
+	layer, err := module.Split(m, m.Size)
+	signed := err == nil
+	if format, ok := errors.AsType[*module.FormatError](err); ok {
+		result.Verdict, result.Detail = Malformed, format.Error()
+		return nil
+	} else if err != nil && err != module.ErrNotSigned {
+		return err
+	}
+	size := m.Size
+	if signed {
+		size = layer.Offset
+	}
+	payload := func() io.Reader { return module.Reader(ctx, m.Payload(size)) }
+	if r.root != nil {
+		if !signed || layer.Info.IDType != module.TypeMerkle {
+			result.Verdict = Unproven
+			return nil
+		}
+		return r.proven(m, layer, payload(), result)
+	}
+	if r.kernel && signed && layer.Info.IDType == module.TypeMerkle {
+		result.Verdict, result.Detail = OtherKernel, "it carries a proof, and this kernel has a list"
+		return nil
+	}
+	hash, _, err := Sum(payload())
+	if err != nil {
+		return err
+	}
+	if name, ok := r.known[hash]; ok {
+		result.Verdict = Trusted
+		if name != "" && name != result.Name {
+			result.Detail = "it is " + name
+		}
+		return nil
+	}
+	return r.explain(m, size, result)
+}
+
+// proven judges the proof that a module carries.
+func (r *Reference) proven(m *module.File, layer module.Layer, payload io.Reader, result *Result) error {
+	sig, err := layer.Signature(m)
+	if err != nil {
+		return err
+	}
+	proof, err := ParseProof(sig)
+	if err != nil {
+		result.Verdict, result.Detail = OtherKernel, err.Error()
+		return nil
+	}
+	leaf := NewLeaf(proof.Position)
+	if _, err := io.Copy(leaf, payload); err != nil {
+		return err
+	}
+	switch err := r.root.Check(Hash(leaf.Sum(nil)), proof); {
+	case errors.Is(err, ErrLevels):
+		result.Verdict, result.Detail = OtherKernel, err.Error()
+	case err != nil:
+		result.Verdict, result.Detail = Changed, "or the proof is that of another module or kernel"
+	default:
+		result.Verdict = Trusted
+	}
+	return nil
+}
+
+// explain says of a module with a hash that is not known what became of it.
+func (r *Reference) explain(m *module.File, size int64, result *Result) error {
+	was, named := r.named[result.Name]
+	result.Verdict = Extra
+	if named {
+		result.Verdict = Changed
+	}
+	file, err := elfstrip.Parse(m.Payload(size), size)
+	if err != nil {
+		return nil // it is what it is
+	}
+	if !file.HasDebugInfo() {
+		if named && size < was.Size {
+			result.Verdict, result.Detail = Stripped, fmt.Sprintf("it has %d bytes, and had %d", size, was.Size)
+		}
+		return nil
+	}
+	image, err := file.Strip(nil)
+	if err != nil {
+		return nil
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, image.Reader()); err != nil {
+		return err
+	}
+	if _, ok := r.known[Hash(h.Sum(nil))]; ok {
+		result.Verdict = Unstripped
+	}
+	return nil
+}
