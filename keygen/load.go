@@ -208,14 +208,33 @@ func readKeyFile(path string) ([]byte, fs.FileMode, error) {
 	return data, info.Mode().Perm(), err
 }
 
+// ReadPrivate reads the file of a private key that is not for [Load], one of OpenPGP,
+// and refuses it as Load does where others can get at it.
+func ReadPrivate(path string, allowInsecure bool) ([]byte, error) {
+	data, mode, err := readKeyFile(path)
+	if err == nil && !allowInsecure {
+		err = checkMode(path, data, mode)
+	}
+	if err != nil {
+		return nil, inFile(path, err)
+	}
+	return data, nil
+}
+
 // checkMode refuses a private key that others can get at. With a POSIX ACL the
 // mode's group bits are its mask, so an entry that lets somebody in shows here
 // too.
 func checkMode(path string, data []byte, mode fs.FileMode) error {
-	if _, err := findKey(data); err != nil || mode&0o077 == 0 {
+	if _, err := findKey(data); err != nil && !isOpenPGPKey(data) || mode&0o077 == 0 {
 		return nil
 	}
 	return refuse("chmod 600 "+path, "%w: its mode is %04o", ErrInsecure, mode)
+}
+
+// isOpenPGPKey reports whether the data begin with the packet of a private key, as
+// OpenPGP has it without armor (RFC 9580, 4.2 and 5.5.1.3): its tag is 5.
+func isOpenPGPKey(data []byte) bool {
+	return len(data) > 0 && (data[0]&0xfc == 0x94 || data[0] == 0xc5)
 }
 
 func readFile(path string) ([]byte, error) {

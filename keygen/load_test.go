@@ -426,6 +426,24 @@ func TestModes(t *testing.T) {
 			t.Errorf("mode %o, allowed: %v", mode, err)
 		}
 	}
+	// Nor is another kind of private key taken.
+	armored := []byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n")
+	for _, data := range [][]byte{armored, {0x95, 1, 2}, {0xc5, 1}, {0x99, 1, 2}, []byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")} {
+		private := data[0] != 0x99 && !bytes.Contains(data, []byte("PUBLIC"))
+		path := keyFile(t, data)
+		for _, mode := range []fs.FileMode{0o600, 0o640, 0o604} {
+			if err := os.Chmod(path, mode); err != nil {
+				t.Fatal(err)
+			}
+			got, err := ReadPrivate(path, false)
+			if open := private && mode != 0o600; open != errors.Is(err, ErrInsecure) || !open && !bytes.Equal(got, data) {
+				t.Errorf("%q, mode %o: %v", data, mode, err)
+			}
+			if got, err := ReadPrivate(path, true); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%q, mode %o, allowed: %v", data, mode, err)
+			}
+		}
+	}
 	// Certificates are no secret, wherever they are.
 	if err := os.Chmod(cert, 0o666); err != nil {
 		t.Fatal(err)

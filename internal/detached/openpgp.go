@@ -1,0 +1,296 @@
+package detached
+
+import (
+	"bytes"
+	"crypto"
+	_ "crypto/sha256" // the hashes that are taken
+	_ "crypto/sha3"
+	_ "crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
+)
+
+// config is how go-crypto goes about signing and checking at a time. Its own defaults
+// refuse weak keys: RSA below 2048 bits, DSA, secp256k1.
+func config(now time.Time) *packet.Config {
+	return &packet.Config{
+		Time:        func() time.Time { return now },
+		DefaultHash: crypto.SHA512,
+		// Otherwise each signature is another one, and gpg shows a notation to people.
+		NonDeterministicSignaturesViaNotation: packet.BoolPointer(false),
+	}
+}
+
+// SecretKey is an OpenPGP key that can sign.
+type SecretKey struct {
+	entity *openpgp.Entity
+	key    openpgp.Key
+}
+
+// ParseSecretKey reads what gpg --export-secret-keys writes, armored or not, of one
+// key. Of its parts it takes one that may sign now and whose private half is there: as
+// gpg does, a subkey before the primary key, and a newer before an older one.
+func ParseSecretKey(data []byte, now time.Time) (*SecretKey, error) {
+	entities, err := parseKeys(data)
+	if err != nil {
+		return nil, err
+	}
+	if len(entities) != 1 {
+		return nil, fmt.Errorf("%d OpenPGP keys, and the one that is to sign is wanted: gpg --export-secret-keys --armor NAME", len(entities))
+	}
+	k := &SecretKey{entity: entities[0]}
+	if k.entity.PrivateKey == nil {
+		return nil, errors.New("an OpenPGP public key, and signing needs the secret one: gpg --export-secret-keys --armor NAME")
+	}
+	elsewhere := false
+	for _, part := range entities.KeysById(0) {
+		key, ok := k.entity.SigningKeyById(now, part.PublicKey.KeyId, config(now))
+		switch best := k.key.PublicKey; {
+		case !ok:
+		case key.PrivateKey == nil || key.PrivateKey.Dummy():
+			elsewhere = true
+		case best == nil || !best.IsSubkey || key.PublicKey.CreationTime.After(best.CreationTime):
+			k.key = key
+		}
+	}
+	switch {
+	case k.key.PublicKey != nil:
+		return k, nil
+	case elsewhere:
+		return nil, fmt.Errorf("the secret key of %q is elsewhere, on a card for one: sign with gpg --armor --detach-sign", k.Name())
+	}
+	return nil, fmt.Errorf("%q cannot sign now: %w", k.Name(), cannotSign(k.entity, 0, now))
+}
+
+// Name is the user ID of the key.
+func (k *SecretKey) Name() string { return userID(k.entity) }
+
+// Sign makes an armored signature of the content. The passphrase is asked for if the
+// key needs one, and an error of asking is returned as it is.
+func (k *SecretKey) Sign(content []byte, now time.Time, passphrase func() ([]byte, error)) ([]byte, error) {
+	if private := k.key.PrivateKey; private.Encrypted {
+		p, err := passphrase()
+		if err != nil {
+			return nil, err
+		}
+		if err := private.Decrypt(p); err != nil {
+			return nil, errors.New("wrong passphrase, or the key is damaged")
+		}
+	}
+	config := config(now)
+	config.SigningKeyId = k.key.PublicKey.KeyId
+	var b bytes.Buffer
+	// With a checksum, which nobody needs any more: GnuPG up to 2.2 does not find the
+	// end of an armored signature of some lengths without it.
+	w, err := armor.EncodeWithChecksumOption(&b, openpgp.SignatureType, nil, true)
+	if err != nil {
+		return nil, err
+	}
+	if err := openpgp.DetachSign(w, []*openpgp.Entity{k.entity}, bytes.NewReader(content), config); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	b.WriteByte('\n')
+	return b.Bytes(), nil
+}
+
+// Keyring holds the OpenPGP keys to trust.
+type Keyring struct{ entities openpgp.EntityList }
+
+// ParseKeyring reads public keys: what gpg --export writes, armored or not, or several
+// such files one after the other.
+func ParseKeyring(data []byte) (*Keyring, error) {
+	entities, err := parseKeys(data)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entities {
+		if e.PrivateKey != nil {
+			return nil, errors.New("an OpenPGP secret key, and public keys are wanted: gpg --export --armor NAME")
+		}
+	}
+	return &Keyring{entities}, nil
+}
+
+// Check checks a signature of the content, armored or not, by a key of the keyring.
+func (k *Keyring) Check(content, signature []byte, now time.Time) (*Signer, error) {
+	if err := checkSize(signature); err != nil {
+		return nil, err
+	}
+	packets, err := unarmor(signature, "SIGNATURE")
+	if err != nil {
+		return nil, err
+	}
+	sig, err := parseSignature(packets)
+	if err != nil {
+		return nil, err
+	}
+	entities := k.entities.EntitiesById(*sig.IssuerKeyId)
+	if len(entities) == 0 {
+		return nil, fmt.Errorf("signed by the key %s, which is not in the keyring", keyName(sig))
+	}
+	// A keyring may hold a key twice, one of them out of date.
+	for _, e := range entities {
+		if err = checkBy(e, sig, content, packets, now); err == nil {
+			return &Signer{Name: userID(e), Fingerprint: fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), Time: sig.CreationTime}, nil
+		}
+	}
+	return nil, fmt.Errorf("signed as %q: %w", userID(entities[len(entities)-1]), err)
+}
+
+// checkBy checks a signature by a key, or by a subkey of it.
+func checkBy(e *openpgp.Entity, sig *packet.Signature, content, packets []byte, now time.Time) error {
+	for _, at := range []time.Time{sig.CreationTime, now} {
+		if _, ok := e.SigningKeyById(at, *sig.IssuerKeyId, config(at)); !ok {
+			return cannotSign(e, *sig.IssuerKeyId, at)
+		}
+	}
+	_, _, err := openpgp.VerifyDetachedSignature(openpgp.EntityList{e}, bytes.NewReader(content), bytes.NewReader(packets), config(now))
+	if _, ok := errors.AsType[pgperrors.SignatureError](err); ok {
+		return errors.New("the signature is bad: what it signs was changed since, or the signature itself")
+	}
+	return inWords(err)
+}
+
+// parseSignature reads the only packet that is to be there. The readers of go-crypto
+// would pass over what they do not know.
+func parseSignature(packets []byte) (*packet.Signature, error) {
+	r := bytes.NewReader(packets)
+	p, err := packet.Read(r)
+	if err != nil {
+		return nil, fmt.Errorf("not an OpenPGP signature, or a damaged one: %w", err)
+	}
+	sig, ok := p.(*packet.Signature)
+	switch {
+	case !ok:
+		return nil, errors.New("OpenPGP, but not a detached signature: gpg --armor --detach-sign makes one")
+	case r.Len() > 0:
+		return nil, errors.New("there is something behind the signature, and one of one signer is wanted")
+	case sig.SigType != packet.SigTypeBinary:
+		return nil, errors.New("the signature is of a text, whose line ends do not count, or of something else: gpg --armor --detach-sign makes one of a file")
+	case sig.IssuerKeyId == nil:
+		return nil, errors.New("the signature does not say whose it is")
+	}
+	switch sig.Hash {
+	case crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_512:
+	default:
+		return nil, fmt.Errorf("the signature is made with %v, and at least SHA-256 is wanted: gpg --digest-algo SHA512", sig.Hash)
+	}
+	for _, notation := range sig.Notations {
+		if notation.IsCritical {
+			return nil, fmt.Errorf("the signature holds under the condition %q alone, which is not known here", notation.Name)
+		}
+	}
+	return sig, nil
+}
+
+// cannotSign says why a key, or of its subkeys that one, or with 0 any, may not sign at
+// a time.
+func cannotSign(e *openpgp.Entity, id uint64, now time.Time) error {
+	if _, err := e.VerifyPrimaryKey(now, config(now)); err != nil {
+		return inWords(err)
+	}
+	for _, subkey := range e.Subkeys {
+		binding, err := subkey.LatestValidBindingSignature(time.Time{}, config(now))
+		if err != nil || !binding.FlagSign || id != 0 && id != subkey.PublicKey.KeyId {
+			continue
+		}
+		if _, err := subkey.Verify(now, config(now)); err != nil {
+			return inWords(err)
+		}
+	}
+	return errors.New("the key is not for signing, or too weak")
+}
+
+// inWords are the errors that people meet.
+func inWords(err error) error {
+	switch {
+	case errors.Is(err, pgperrors.ErrKeyExpired):
+		return errors.New("the key has expired: who owns it can extend it (gpg --edit-key, expire) and export it anew")
+	case errors.Is(err, pgperrors.ErrKeyRevoked):
+		return errors.New("the key is revoked")
+	case errors.Is(err, pgperrors.ErrSignatureExpired):
+		return errors.New("the signature has expired, or is from the future")
+	}
+	return err
+}
+
+// userID names a key for people.
+func userID(e *openpgp.Entity) string {
+	// Even of a key that is not valid any more.
+	if _, id := e.PrimaryIdentity(time.Time{}, nil); id != nil {
+		return id.Name
+	}
+	return fmt.Sprintf("%X", e.PrimaryKey.Fingerprint)
+}
+
+func keyName(sig *packet.Signature) string {
+	if sig.IssuerFingerprint != nil {
+		return fmt.Sprintf("%X", sig.IssuerFingerprint)
+	}
+	return fmt.Sprintf("%016X", *sig.IssuerKeyId)
+}
+
+func parseKeys(data []byte) (openpgp.EntityList, error) {
+	if bytes.HasPrefix(data[min(8, len(data)):], []byte("KBXf")) {
+		return nil, errors.New("the key box of gpg, which it alone reads: gpg --export --armor NAME")
+	}
+	packets, err := unarmor(data, "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK")
+	if err != nil {
+		return nil, err
+	}
+	entities, err := openpgp.ReadKeyRing(bytes.NewReader(packets))
+	if err != nil {
+		return nil, fmt.Errorf("no OpenPGP key, or a damaged one: %w", err)
+	}
+	if len(entities) == 0 {
+		return nil, errors.New("no OpenPGP key")
+	}
+	return entities, nil
+}
+
+const armorBegin = "-----BEGIN PGP "
+
+// unarmor returns the packets of a file: those of all its armored blocks, which have
+// to be of these kinds, or the file itself when it is binary. The reader of go-crypto
+// takes the first block alone, and does not miss its end.
+func unarmor(data []byte, kinds ...string) ([]byte, error) {
+	if len(data) > 0 && data[0]&0x80 != 0 { // as every packet begins
+		return data, nil
+	}
+	blocks := bytes.Split(data, []byte(armorBegin))[1:]
+	if len(blocks) == 0 {
+		return nil, fmt.Errorf("not OpenPGP: a PGP %s is wanted, armored or binary", kinds[0])
+	}
+	var packets []byte
+	for _, block := range blocks {
+		kind, _, _ := strings.Cut(string(block[:min(80, len(block))]), "-----")
+		if !slices.Contains(kinds, kind) {
+			return nil, fmt.Errorf("a PGP %.40q, and a PGP %s is wanted", kind, kinds[0])
+		}
+		if !bytes.Contains(block, []byte("\n-----END PGP "+kind+"-----")) {
+			return nil, fmt.Errorf("the PGP %s has no end: it was cut off", kind)
+		}
+		decoded, err := armor.Decode(io.MultiReader(strings.NewReader(armorBegin), bytes.NewReader(block)))
+		if err != nil {
+			return nil, fmt.Errorf("the armor of the PGP %s is damaged", kind)
+		}
+		body, err := io.ReadAll(decoded.Body)
+		if err != nil {
+			return nil, fmt.Errorf("the armor of the PGP %s is damaged: %w", kind, err)
+		}
+		packets = append(packets, body...)
+	}
+	return packets, nil
+}
