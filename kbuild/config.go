@@ -161,3 +161,19 @@ func (c Config) Compression() string {
 	}
 	return ""
 }
+
+// HashFormat is the form of the hashes by which a kernel with CONFIG_MODULE_HASHES
+// knows its modules: list or merkle; empty where it has none.
+func (c Config) HashFormat() string {
+	switch {
+	case c.Bool("MODULE_HASHES_LIST"):
+		return "list"
+	case c.Bool("MODULE_HASHES_MERKLE"):
+		return "merkle"
+	}
+	return ""
+}
+
+// InstallStrip is INSTALL_MOD_STRIP as it was when a kernel with CONFIG_MODULE_HASHES
+// was built: the hashes are those of modules that are stripped so.
+func (c Config) InstallStrip() string { return c["CONFIG_MODULE_INSTALL_STRIP"] }

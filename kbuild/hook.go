@@ -26,6 +26,9 @@ const (
 	// CONFIG_MODULE_SIG_KEY.
 	Certificate = Dir + "/certificate.pem"
 
+	// HashList is the list of the modules that vmlinux has the hashes of, as text.
+	HashList = Dir + "/hashes"
+
 	makefile = "GNUmakefile"
 	settings = Dir + "/hook.mk"
 	objtrees = Dir + "/objtrees" // in the source tree: those that use its GNUmakefile

@@ -48,6 +48,24 @@ func (t *Tree) Modules() ([]string, error) {
 	return names, nil
 }
 
+// InstalledModules returns the modules that an installed kernel came with: their names
+// below its folder, which is lib/modules/RELEASE, in the order of modules.order there,
+// such as kernel/drivers/net/dummy.ko. The error is [fs.ErrNotExist] where there is no
+// such file.
+func InstalledModules(modlib string) ([]string, error) {
+	path := filepath.Join(modlib, "modules.order")
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := parseOrder(f, "/", "/")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return names, nil
+}
+
 func allOf(names []string, is func(string) bool) bool {
 	return !slices.ContainsFunc(names, func(name string) bool { return !is(name) })
 }
