@@ -2,15 +2,18 @@
 // hashes of its modules built in loads these modules, and no key was ever needed.
 //
 // There are two forms, both of a patch series for Linux that is not merged
-// (CONFIG_MODULE_HASHES), and a third for people:
+// (CONFIG_MODULE_HASHES), and a third for people. What is hashed is a module as it
+// will be loaded: stripped, not compressed, and without the signature that may be
+// appended to it, so that a module may be signed besides, now or later, and so that
+// the lists of two builds with two one-time keys are the same. Of a module that is not
+// signed, which is all that the series knows, the hash is that of the whole file.
 //
 // # List
 //
 // As of v3 of the series, the section .module_hashes of vmlinux is an array of
-// SHA-256 hashes, 32 bytes each, of the modules in the order of modules.order: of
-// each whole .ko file as it will be loaded, stripped and not compressed. The kernel
-// looks for the hash of what it is to load. Modules stay as they are. See [List] and
-// [List.Section].
+// SHA-256 hashes, 32 bytes each, of the modules in the order of modules.order. The
+// kernel looks for the hash of what it is to load. Modules stay as they are. See
+// [List] and [List.Embedded].
 //
 // # Tree
 //
@@ -43,7 +46,12 @@
 // that a file that was cut off is known by it. There is one way to write a list,
 // and [Parse] takes no other.
 //
-// The package hashes what it is given, and neither strips nor decompresses.
+// # Kernels
+//
+// [OpenKernel] reads what a kernel has, out of vmlinux or a boot image, and [Embed]
+// writes it into a vmlinux that is linked with zeros in its place. [Reference.Verify]
+// compares the modules of a folder with a list or with a kernel. Hashes of many modules
+// at once are for the package sign, to which [NewDigest] and [Proofs] fit.
 package hashlist
 
 import (
@@ -89,13 +97,13 @@ type List struct {
 	Modules []Module
 }
 
-// Section is what the section .module_hashes holds: the bare hashes.
-func (l *List) Section() []byte {
-	b := make([]byte, 0, len(l.Modules)*sha256.Size)
-	for _, m := range l.Modules {
-		b = append(b, m.Hash[:]...)
+// Embedded is what a kernel has of the list: the bare hashes.
+func (l *List) Embedded() *Embedded {
+	e := &Embedded{Hashes: make([]Hash, len(l.Modules))}
+	for i, m := range l.Modules {
+		e.Hashes[i] = m.Hash
 	}
-	return b
+	return e
 }
 
 const (

@@ -3,6 +3,7 @@ package hashlist
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"reflect"
@@ -51,7 +52,7 @@ func TestText(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, l) {
 			t.Errorf("%d modules: %+v, %v", n, got, err)
 		}
-		section := l.Section()
+		section := l.Embedded().Append(nil, binary.LittleEndian)
 		if len(section) != 32*n {
 			t.Errorf("a section of %d bytes for %d modules", len(section), n)
 		}

@@ -105,10 +105,7 @@ func TestVerifyList(t *testing.T) {
 		return want
 	}
 	names := []string{"kernel/a.ko", "kernel/fs/b.ko", "kernel/fs/c.ko"}
-	embedded := &Embedded{}
-	for _, m := range list.Modules {
-		embedded.Hashes = append(embedded.Hashes, m.Hash)
-	}
+	embedded := list.Embedded()
 	for _, test := range []struct {
 		name   string
 		change func(dir string)

@@ -24,16 +24,17 @@ var mayImport = map[string][]string{
 	"internal/atomicfile": nil,
 	"internal/cms":        nil,
 	"internal/compress":   nil,
+	"internal/detached":   nil,
 	"internal/elfstrip":   nil,
 	"internal/ordered":    nil,
 	"internal/module":     {"internal/compress"},
 	"internal/vmlinux":    {"internal/compress"},
-	"hashlist":            nil,
+	"hashlist":            {"internal/atomicfile", "internal/elfstrip", "internal/module", "internal/ordered", "internal/vmlinux"},
 	"kbuild":              {"internal/atomicfile"},
 	"keygen":              {"internal/atomicfile"},
 	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/elfstrip", "internal/module", "internal/ordered"},
 	"verify":              {"internal/cms", "internal/compress", "internal/module", "internal/ordered", "internal/vmlinux"},
-	"cmd/modsign":         {"internal/cms", "internal/compress", "internal/module", "kbuild", "keygen", "sign", "verify"},
+	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/module", "kbuild", "keygen", "sign", "verify"},
 	"internal/testmod":    nil,
 
 	// For tests alone, as testmod is.
@@ -46,6 +47,7 @@ var mayImport = map[string][]string{
 // doors says which packages may import what others have written, each by as few
 // as can be. Without a door it is for tests.
 var doors = map[string][]string{
+	"github.com/ProtonMail/go-crypto": {"internal/detached"},
 	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
 	"github.com/klauspost/compress":   {"internal/compress"},
 	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
@@ -55,10 +57,10 @@ var doors = map[string][]string{
 	"github.com/therootcompany/xz":    {"internal/compress"},
 	"github.com/ulikunitz/xz":         {"internal/compress"},
 	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
-	"go.mozilla.org/pkcs7":            {},
+	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
-	"golang.org/x/sync":               {"internal/module", "sign", "verify"},
+	"golang.org/x/sync":               {"hashlist", "internal/module", "sign", "verify"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "keygen"},
 	"golang.org/x/term":               {"cmd/modsign"},
 }

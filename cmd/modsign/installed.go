@@ -99,9 +99,14 @@ func (k *kernel) hash() (string, error) {
 	return config.SigHash(), err
 }
 
+// image is the kernel's image, empty if there is none.
+func (k *kernel) image() string {
+	return k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz", "boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
+}
+
 // keyring is what the kernel's image has built in.
 func (k *kernel) keyring() (*verify.Keyring, error) {
-	path := k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz", "boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
+	path := k.image()
 	if path == "" {
 		return nil, fmt.Errorf("no image of kernel %s in %s: %w", k.version, filepath.Join(k.root, "boot"), fs.ErrNotExist)
 	}

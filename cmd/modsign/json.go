@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
 )
@@ -103,6 +104,30 @@ type jsonVerifySummary struct {
 	Certificates []string       `json:"certificates"`
 	Seconds      float64        `json:"seconds"`
 	Warnings     []string       `json:"warnings,omitempty"`
+}
+
+type jsonHashed struct {
+	Type    string `json:"message_type"` // module
+	Path    string `json:"path,omitempty"`
+	Name    string `json:"name"`
+	Verdict string `json:"verdict"`
+	Detail  string `json:"detail,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+func newJSONHashed(r hashlist.Result) jsonHashed {
+	o := jsonHashed{Type: "module", Path: r.Path, Name: r.Name, Verdict: string(r.Verdict), Detail: r.Detail}
+	if r.Err != nil {
+		o.Error = r.Err.Error()
+	}
+	return o
+}
+
+type jsonHashlistSummary struct {
+	Type     string         `json:"message_type"` // summary
+	Modules  int            `json:"modules"`
+	Verdicts map[string]int `json:"verdicts"`
+	Seconds  float64        `json:"seconds"`
 }
 
 type jsonInspected struct {

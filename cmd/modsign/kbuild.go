@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 )
@@ -27,15 +28,15 @@ func newKbuildCommand(u *ui) *cobra.Command {
 		Long: `Kbuild makes modsign a part of a kernel's build. Once it is enabled, plain make
 keeps the one-time key of the build in the memory of a small process (modsign
 agent), make modules_install signs and compresses all modules in one parallel
-run, and make clean destroys the key. No private key is ever on a disk, and the
-kernel needs no patch.`,
+run, and make clean destroys the key. No private key is ever on a disk. The kernel
+needs a patch only to trust its modules for their hashes (modsign hashlist).`,
 		Example: `  modsign kbuild enable
   make -j8 && sudo make modules_install install
   make clean`,
 		Args: func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newKbuildEnableCommand(u), newKbuildDisableCommand(u), newKbuildShowCommand(u), newKbuildInstallCommand(u), newKbuildMakeCommand(u))
+	cmd.AddCommand(newKbuildEnableCommand(u), newKbuildDisableCommand(u), newKbuildShowCommand(u), newKbuildInstallCommand(u), newKbuildPatchCommand(u), newKbuildMakeCommand(u))
 	return cmd
 }
 
@@ -191,6 +192,9 @@ func kbuildShow(u *ui, o *kbuildTree) error {
 		line("signing", showSigning(tree.Config))
 		line("hash", cmp.Or(tree.Config.SigHash(), "none"))
 		line("key", showKey(hook.Objtree, tree))
+		if format := tree.Config.HashFormat(); format != "" {
+			line("hashes", showHashes(hook.Objtree, format))
+		}
 		line("trusted keys", cmp.Or(tree.Config.TrustedKeys(), "none besides"))
 		line("compression", cmp.Or(tree.Config.Compression(), "none"))
 		if modlib, err := tree.ModLib(); err == nil {
@@ -228,6 +232,15 @@ func showSigning(config kbuild.Config) string {
 		return "by modules_install; the kernel refuses what is not signed"
 	}
 	return "by modules_install"
+}
+
+// showHashes says what the kernel has of the hashes of its modules.
+func showHashes(objtree, format string) string {
+	kernel, err := hashlist.OpenKernel(filepath.Join(objtree, "vmlinux"))
+	if err != nil {
+		return format + ", not built yet"
+	}
+	return kernel.Embedded.String()
 }
 
 // showKey says in a line what modules would be signed with.

@@ -155,10 +155,25 @@ func (m *kbuildMake) build(ctx context.Context, u *ui, goals []string) error {
 	if err != nil {
 		return err
 	}
+	hashed := false
+	if !allCertificates(goals) {
+		if hashed, err = m.hashes(ctx, u, overrides); err != nil {
+			return err
+		}
+	}
 	if err := m.make(ctx, goals, overrides...); err != nil {
 		return err
 	}
+	if hashed {
+		if err := m.stillHashed(); err != nil {
+			return err
+		}
+	}
 	return m.placeSignFile()
+}
+
+func allCertificates(goals []string) bool {
+	return len(goals) > 0 && !slices.ContainsFunc(goals, func(goal string) bool { return !strings.HasPrefix(goal, "certs/") })
 }
 
 // pack makes a package. The package's own make installs modules past the hook,
@@ -173,6 +188,9 @@ func (m *kbuildMake) pack(ctx context.Context, u *ui, goals []string) error {
 			return err
 		}
 		if err := m.placeSignFile(); err != nil {
+			return err
+		}
+		if _, err := m.hashes(ctx, u, overrides); err != nil {
 			return err
 		}
 	}
@@ -296,6 +314,13 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 	if err != nil {
 		return err
 	}
+	if hasHashes(tree) && m.extmod == "" {
+		return m.installHashed(ctx, u, tree, step)
+	}
+	return m.installSigned(ctx, u, tree, step)
+}
+
+func (m *kbuildMake) installSigned(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuild.Step) error {
 	config, installs := tree.Config, step.Work == kbuild.Install
 	signs := config.Bool("MODULES") && config.Bool("MODULE_SIG") && config.SigKey() != "" && (config.SigAll() || !installs)
 	if installs && !signs {
@@ -340,6 +365,27 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 		u.say("%s is installed unsigned: %v; a kernel that wants signatures will refuse it until modsign sign --key FILE has signed it", m.extmod, err)
 		return m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
+	return m.seal(ctx, u, tree, step, sealing{how: how, verb: "signing", do: func(modules *sign.Tree, options sign.Options) (sign.Summary, error) {
+		return modules.Sign(ctx, signer, options)
+	}})
+}
+
+// A sealing is what is done to modules that Kbuild has installed, before they are
+// compressed.
+type sealing struct {
+	verb, how string
+	strips    bool // Kbuild is not to
+	overrides []string
+	do        func(*sign.Tree, sign.Options) (sign.Summary, error)
+}
+
+// seal has Kbuild install the modules, and does the rest to all of them at once.
+func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuild.Step, s sealing) error {
+	installs := step.Work == kbuild.Install
+	modlib, err := tree.ModLib()
+	if err != nil {
+		return err
+	}
 	err = kbuild.Begin(m.objtree, modlib)
 	remembered := err == nil
 	switch {
@@ -354,13 +400,13 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 	}
 	var failed error
 	if installs {
-		failed = m.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=", "CONFIG_MODULE_COMPRESS_ALL=", "CONFIG_MODULE_COMPRESS_GZIP=",
-			"CONFIG_MODULE_COMPRESS_XZ=", "CONFIG_MODULE_COMPRESS_ZSTD=", "DEPMOD=true")
+		failed = m.make(ctx, step.Goals, append(s.overrides, "CONFIG_MODULE_SIG_ALL=", "CONFIG_MODULE_COMPRESS_ALL=", "CONFIG_MODULE_COMPRESS_GZIP=",
+			"CONFIG_MODULE_COMPRESS_XZ=", "CONFIG_MODULE_COMPRESS_ZSTD=", "DEPMOD=true")...)
 		if failed != nil && (!m.flags.KeepGoing || ctx.Err() != nil) {
 			return failed
 		}
 	}
-	if err := m.sign(ctx, u, tree, signer, how, installs, failed != nil); err != nil {
+	if err := m.sealTree(ctx, u, tree, s, installs, failed != nil); err != nil {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -422,8 +468,8 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	return signer, signedWith(pair, hash), err
 }
 
-// sign signs the modules that this tree installs, and no others.
-func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer *sign.Signer, how string, installs, some bool) error {
+// sealTree does it to the modules that this tree installs, and no others.
+func (m *kbuildMake) sealTree(ctx context.Context, u *ui, tree *kbuild.Tree, s sealing, installs, some bool) error {
 	names, err := tree.Modules()
 	if err != nil {
 		return err
@@ -448,8 +494,10 @@ func (m *kbuildMake) sign(ctx context.Context, u *ui, tree *kbuild.Tree, signer 
 	}
 	defer modules.Close()
 	// Twice as many, as by default: at any time half of them wait for the agent or the disk.
-	w := work{ui: u, verb: "signing", how: how, options: sign.Options{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs}}
-	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return modules.Sign(ctx, signer, options) })
+	w := work{ui: u, verb: s.verb, how: s.how, options: sign.Options{
+		Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs, StripDebug: s.strips, StripProgram: stripProgram(tree),
+	}}
+	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return s.do(modules, options) })
 }
 
 // depmod does as the kernel's scripts/depmod.sh.
@@ -529,7 +577,7 @@ func (m *kbuildMake) forget() error {
 	case !gone:
 		return err
 	}
-	for _, name := range []string{kbuild.Certificate, kbuild.Dir + "/agent.sock"} {
+	for _, name := range []string{kbuild.Certificate, kbuild.Dir + "/agent.sock", kbuild.HashList} {
 		if err := os.Remove(m.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -151,7 +151,9 @@ func (w *work) sentence(s sign.Summary) string {
 		would = "would have "
 	}
 	var parts []string
-	if s.Signed > 0 || s.Stripped == 0 && w.verb == "signing" {
+	if s.Signed > 0 && w.verb == "proving" {
+		parts = append(parts, fmt.Sprintf("%sappended the proofs of %s (%s)", would, plural(s.Signed, "module"), megabytes(s.Bytes)))
+	} else if s.Signed > 0 || s.Stripped == 0 && w.verb == "signing" {
 		parts = append(parts, fmt.Sprintf("%ssigned %s (%s)%s", would, plural(s.Signed, "module"), megabytes(s.Bytes), w.how))
 	}
 	switch {
@@ -173,7 +175,7 @@ func (w *work) sentence(s sign.Summary) string {
 	if s.ByProgram > 0 {
 		parts = append(parts, fmt.Sprintf("%s of an unusual shape stripped by %s", plural(s.ByProgram, "module"), w.options.StripProgram))
 	}
-	if s.Replaced > 0 && w.verb == "signing" {
+	if s.Replaced > 0 && w.verb != "stripping" {
 		parts = append(parts, fmt.Sprintf("%d of them in place of an older signature", s.Replaced))
 	}
 	if s.Stacked > 0 {
