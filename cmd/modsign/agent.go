@@ -430,7 +430,11 @@ func startAgent(ctx context.Context, o agentStart) (*keygen.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	go cmd.Wait() // so that it leaves no zombie if it ends before this program
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait() // so that it leaves no zombie if it ends before this program
+		close(ended)
+	}()
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 
@@ -445,6 +449,7 @@ func startAgent(ctx context.Context, o agentStart) (*keygen.Agent, error) {
 		}
 	}
 	if ctx.Err() != nil {
+		<-ended // it has been told to, and has its socket to remove
 		return nil, context.Cause(ctx)
 	}
 	return nil, errors.New(cmp.Or(last, "the key agent ended before it answered"))
