@@ -37,7 +37,7 @@ func (e *Embedded) String() string {
 	case e.Blank():
 		return "zeros, as it was linked"
 	case e.Root != nil:
-		return fmt.Sprintf("the root of a tree of %d levels, %.16s...", e.Root.Levels, e.Root.Hash)
+		return fmt.Sprintf("the root %.16s... of a tree of height %d", e.Root.Hash, e.Root.Levels)
 	}
 	return fmt.Sprintf("a list of %d hashes", len(e.Hashes))
 }

@@ -55,7 +55,15 @@ type hashedTree struct {
 }
 
 // objectTree are the modules of an object tree, as modules_install will leave them.
-func objectTree(tree *kbuild.Tree, strip string) (*hashedTree, error) {
+func objectTree(tree *kbuild.Tree) (*hashedTree, error) {
+	strip, given := tree.Vars.Lookup("INSTALL_MOD_STRIP")
+	if tree.Config.HashFormat() != "" {
+		frozen := tree.Config.InstallStrip()
+		if given && strip != frozen {
+			return nil, stripsOtherwise(strip, frozen)
+		}
+		strip = frozen
+	}
 	names, err := tree.Modules()
 	if err != nil {
 		return nil, err
@@ -63,7 +71,7 @@ func objectTree(tree *kbuild.Tree, strip string) (*hashedTree, error) {
 	if tree.Release == "" {
 		return nil, fmt.Errorf("%s: the kernel has no release yet: run make first", tree.Objtree)
 	}
-	t := &hashedTree{dir: tree.Objtree, names: names, prefix: "kernel/", release: tree.Release, ordered: true}
+	t := &hashedTree{dir: tree.Objtree, names: names, prefix: "kernel/", release: tree.Release, ordered: true, program: stripProgram(tree)}
 	switch strip {
 	case "":
 	case "1", "--strip-debug", "-g":
@@ -72,6 +80,12 @@ func objectTree(tree *kbuild.Tree, strip string) (*hashedTree, error) {
 		return nil, fmt.Errorf("INSTALL_MOD_STRIP is %q, and what that leaves of a module cannot be told before: the hashes can be those of modules as they are, or with INSTALL_MOD_STRIP=1", strip)
 	}
 	return t, nil
+}
+
+// stripsOtherwise is the error of modules that would not be what was hashed.
+func stripsOtherwise(strip, frozen string) error {
+	return withHint(fmt.Errorf("INSTALL_MOD_STRIP is %q, and was %q when the kernel was built, which has the hashes of modules that are stripped so", strip, frozen),
+		"go on with that, or build with this")
 }
 
 // installedTree are the modules in a folder, in the order of the modules.order there,
@@ -225,7 +239,7 @@ NAME.merkle beside NAME.ko, where make modules_install takes it from.`,
 	flags.StringVar(&o.source, "source", "", "write it as source to `FILE`, in C (.c) or for the assembler (.S, .s)")
 	flags.BoolVar(&o.proofs, "proofs", false, "write the proof of NAME.ko to NAME.merkle beside it")
 	flags.BoolVar(&o.append, "append", false, "append its proof to each module, in the place of a signature")
-	flags.StringVar(&o.strip, "strip", "", "with --objtree: hash the modules as this INSTALL_MOD_STRIP `VALUE` leaves them (default: what the kernel is configured for)")
+	flags.StringVar(&o.strip, "strip", "", "with --objtree: hash the modules as this INSTALL_MOD_STRIP `VALUE` leaves them (default: as the environment says, or as the kernel was built)")
 	flags.StringVar(&o.release, "release", "", "the kernel is release `KVER` (default: as the folder says)")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules read at once, `N` (default: twice the number of processors)")
@@ -289,11 +303,10 @@ func (o *hashlistBuildOptions) tree(args []string) (*hashedTree, error) {
 		if err != nil {
 			return nil, err
 		}
-		strip := o.strip
-		if strip == "" {
-			strip = tree.Config.InstallStrip()
+		if o.strip != "" {
+			tree.Vars.Line = map[string]string{"INSTALL_MOD_STRIP": o.strip}
 		}
-		return objectTree(tree, strip)
+		return objectTree(tree)
 	}
 	kernel, err := o.kernel(args)
 	if err != nil {
@@ -493,11 +506,10 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 		return nil, false, withHint(fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree), "modsign kbuild patch adds them to a kernel's source")
 	}
 	start := time.Now()
-	modules, err := objectTree(tree, tree.Config.InstallStrip())
+	modules, err := objectTree(tree)
 	if err != nil {
 		return nil, false, err
 	}
-	modules.program = stripProgram(tree)
 	h, err := modules.hashes(ctx, u, jobs, format == "merkle")
 	if err != nil {
 		return nil, false, err
@@ -616,7 +628,7 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	if o.list == "" && o.image == "" {
 		return usagef("nothing to compare with: give --list FILE or --kernel IMAGE")
 	}
-	reference, against, err := o.reference(u, dir)
+	reference, against, err := o.reference(u, dir, kernel)
 	if err != nil {
 		return err
 	}
@@ -659,11 +671,14 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 }
 
 // reference is what is compared with, and what to call it.
-func (o *hashlistVerifyOptions) reference(u *ui, dir string) (*hashlist.Reference, string, error) {
+func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) (*hashlist.Reference, string, error) {
 	if o.list != "" {
 		list, err := readList(o.list)
 		if err != nil {
 			return nil, "", err
+		}
+		if installed != nil && installed.version != list.Release {
+			return nil, "", fmt.Errorf("%s is the list of the kernel %s, not of %s", o.list, list.Release, installed.version)
 		}
 		return hashlist.NewReference(list), "the list of " + list.Release, nil
 	}

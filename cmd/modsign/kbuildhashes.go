@@ -85,8 +85,7 @@ func (m *kbuildMake) installHashed(ctx context.Context, u *ui, tree *kbuild.Tree
 	strip, _ := tree.Vars.Lookup("INSTALL_MOD_STRIP")
 	switch was := tree.Config.InstallStrip(); {
 	case installs && strip != was:
-		return withHint(fmt.Errorf("INSTALL_MOD_STRIP is %q, and was %q when the kernel was built, which has the hashes of modules that are stripped so", strip, was),
-			"install with that, or build with this")
+		return stripsOtherwise(strip, was)
 	case !merkle:
 		if err := m.installSigned(ctx, u, tree, step); err != nil || !installs || m.idle() {
 			return err
