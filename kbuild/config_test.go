@@ -83,6 +83,21 @@ func TestConfigMeaning(t *testing.T) {
 	}
 }
 
+func TestHashes(t *testing.T) {
+	for format, config := range map[string]Config{
+		"":       {"CONFIG_MODULE_HASHES": "y"}, // the series' own, which has no choice
+		"list":   {"CONFIG_MODULE_HASHES": "y", "CONFIG_MODULE_HASHES_LIST": "y"},
+		"merkle": {"CONFIG_MODULE_HASHES": "y", "CONFIG_MODULE_HASHES_MERKLE": "y", "CONFIG_MODULE_INSTALL_STRIP": "1"},
+	} {
+		if got := config.HashFormat(); got != format || (config.InstallStrip() == "1") != (format == "merkle") {
+			t.Errorf("%v: %q, %q", config, got, config.InstallStrip())
+		}
+	}
+	if (Config)(nil).HashFormat() != "" {
+		t.Error("no configuration has hashes")
+	}
+}
+
 func TestOpenConfigOfRealKernels(t *testing.T) {
 	for _, kernel := range testmod.Kernels(t) {
 		config, err := OpenConfig(kernel.Config)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 func TestParseOrder(t *testing.T) {
@@ -108,6 +110,37 @@ func TestModules(t *testing.T) {
 		}
 		if names, err := tree.Modules(); err != nil || len(names) != want {
 			t.Errorf("with %q: %q, %v", config, names, err)
+		}
+	}
+}
+
+func TestInstalledModules(t *testing.T) {
+	t.Parallel()
+	modlib := makeTree(t, map[string]string{"modules.order": "kernel/fs/b.ko\nkernel/a.ko\nextra/c.ko\n"})
+	if names, err := InstalledModules(modlib); err != nil || !slices.Equal(names, []string{"kernel/fs/b.ko", "kernel/a.ko", "extra/c.ko"}) {
+		t.Errorf("%q, %v", names, err)
+	}
+	writeTree(t, modlib, map[string]string{"modules.order": "kernel/a.ko\nkernel/a.ko.xz\n"})
+	if names, err := InstalledModules(modlib); err == nil || !strings.Contains(err.Error(), "modules.order: line 2 is not a module") {
+		t.Errorf("%q, %v", names, err)
+	}
+	if _, err := InstalledModules(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without modules.order: %v", err)
+	}
+}
+
+// The names of real kernels are those of their packages' modules.
+func TestInstalledModulesOfRealKernels(t *testing.T) {
+	for _, kernel := range testmod.Kernels(t) {
+		modlib := filepath.Join(kernel.Root, "lib/modules", kernel.Version)
+		names, err := InstalledModules(modlib)
+		if err != nil || len(names) != len(kernel.Modules) {
+			t.Errorf("%s: %d names of %d modules, %v", kernel.Version, len(names), len(kernel.Modules), err)
+		}
+		for _, name := range names {
+			if found, err := filepath.Glob(filepath.Join(modlib, name) + "*"); err != nil || len(found) != 1 {
+				t.Fatalf("%s: %s: %q, %v", kernel.Version, name, found, err)
+			}
 		}
 	}
 }
