@@ -80,10 +80,7 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	default:
 		return fmt.Errorf("certificates are written as PEM or DER, not as Encoding(%d)", encoding)
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return os.WriteFile(path, data, 0o666)
-	}
-	if err := atomicfile.WriteFile(path, data, 0o666, true); err != nil {
+	if err := atomicfile.WriteOutput(path, data); err != nil {
 		return fmt.Errorf("writing the certificate to %s: %w", path, err)
 	}
 	return nil

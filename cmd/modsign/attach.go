@@ -94,10 +94,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	source.Roots = args
-	if kernel != nil {
-		source.Roots = []string{kernel.modules}
-	}
+	source.Roots = kernel.roots(args)
 	cert, err := oneCertificate(o.cert)
 	if err != nil {
 		return err

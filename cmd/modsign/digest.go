@@ -67,10 +67,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	roots := args
-	if kernel != nil {
-		roots = []string{kernel.modules}
-	}
+	roots := kernel.roots(args)
 	hashName, err := (&signOptions{hash: o.hash}).hashName(kernel)
 	if err != nil {
 		return err

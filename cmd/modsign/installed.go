@@ -77,6 +77,14 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	return k, nil
 }
 
+// roots are the kernel's folder, where one was chosen, and else the arguments.
+func (k *kernel) roots(args []string) []string {
+	if k == nil {
+		return args
+	}
+	return []string{k.modules}
+}
+
 // find returns the first of several files that exists below the root; the names
 // hold %s for the version.
 func (k *kernel) find(names ...string) string {

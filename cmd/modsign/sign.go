@@ -105,10 +105,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	source.Roots = args
-	if kernel != nil {
-		source.Roots = []string{kernel.modules}
-	}
+	source.Roots = kernel.roots(args)
 	hashName, err := o.hashName(kernel)
 	if err != nil {
 		return err

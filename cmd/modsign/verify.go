@@ -64,10 +64,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	roots := args
-	if kernel != nil {
-		roots = []string{kernel.modules}
-	}
+	roots := kernel.roots(args)
 	switch {
 	case len(roots) == 0:
 		return usagef("nothing to verify: name modules or folders, or give --installed")
