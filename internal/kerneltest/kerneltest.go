@@ -95,7 +95,11 @@ func (tree *Tree) Image() string { return filepath.Join(tree.Objtree, "arch/x86/
 // no more done than to configure it: again, when it was reconfigured since.
 func Configure(t testing.TB, name, config string) *Tree {
 	t.Helper()
-	source := Source(t)
+	return configure(t, Source(t), name, config)
+}
+
+func configure(t testing.TB, source, name, config string) *Tree {
+	t.Helper()
 	key := sha256.Sum256([]byte(config))
 	objtree := filepath.Join(filepath.Dir(source), fmt.Sprintf("%s-%x", name, key[:6]))
 	tree := &Tree{Srctree: source, Objtree: objtree, Log: objtree + ".log"}

@@ -1,0 +1,528 @@
+//go:build kerneltest
+
+package kerneltest
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
+)
+
+// unsigned takes out of Base what signatures are checked with.
+const unsigned = `
+# CONFIG_MODULE_SIG is not set
+# CONFIG_MODULE_SIG_ALL is not set
+# CONFIG_MODULE_SIG_SHA512 is not set
+# CONFIG_CRYPTO_ECDSA is not set
+# CONFIG_CRYPTO_RSA is not set
+`
+
+// hashing is a kernel that trusts modules for their hashes, and has no keys.
+const hashing = unsigned + `
+CONFIG_MODULE_HASHES=y
+CONFIG_MODULE_HASHES_MERKLE=y
+CONFIG_MODULE_SIG_FORCE=y
+`
+
+// BTF is what makes modules depend on vmlinux.
+const btf = `
+CONFIG_BPF_SYSCALL=y
+CONFIG_DEBUG_INFO_BTF=y
+CONFIG_DEBUG_INFO_BTF_MODULES=y
+`
+
+const list = `
+# CONFIG_MODULE_HASHES_MERKLE is not set
+CONFIG_MODULE_HASHES_LIST=y
+# CONFIG_MODULE_COMPRESS_ZSTD is not set
+CONFIG_MODULE_COMPRESS_XZ=y
+`
+
+// hashedSource is the kernel's source with the patch, as modsign applies it. It is
+// shared as Source is.
+func (u *user) hashedSource(t testing.TB) string {
+	t.Helper()
+	source := Source(t)
+	patch := u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", source, "--print")
+	key := sha256.Sum256([]byte(patch))
+	patched := filepath.Join(filepath.Dir(source), fmt.Sprintf("hashed-%x", key[:6]))
+	lock(t, filepath.Join(filepath.Dir(source), "hashed.lock"))
+	if _, err := os.Stat(patched); err == nil {
+		return patched
+	}
+	// Those of another patch go, with what was built of them.
+	old, err := filepath.Glob(filepath.Join(filepath.Dir(source), "hashed-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range old {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Names of the same files: the patch replaces files, and writes into none.
+	testmod.Run(t, "cp", "-al", source, patched+".new")
+	u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", patched+".new")
+	if err := os.Rename(patched+".new", patched); err != nil {
+		t.Fatal(err)
+	}
+	return patched
+}
+
+// hashedTree is a tree of the patched source in which modsign is enabled.
+func (u *user) hashedTree(t *testing.T, name, config string) *Tree {
+	t.Helper()
+	tree := configure(t, u.hashedSource(t), "hashed-"+name, config)
+	u.run(t, tree.Srctree, u.modsign, "kbuild", "enable", "--objtree", tree.Objtree)
+	t.Cleanup(func() { u.run(t, tree.Srctree, u.modsign, "kbuild", "disable", "--objtree", tree.Objtree) })
+	return tree
+}
+
+// make is what people type.
+func (u *user) make(t testing.TB, tree *Tree, args ...string) string {
+	t.Helper()
+	return u.run(t, tree.Objtree, "make", append([]string{u.jobs}, args...)...)
+}
+
+// install installs the modules to a new folder, which has to be as the kernel's hashes
+// say.
+func (u *user) install(t testing.TB, tree *Tree, args ...string) (modlib string, modules []string) {
+	t.Helper()
+	root := t.TempDir()
+	u.make(t, tree, append(args, "-s", "INSTALL_MOD_PATH="+root, "modules_install")...)
+	modlib, modules = installed(t, root)
+	u.run(t, "", u.modsign, "hashlist", "verify", "--kernel", tree.Image(), modlib)
+	u.run(t, "", u.modsign, "hashlist", "verify", "--list", filepath.Join(tree.Objtree, kbuild.HashList), modlib)
+	return modlib, modules
+}
+
+// A kernel that is built with the hook and nothing but make trusts the modules that it
+// was built with, whatever becomes of it on the way, and no others.
+func TestHashes(t *testing.T) {
+	u := newUser(t)
+	tree := u.hashedTree(t, "debug", Base+debug+hashing+btf)
+	for _, format := range []struct{ name, config string }{{"merkle", ""}, {"list", list}} {
+		t.Run(format.name, func(t *testing.T) {
+			if format.config != "" {
+				tree.Reconfigure(t, format.config)
+			}
+			out := u.make(t, tree)
+			if !strings.Contains(out, "and vmlinux has") {
+				t.Errorf("make says nothing of hashes: %s", tail([]byte(out)))
+			}
+			u.settled(t, tree)
+			modlib, modules := u.install(t, tree)
+			u.judgeHashes(t, tree, compress.XZ, modlib, modules)
+			plain, _ := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
+			u.judgeHashes(t, tree, compress.None, plain, baseNames(modules))
+			u.stripping(t, tree)
+
+			tree.Reconfigure(t, "# CONFIG_MODULE_COMPRESS_XZ is not set\nCONFIG_MODULE_COMPRESS_ZSTD=y\n")
+			u.make(t, tree)
+			modlib, modules = u.install(t, tree)
+			u.judgeHashes(t, tree, compress.Zstd, modlib, modules)
+			u.changes(t, tree)
+			// A package's own make installs past the hook.
+			u.make(t, tree, "dir-pkg")
+			packaged, _ := installed(t, filepath.Join(tree.Objtree, "tar-install"))
+			u.run(t, "", u.modsign, "hashlist", "verify", "--kernel", tree.Image(), packaged)
+		})
+	}
+	t.Run("signatures too", func(t *testing.T) { u.signaturesToo(t, tree) })
+	t.Run("without BTF", func(t *testing.T) {
+		tree.Reconfigure(t, "# CONFIG_DEBUG_INFO_BTF is not set\n")
+		u.make(t, tree)
+		u.settled(t, tree)
+		modlib, modules := u.install(t, tree)
+		u.judgeHashes(t, tree, compress.Zstd, modlib, modules)
+	})
+}
+
+// baseNames has the names of modules without a compression.
+func baseNames(modules []string) []string {
+	var names []string
+	for _, name := range modules {
+		names = append(names, module.BaseName(name))
+	}
+	return names
+}
+
+// built is all that a second make must not change.
+func built(t testing.TB, tree *Tree) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	err := filepath.WalkDir(tree.Objtree, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		if name := d.Name(); strings.HasSuffix(name, ".ko") || strings.HasSuffix(name, ".merkle") || path == filepath.Join(tree.Objtree, "vmlinux") || path == tree.Image() {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			files[path] = fmt.Sprintf("%x %s", sha256.Sum256(read(t, path)), info.ModTime())
+		}
+		return nil
+	})
+	if err != nil || len(files) < 40 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	return files
+}
+
+// settled makes a second time, which changes nothing.
+func (u *user) settled(t *testing.T, tree *Tree) {
+	t.Helper()
+	before := built(t, tree)
+	out := u.make(t, tree)
+	sameFiles(t, built(t, tree), before, nil)
+	for _, does := range []string{"  BTF ", "  LD ", "  OBJCOPY ", "modsign: hashed"} {
+		if strings.Contains(out, does) {
+			t.Errorf("a second make has something to do: %s", out)
+		}
+	}
+}
+
+// judgeHashes boots the kernel, which loads all modules and none of what was made of
+// them. Of each modsign says before what the kernel will.
+func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, modlib string, modules []string) {
+	t.Helper()
+	kernel, err := hashlist.OpenKernel(tree.Image())
+	if err != nil {
+		t.Fatal(err)
+	}
+	order, err := kbuild.InstalledModules(modlib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reference, err := hashlist.NewKernelReference(kernel.Embedded, order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compressed := format != compress.None
+	var cases []Case
+	merkle := kernel.Embedded.Root != nil
+	const victim = "kernel/crypto/md4.ko"
+	whole := decompress(t, filepath.Join(modlib, victim+format.Suffix()))
+	payload := read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	if merkle && len(whole) <= len(payload) || !merkle && len(whole) != len(payload) {
+		t.Fatalf("md4.ko has %d bytes, and as it was built %d", len(whole), len(payload))
+	}
+	want := make(map[string]hashlist.Verdict)
+	bad := func(name string, verdict hashlist.Verdict, data []byte) {
+		if compressed {
+			data = modsignCompress(t, format, data)
+		}
+		cases = append(cases, Case{Name: name, Data: data, Compressed: compressed})
+		want[name] = verdict
+	}
+	bad("one byte changed", hashlist.Changed, changed(whole, len(payload)/2))
+	foreign := u.foreign(t, tree)
+	bad("a foreign one", map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle], foreign)
+	pair, err := keygen.Generate(keygen.ECDSAP256, keygen.DefaultTemplate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := keys{"any": pair}.signed(t, "any", payload)
+	if merkle {
+		proof := whole[len(payload):]
+		bad("without its proof", hashlist.Unproven, payload)
+		bad("a foreign one with its proof", hashlist.Changed, slices.Concat(foreign, proof))
+		other := decompress(t, filepath.Join(modlib, "kernel/crypto/wp512.ko"+format.Suffix()))
+		otherPayload := read(t, filepath.Join(tree.Objtree, "crypto/wp512.ko"))
+		bad("with the proof of another", hashlist.Changed, slices.Concat(payload, other[len(otherPayload):]))
+		// Of a build in which one module is another: its own proofs are good, and of the
+		// same length.
+		leaves := make([]hashlist.Hash, len(order))
+		for i, name := range order {
+			h := hashlist.NewLeaf(uint32(i))
+			h.Write(read(t, filepath.Join(tree.Objtree, strings.TrimPrefix(name, "kernel/"))))
+			leaves[i] = hashlist.Hash(h.Sum(nil))
+		}
+		if root := hashlist.NewTree(leaves).Root(); root != *kernel.Embedded.Root {
+			t.Fatalf("the kernel has the root %v, and the modules make %v", kernel.Embedded.Root, root)
+		}
+		at := slices.Index(order, victim)
+		h := hashlist.NewLeaf(uint32(at))
+		h.Write(changed(payload, len(payload)/2))
+		leaves[at] = hashlist.Hash(h.Sum(nil))
+		elsewhere := hashlist.NewTree(leaves).Prove(at)
+		bad("from another build", hashlist.Changed, module.AppendSignature(changed(payload, len(payload)/2), module.TypeMerkle, elsewhere.Append(nil)))
+		fewer := hashlist.NewTree(leaves[:at+1]).Prove(at)
+		bad("from a build with fewer modules", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, fewer.Append(nil)))
+		bad("a proof cut short", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, proof[:len(proof)-module.TrailerSize-1]))
+		bad("a proof longer than the file", hashlist.Malformed, slices.Concat(payload, changed(proof, -len(module.Marker)-4)))
+		bad("signed with a key", hashlist.Unproven, signed)
+	} else {
+		bad("from another build", hashlist.Changed, filter(t, nil, "sh", "-c", `cp "$0" "$1" && objcopy --add-section .more="$0" "$1" && cat "$1"`, filepath.Join(tree.Objtree, "crypto/crc32_generic.ko"), filepath.Join(t.TempDir(), "m.ko")))
+		bad("stripped since", hashlist.Changed, stripped(t, payload))
+		bad("with a proof", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, hashlist.Proof{}.Append(nil)))
+		// Of the list the kernel has the hashes without signatures: a key that it does not
+		// know does no harm.
+		bad("signed with a key", hashlist.Trusted, signed)
+	}
+	// After those that are made of one of them: what is loaded does not load again.
+	for _, name := range modules {
+		if !strings.HasSuffix(name, ".ko"+format.Suffix()) {
+			t.Errorf("%s is not compressed with %v", name, format)
+		}
+		cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Compressed: compressed, Keep: true})
+	}
+	modlibOf := t.TempDir()
+	for i, v := range Boot(t, tree.Image(), cases) {
+		if cases[i].File != "" {
+			if v.Errno != 0 || slices.ContainsFunc(v.Log, func(line string) bool { return strings.Contains(line, "verification failed") }) {
+				t.Errorf("%s: %v %q", v.Name, v.Errno, v.Log)
+			}
+			continue
+		}
+		path := filepath.Join(modlibOf, victim+format.Suffix())
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, cases[i].Data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var verdict hashlist.Verdict
+		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.Options{Result: func(r hashlist.Result) {
+			if r.Path != "" {
+				verdict = r.Verdict
+			}
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if verdict != want[v.Name] {
+			t.Errorf("%s: modsign says %q, want %q", v.Name, verdict, want[v.Name])
+		}
+		if loads := v.Errno == 0; loads != (verdict == hashlist.Trusted) {
+			t.Errorf("%s: the kernel says %v %q, and modsign %q", v.Name, v.Errno, v.Log, verdict)
+		}
+		if verdict != hashlist.Trusted && len(v.Log) == 0 && v.Errno != syscall.ENOEXEC && v.Errno != syscall.EBADMSG {
+			t.Errorf("%s: %v, and the kernel does not say why", v.Name, v.Errno)
+		}
+		if full() {
+			t.Logf("%s: %v %q", v.Name, v.Errno, v.Log)
+		}
+	}
+}
+
+// foreign is a module that was built for this kernel, and not with it.
+func (u *user) foreign(t testing.TB, tree *Tree) []byte {
+	t.Helper()
+	dir := writeExternal(t)
+	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "modules")
+	return read(t, filepath.Join(dir, "theirs.ko"))
+}
+
+// stripped is a module as strip --strip-debug leaves it.
+func stripped(t testing.TB, data []byte) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "m.ko")
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	testmod.Run(t, "strip", "--strip-debug", path)
+	return read(t, path)
+}
+
+// stripping: the hashes are those of modules as they are installed, and what they are
+// stripped with is decided when they are built.
+func (u *user) stripping(t *testing.T, tree *Tree) {
+	t.Helper()
+	root := t.TempDir()
+	for _, how := range [][]string{{"GNUmakefile"}, {"Makefile"}} {
+		out, err := u.try(tree.Objtree, "make", "-f", how[0], "INSTALL_MOD_STRIP=1", "INSTALL_MOD_PATH="+root, "modules_install")
+		if err == nil || !strings.Contains(out, "INSTALL_MOD_STRIP is") {
+			t.Errorf("make -f %s: stripped otherwise than at build time: %v %s", how[0], err, out)
+		}
+	}
+	if found := hash(t, root); len(found) != 0 {
+		t.Errorf("refused, and all the same installed: %v", found)
+	}
+	u.make(t, tree, "INSTALL_MOD_STRIP=1")
+	modlib, modules := u.install(t, tree, "INSTALL_MOD_STRIP=1")
+	if slices.Contains(sections(t, write(t, decompress(t, filepath.Join(modlib, "kernel/crypto/md4.ko.xz")))), ".debug_info") {
+		t.Error("md4.ko is not stripped")
+	}
+	var cases []Case
+	for _, name := range modules {
+		cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Compressed: true, Keep: true})
+	}
+	for _, v := range Boot(t, tree.Image(), cases) {
+		if v.Errno != 0 {
+			t.Errorf("stripped: %s: %v %q", v.Name, v.Errno, v.Log)
+		}
+	}
+	// What Kbuild itself installs is the same.
+	other := t.TempDir()
+	u.make(t, tree, "-s", "-f", "Makefile", "INSTALL_MOD_STRIP=1", "INSTALL_MOD_PATH="+other, "modules_install")
+	theirs, _ := installed(t, other)
+	sameFiles(t, hash(t, filepath.Join(theirs, "kernel")), hash(t, filepath.Join(modlib, "kernel")), nil)
+	u.make(t, tree)
+}
+
+func write(t testing.TB, data []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "m.ko")
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// changes are what happens to a tree: make alone brings the kernel up to its modules.
+func (u *user) changes(t *testing.T, tree *Tree) {
+	t.Helper()
+	vmlinux := filepath.Join(tree.Objtree, "vmlinux")
+	linked := modTime(t, vmlinux)
+	// A module becomes another, and vmlinux is not linked for it.
+	u.make(t, tree, "KCFLAGS_md4.o=", "CFLAGS_md4.o=-DANOTHER=1 -O1")
+	if now := modTime(t, vmlinux); !now.Equal(linked) {
+		t.Errorf("vmlinux was linked again for a module: it is of %v, and was of %v", now, linked)
+	}
+	u.install(t, tree)
+	// modules_install without make, after a module was changed past the hook.
+	u.make(t, tree, "-f", "Makefile", "modules")
+	out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+t.TempDir(), "modules_install")
+	if err == nil || !strings.Contains(out, "md4.ko") {
+		t.Errorf("installed, and md4.ko is not what the kernel has: %v %s", err, tail([]byte(out)))
+	}
+	// One more module. The list has room for it after a link.
+	tree.Reconfigure(t, "CONFIG_NLS_CODEPAGE_860=m\n")
+	u.make(t, tree)
+	_, modules := u.install(t, tree)
+	if !slices.ContainsFunc(modules, func(name string) bool { return strings.Contains(name, "nls_cp860") }) {
+		t.Errorf("no nls_cp860 in %q", modules)
+	}
+	tree.Reconfigure(t, "# CONFIG_NLS_CODEPAGE_860 is not set\n")
+	u.make(t, tree)
+	u.settled(t, tree)
+}
+
+func modTime(t testing.TB, path string) time.Time {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.ModTime()
+}
+
+// signaturesToo has a kernel that trusts its own modules for their hashes, and others
+// for a key.
+func (u *user) signaturesToo(t *testing.T, tree *Tree) {
+	pair, err := keygen.Generate(keygen.ECDSAP384, keygen.DefaultTemplate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := filepath.Join(tree.Objtree, "theirs.pem")
+	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate.Raw}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, crypto.SHA512, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{list, "# CONFIG_MODULE_HASHES_LIST is not set\nCONFIG_MODULE_HASHES_MERKLE=y\n"} {
+		tree.Reconfigure(t, format+`
+CONFIG_MODULE_SIG=y
+# CONFIG_MODULE_SIG_ALL is not set
+CONFIG_MODULE_SIG_SHA512=y
+CONFIG_MODULE_SIG_KEY=""
+CONFIG_SYSTEM_TRUSTED_KEYS="theirs.pem"
+CONFIG_CRYPTO_ECDSA=y
+`)
+		u.make(t, tree)
+		modlib, modules := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
+		foreign := u.foreign(t, tree)
+		dir := t.TempDir()
+		path := filepath.Join(dir, "theirs.ko")
+		if err := os.WriteFile(path, foreign, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := sign.Open(sign.Source{Roots: []string{dir}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := theirs.Sign(t.Context(), signer, sign.Options{}); err != nil || s.Signed != 1 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		theirs.Close()
+		var cases []Case
+		for _, name := range modules {
+			cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Keep: true})
+		}
+		signed := read(t, path)
+		cases = append(cases, Case{Name: "signed", Data: signed}, Case{Name: "not signed", Data: foreign}, Case{Name: "signed and changed", Data: changed(signed, len(foreign)/2)})
+		want := map[string]syscall.Errno{"not signed": syscall.EKEYREJECTED, "signed and changed": syscall.EKEYREJECTED}
+		for _, v := range Boot(t, tree.Image(), cases) {
+			if v.Errno != want[v.Name] {
+				t.Errorf("%s: %v %q, want %v", v.Name, v.Errno, v.Log, want[v.Name])
+			}
+		}
+	}
+}
+
+// Two clean builds of a kernel with hashes are the same, bit for bit, and with a
+// one-time key they are not.
+func TestHashesReproducible(t *testing.T) {
+	u := newUser(t)
+	tree := u.hashedTree(t, "plain", Base+hashing)
+	fixed := []string{"KBUILD_BUILD_TIMESTAMP=Thu Jan 1 00:00:00 UTC 2026", "KBUILD_BUILD_USER=user", "KBUILD_BUILD_HOST=host"}
+	// build is all that a clean build makes and people get.
+	build := func() map[string]string {
+		t.Helper()
+		u.make(t, tree, "clean")
+		u.make(t, tree, fixed...)
+		modlib, _ := u.install(t, tree)
+		files := hash(t, filepath.Join(modlib, "kernel"))
+		for _, path := range []string{filepath.Join(tree.Objtree, "vmlinux"), tree.Image(), filepath.Join(tree.Objtree, kbuild.HashList)} {
+			files[filepath.Base(path)] = fmt.Sprintf("%x", sha256.Sum256(read(t, path)))
+		}
+		return files
+	}
+	first := build()
+	sameFiles(t, build(), first, nil)
+
+	tree.Reconfigure(t, "# CONFIG_MODULE_HASHES is not set\nCONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_ALL=y\nCONFIG_MODULE_SIG_SHA512=y\n")
+	u.make(t, tree, fixed...)
+	signed := func() map[string]string {
+		root := t.TempDir()
+		u.make(t, tree, "-s", "INSTALL_MOD_PATH="+root, "modules_install")
+		modlib, _ := installed(t, root)
+		files := hash(t, filepath.Join(modlib, "kernel"))
+		files["vmlinux"] = fmt.Sprintf("%x", sha256.Sum256(read(t, filepath.Join(tree.Objtree, "vmlinux"))))
+		return files
+	}
+	one := signed()
+	u.run(t, tree.Objtree, u.modsign, "agent", "forget")
+	u.make(t, tree, fixed...)
+	two := signed()
+	for _, name := range slices.Sorted(maps.Keys(one)) {
+		if one[name] == two[name] {
+			t.Errorf("%s is the same with another one-time key", name)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(tree.Objtree, kbuild.HashList)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
