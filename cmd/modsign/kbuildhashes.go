@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/kbuild"
@@ -33,38 +35,37 @@ func (m *kbuildMake) hashes(ctx context.Context, u *ui, overrides []string) (don
 	if tree, err = m.tree(); err != nil { // it has a release now
 		return false, err
 	}
-	if fresh, err := hashesAreFresh(tree); fresh || err != nil {
+	if age, err := sinceHashed(tree); age < 0 || err != nil {
 		return true, err
 	}
 	_, _, err = embedHashes(ctx, u, tree, 2*max(m.flags.Jobs, 0))
 	return true, err
 }
 
-// hashesAreFresh goes by times, as make does: nothing was built or configured since
-// the modules were hashed, and vmlinux was not linked again. The list is written last
-// of all.
-func hashesAreFresh(tree *kbuild.Tree) (bool, error) {
+// sinceHashed goes by times, as make does: it is how much newer than the hashes the
+// newest is of what they depend on, the modules, vmlinux and the configuration. The
+// list is written last of all.
+func sinceHashed(tree *kbuild.Tree) (time.Duration, error) {
 	list, err := os.Stat(filepath.Join(tree.Objtree, kbuild.HashList))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return 0, nil
 	}
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	names, err := tree.Modules()
 	if err != nil {
-		return false, err
+		return 0, err
 	}
+	newest := time.Duration(math.MinInt64)
 	for _, name := range append(names, "modules.order", "vmlinux", "include/config/auto.conf") {
 		info, err := os.Stat(filepath.Join(tree.Objtree, name))
 		if err != nil {
-			return false, err
+			return 0, err
 		}
-		if !info.ModTime().Before(list.ModTime()) {
-			return false, nil
-		}
+		newest = max(newest, info.ModTime().Sub(list.ModTime()))
 	}
-	return true, nil
+	return newest, nil
 }
 
 // stillHashed is for after the rest was made: it must not have made modules anew.
@@ -73,7 +74,8 @@ func (m *kbuildMake) stillHashed() error {
 	if err != nil {
 		return err
 	}
-	if fresh, err := hashesAreFresh(tree); err != nil || fresh {
+	// The same time is that of a file system which keeps no more than seconds.
+	if age, err := sinceHashed(tree); age <= 0 || err != nil {
 		return err
 	}
 	return withHint(errors.New("vmlinux or a module was built again after vmlinux had got the hashes"), "run make again")
