@@ -32,6 +32,7 @@ type Verdict struct {
 	Name  string
 	Errno syscall.Errno // of finit_module(2), 0 when the module was loaded
 	Log   []string      // the lines that the kernel logged meanwhile, without level and time
+	Nanos int64         // how long the call took, on the machine as it is emulated
 }
 
 // bootLimit is how long a kernel may take, boot and all cases. Under emulation the

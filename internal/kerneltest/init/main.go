@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +36,7 @@ type Verdict struct {
 	Name  string
 	Errno int      // of finit_module, 0 when the module was loaded
 	Log   []string // what the kernel logged from before the call until after it
+	Nanos int64    // how long the call took
 }
 
 func main() {
@@ -107,7 +109,9 @@ func try(c Case, kmsg int) (Verdict, error) {
 	if c.Compressed {
 		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
+	begin := time.Now()
 	err = unix.FinitModule(int(f.Fd()), "", flags)
+	v.Nanos = time.Since(begin).Nanoseconds()
 	errno, refused := errors.AsType[unix.Errno](err)
 	if err != nil && !refused {
 		return v, err
