@@ -183,7 +183,7 @@ func (l *List) WriteFile(path string) error {
 	if err := l.Write(&b); err != nil {
 		return err
 	}
-	return atomicfile.WriteOutput(path, b.Bytes())
+	return atomicfile.WriteOutput(path, b.Bytes(), false)
 }
 
 // Parse reads what [List.Write] has written, and nothing else: an error says in

@@ -11,7 +11,7 @@ import (
 
 // WriteSection writes the bytes of the section to a file.
 func (e *Embedded) WriteSection(path string, order binary.AppendByteOrder) error {
-	return atomicfile.WriteOutput(path, e.Append(nil, order))
+	return atomicfile.WriteOutput(path, e.Append(nil, order), false)
 }
 
 // IsSource reports whether a file's name is one that WriteSource takes: of C (.c) or
@@ -29,7 +29,7 @@ func (e *Embedded) WriteSource(path string) error {
 	if filepath.Ext(path) == ".c" {
 		text = e.c()
 	}
-	return atomicfile.WriteOutput(path, []byte(text))
+	return atomicfile.WriteOutput(path, []byte(text), false)
 }
 
 func (e *Embedded) c() string {

@@ -80,7 +80,7 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	default:
 		return fmt.Errorf("certificates are written as PEM or DER, not as Encoding(%d)", encoding)
 	}
-	if err := atomicfile.WriteOutput(path, data); err != nil {
+	if err := atomicfile.WriteOutput(path, data, true); err != nil {
 		return fmt.Errorf("writing the certificate to %s: %w", path, err)
 	}
 	return nil

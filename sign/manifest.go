@@ -331,7 +331,7 @@ func writeWhole(name string, write func(io.Writer) error) error {
 	if err := write(&b); err != nil {
 		return err
 	}
-	return atomicfile.WriteOutput(name, b.Bytes())
+	return atomicfile.WriteOutput(name, b.Bytes(), true)
 }
 
 // anyLine has the members of all lines.

@@ -127,14 +127,15 @@ func installedTree(dir, release string) (*hashedTree, error) {
 
 // moduleHashes are those of a tree.
 type moduleHashes struct {
-	list   *hashlist.List
+	list   *hashlist.List  // without hashes, when plain ones were not wanted
 	leaves []hashlist.Hash // nil when they were not wanted
 	names  []string
 	bytes  int64
 }
 
-// hash hashes the modules of a tree, as many at once as there are processors.
-func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, leaves bool) (*moduleHashes, error) {
+// hashes hashes the modules of a tree, as many at once as there are processors: plain,
+// as a list has them, and as leaves of a tree.
+func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, plain, leaves bool) (*moduleHashes, error) {
 	h := &moduleHashes{list: &hashlist.List{Release: t.release, Modules: make([]hashlist.Module, len(t.names))}, names: t.names}
 	if leaves {
 		h.leaves = make([]hashlist.Hash, len(t.names))
@@ -163,15 +164,22 @@ func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, leaves bool) (
 		m := &h.list.Modules[i]
 		m.Path, m.Size = t.prefix+r.Name, r.Payload
 		h.bytes += r.Payload
-		if leaves {
+		switch {
+		case plain && leaves:
 			m.Hash, h.leaves[i] = hashlist.SplitDigest(r.Digest)
-		} else {
+		case leaves:
+			h.leaves[i] = hashlist.Hash(r.Digest)
+		default:
 			m.Hash = hashlist.Hash(r.Digest)
 		}
 	}}}
+	newHash := hashlist.NewLeaf
+	if plain {
+		newHash = hashlist.NewDigest
+	}
 	var summary sign.Summary
 	if leaves {
-		summary, err = tree.Hash(ctx, func(name string) hash.Hash { return hashlist.NewDigest(uint32(position[name])) }, options)
+		summary, err = tree.Hash(ctx, func(name string) hash.Hash { return newHash(uint32(position[name])) }, options)
 	} else {
 		summary, err = tree.Digest(ctx, crypto.SHA256, options)
 	}
@@ -280,7 +288,7 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 		u.note("%s has no modules.order: the order is that of the names", tree.dir)
 	}
 	start := time.Now()
-	h, err := tree.hashes(ctx, u, o.jobs, o.format == "merkle")
+	h, err := tree.hashes(ctx, u, o.jobs, o.format == "list" || o.writesList(), o.format == "merkle")
 	if err != nil {
 		return err
 	}
@@ -321,6 +329,11 @@ func (o *hashlistBuildOptions) tree(args []string) (*hashedTree, error) {
 	return installedTree(args[0], o.release)
 }
 
+// writesList reports whether the list is written as text.
+func (o *hashlistBuildOptions) writesList() bool {
+	return o.output != "" || o.section == "" && o.source == "" && !o.proofs && !o.append
+}
+
 // write writes all that was asked for but the proofs that are appended.
 func (o *hashlistBuildOptions) write(u *ui, tree *hashedTree, h *moduleHashes) error {
 	e := h.embedded()
@@ -343,7 +356,7 @@ func (o *hashlistBuildOptions) write(u *ui, tree *hashedTree, h *moduleHashes) e
 			return err
 		}
 	}
-	if o.output == "" && (o.section != "" || o.source != "" || o.proofs || o.append) {
+	if !o.writesList() {
 		return nil
 	}
 	return writeResult(u, o.output, h.list)
@@ -510,7 +523,7 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 	if err != nil {
 		return nil, false, err
 	}
-	h, err := modules.hashes(ctx, u, jobs, format == "merkle")
+	h, err := modules.hashes(ctx, u, jobs, true, format == "merkle")
 	if err != nil {
 		return nil, false, err
 	}

@@ -91,7 +91,7 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.WriteOutput(output, signature); err != nil {
+	if err := atomicfile.WriteOutput(output, signature, true); err != nil {
 		return err
 	}
 	u.note("signed %s, as %q: %s", listOf(list), name, output)

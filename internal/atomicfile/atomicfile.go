@@ -59,9 +59,10 @@ func Create(target string, perm fs.FileMode) (*File, error) {
 	}
 }
 
-// WriteOutput writes what a user has asked to have at a path: whole and durable, where
-// a link leads to, and as it is into what is no regular file, such as a pipe.
-func WriteOutput(path string, data []byte) error {
+// WriteOutput writes what a user has asked to have at a path: whole, where a link leads
+// to, and as it is into what is no regular file, such as a pipe. durable is as in
+// File.Commit.
+func WriteOutput(path string, data []byte, durable bool) error {
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {
 			return os.WriteFile(path, data, 0o666)
@@ -70,7 +71,7 @@ func WriteOutput(path string, data []byte) error {
 			return err
 		}
 	}
-	return WriteFile(path, data, 0o666, true)
+	return WriteFile(path, data, 0o666, durable)
 }
 
 // WriteFile writes a file whole, in the place of what may be there; perm and durable

@@ -109,9 +109,11 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("not a regular file")
 	}
+	ends := newWindow(f, info.Size())
 	var head [8]byte
 	n := min(info.Size(), int64(len(head)))
-	if err := readFull(f, head[:n], 0); err != nil {
+	if err := readFull(ends, head[:n], 0); err != nil {
+		ends.release()
 		return nil, err
 	}
 	named, is := compress.FromName(name), compress.FromMagic(head[:n])
@@ -119,16 +121,65 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 		// A name that promises a compression and bytes that are none known are
 		// left to the decompressor to explain.
 		if is != compress.None || bytes.HasPrefix(head[:n], []byte("\x7fELF")) {
+			ends.release()
 			return nil, &MisnamedError{Is: is, Right: BaseName(name) + is.Suffix()}
 		}
 	}
-	m := &File{ReaderAt: f, Path: path, Format: named, Size: info.Size(), Info: info, file: f}
+	m := &File{ReaderAt: ends, Path: path, Format: named, Size: info.Size(), Info: info, file: f, release: ends.release}
 	if named != compress.None {
+		ends.release()
+		m.release = nil
 		if err := m.decompress(ctx, limits); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// A window is a file of which the ends are held, once something is read there: headers
+// and signatures are looked at in many small steps, each of which would be a call of
+// the system.
+type window struct {
+	f    *os.File
+	size int64
+	ends *ends
+}
+
+type ends struct {
+	head, tail       [4 << 10]byte
+	hasHead, hasTail bool
+}
+
+var windows = sync.Pool{New: func() any { return new(ends) }}
+
+func newWindow(f *os.File, size int64) *window {
+	w := &window{f, size, windows.Get().(*ends)}
+	w.ends.hasHead, w.ends.hasTail = false, false
+	return w
+}
+
+func (w *window) release() {
+	windows.Put(w.ends)
+	w.ends = nil
+}
+
+func (w *window) ReadAt(b []byte, off int64) (int, error) {
+	tail := w.size - int64(len(w.ends.tail))
+	end := off + int64(len(b))
+	if off < 0 || tail < 0 || end > w.size || end > int64(len(w.ends.head)) && off < tail {
+		return w.f.ReadAt(b, off)
+	}
+	part, has, at := &w.ends.head, &w.ends.hasHead, int64(0)
+	if off >= tail {
+		part, has, at = &w.ends.tail, &w.ends.hasTail, tail
+	}
+	if !*has {
+		if err := readFull(w.f, part[:], at); err != nil {
+			return 0, err
+		}
+		*has = true
+	}
+	return copy(b, part[off-at:]), nil
 }
 
 // buffers holds the memory of decompressed modules for the next ones.

@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 
 	"github.com/modsign/modsign/internal/compress"
 )
@@ -100,10 +102,10 @@ func FindNames(root string, names []string) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	var found []Entry
+	var entries []Entry
 	var missing []string
-	seen := make(map[string]bool)
-	folders := make(map[string]bool) // that are below root in truth
+	seen := make(map[string]bool, len(names))
+	folders := map[string]bool{real: true} // that are below root in truth
 	for _, name := range names {
 		if !filepath.IsLocal(name) || !strings.HasSuffix(name, ".ko") {
 			return nil, fmt.Errorf("%q does not name a module below %s: such a name is like drivers/net/dummy.ko", name, root)
@@ -113,29 +115,40 @@ func FindNames(root string, names []string) ([]Entry, error) {
 			continue
 		}
 		seen[name] = true
-		if dir := filepath.Join(real, filepath.Dir(name)); !folders[dir] {
-			at, err := filepath.EvalSymlinks(dir)
-			switch {
-			case errors.Is(err, fs.ErrNotExist):
-				missing = append(missing, name)
-				continue
-			case err != nil:
-				return nil, err
-			case at != dir:
-				return nil, fmt.Errorf("%s lies behind a symbolic link, in %s: a folder of modules that are named has to be a folder", filepath.Join(root, name), at)
-			}
-			folders[dir] = true
-		}
-		suffix, info, err := lookUp(filepath.Join(root, name))
-		switch {
+		switch err := checkFolder(filepath.Join(real, filepath.Dir(name)), folders); {
 		case errors.Is(err, fs.ErrNotExist):
-			missing = append(missing, name)
+			entries = append(entries, Entry{Rel: name, Err: err})
+			continue
+		case errors.Is(err, errLink):
+			at, _ := filepath.EvalSymlinks(filepath.Join(real, filepath.Dir(name)))
+			return nil, fmt.Errorf("%s lies behind a symbolic link, in %s: a folder of modules that are named has to be a folder", filepath.Join(root, name), at)
 		case err != nil:
 			return nil, err
-		case !info.Mode().IsRegular():
-			return nil, fmt.Errorf("%s: not a regular file", filepath.Join(root, name+suffix))
+		}
+		entries = append(entries, Entry{Rel: name})
+	}
+	// At once, as a tree has thousands.
+	var group sync.WaitGroup
+	workers := runtime.GOMAXPROCS(0)
+	for w := range workers {
+		group.Go(func() {
+			for i := w; i < len(entries); i += workers {
+				if entries[i].Err == nil {
+					entries[i] = named(root, entries[i].Rel)
+				}
+			}
+		})
+	}
+	group.Wait()
+	found := make([]Entry, 0, len(entries))
+	for _, e := range entries {
+		switch {
+		case errors.Is(e.Err, fs.ErrNotExist):
+			missing = append(missing, e.Rel)
+		case e.Err != nil:
+			return nil, e.Err
 		default:
-			found = append(found, Entry{Path: filepath.Join(root, name+suffix), Rel: name + suffix, Info: info})
+			found = append(found, e)
 		}
 	}
 	if len(missing) > 0 {
@@ -146,6 +159,39 @@ func FindNames(root string, names []string) ([]Entry, error) {
 		return nil, fmt.Errorf("%d of %d modules missing from %s: %s", len(missing), len(seen), root, list)
 	}
 	return found, nil
+}
+
+var errLink = errors.New("a symbolic link")
+
+// checkFolder returns errLink when the way to a folder is not one of folders alone,
+// from one of those that are known to be so, to which it adds.
+func checkFolder(dir string, known map[string]bool) error {
+	if known[dir] {
+		return nil
+	}
+	if err := checkFolder(filepath.Dir(dir), known); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		if _, err = os.Stat(dir); err == nil {
+			err = errLink
+		}
+	}
+	if err == nil {
+		known[dir] = true
+	}
+	return err
+}
+
+// named is the file that a name stands for.
+func named(root, name string) Entry {
+	path := filepath.Join(root, name)
+	suffix, info, err := lookUp(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", path+suffix)
+	}
+	return Entry{Path: path + suffix, Rel: name + suffix, Info: info, Err: err}
 }
 
 // lookUp finds the module of a name ending in .ko, plain or in the one
