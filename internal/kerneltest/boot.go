@@ -137,14 +137,20 @@ func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 		a.add(dir, syscall.S_IFDIR|0o755, nil)
 	}
 	a.add("init", syscall.S_IFREG|0o755, init)
+	packed := make(map[string]string) // by path, as the same file may come again and again
 	for i, c := range cases {
+		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
 		data := c.Data
 		if c.File != "" {
+			if name := packed[c.File]; name != "" {
+				list[i].File = name
+				continue
+			}
+			packed[c.File] = list[i].File
 			if data, err = os.ReadFile(c.File); err != nil {
 				t.Fatal(err)
 			}
 		}
-		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
 		a.add("cases/"+list[i].File, syscall.S_IFREG|0o644, data)
 	}
 	encoded, err := json.Marshal(list)
