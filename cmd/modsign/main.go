@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -72,10 +71,6 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var errInterrupted = errors.New("interrupted")
 
 func main() {
-	// Modules go through buffers that are used again: what is left to collect is little.
-	if _, set := os.LookupEnv("GOGC"); !set {
-		debug.SetGCPercent(400)
-	}
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
