@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // ErrNotModule says that a file is no kernel module: no ELF file, or none of
@@ -89,10 +90,14 @@ func CheckELF(r io.ReaderAt, size int64) error {
 	return checkSections(r, uint64(size), order, tableAt, entrySize, count)
 }
 
+// chunks are for section headers, of thousands of modules one after the other.
+var chunks = sync.Pool{New: func() any { return new([64 * elfSectionSize64]byte) }}
+
 // checkSections walks the section headers, a few at a time. A count of 0 means
 // that there are more than the ELF header can say, and the first one says it.
 func checkSections(r io.ReaderAt, size uint64, order binary.ByteOrder, tableAt, entrySize, count uint64) error {
-	var chunk [64 * elfSectionSize64]byte
+	chunk := chunks.Get().(*[64 * elfSectionSize64]byte)
+	defer chunks.Put(chunk)
 	for first := uint64(0); first < max(count, 1); {
 		at := tableAt + first*entrySize
 		if at < tableAt || at > size || size-at < entrySize {
