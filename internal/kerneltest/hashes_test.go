@@ -395,7 +395,7 @@ func (u *user) changes(t *testing.T, tree *Tree) {
 	vmlinux := filepath.Join(tree.Objtree, "vmlinux")
 	linked := modTime(t, vmlinux)
 	// A module becomes another, and vmlinux is not linked for it.
-	u.make(t, tree, "KCFLAGS_md4.o=", "CFLAGS_md4.o=-DANOTHER=1 -O1")
+	u.make(t, tree, "CFLAGS_md4.o=-DANOTHER=1 -O1")
 	if now := modTime(t, vmlinux); !now.Equal(linked) {
 		t.Errorf("vmlinux was linked again for a module: it is of %v, and was of %v", now, linked)
 	}
