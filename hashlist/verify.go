@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
@@ -46,6 +45,14 @@ type Result struct {
 	Verdict Verdict
 	Detail  string // more about it, for people; may be empty
 	Err     error  // why it Failed
+}
+
+// String is the verdict, and what more there is to say.
+func (r Result) String() string {
+	if r.Detail == "" {
+		return string(r.Verdict)
+	}
+	return string(r.Verdict) + ": " + r.Detail
 }
 
 // Summary counts verdicts.
@@ -133,10 +140,6 @@ type Options struct {
 	Result func(Result)
 }
 
-// memoryBudget is what all modules that are worked on at once may hold in memory when
-// they are decompressed, in bytes.
-const memoryBudget = 96 << 20
-
 // Verify compares the modules below a folder, that of all modules of a kernel, with a
 // reference. Results come in the order of the names, and what is missing comes last.
 func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
@@ -158,7 +161,7 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 		}
 	}
 	queue := ordered.New(report)
-	limits := module.Limits{Budget: semaphore.NewWeighted(memoryBudget)}
+	limits := module.SharedLimits(0)
 	var group errgroup.Group
 	group.SetLimit(cmp.Or(max(opts.Jobs, 0), 2*runtime.GOMAXPROCS(0)))
 	for i, e := range entries {

@@ -22,10 +22,6 @@ import (
 	"github.com/modsign/modsign/internal/ordered"
 )
 
-// memoryBudget is what all modules that are worked on at once may hold in
-// memory when they are decompressed, in bytes.
-const memoryBudget = 96 << 20
-
 // ErrSigned says that a module is signed already, where that is refused.
 var ErrSigned = errors.New("it is signed already")
 

@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
@@ -459,7 +457,7 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 		opts:   *opts,
 		signer: signer,
 		source: &t.source,
-		limits: module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)},
+		limits: module.SharedLimits(opts.MaxSize),
 		queue: ordered.New(func(result Result) {
 			if opts.Report.Result != nil {
 				opts.Report.Result(result)

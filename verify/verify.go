@@ -22,7 +22,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
@@ -73,10 +72,6 @@ type Options struct {
 	Progress func(modules int)
 }
 
-// memoryBudget is what the decompressed modules that are looked at at once may
-// take, in bytes.
-const memoryBudget = 96 << 20
-
 // Find lists the modules that paths name, as the package sign finds them: files,
 // and folders with *.ko, *.ko.gz, *.ko.xz and *.ko.zst below them.
 func Find(paths []string) ([]string, error) {
@@ -97,7 +92,7 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 	if opts.Jobs <= 0 {
 		opts.Jobs = runtime.GOMAXPROCS(0)
 	}
-	limits := module.Limits{MaxSize: opts.MaxSize, Budget: semaphore.NewWeighted(memoryBudget)}
+	limits := module.SharedLimits(opts.MaxSize)
 	done := 0
 	results := ordered.New(func(r Result) {
 		done++

@@ -713,17 +713,13 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 }
 
 func (o *hashlistVerifyOptions) show(u *ui, r hashlist.Result) {
-	text := string(r.Verdict)
-	if r.Detail != "" {
-		text += ": " + r.Detail
-	}
 	switch {
 	case u.json:
 		u.object(newJSONHashed(r))
 	case r.Err != nil:
 		u.say("%s", describe(r.Path, r.Err))
 	case r.Verdict != hashlist.Trusted || o.all:
-		u.result("%s: %s", r.Name, text)
+		u.result("%s: %s", r.Name, r)
 	}
 }
 

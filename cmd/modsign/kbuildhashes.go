@@ -161,7 +161,7 @@ func (m *kbuildMake) verifyInstalled(ctx context.Context, u *ui, tree *kbuild.Tr
 		if r.Err != nil {
 			u.say("%s", describe(r.Path, r.Err))
 		} else {
-			u.say("%s: %s", r.Name, strings.TrimSuffix(string(r.Verdict)+": "+r.Detail, ": "))
+			u.say("%s: %s", r.Name, r)
 		}
 	}})
 	if err != nil {

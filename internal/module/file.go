@@ -37,6 +37,16 @@ type Limits struct {
 	Budget *semaphore.Weighted
 }
 
+// memoryBudget is what all modules of a run may hold in memory when they are
+// decompressed, in bytes.
+const memoryBudget = 96 << 20
+
+// SharedLimits are those of a run over many modules at once, of which none may be
+// larger than maxSize; 0 stands for the default.
+func SharedLimits(maxSize int64) Limits {
+	return Limits{MaxSize: maxSize, Budget: semaphore.NewWeighted(memoryBudget)}
+}
+
 // A File is an opened module. Its ReaderAt is the decompressed content, with
 // its signatures.
 type File struct {
