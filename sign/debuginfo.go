@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
 )
@@ -130,18 +131,23 @@ func (r *run) split(ctx context.Context, file *elfstrip.File, m *module.File, j 
 		return nil, err
 	}
 	first := j.names[0].debug
-	link := &elfstrip.Link{Name: filepath.Base(first)}
+	link := &elfstrip.Link{Name: first.name()}
 	sum := crc32.NewIEEE()
 	if r.opts.DryRun {
-		result.DebugFile = first
+		result.DebugFile = first.path()
 		return link, nil
 	}
-	for _, name := range j.names {
-		if err := r.makeFolder(filepath.Dir(name.debug)); err != nil {
+	dirs := make([]*dirfd.Dir, len(j.names))
+	for i, name := range j.names {
+		if dirs[i], err = name.debug.make(); err != nil {
+			return nil, err
+		}
+		defer dirs[i].Close()
+		if err := dirs[i].CheckFile(name.debug.name()); err != nil {
 			return nil, err
 		}
 	}
-	out, err := atomicfile.Create(first, 0o644)
+	out, err := atomicfile.CreateIn(dirs[0], first.name(), 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -155,8 +161,8 @@ func (r *run) split(ctx context.Context, file *elfstrip.File, m *module.File, j 
 	if _, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{Mode: &mode, NewMTime: r.opts.NewMTime, BestEffort: true}); err != nil {
 		return nil, err
 	}
-	for _, name := range j.names[1:] {
-		if err := out.AlsoAt(name.debug); err != nil {
+	for i, name := range j.names[1:] {
+		if err := out.AlsoIn(dirs[i+1], name.debug.name()); err != nil {
 			return nil, err
 		}
 	}
@@ -168,44 +174,46 @@ func (r *run) split(ctx context.Context, file *elfstrip.File, m *module.File, j 
 			return nil, err
 		}
 	}
-	result.DebugFile = first
+	result.DebugFile = first.path()
 	return link, nil
 }
 
 // linkBuildID makes the name by which debuggers find a debug file: .build-id, the
-// first byte of the build id as a folder, the others and .debug. Where two modules
+// first byte of the build id as a directory, the others and .debug. Where two modules
 // have one build id, as copies of one another have, the second gets a number, as
 // find-debuginfo does it.
-func (r *run) linkBuildID(id []byte, debug string) error {
+func (r *run) linkBuildID(id []byte, debug place) error {
 	r.linking.Lock()
 	defer r.linking.Unlock()
-	dir := filepath.Join(r.opts.SplitDebug, ".build-id", hex.EncodeToString(id[:1]))
-	if err := r.makeFolder(dir); err != nil {
+	rel := filepath.Join(".build-id", hex.EncodeToString(id[:1]))
+	dir, err := debug.base.MakeDir(rel)
+	if err != nil {
 		return err
 	}
-	target, err := filepath.Rel(dir, debug)
+	defer dir.Close()
+	target, err := filepath.Rel(rel, debug.rel)
 	if err != nil {
 		return err
 	}
 	for n := 0; ; n++ {
-		name := filepath.Join(dir, hex.EncodeToString(id[1:]))
+		name := hex.EncodeToString(id[1:])
 		if n > 0 {
 			name += fmt.Sprintf(".%d", n)
 		}
 		name += ".debug"
-		is, err := os.Readlink(name)
+		is, err := dir.Readlink(name)
 		if err == nil && is == target {
 			return nil
 		}
 		if err == nil {
-			if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+			if dir.Exists(name) {
 				continue // another module's
 			}
-			if err := os.Remove(name); err != nil { // it leads nowhere
+			if err := dir.Remove(name); err != nil { // it leads nowhere
 				return err
 			}
 		}
-		if err := os.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
+		if err := dir.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
@@ -244,7 +252,7 @@ func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string,
 			continue
 		}
 		group.Go(func() (err error) {
-			unsplit[i], err = r.unsplit(ctx, e, dir)
+			unsplit[i], err = r.unsplit(ctx, t.bases.of(&e), e, dir)
 			return err
 		})
 	}
@@ -260,8 +268,13 @@ func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string,
 	return paths, context.Cause(ctx)
 }
 
-func (r *run) unsplit(ctx context.Context, e module.Entry, dir string) (bool, error) {
-	m, err := module.Open(ctx, e.Path, r.limits)
+func (r *run) unsplit(ctx context.Context, at place, e module.Entry, dir string) (bool, error) {
+	opened, err := at.open()
+	if err != nil {
+		return false, nil
+	}
+	defer opened.Close()
+	m, err := module.OpenIn(ctx, opened, at.name(), r.limits)
 	if err != nil {
 		return false, context.Cause(ctx)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 )
 
@@ -25,59 +26,101 @@ type FileOptions struct {
 // same file. An old signature is replaced. The file that is written has the mode
 // 0666 less the umask, or that of the file which it replaces at another place.
 func File(signer *Signer, src, dst string, opts FileOptions) error {
-	in, err := os.Open(src)
+	in, err := openSource(src)
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", src)
-	}
-	size := info.Size()
-	layers, err := module.Layers(in, size)
+	defer in.close()
+	layers, err := module.Layers(in.file, in.info.Size())
 	if err != nil {
 		return fmt.Errorf("%s: %w", src, err)
 	}
-	size = module.PayloadSize(layers, size)
+	size := module.PayloadSize(layers, in.info.Size())
 
-	real, err := realPath(src)
-	if err != nil {
-		return err
-	}
 	sig := opts.Signature
 	if signer != nil {
-		if sig, err = signer.Sign(io.NewSectionReader(in, 0, size)); err == nil {
-			err = module.Unchanged(in, real, info)
+		if sig, err = signer.Sign(io.NewSectionReader(in.file, 0, size)); err == nil {
+			err = in.unchanged()
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", src, err)
 		}
 		if opts.Save || opts.Detached {
-			if err := write(src+".p7s", sig, nil, false); err != nil || opts.Detached {
+			if err := save(src+".p7s", sig); err != nil || opts.Detached {
 				return err
 			}
 		}
 	}
 	trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
-	signed := io.MultiReader(io.NewSectionReader(in, 0, size), bytes.NewReader(trailer))
+	signed := io.MultiReader(io.NewSectionReader(in.file, 0, size), bytes.NewReader(trailer))
+	return in.put(signed, dst)
+}
+
+// sourceFile is the file that a path leads to, in its open directory.
+type sourceFile struct {
+	path string // as it was given
+	real string // without links
+	dir  *dirfd.Dir
+	name string
+	file *os.File
+	info fs.FileInfo
+}
+
+func openSource(path string) (*sourceFile, error) {
+	if _, err := os.Stat(path); err != nil { // it says best what is wrong
+		return nil, err
+	}
+	real, err := realPath(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &sourceFile{path: path, real: real, name: filepath.Base(real)}
+	if s.dir, err = dirfd.OpenReal(filepath.Dir(real)); err != nil {
+		return nil, err
+	}
+	if s.file, err = s.dir.Open(s.name, os.O_RDONLY, 0); err == nil {
+		s.info, err = s.file.Stat()
+	}
+	if err == nil && !s.info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", path)
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *sourceFile) close() {
+	if s.file != nil {
+		s.file.Close()
+	}
+	s.dir.Close()
+}
+
+func (s *sourceFile) unchanged() error { return module.Unchanged(s.file, s.info, s.dir, s.name) }
+
+// save writes a detached signature beside a module.
+func save(path string, sig []byte) error {
+	dir, err := dirfd.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return write(dir, filepath.Base(path), sig, nil, false)
+}
+
+// put writes what is signed to where sign-file would have written it, if the source
+// turns out to be unchanged.
+func (s *sourceFile) put(signed io.Reader, dst string) error {
 	// It is read a second time now.
 	unchanged := func() error {
-		if err := module.Unchanged(in, real, info); err != nil {
-			return fmt.Errorf("%s: %w", src, err)
+		if err := s.unchanged(); err != nil {
+			return fmt.Errorf("%s: %w", s.path, err)
 		}
 		return nil
 	}
-	return place(signed, unchanged, real, info, dst)
-}
-
-// place writes what is signed to where sign-file would have written it, if the
-// source, whose real path is src, turns out to be unchanged.
-func place(signed io.Reader, unchanged func() error, src string, info fs.FileInfo, dst string) error {
-	targets := []string{src}
+	targets := []string{s.real}
 	perm, keep := fs.FileMode(0o666), false
 	if dst != "" {
 		there, err := os.Stat(dst)
@@ -97,10 +140,10 @@ func place(signed io.Reader, unchanged func() error, src string, info fs.FileInf
 			if dst, err = realPath(dst); err != nil {
 				return err
 			}
-			if !os.SameFile(info, there) {
+			if !os.SameFile(s.info, there) {
 				targets[0] = dst
 				perm, keep = there.Mode().Perm(), true
-			} else if dst != src {
+			} else if dst != s.real {
 				targets = append(targets, dst) // another link of the module
 			}
 		}
@@ -110,7 +153,12 @@ func place(signed io.Reader, unchanged func() error, src string, info fs.FileInf
 		return err
 	}
 	defer lock.Unlock()
-	out, err := atomicfile.Create(targets[0], perm)
+	var out *atomicfile.File
+	if targets[0] == s.real {
+		out, err = atomicfile.CreateIn(s.dir, s.name, perm)
+	} else {
+		out, err = atomicfile.Create(targets[0], perm)
+	}
 	if err != nil {
 		return err
 	}
@@ -159,8 +207,11 @@ func realPath(path string) (string, error) {
 }
 
 // write writes a file whole, in the place of what may be there.
-func write(path string, data []byte, mode *fs.FileMode, durable bool) error {
-	out, err := atomicfile.Create(path, 0o666)
+func write(dir *dirfd.Dir, name string, data []byte, mode *fs.FileMode, durable bool) error {
+	if err := dir.CheckFile(name); err != nil {
+		return err
+	}
+	out, err := atomicfile.CreateIn(dir, name, 0o666)
 	if err != nil {
 		return err
 	}

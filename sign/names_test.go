@@ -247,7 +247,7 @@ func TestCompress(t *testing.T) {
 					data := read(t, path)
 					set(filepath.Join(root, name), data)
 					set(filepath.Join(stock, name), signed(t, signer, data))
-					put(t, filepath.Join(root, name+f.Suffix()), []byte("of an older run"))
+					put(t, filepath.Join(root, name+f.Suffix()), compressed(t, f, signed(t, signer, data))) // of a killed run
 					if err := execute(program[0], append(program[1:], filepath.Join(stock, name))...); err != nil {
 						t.Fatal(err)
 					}

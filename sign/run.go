@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,9 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/ordered"
 )
@@ -34,11 +35,12 @@ type job struct {
 
 // name is one of a file's names, and what is written for it.
 type name struct {
-	index  int // in the order of the input
-	path   string
-	name   string // of the module: its path in the tree, without a suffix of compression
-	target string // with its suffix as soon as it is compressed
-	debug  string // where its debug information goes
+	index int    // in the order of the input
+	path  string // as it was found
+	name  string // of the module: its path in the tree, without a suffix of compression
+	from  place  // where it is
+	to    place  // where it goes, with its suffix as soon as it is compressed
+	debug place  // where its debug information goes
 }
 
 // run is one pass over a tree.
@@ -49,7 +51,6 @@ type run struct {
 	encoder  *compress.Encoder
 	limits   module.Limits
 	attested atomic.Int64
-	made     sync.Map   // folders that are there
 	linking  sync.Mutex // of build ids to debug files
 
 	mu      sync.Mutex
@@ -71,12 +72,14 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 			break
 		}
 		group.Go(func() error {
-			start := time.Now()
-			result := r.module(ctx, j)
-			result.Duration = time.Since(start)
-			// What an interrupt kept from being done did not fail.
-			if result.Err == nil || ctx.Err() == nil {
-				r.finish(j, result)
+			for _, part := range r.parts(j) {
+				start := time.Now()
+				result := r.module(ctx, part)
+				result.Duration = time.Since(start)
+				// What an interrupt kept from being done did not fail.
+				if result.Err == nil || ctx.Err() == nil {
+					r.finish(part, result)
+				}
 			}
 			return nil
 		})
@@ -84,6 +87,21 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 	group.Wait()
 	r.queue.Close()
 	return context.Cause(ctx)
+}
+
+// parts are what is done for a job, one after the other: each of a file's names by
+// itself where each has a signature of its own. To be worked on at once, they would
+// take one another for somebody else who writes to the file.
+func (r *run) parts(j *job) []*job {
+	if len(j.names) == 1 || r.signer == nil || !r.signer.byName() {
+		return []*job{j}
+	}
+	parts := make([]*job, len(j.names))
+	for i := range j.names {
+		parts[i] = &job{names: j.names[i : i+1]}
+	}
+	parts[0].size, parts[0].outside = j.size, j.outside
+	return parts
 }
 
 // finish records the result of a job for each name of its file.
@@ -105,7 +123,7 @@ func (r *run) finish(j *job, result Result) {
 			named.LinkOf = result.Path
 		}
 		if r.writes(result.Action) {
-			named.Output = name.target
+			named.Output = name.to.path()
 		}
 		r.count(named)
 		r.queue.Put(name.index, named)
@@ -163,16 +181,26 @@ func (r *run) count(result Result) {
 
 func (r *run) module(ctx context.Context, j *job) Result {
 	var result Result
-	if err := r.work(ctx, j, &result); err != nil {
+	err := j.names[0].from.in(func(dir *dirfd.Dir, name string) error {
+		return r.work(ctx, source{dir, name}, j, &result)
+	})
+	if err != nil {
 		return Result{Path: j.names[0].path, Action: Failed, Format: result.Format, Err: err}
 	}
 	return result
 }
 
+// source is the module of a job: one open directory serves all that is done with it,
+// so that nobody who exchanges directories meanwhile has another file replaced.
+type source struct {
+	dir  *dirfd.Dir
+	name string
+}
+
 // work takes one module from the file that is there to the one that replaces
 // it.
-func (r *run) work(ctx context.Context, j *job, result *Result) error {
-	m, err := module.Open(ctx, j.names[0].path, r.limits)
+func (r *run) work(ctx context.Context, src source, j *job, result *Result) error {
+	m, err := module.OpenIn(ctx, src.dir, src.name, r.limits)
 	if err != nil {
 		return err
 	}
@@ -198,7 +226,7 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 		if _, err := r.sign(io.Discard, content, j, result); err != nil {
 			return err
 		}
-		return m.Unchanged()
+		return m.Unchanged(src.dir, src.name)
 	}
 	switch {
 	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
@@ -206,7 +234,7 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 		if !r.writes(Skipped) {
 			return nil
 		}
-		return r.copy(ctx, m, j)
+		return r.copy(ctx, src, m, j)
 	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Refuse:
 		return ErrSigned
 	}
@@ -228,32 +256,32 @@ func (r *run) work(ctx context.Context, j *job, result *Result) error {
 		if !r.writes(Skipped) {
 			return nil
 		}
-		return r.copy(ctx, m, j)
+		return r.copy(ctx, src, m, j)
 	}
 	switch {
 	case r.opts.DryRun:
 		return nil
 	case r.opts.Detached:
-		return r.detach(ctx, m, content, j, result)
+		return r.detach(src, m, content, j, result)
 	}
-	return r.replace(ctx, m, content, j, result)
+	return r.replace(ctx, src, m, content, j, result)
 }
 
 // copy writes a module that is skipped to another tree.
-func (r *run) copy(ctx context.Context, m *module.File, j *job) error {
-	return r.put(m, j, func(out io.Writer) error {
+func (r *run) copy(ctx context.Context, src source, m *module.File, j *job) error {
+	return r.put(src, m, j, func(out io.Writer) error {
 		_, err := copyBuffer(out, module.Reader(ctx, io.NewSectionReader(m.Descriptor(), 0, m.Info.Size())))
 		return err
 	})
 }
 
 // replace writes the new module in the place of the old one.
-func (r *run) replace(ctx context.Context, m *module.File, content *body, j *job, result *Result) error {
+func (r *run) replace(ctx context.Context, src source, m *module.File, content *body, j *job, result *Result) error {
 	format := m.Format
 	if format == compress.None || r.source.Recompress {
 		format = r.source.Compress
 		for i, name := range j.names {
-			j.names[i].target = r.source.packedName(name.target)
+			j.names[i].to = name.to.renamed(r.source.packedName)
 		}
 	}
 	var trailer []byte // when it is made before the file
@@ -266,32 +294,62 @@ func (r *run) replace(ctx context.Context, m *module.File, content *body, j *job
 		}
 		trailer = module.AppendSignature(nil, r.signer.kind(), sig)
 		if extends(m, trailer) {
-			return extend(m, trailer, r.opts.NewMTime)
+			return extend(src, m, trailer, r.opts.NewMTime)
 		}
 	}
-	err := r.put(m, j, func(out io.Writer) error { return r.write(ctx, out, content, format, trailer, j, result) })
+	err := r.put(src, m, j, func(out io.Writer) error { return r.write(ctx, out, content, format, trailer, j, result) })
 	if err != nil || r.source.elsewhere() {
 		return err
 	}
-	for _, name := range j.names {
-		if name.target != name.path {
-			if err := os.Remove(name.path); err != nil {
-				return err
-			}
+	for i, name := range j.names {
+		if name.to == name.from {
+			continue
+		}
+		if i == 0 {
+			err = src.dir.Remove(src.name)
+		} else {
+			err = name.from.in((*dirfd.Dir).Remove)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// put gives a file that is written anew all the names of an old one, and what else
-// that has.
-func (r *run) put(m *module.File, j *job, write func(io.Writer) error) error {
-	for _, name := range j.names {
-		if err := r.makeFolders(name.target); err != nil {
-			return err
+// targets opens the directories of the names that a job's file gets, and makes them
+// in another tree.
+func (r *run) targets(src source, j *job) (dirs []*dirfd.Dir, done func(), err error) {
+	var opened []*dirfd.Dir
+	done = func() {
+		for _, dir := range opened {
+			dir.Close()
 		}
 	}
-	out, err := atomicfile.Create(j.names[0].target, 0o600)
+	for i, name := range j.names {
+		if i == 0 && !r.source.elsewhere() {
+			dirs = append(dirs, src.dir)
+			continue
+		}
+		dir, err := name.to.make()
+		if err != nil {
+			done()
+			return nil, nil, err
+		}
+		dirs, opened = append(dirs, dir), append(opened, dir)
+	}
+	return dirs, done, nil
+}
+
+// put gives a file that is written anew all the names of an old one, and what else
+// that has.
+func (r *run) put(src source, m *module.File, j *job, write func(io.Writer) error) error {
+	dirs, done, err := r.targets(src, j)
+	if err != nil {
+		return err
+	}
+	defer done()
+	out, err := atomicfile.CreateIn(dirs[0], j.names[0].to.name(), 0o600)
 	if err != nil {
 		return err
 	}
@@ -300,17 +358,17 @@ func (r *run) put(m *module.File, j *job, write func(io.Writer) error) error {
 		return err
 	}
 	attested, err := out.Inherit(m.Descriptor(), m.Info, atomicfile.Inherit{
-		Mode: r.opts.Mode, NewMTime: r.opts.NewMTime, Attest: r.opts.KeepXattrs, BestEffort: r.source.elsewhere(),
+		Mode: r.opts.Mode, NewMTime: r.opts.NewMTime, Attest: r.opts.KeepXattrs, NewOwner: r.opts.NewOwner, BestEffort: r.source.elsewhere(),
 	})
 	if err != nil {
 		return err
 	}
-	for _, name := range j.names[1:] {
-		if err := out.AlsoAt(name.target); err != nil {
+	for i, name := range j.names[1:] {
+		if err := out.AlsoIn(dirs[i+1], name.to.name()); err != nil {
 			return err
 		}
 	}
-	if err := m.Unchanged(); err != nil {
+	if err := m.Unchanged(src.dir, src.name); err != nil {
 		return err
 	}
 	if err := out.Commit(r.opts.Sync == SyncFile); err != nil {
@@ -336,13 +394,13 @@ func extends(m *module.File, trailer []byte) bool {
 // extend appends a trailer to the file itself, its end first: after a kill in
 // between, what stands before it is a signature that is not right, and which the
 // next run takes off.
-func extend(m *module.File, trailer []byte, newMTime bool) (err error) {
-	f, err := os.OpenFile(m.Path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
+func extend(src source, m *module.File, trailer []byte, newMTime bool) (err error) {
+	f, err := src.dir.Open(src.name, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := module.Unchanged(f, m.Path, m.Info); err != nil {
+	if err := module.Unchanged(f, m.Info, src.dir, src.name); err != nil {
 		return err
 	}
 	body := len(trailer) - module.TrailerSize
@@ -356,7 +414,7 @@ func extend(m *module.File, trailer []byte, newMTime bool) (err error) {
 	if newMTime {
 		return nil
 	}
-	return os.Chtimes(m.Path, time.Time{}, m.Info.ModTime())
+	return src.dir.SetMTime(src.name, unix.Timespec(m.Info.Sys().(*syscall.Stat_t).Mtim))
 }
 
 // write writes the module, signed or without its signatures, in a format. A trailer
@@ -410,42 +468,24 @@ func orChanged(err error) error {
 }
 
 // detach writes the signature beside the module, or where the module would go.
-func (r *run) detach(ctx context.Context, m *module.File, content *body, j *job, result *Result) error {
+func (r *run) detach(src source, m *module.File, content *body, j *job, result *Result) error {
 	sig, err := r.sign(io.Discard, content, j, result)
 	if err != nil {
 		return err
 	}
-	if err := m.Unchanged(); err != nil {
+	if err := m.Unchanged(src.dir, src.name); err != nil {
 		return err
 	}
-	for _, name := range j.names {
-		if err := r.makeFolders(name.target); err != nil {
-			return err
-		}
-		if err := write(name.target, sig, r.opts.Mode, r.opts.Sync == SyncFile); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// makeFolders makes the folders of a file in another tree.
-func (r *run) makeFolders(target string) error {
-	if !r.source.elsewhere() {
-		return nil
-	}
-	return r.makeFolder(filepath.Dir(target))
-}
-
-// makeFolder makes a folder, once a run.
-func (r *run) makeFolder(dir string) error {
-	if _, ok := r.made.Load(dir); ok {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+	dirs, done, err := r.targets(src, j)
+	if err != nil {
 		return err
 	}
-	r.made.Store(dir, nil)
+	defer done()
+	for i, name := range j.names {
+		if err := write(dirs[i], name.to.name(), sig, r.opts.Mode, r.opts.Sync == SyncFile); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

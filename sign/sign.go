@@ -198,6 +198,7 @@ type Options struct {
 	Detached     bool         // write NAME.ko.p7s beside each module, and leave the module
 	Mode         *fs.FileMode // of the files written, instead of the old ones'
 	NewMTime     bool         // let the time of modification be the time of signing
+	NewOwner     bool         // leave what is written to whoever runs this, without setuid and setgid bits, instead of to the old files' owners
 	KeepXattrs   bool         // security.ima and security.evm too, although they attest the old bytes
 	Sync         Sync
 	Extend       bool  // append signatures to plain files themselves: see above

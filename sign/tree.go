@@ -12,13 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/ordered"
 )
@@ -49,6 +49,9 @@ type Source struct {
 	Recompress bool
 	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
+	// Wait, if it is not nil, has Open wait for another run that has locked the modules,
+	// and is called once with who that is. Without it Open fails.
+	Wait func(*atomicfile.LockedError)
 }
 
 // A Tree is a set of modules that nobody else works on with this package, from
@@ -56,8 +59,9 @@ type Source struct {
 type Tree struct {
 	source    Source
 	lock      *atomicfile.Lock
+	bases     bases
 	entries   []module.Entry
-	targets   []string // where each entry goes, but for the suffix of Source.Compress
+	targets   []place // where each entry goes, but for the suffix of Source.Compress
 	completed int
 }
 
@@ -67,16 +71,20 @@ var ErrNoModules = errors.New("no kernel module found (*.ko, *.ko.gz, *.ko.xz, *
 // Open finds the modules of a source and locks what will be written: a second
 // run over the same files gets an [atomicfile.LockedError] which says who is
 // there. It clears away what a killed run has left.
-func Open(source Source) (*Tree, error) {
+func Open(source Source) (*Tree, error) { return OpenContext(context.Background(), source) }
+
+// OpenContext is [Open], and ends with the context's cause where [Source.Wait] has it
+// wait for another run.
+func OpenContext(ctx context.Context, source Source) (*Tree, error) {
 	t := &Tree{source: source}
-	if err := t.open(); err != nil {
+	if err := t.open(ctx); err != nil {
 		t.Close()
 		return nil, err
 	}
 	return t, nil
 }
 
-func (t *Tree) open() (err error) {
+func (t *Tree) open(ctx context.Context) (err error) {
 	if t.source.Names != nil && len(t.source.Roots) != 1 {
 		return fmt.Errorf("modules are named below one folder, and %d are given", len(t.source.Roots))
 	}
@@ -91,18 +99,21 @@ func (t *Tree) open() (err error) {
 			}
 			written, read = []string{t.source.Output}, t.source.Roots
 		}
-		if t.lock, err = atomicfile.NewLock(written, read); err != nil {
+		if t.lock, err = t.source.newLock(ctx, written, read); err != nil {
 			return err
 		}
 	}
-	var left []string
+	if err := t.openBases(); err != nil {
+		return err
+	}
+	var left []place
 	if t.source.Names != nil {
 		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
 	} else {
-		t.entries, err = module.Find(t.source.Roots, func(path string) {
+		t.entries, err = module.Find(t.source.Roots, func(base, rel string) {
 			// What is read alone may have another run at work on a part of it.
-			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(path)) {
-				left = append(left, path)
+			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(rel)) {
+				left = append(left, place{t.bases.roots[base], rel})
 			}
 		})
 	}
@@ -119,6 +130,31 @@ func (t *Tree) open() (err error) {
 		return nil
 	}
 	return t.clearAway(left)
+}
+
+// openBases opens the directories that were named.
+func (t *Tree) openBases() error {
+	t.bases.roots = make(map[string]*dirfd.Dir)
+	for _, root := range t.source.Roots {
+		info, err := os.Stat(root)
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() || t.bases.roots[root] != nil {
+			continue
+		}
+		if t.bases.roots[root], err = dirfd.Open(root); err != nil {
+			return err
+		}
+	}
+	if t.source.Output == "" {
+		return nil
+	}
+	var err error
+	if t.bases.output, err = dirfd.Open(t.source.Output); errors.Is(err, fs.ErrNotExist) && t.source.DryRun {
+		err = nil // it is not made
+	}
+	return err
 }
 
 // checkOutput refuses an output that is the input, or lies in it: the next run
@@ -163,15 +199,15 @@ func (t *Tree) chooseTargets() error {
 			return err
 		}
 	}
-	t.targets = make([]string, len(t.entries))
+	t.targets = make([]place, len(t.entries))
 	taken := make(map[string]string)
 	for i, e := range t.entries {
-		t.targets[i] = e.Path
+		t.targets[i] = t.bases.of(&e)
 		if t.source.Output == "" {
 			continue
 		}
-		t.targets[i] = filepath.Join(t.source.Output, e.Rel)
-		target := t.source.packedName(t.targets[i])
+		t.targets[i] = placeBelow(t.bases.output, t.source.Output, e.Rel)
+		target := t.source.packedName(t.targets[i].path())
 		if other, ok := taken[target]; ok {
 			return fmt.Errorf("%s and %s would both become %s: give the folder above them, or one output folder each", other, e.Path, target)
 		}
@@ -181,6 +217,14 @@ func (t *Tree) chooseTargets() error {
 		return nil
 	}
 	return t.spareInputs()
+}
+
+// newLock locks what a run writes and reads, and waits for it where that is wanted.
+func (s *Source) newLock(ctx context.Context, written, read []string) (*atomicfile.Lock, error) {
+	if s.Wait == nil {
+		return atomicfile.NewLock(written, read)
+	}
+	return atomicfile.WaitLock(ctx, written, read, s.Wait)
 }
 
 // elsewhere reports whether what is written is another tree.
@@ -202,23 +246,71 @@ func (s *Source) packedName(target string) string {
 }
 
 // dropOutdated takes out what another module of the tree is to replace: a run that
-// was killed may have left both. The new name has to be in a folder that is
-// locked.
+// was killed may have left both. That they are the same module but for signatures is
+// the proof of it; without it nobody can tell which of the two is out of date. The new
+// name has to be in a directory that is locked.
 func (t *Tree) dropOutdated() error {
-	replaced := make(map[string]string)
-	for _, e := range t.entries {
+	forms := make(map[string][]int) // modules that differ in their suffix alone
+	var names []string
+	for i, e := range t.entries {
 		if e.Root {
-			return fmt.Errorf("%s: a module given by itself is not compressed in its place: give its folder, or an output folder", e.Path)
+			return fmt.Errorf("%s: a module given by itself is not compressed in its place: give its directory, or an output directory", e.Path)
 		}
-		if packed := t.source.packedName(e.Path); packed != e.Path {
-			if other := replaced[packed]; other != "" {
-				return fmt.Errorf("%s and %s would both become %s: remove the one that is outdated", other, e.Path, packed)
-			}
-			replaced[packed] = e.Path
+		name := module.BaseName(e.Path)
+		if forms[name] == nil {
+			names = append(names, name)
+		}
+		forms[name] = append(forms[name], i)
+	}
+	replaced := make(map[int]bool)
+	for _, name := range names {
+		all := forms[name]
+		if len(all) == 1 {
+			continue
+		}
+		outdated, err := t.outdated(all)
+		if err != nil {
+			return err
+		}
+		if outdated >= 0 {
+			replaced[outdated] = true
 		}
 	}
-	t.entries = slices.DeleteFunc(t.entries, func(e module.Entry) bool { return replaced[e.Path] != "" })
+	kept := t.entries[:0]
+	for i, e := range t.entries {
+		if !replaced[i] {
+			kept = append(kept, e)
+		}
+	}
+	t.entries = kept
 	return nil
+}
+
+// outdated returns which of several forms of one module another of them is to
+// replace, -1 if each keeps a name of its own.
+func (t *Tree) outdated(forms []int) (int, error) {
+	var paths []string
+	for _, i := range forms {
+		paths = append(paths, t.entries[i].Path)
+	}
+	ambiguous := fmt.Errorf("%s are there, and are not the same module: remove what is out of date", strings.Join(paths, " and "))
+	if len(forms) > 2 {
+		return -1, ambiguous
+	}
+	a, b := &t.entries[forms[0]], &t.entries[forms[1]]
+	if same, err := samePayload(t.bases.of(a), t.bases.of(b)); err != nil || !same {
+		return -1, ambiguous
+	}
+	switch packedA, packedB := t.source.packedName(a.Path), t.source.packedName(b.Path); {
+	case packedA != packedB:
+		return -1, nil
+	case packedA == b.Path:
+		return forms[1], nil
+	case packedB == a.Path:
+		return forms[0], nil
+	default:
+		return -1, fmt.Errorf("%s would both become %s: remove the one that is outdated", strings.Join(paths, " and "), packedA)
+	}
 }
 
 // spareInputs refuses a target that is a module of the tree: the output folder
@@ -250,7 +342,7 @@ func (t *Tree) spareInputs() error {
 		}
 	}
 	for i, target := range t.targets {
-		for _, target := range []string{target, t.source.packedName(target)} {
+		for _, target := range []string{target.path(), t.source.packedName(target.path())} {
 			if n, ok := nameOf(target); ok && inputs[n] {
 				return fmt.Errorf("the output for %s would replace the input %s: choose another output folder, or none to sign in place", t.entries[i].Path, target)
 			}
@@ -264,6 +356,7 @@ func (t *Tree) Modules() int { return len(t.entries) }
 
 // Close lets others have the tree.
 func (t *Tree) Close() {
+	t.bases.close()
 	if t.lock != nil {
 		t.lock.Unlock()
 	}
@@ -273,37 +366,15 @@ func (t *Tree) Close() {
 // as far as they lie below the roots. One that is a hard link of a module in the
 // tree already was to become another name of that one: this is brought to its
 // end.
-func (t *Tree) clearAway(left []string) error {
-	switch {
-	case t.source.Output != "":
-		err := filepath.WalkDir(t.source.Output, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.Type().IsRegular() && atomicfile.IsTemp(d.Name()) {
-				left = append(left, path)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	default:
-		// The folder of a root that is a file was not looked at, nor that of a name.
-		var targets []string
-		for _, e := range t.entries {
-			switch {
-			case t.source.Names != nil: // all that was ever written for it
-				targets = append(targets, detachedName(e.Path))
-				for f := compress.None; f <= compress.Zstd; f++ {
-					targets = append(targets, module.BaseName(e.Path)+f.Suffix())
-				}
-			case e.Root:
-				targets = append(targets, e.Path, detachedName(e.Path))
-			}
-		}
-		temps, err := atomicfile.Leftovers(targets)
-		if err != nil {
-			return err
-		}
-		left = append(left, temps...)
+func (t *Tree) clearAway(left []place) error {
+	var err error
+	if t.source.Output != "" {
+		left, err = t.leftInOutput()
+	} else {
+		left, err = t.leftBeside(left)
+	}
+	if err != nil {
+		return err
 	}
 	for _, temp := range left {
 		if err := t.clear(temp); err != nil {
@@ -313,28 +384,88 @@ func (t *Tree) clearAway(left []string) error {
 	return nil
 }
 
-func (t *Tree) clear(temp string) error {
-	info, err := os.Lstat(temp)
+func (t *Tree) leftInOutput() (left []place, err error) {
+	err = filepath.WalkDir(t.source.Output, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !atomicfile.IsTemp(d.Name()) {
+			return err
+		}
+		rel, err := filepath.Rel(t.source.Output, path)
+		left = append(left, place{t.bases.output, rel})
+		return err
+	})
+	return left, err
+}
+
+// leftBeside adds what lies beside modules that are given or named themselves: their
+// directories were not looked at.
+func (t *Tree) leftBeside(left []place) ([]place, error) {
+	type beside struct {
+		at      place // one of the modules
+		targets []string
+	}
+	dirs := make(map[place]*beside)
+	for i := range t.entries {
+		e := &t.entries[i]
+		if t.source.Names == nil && !e.Root {
+			continue
+		}
+		at := t.bases.of(e)
+		b := dirs[at.dir()]
+		if b == nil {
+			b = &beside{at: at}
+			dirs[at.dir()] = b
+		}
+		b.targets = append(b.targets, at.name(), detachedName(at.name()))
+		if t.source.Names != nil { // all that was ever written for it
+			for f := compress.None; f <= compress.Zstd; f++ {
+				b.targets = append(b.targets, module.BaseName(at.name())+f.Suffix())
+			}
+		}
+	}
+	for _, b := range dirs {
+		err := b.at.in(func(dir *dirfd.Dir, _ string) error {
+			names, err := atomicfile.Leftovers(dir, b.targets)
+			for _, name := range names {
+				left = append(left, b.at.beside(name))
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}
+
+func (t *Tree) clear(temp place) error {
+	err := temp.in(func(dir *dirfd.Dir, name string) error {
+		info, err := dir.Info(name)
+		if err != nil {
+			return err
+		}
+		if atomicfile.InUse(dir, name) {
+			return nil
+		}
+		if target := t.unfinished(temp, info); target >= 0 {
+			// An old module that cannot be read is for the run to name.
+			at := t.bases.of(&t.entries[target])
+			if same, err := samePayload(temp, at); err == nil && same {
+				t.completed++
+				t.entries[target].Info = info
+				return dir.Rename(name, at.name())
+			}
+		}
+		return dir.Remove(name)
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if target := t.unfinished(temp, info); target >= 0 {
-		// An old module that cannot be read is for the run to name.
-		if same, err := samePayload(temp, t.entries[target].Path); err == nil && same {
-			t.completed++
-			t.entries[target].Info = info
-			return os.Rename(temp, t.entries[target].Path)
-		}
-	}
-	return os.Remove(temp)
+	return err
 }
 
 // unfinished finds the entry that a temporary file was to become, if it has
 // become another of the tree's already; -1 if not.
-func (t *Tree) unfinished(temp string, info fs.FileInfo) int {
+func (t *Tree) unfinished(temp place, info fs.FileInfo) int {
 	if info.Sys().(*syscall.Stat_t).Nlink < 2 || t.source.Output != "" {
 		return -1
 	}
@@ -345,7 +476,7 @@ func (t *Tree) unfinished(temp string, info fs.FileInfo) int {
 		}
 		if os.SameFile(e.Info, info) {
 			linked = true
-		} else if atomicfile.IsTempFor(temp, e.Path) {
+		} else if at := t.bases.of(&e); at.dir() == temp.dir() && atomicfile.IsTempFor(temp.name(), at.name()) {
 			target = i
 		}
 	}
@@ -355,20 +486,23 @@ func (t *Tree) unfinished(temp string, info fs.FileInfo) int {
 	return target
 }
 
-// samePayload reports whether two files hold the same module, however signed.
-// The first goes by the second's name.
-func samePayload(a, b string) (bool, error) {
-	ctx := context.Background()
-	one, err := module.OpenAs(ctx, a, filepath.Base(b), module.Limits{})
-	if err != nil {
-		return false, err
-	}
-	defer one.Close()
-	two, err := module.Open(ctx, b, module.Limits{})
+// samePayload reports whether two files hold the same module, however signed. One that
+// has a temporary name goes by the second's.
+func samePayload(a, b place) (bool, error) {
+	two, err := openModule(b, b.name())
 	if err != nil {
 		return false, err
 	}
 	defer two.Close()
+	name := a.name()
+	if atomicfile.IsTemp(name) {
+		name = b.name()
+	}
+	one, err := openModule(a, name)
+	if err != nil {
+		return false, err
+	}
+	defer one.Close()
 	oneSize, err := payloadSize(one)
 	if err != nil {
 		return false, err
@@ -378,6 +512,14 @@ func samePayload(a, b string) (bool, error) {
 		return false, err
 	}
 	return equal(one.Payload(oneSize), two.Payload(twoSize))
+}
+
+func openModule(at place, name string) (m *module.File, err error) {
+	err = at.in(func(dir *dirfd.Dir, base string) error {
+		m, err = module.OpenAs(context.Background(), dir, base, name, module.Limits{})
+		return err
+	})
+	return m, err
 }
 
 func payloadSize(m *module.File) (int64, error) {
@@ -474,6 +616,9 @@ func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, er
 		return Summary{}, errors.New("detached signatures leave the modules as they are: they cannot be stripped as well")
 	}
 	start := time.Now()
+	if err := t.openDebug(opts); err != nil {
+		return Summary{}, err
+	}
 	r := t.newRun(signer, &opts)
 	encoder, err := compress.NewEncoder(compress.Options{Level: opts.Level})
 	if err != nil {
@@ -487,7 +632,7 @@ func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, er
 	if opts.Sync == SyncTree && !opts.DryRun {
 		err = errors.Join(err, t.sync())
 		if r.summary.DebugFiles > 0 {
-			err = errors.Join(err, atomicfile.SyncFS(opts.SplitDebug))
+			err = errors.Join(err, t.bases.debug.SyncFS())
 		}
 	}
 	r.summary.Attested = int(r.attested.Load())
@@ -497,6 +642,23 @@ func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, er
 	}
 	r.summary.Duration = time.Since(start)
 	return r.summary, err
+}
+
+// openDebug opens the directory of debug files, and makes it.
+func (t *Tree) openDebug(opts Options) error {
+	if opts.SplitDebug == "" || t.bases.debug != nil {
+		return nil
+	}
+	if !opts.DryRun && !t.source.DryRun {
+		if err := os.MkdirAll(opts.SplitDebug, 0o777); err != nil {
+			return err
+		}
+	}
+	var err error
+	if t.bases.debug, err = dirfd.Open(opts.SplitDebug); errors.Is(err, fs.ErrNotExist) {
+		err = nil // in a dry run
+	}
+	return err
 }
 
 // jobs makes one job of every file, with all the names that it has here.
@@ -512,8 +674,8 @@ func (t *Tree) jobs(r *run) []*job {
 			r.queue.Put(i, result)
 			continue
 		}
-		n := name{index: i, path: e.Path, name: module.BaseName(e.Rel), target: t.targets[i]}
-		if err := r.besides(&n, e, taken); err != nil {
+		n := name{index: i, path: e.Path, name: module.BaseName(e.Rel), from: t.bases.of(&e), to: t.targets[i]}
+		if err := t.besides(r, &n, e, taken); err != nil {
 			result := Result{Path: e.Path, Name: n.name, Action: Failed, Err: err}
 			r.count(result)
 			r.queue.Put(i, result)
@@ -529,16 +691,20 @@ func (t *Tree) jobs(r *run) []*job {
 		j := &job{names: []name{n}, size: e.Info.Size()}
 		jobs = append(jobs, j)
 		r.total.Bytes += j.size
-		if st.Nlink > 1 && (r.signer == nil || !r.signer.byName()) {
+		if st.Nlink > 1 {
 			linked[id] = j
 		}
 	}
 	if !r.source.elsewhere() && !r.opts.Detached {
 		for _, j := range linked {
 			// Anew: what a killed run left may have counted as a name.
-			if info, err := os.Lstat(j.names[0].path); err == nil {
-				j.outside = int(info.Sys().(*syscall.Stat_t).Nlink) - len(j.names)
-			}
+			_ = j.names[0].from.in(func(dir *dirfd.Dir, name string) error {
+				st, err := dir.Lstat(name)
+				if err == nil {
+					j.outside = int(st.Nlink) - len(j.names)
+				}
+				return err
+			})
 		}
 	}
 	return jobs
@@ -546,18 +712,19 @@ func (t *Tree) jobs(r *run) []*job {
 
 // besides chooses where a detached signature or a debug file goes, which no other
 // module's may.
-func (r *run) besides(n *name, e module.Entry, taken map[string]string) (err error) {
+func (t *Tree) besides(r *run, n *name, e module.Entry, taken map[string]string) error {
 	also, what := "", ""
 	switch {
 	case r.opts.Detached:
-		n.target = detachedName(n.target)
-		also, what = n.target, "signature"
+		n.to = n.to.renamed(detachedName)
+		also, what = n.to.path(), "signature"
 	case r.opts.SplitDebug != "":
-		if n.debug, err = debugName(e.Path, e.Rel); err != nil {
+		rel, err := debugName(e.Path, e.Rel)
+		if err != nil {
 			return err
 		}
-		n.debug = filepath.Join(r.opts.SplitDebug, n.debug)
-		also, what = n.debug, "debug file"
+		n.debug = placeBelow(t.bases.debug, r.opts.SplitDebug, rel)
+		also, what = n.debug.path(), "debug file"
 	default:
 		return nil
 	}
@@ -574,7 +741,7 @@ func detachedName(path string) string { return module.BaseName(path) + ".p7s" }
 // sync brings what was written to disk, file system by file system.
 func (t *Tree) sync() error {
 	if t.source.Output != "" {
-		return atomicfile.SyncFS(t.source.Output)
+		return t.bases.output.SyncFS()
 	}
 	seen := make(map[uint64]bool)
 	for _, e := range t.entries {
@@ -586,7 +753,13 @@ func (t *Tree) sync() error {
 			continue
 		}
 		seen[dev] = true
-		if err := atomicfile.SyncFS(filepath.Dir(e.Path)); err != nil {
+		dir, err := t.bases.of(&e).open()
+		if err != nil {
+			return err
+		}
+		err = dir.SyncFS()
+		dir.Close()
+		if err != nil {
 			return err
 		}
 	}

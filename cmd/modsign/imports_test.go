@@ -21,20 +21,21 @@ const thisModule = "github.com/modsign/modsign/"
 // arrows point down, and the public packages do not know each other. Only the
 // command meets everything.
 var mayImport = map[string][]string{
-	"internal/atomicfile": nil,
+	"internal/atomicfile": {"internal/dirfd"},
 	"internal/cms":        nil,
 	"internal/compress":   nil,
 	"internal/detached":   nil,
+	"internal/dirfd":      nil,
 	"internal/elfstrip":   nil,
 	"internal/ordered":    nil,
-	"internal/module":     {"internal/compress"},
+	"internal/module":     {"internal/compress", "internal/dirfd"},
 	"internal/vmlinux":    {"internal/compress"},
-	"hashlist":            {"internal/atomicfile", "internal/elfstrip", "internal/module", "internal/ordered", "internal/vmlinux"},
+	"hashlist":            {"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/module", "internal/ordered", "internal/vmlinux"},
 	"kbuild":              {"internal/atomicfile"},
 	"keygen":              {"internal/atomicfile"},
-	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/elfstrip", "internal/module", "internal/ordered"},
+	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/module", "internal/ordered"},
 	"verify":              {"internal/cms", "internal/compress", "internal/module", "internal/ordered", "internal/vmlinux"},
-	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/module", "kbuild", "keygen", "sign", "verify"},
+	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/dirfd", "internal/module", "kbuild", "keygen", "sign", "verify"},
 	"internal/testmod":    nil,
 
 	// For tests alone, as testmod is.
@@ -61,7 +62,7 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"hashlist", "internal/module", "sign", "verify"},
-	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "keygen"},
+	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "keygen", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 }
 

@@ -13,7 +13,10 @@
 // first, and all are renamed after: a kill in between leaves the new file under
 // names of both kinds, so that the next run can bring it to its end.
 //
-// The package is not for writing into files, and does not create folders.
+// A file's directory is opened once, and all is done in it by name: see
+// [dirfd.Dir]. A symbolic link in the place of the file is never followed.
+//
+// The package is not for writing into files, and does not create directories.
 package atomicfile
 
 import (
@@ -28,6 +31,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 const (
@@ -38,25 +43,68 @@ const (
 // File is a new file on its way to replace another.
 type File struct {
 	*os.File
-	temps   []string // the names it has, until they are renamed
-	targets []string // what each of them is to become
+	names []pending // until they are renamed
+}
+
+// pending is a temporary name, and what it is to become.
+type pending struct {
+	dir          *dirfd.Dir
+	temp, target string
+	owned        bool // dir is closed with the file
+}
+
+func (p *pending) path() string { return p.dir.Path(p.target) }
+
+func (p *pending) close() {
+	if p.owned {
+		p.dir.Close()
+	}
 }
 
 // Create begins the file that is to stand at target, which need not exist yet.
-// Its mode is perm less the umask, until [File.Inherit] or Chmod says otherwise.
+// Symbolic links to its directory are followed, and no other. Its mode is perm less
+// the umask, until [File.Inherit] or Chmod says otherwise.
 func Create(target string, perm fs.FileMode) (*File, error) {
+	dir, err := dirfd.Open(filepath.Dir(target))
+	if err != nil {
+		return nil, failedAt(target, err)
+	}
+	f, err := CreateIn(dir, filepath.Base(target), perm)
+	if err != nil {
+		dir.Close()
+		return nil, failedAt(target, err)
+	}
+	f.names[0].owned = true
+	return f, nil
+}
+
+// CreateIn is [Create] for a name in an open directory, which has to stay open until
+// Commit or Abort.
+//
+// The temporary file is locked (flock(2)) until then: who clears away what killed
+// runs have left knows by it that this one is in use.
+func CreateIn(dir *dirfd.Dir, target string, perm fs.FileMode) (*File, error) {
 	for {
-		name := tempName(target)
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
+		p := pending{dir: dir, temp: tempName(target), target: target}
+		f, err := dir.Open(p.temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, perm)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
-		if failed, ok := errors.AsType[*fs.PathError](err); ok {
-			// Of the two names the target is the one that means something to people.
-			return nil, &fs.PathError{Op: "replace", Path: target, Err: failed.Err}
+		if err != nil {
+			return nil, failedAt(p.path(), err)
 		}
-		return &File{File: f, temps: []string{name}, targets: []string{target}}, nil
+		_ = flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) // not every file system has locks
+		return &File{File: f, names: []pending{p}}, nil
 	}
+}
+
+// failedAt names the target in an error: of the two names, it is the one that means
+// something to people.
+func failedAt(target string, err error) error {
+	if failed, ok := errors.AsType[*fs.PathError](err); ok {
+		return &fs.PathError{Op: "replace", Path: target, Err: failed.Err}
+	}
+	return err
 }
 
 // WriteOutput writes what a user has asked to have at a path: whole, where a link leads
@@ -74,10 +122,24 @@ func WriteOutput(path string, data []byte, durable bool) error {
 	return WriteFile(path, data, 0o666, durable)
 }
 
-// WriteFile writes a file whole, in the place of what may be there; perm and durable
-// are as in [Create] and [File.Commit].
+// WriteFile writes a file whole, in the place of the regular file that may be there;
+// anything else of that name is refused, and a symbolic link is not followed. perm and
+// durable are as in [Create] and [File.Commit].
 func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error {
-	f, err := Create(target, perm)
+	dir, err := dirfd.Open(filepath.Dir(target))
+	if err != nil {
+		return failedAt(target, err)
+	}
+	defer dir.Close()
+	return WriteIn(dir, filepath.Base(target), data, perm, durable)
+}
+
+// WriteIn is [WriteFile] for a name in an open directory.
+func WriteIn(dir *dirfd.Dir, target string, data []byte, perm fs.FileMode, durable bool) error {
+	if err := dir.CheckFile(target); err != nil {
+		return err
+	}
+	f, err := CreateIn(dir, target, perm)
 	if err != nil {
 		return err
 	}
@@ -89,13 +151,13 @@ func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error
 }
 
 func tempName(target string) string {
-	return filepath.Join(filepath.Dir(target), fmt.Sprintf("%s%016x", tempStem(target), rand.Uint64())+tempSuffix)
+	return fmt.Sprintf("%s%016x", tempStem(target), rand.Uint64()) + tempSuffix
 }
 
 // tempStem is what the names of all temporary files for a target begin with.
 func tempStem(target string) string {
 	h := fnv.New64a()
-	h.Write([]byte(filepath.Base(target)))
+	h.Write([]byte(target))
 	return fmt.Sprintf("%s%016x-", tempPrefix, h.Sum64())
 }
 
@@ -105,43 +167,57 @@ func IsTemp(name string) bool {
 	return strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)
 }
 
-// IsTempFor reports whether the temporary file at path was to become target.
-func IsTempFor(path, target string) bool {
-	return filepath.Dir(path) == filepath.Dir(target) &&
-		IsTemp(filepath.Base(path)) && strings.HasPrefix(filepath.Base(path), tempStem(target))
+// IsTempFor reports whether the temporary file of a name was to become target, the
+// base name of another in its directory.
+func IsTempFor(name, target string) bool {
+	return IsTemp(name) && strings.HasPrefix(name, tempStem(target))
 }
 
-// Leftovers lists the temporary files that were to become one of the targets.
-func Leftovers(targets []string) ([]string, error) {
-	stems := make(map[string][]string) // by folder
-	for _, target := range targets {
-		dir := filepath.Dir(target)
-		stems[dir] = append(stems[dir], tempStem(target))
+// Leftovers lists the temporary files in a directory that were to become one of the
+// targets, which are base names.
+func Leftovers(dir *dirfd.Dir, targets []string) ([]string, error) {
+	names, err := dir.Names()
+	if err != nil {
+		return nil, err
 	}
-	var found []string
-	for dir, stems := range stems {
-		// Not filepath.Glob: a folder's name may hold its special characters.
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			if IsTemp(e.Name()) && slices.ContainsFunc(stems, func(stem string) bool { return strings.HasPrefix(e.Name(), stem) }) {
-				found = append(found, filepath.Join(dir, e.Name()))
-			}
-		}
+	return slices.DeleteFunc(names, func(name string) bool {
+		return !IsTemp(name) || !slices.ContainsFunc(targets, func(target string) bool { return IsTempFor(name, target) })
+	}), nil
+}
+
+// InUse reports whether the temporary file of a name is being written by another
+// process.
+func InUse(dir *dirfd.Dir, name string) bool {
+	f, err := dir.Open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return false
 	}
-	return found, nil
+	defer f.Close()
+	return flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
 // AlsoAt makes the file replace one more name: both will be hard links of one
 // another.
 func (f *File) AlsoAt(target string) error {
-	name := tempName(target)
-	if err := os.Link(f.temps[0], name); err != nil {
+	dir, err := dirfd.Open(filepath.Dir(target))
+	if err != nil {
+		return failedAt(target, err)
+	}
+	if err := f.AlsoIn(dir, filepath.Base(target)); err != nil {
+		dir.Close()
 		return err
 	}
-	f.temps, f.targets = append(f.temps, name), append(f.targets, target)
+	f.names[len(f.names)-1].owned = true
+	return nil
+}
+
+// AlsoIn is [File.AlsoAt] for a name in an open directory.
+func (f *File) AlsoIn(dir *dirfd.Dir, target string) error {
+	p := pending{dir: dir, temp: tempName(target), target: target}
+	if err := f.names[0].dir.Link(f.names[0].temp, dir, p.temp); err != nil {
+		return failedAt(p.path(), err)
+	}
+	f.names = append(f.names, p)
 	return nil
 }
 
@@ -156,57 +232,45 @@ func (f *File) Commit(durable bool) error {
 			return err
 		}
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	several := len(f.temps) > 1
-	for len(f.temps) > 0 {
-		target := f.targets[0]
-		if err := os.Rename(f.temps[0], target); err != nil {
+	several := len(f.names) > 1
+	for len(f.names) > 0 {
+		p := f.names[0]
+		if err := p.dir.Rename(p.temp, p.target); err != nil {
 			return err
 		}
 		// Where two targets are one file by two ways, a bind mount say, rename(2) has
 		// nothing to do, and leaves the second temporary name.
 		if several {
-			os.Remove(f.temps[0])
+			_ = p.dir.Remove(p.temp)
 		}
-		f.temps, f.targets = f.temps[1:], f.targets[1:]
+		f.names = f.names[1:]
 		if durable {
-			if err := syncDir(filepath.Dir(target)); err != nil {
+			if err := p.dir.Sync(); err != nil {
+				p.close()
 				return err
 			}
 		}
+		p.close()
 	}
 	return nil
 }
 
 // Abort closes the file and removes it. After Commit it does nothing.
 func (f *File) Abort() {
+	for _, p := range f.names {
+		_ = p.dir.Remove(p.temp)
+		p.close()
+	}
+	f.names = nil
 	f.Close()
-	for _, temp := range f.temps {
-		os.Remove(temp)
-	}
-	f.temps, f.targets = nil, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // SyncFS waits until all that was written to the file system of dir is on disk.
 func SyncFS(dir string) error {
-	d, err := os.Open(dir)
+	d, err := dirfd.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return &fs.PathError{Op: "syncfs", Path: dir, Err: err}
-	}
-	return nil
+	return d.SyncFS()
 }

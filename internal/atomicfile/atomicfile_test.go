@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -54,7 +55,7 @@ func TestCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 		temp := filepath.Base(f.Name())
-		if strings.Contains(temp, ".ko") || !IsTemp(temp) || !IsTempFor(f.Name(), target) || IsTempFor(f.Name(), filepath.Join(filepath.Dir(target), "b.ko")) {
+		if strings.Contains(temp, ".ko") || !IsTemp(temp) || !IsTempFor(temp, "a.ko") || IsTempFor(temp, "b.ko") {
 			t.Errorf("the temporary name is %s", temp)
 		}
 		write(t, f, "new")
@@ -107,7 +108,12 @@ func TestAlsoAt(t *testing.T) {
 	if err := f.AlsoAt(b); err != nil {
 		t.Fatal(err)
 	}
-	left, err := Leftovers([]string{b})
+	sub, err := dirfd.Open(filepath.Dir(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	left, err := Leftovers(sub, []string{"b.ko"})
 	if err != nil || len(left) != 1 {
 		t.Errorf("beside b.ko lie %q (%v)", left, err)
 	}

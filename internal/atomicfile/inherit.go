@@ -8,9 +8,10 @@ import (
 	"os"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 // Inherit says what a new file takes over from the old one. The zero value
@@ -20,7 +21,22 @@ type Inherit struct {
 	NewMTime   bool         // leave the time of modification at now
 	Attest     bool         // keep security.ima and security.evm, although they attest the old bytes
 	BestEffort bool         // for a copy elsewhere: owner and attributes only as far as one may
+	NewOwner   bool         // leave the file to whoever runs this
 }
+
+// An OwnerError reports a file that cannot be given to the owner of the one that it
+// is to replace: only root may give files away, and in a container without root's
+// rights not even that.
+type OwnerError struct {
+	UID, GID uint32
+	Err      error
+}
+
+func (e *OwnerError) Error() string {
+	return fmt.Sprintf("cannot keep the owner %d:%d: %v", e.UID, e.GID, e.Err)
+}
+
+func (e *OwnerError) Unwrap() error { return e.Err }
 
 // Inherit gives the file the mode, owner, extended attributes (access control
 // lists among them) and time of modification of old, whose fs.FileInfo is info.
@@ -32,15 +48,22 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 	if err := unix.Fstat(int(f.Fd()), &is); err != nil {
 		return false, f.failed("fstat", err)
 	}
-	// The owner first: a change of owner clears bits of the mode.
-	if is.Uid != was.Uid || is.Gid != was.Gid {
-		if err := f.Chown(int(was.Uid), int(was.Gid)); err != nil && !opts.BestEffort {
-			return false, fmt.Errorf("cannot keep the owner %d:%d: %w", was.Uid, was.Gid, err)
-		}
-	}
 	mode := info.Mode()
 	if opts.Mode != nil {
 		mode = *opts.Mode
+	}
+	// The owner first: a change of owner clears bits of the mode.
+	if is.Uid != was.Uid || is.Gid != was.Gid {
+		err := error(unix.EPERM)
+		if !opts.NewOwner {
+			err = f.Chown(int(was.Uid), int(was.Gid))
+		}
+		if err != nil && !opts.BestEffort && !opts.NewOwner {
+			return false, &OwnerError{was.Uid, was.Gid, err}
+		}
+		if err != nil { // as cp -p: they were meant for another owner
+			mode &^= fs.ModeSetuid | fs.ModeSetgid
+		}
 	}
 	if err := f.Chmod(mode); err != nil {
 		return false, err
@@ -49,16 +72,26 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 		return attested, err
 	}
 	if !opts.NewMTime {
-		// os.Chtimes goes by the name; the descriptor cannot be mistaken.
-		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.Timespec(was.Mtim)}
-		if err := unix.UtimesNanoAt(int(f.Fd()), "", times, unix.AT_EMPTY_PATH); err != nil {
-			// Kernels before 5.8 know no empty path here.
-			if err := os.Chtimes(f.temps[0], time.Time{}, info.ModTime()); err != nil {
-				return attested, err
-			}
+		if err := f.SetMTime(unix.Timespec(was.Mtim)); err != nil {
+			return attested, err
 		}
 	}
 	return attested, nil
+}
+
+// SetMTime sets the time of modification, and leaves the time of access.
+func (f *File) SetMTime(mtime unix.Timespec) error {
+	return setMTime(f.File, mtime, f.names[0].dir, f.names[0].temp)
+}
+
+// setMTime goes by the descriptor, which cannot be mistaken; kernels before 5.8 know
+// no empty path here, and get the name.
+func setMTime(f *os.File, mtime unix.Timespec, dir *dirfd.Dir, name string) error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
+	if err := unix.UtimesNanoAt(int(f.Fd()), "", times, unix.AT_EMPTY_PATH); err == nil {
+		return nil
+	}
+	return dir.SetMTime(name, mtime)
 }
 
 // accessList is the attribute that holds an access control list.

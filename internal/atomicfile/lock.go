@@ -2,6 +2,7 @@ package atomicfile
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,29 +11,45 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// A Lock keeps others out of files and whole folders. It is flock(2) on the
-// files and folders themselves: it needs no file of its own, works where
-// nothing may be written, and ends with the process. The folders above are
-// locked for sharing, so that a lock on a folder and one on something below it
-// exclude each other, and neighbours do not.
+// A Lock keeps other runs of this program out of files and whole directories. It is
+// flock(2) on files of its own in a private directory, one for each file or directory
+// that is locked, named after its device and inode: flock on the things themselves
+// could be had by everybody who may read them, who could so keep root from signing.
+// The directories above are locked for sharing, so that a lock on a directory and one
+// on something below it exclude each other, and neighbours do not. The lock ends with
+// the process.
+//
+// The private directory is /run/modsign for root, and for others one of theirs below
+// /run/user or /tmp: runs of different users do not exclude each other. What keeps
+// them apart is that each replaces modules whole, and leaves another's temporary
+// files alone (see [InUse]).
 type Lock struct {
-	files  []*os.File
+	dir    *dirfd.Dir // of the lock files; nil where there is none
+	files  []lockFile
 	held   map[inode]int   // LOCK_EX or LOCK_SH; one file may have several names
 	given  map[string]bool // locked whole
 	shared map[string]bool // locked for sharing, as they lie above
 
-	// Unsupported says that a file system knows no locks, so that nobody is kept out
-	// of what lies there.
+	// Unsupported says that no locks can be had, so that nobody is kept out.
 	Unsupported bool
+}
+
+type lockFile struct {
+	*os.File
+	name string
 }
 
 type inode struct{ dev, ino uint64 }
 
-// A LockedError says that somebody else holds a lock.
+// A LockedError reports that another run holds a lock.
 type LockedError struct {
 	Path   string
 	Holder string // "modsign (pid 42)", as far as it can be known
@@ -45,9 +62,13 @@ func (e *LockedError) Error() string {
 // NewLock locks each path, which must exist, or returns a [*LockedError] at
 // once. A path below another of them is locked by that. Paths that are only
 // read are locked for sharing: other readers may come, and writers to a part of
-// a folder, but nobody who writes to the whole.
+// a directory, but nobody who writes to the whole.
 func NewLock(written, read []string) (*Lock, error) {
 	l := &Lock{held: make(map[inode]int), given: make(map[string]bool), shared: make(map[string]bool)}
+	l.dir = privateDir()
+	if l.dir == nil {
+		l.Unsupported = true
+	}
 	for _, set := range []struct {
 		paths []string
 		how   int
@@ -65,6 +86,58 @@ func NewLock(written, read []string) (*Lock, error) {
 		}
 	}
 	return l, nil
+}
+
+// WaitLock is [NewLock], and waits for who holds a lock until the context ends. It
+// calls waiting, once, with the first holder.
+func WaitLock(ctx context.Context, written, read []string, waiting func(*LockedError)) (*Lock, error) {
+	for first := true; ; first = false {
+		l, err := NewLock(written, read)
+		locked, ok := errors.AsType[*LockedError](err)
+		if !ok {
+			return l, err
+		}
+		if first && waiting != nil {
+			waiting(locked)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// privateDir opens the directory of this user's lock files, nil if there can be
+// none. What another user has put in its place is passed over.
+func privateDir() *dirfd.Dir {
+	uid := os.Geteuid()
+	names := []string{"/run/modsign"}
+	if uid != 0 {
+		names = []string{fmt.Sprintf("/run/user/%d/modsign", uid)}
+	}
+	for i := range 8 {
+		names = append(names, fmt.Sprintf("/tmp/.modsign-lock-%d.%d", uid, i))
+	}
+	for _, name := range names {
+		if err := os.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		above, err := dirfd.Open(filepath.Dir(name))
+		if err != nil {
+			continue
+		}
+		dir, err := above.OpenDir(filepath.Base(name))
+		above.Close()
+		if err != nil {
+			continue
+		}
+		if st, err := dir.Lstat("."); err == nil && int(st.Uid) == uid && st.Mode&0o077 == 0 {
+			return dir
+		}
+		dir.Close()
+	}
+	return nil
 }
 
 // realPaths returns the paths without links, a folder before what is in it.
@@ -119,39 +192,56 @@ func (l *Lock) add(path string, how int) error {
 }
 
 func (l *Lock) flock(path string, how int) error {
-	for {
-		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	id := inode{uint64(st.Dev), st.Ino}
+	if l.dir == nil || l.held[id] == how || l.held[id] == unix.LOCK_EX {
+		return nil
+	}
+	name := fmt.Sprintf("%x-%x.lock", id.dev, id.ino)
+	for tries := 0; ; {
+		f, err := l.dir.Open(name, unix.O_RDWR|unix.O_CREAT, 0o600)
 		if err != nil {
-			// What one may not read one cannot lock, and cannot sign either: whoever
-			// comes to it will say so.
-			if errors.Is(err, fs.ErrPermission) {
-				return nil
-			}
-			return err
-		}
-		id, err := inodeOf(f)
-		if err != nil || l.held[id] == how || l.held[id] == unix.LOCK_EX {
-			f.Close()
-			return err
+			l.Unsupported = true // no space left, say
+			return nil
 		}
 		switch err := flockRetry(int(f.Fd()), how|unix.LOCK_NB); {
+		case err == unix.EWOULDBLOCK && tries < 20:
+			// It may be about to be removed, which takes the whole lock for a moment.
+			f.Close()
+			tries++
+			time.Sleep(time.Duration(tries) * 200 * time.Microsecond)
+			continue
 		case err == unix.EWOULDBLOCK:
 			holder := holderOf(f)
 			f.Close()
 			return &LockedError{Path: path, Holder: holder}
-		case err != nil: // NFS without its lock daemon, say
+		case err != nil:
 			f.Close()
 			l.Unsupported = true
 			return nil
 		}
-		if replaced(f, path) {
-			release(f) // its next version may be in somebody else's hands
+		if l.removed(f, name) {
+			f.Close() // by the one who had it before
 			continue
 		}
-		l.files = append(l.files, f)
+		l.files = append(l.files, lockFile{f, name})
 		l.held[id] = how
 		return nil
 	}
+}
+
+// removed reports whether name is no longer that of the file.
+func (l *Lock) removed(f *os.File, name string) bool {
+	opened, err := inodeOf(f)
+	if err != nil {
+		return true
+	}
+	named, err := l.dir.Lstat(name)
+	return err != nil || opened != inode{uint64(named.Dev), named.Ino}
 }
 
 func inodeOf(f *os.File) (inode, error) {
@@ -170,26 +260,23 @@ func flockRetry(fd, how int) error {
 	}
 }
 
-// replaced reports whether path is no longer the file that was opened.
-func replaced(f *os.File, path string) bool {
-	opened, err1 := f.Stat()
-	named, err2 := os.Stat(path)
-	return err1 != nil || err2 == nil && !os.SameFile(opened, named)
-}
-
 // Unlock lets go of everything.
 func (l *Lock) Unlock() {
 	for _, f := range l.files {
-		release(f)
+		// Who else shares it, or has just opened it, finds it removed or keeps it.
+		if flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && !l.removed(f.File, f.name) {
+			_ = l.dir.Remove(f.name)
+		}
+		// Not left to Close alone: a child of this process that has not come to its exec
+		// yet has the file, and so the lock, too.
+		_ = flockRetry(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
 	}
 	l.files = nil
-}
-
-// release does not leave it to Close alone: a child of this process that has not
-// come to its exec yet has the file, and so the lock, too.
-func release(f *os.File) {
-	_ = flockRetry(int(f.Fd()), unix.LOCK_UN)
-	f.Close()
+	if l.dir != nil {
+		l.dir.Close()
+		l.dir = nil
+	}
 }
 
 // holderOf finds who locks a file in /proc/locks, whose lines are

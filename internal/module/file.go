@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 const (
@@ -93,17 +94,31 @@ func BaseName(name string) string {
 // gives a [*MisnamedError]. Whether the content is a module is for [CheckELF]
 // to say.
 func Open(ctx context.Context, path string, limits Limits) (*File, error) {
-	return OpenAs(ctx, path, filepath.Base(path), limits)
-}
-
-// OpenAs is [Open] for a file that goes by another name yet.
-func OpenAs(ctx context.Context, path, name string, limits Limits) (*File, error) {
-	// O_NONBLOCK, so that a FIFO of that name does not hang us.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	dir, err := dirfd.Open(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	m, err := open(ctx, f, path, name, limits)
+	defer dir.Close()
+	m, err := OpenIn(ctx, dir, filepath.Base(path), limits)
+	if err != nil {
+		return nil, err
+	}
+	m.Path = path
+	return m, nil
+}
+
+// OpenIn is [Open] for a name in an open directory.
+func OpenIn(ctx context.Context, dir *dirfd.Dir, name string, limits Limits) (*File, error) {
+	return OpenAs(ctx, dir, name, name, limits)
+}
+
+// OpenAs is [OpenIn] for a file that is not called by its right name yet.
+func OpenAs(ctx context.Context, dir *dirfd.Dir, name, right string, limits Limits) (*File, error) {
+	f, err := dir.Open(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	m, err := open(ctx, f, dir.Path(name), right, limits)
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -301,25 +316,28 @@ func (m *File) Descriptor() *os.File { return m.file }
 // Payload reads the first size bytes of the content, from its beginning.
 func (m *File) Payload(size int64) *io.SectionReader { return io.NewSectionReader(m, 0, size) }
 
-// Unchanged returns [ErrChanged] when the file was written to, replaced or
-// renamed since it was opened.
-func (m *File) Unchanged() error { return Unchanged(m.file, m.Path, m.Info) }
+// Unchanged returns [ErrChanged] when the file was written to since it was opened, or
+// is no longer what name stands for in a directory.
+func (m *File) Unchanged(dir *dirfd.Dir, name string) error {
+	return Unchanged(m.file, m.Info, dir, name)
+}
 
-// Unchanged is [File.Unchanged] for a file that was opened at path, which is no
-// symbolic link, and was info then.
-func Unchanged(f *os.File, path string, info fs.FileInfo) error {
-	opened, err := f.Stat()
-	if err != nil {
-		return err
+// Unchanged is [File.Unchanged] for any open file, which was info then.
+func Unchanged(f *os.File, info fs.FileInfo, dir *dirfd.Dir, name string) error {
+	var opened unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &opened); err != nil {
+		return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	named, err := os.Lstat(path)
+	named, err := dir.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ErrChanged
 	}
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(opened, named) || stamp(opened) != stamp(info) {
+	was := info.Sys().(*syscall.Stat_t)
+	if opened.Dev != named.Dev || opened.Ino != named.Ino ||
+		opened.Size != was.Size || opened.Mtim != unix.Timespec(was.Mtim) || opened.Ctim != unix.Timespec(was.Ctim) {
 		return ErrChanged
 	}
 	return nil
@@ -338,12 +356,6 @@ func (r *reader) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(b)
-}
-
-// stamp is what any change of a file changes.
-func stamp(info fs.FileInfo) [3]int64 {
-	s := info.Sys().(*syscall.Stat_t)
-	return [3]int64{s.Size, s.Mtim.Nano(), s.Ctim.Nano()}
 }
 
 // Close closes the file and lets go of the content.

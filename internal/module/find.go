@@ -16,6 +16,7 @@ import (
 // An Entry is a file that [Find] or [FindNames] came upon.
 type Entry struct {
 	Path string      // the root as it was given, and the way from there
+	Base string      // the root as it was given, where it is a directory
 	Rel  string      // the way from the root; the base name where the root is the file
 	Root bool        // whether it was given itself
 	Info fs.FileInfo // nil when Err is set
@@ -31,7 +32,7 @@ type Entry struct {
 //
 // A root that cannot be looked at is an error; what cannot be looked at below
 // one is an Entry with Err set.
-func Find(roots []string, other func(path string)) ([]Entry, error) {
+func Find(roots []string, other func(base, rel string)) ([]Entry, error) {
 	var found []Entry
 	seen := make(map[string]bool)
 	add := func(real string, e Entry) {
@@ -67,7 +68,7 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 			name := filepath.Join(root, strings.TrimPrefix(path, walked))
 			rel, _ := filepath.Rel(root, name)
 			if err != nil {
-				add(filepath.Join(real, rel), Entry{Path: name, Rel: rel, Err: err})
+				add(filepath.Join(real, rel), Entry{Path: name, Base: root, Rel: rel, Err: err})
 				return nil
 			}
 			if !d.Type().IsRegular() {
@@ -75,12 +76,12 @@ func Find(roots []string, other func(path string)) ([]Entry, error) {
 			}
 			if !IsName(d.Name()) {
 				if other != nil {
-					other(name)
+					other(root, rel)
 				}
 				return nil
 			}
 			info, err := d.Info()
-			add(filepath.Join(real, rel), Entry{Path: name, Rel: rel, Info: info, Err: err})
+			add(filepath.Join(real, rel), Entry{Path: name, Base: root, Rel: rel, Info: info, Err: err})
 			return nil
 		})
 		if err != nil {
@@ -191,7 +192,7 @@ func named(root, name string) Entry {
 	if err == nil && !info.Mode().IsRegular() {
 		err = fmt.Errorf("%s: not a regular file", path+suffix)
 	}
-	return Entry{Path: path + suffix, Rel: name + suffix, Info: info, Err: err}
+	return Entry{Path: path + suffix, Base: root, Rel: name + suffix, Info: info, Err: err}
 }
 
 // lookUp finds the module of a name ending in .ko, plain or in the one

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -385,20 +386,25 @@ func TestUnchanged(t *testing.T) {
 	}
 	for name, change := range changes {
 		path := testmod.WriteFile(t, "a.ko", testmod.ELF())
-		m, err := Open(t.Context(), path, Limits{})
+		dir, err := dirfd.Open(filepath.Dir(path))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Unchanged(); err != nil {
+		m, err := OpenIn(t.Context(), dir, "a.ko", Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Unchanged(dir, "a.ko"); err != nil {
 			t.Errorf("before it was %s: %v", name, err)
 		}
 		if err := change(path); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Unchanged(); !errors.Is(err, ErrChanged) {
+		if err := m.Unchanged(dir, "a.ko"); !errors.Is(err, ErrChanged) {
 			t.Errorf("when it was %s: %v", name, err)
 		}
 		m.Close()
+		dir.Close()
 	}
 }
 
@@ -435,7 +441,7 @@ func TestFind(t *testing.T) {
 	}
 	for _, test := range tests {
 		var other, paths []string
-		found, err := Find(test.roots, func(path string) { other = append(other, path) })
+		found, err := Find(test.roots, func(base, rel string) { other = append(other, filepath.Join(base, rel)) })
 		if err != nil {
 			t.Fatal(err)
 		}

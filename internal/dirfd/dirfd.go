@@ -1,0 +1,334 @@
+// Package dirfd works on files by an open directory and a name in it, so that
+// nobody who can rename directories or plant symbolic links on the way can turn the
+// work to other files.
+//
+// A [Dir] that [Open] returns is the directory that a user has named; links on that
+// path are followed. From there on nothing is: [Dir.OpenDir] and [Dir.MakeDir]
+// refuse a path that leads over a symbolic link, and the methods that take a name
+// act on the directory entry itself.
+//
+// It uses openat2(2) where the kernel has it (Linux 5.6), and else opens one
+// component after the other.
+package dirfd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrLink reports a path below a directory that leads over a symbolic link.
+var ErrLink = errors.New("a symbolic link, which is not followed here")
+
+// Dir is an open directory. Its methods may be called by several goroutines, and
+// none of them after Close.
+type Dir struct {
+	fd   int // O_PATH: no permission to read the directory is needed
+	path string
+}
+
+// Open opens the directory at path, following symbolic links.
+func Open(path string) (*Dir, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return &Dir{fd, path}, nil
+}
+
+// OpenReal opens the directory at an absolute path that holds no symbolic link, as
+// [filepath.EvalSymlinks] returns it. A link that has come since is an error.
+func OpenReal(path string) (*Dir, error) {
+	root, err := Open("/")
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	d, err := root.OpenDir(strings.TrimPrefix(filepath.Clean(path), "/"))
+	if err != nil {
+		return nil, err
+	}
+	d.path = path
+	return d, nil
+}
+
+// Close closes the directory.
+func (d *Dir) Close() error { return unix.Close(d.fd) }
+
+// Path is the path of a name in the directory, for people: the directory may have
+// moved since it was opened.
+func (d *Dir) Path(name string) string { return filepath.Join(d.path, name) }
+
+func (d *Dir) failed(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: d.Path(name), Err: err}
+}
+
+// noOpenat2 is set when openat2(2) turns out to be missing or forbidden.
+var noOpenat2 atomic.Bool
+
+// OpenDir opens a directory below this one: rel is a clean relative path without
+// "..", and "." or empty for the directory itself. [ErrLink] is wrapped where a
+// component is a symbolic link.
+func (d *Dir) OpenDir(rel string) (*Dir, error) {
+	if rel == "" {
+		rel = "."
+	}
+	if !filepath.IsLocal(rel) {
+		return nil, d.failed("open", rel, errors.New("not a path below this directory"))
+	}
+	if !noOpenat2.Load() {
+		fd, err := retry(func() (int, error) {
+			return unix.Openat2(d.fd, rel, &unix.OpenHow{
+				Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+				Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+			})
+		})
+		switch err {
+		case nil:
+			return &Dir{fd, d.Path(rel)}, nil
+		case unix.ENOSYS, unix.EPERM, unix.EAGAIN: // EAGAIN: something was renamed on the way
+			if err != unix.EAGAIN {
+				noOpenat2.Store(true)
+			}
+		case unix.ELOOP:
+			return nil, d.failed("open", d.firstLink(rel), ErrLink)
+		default:
+			return nil, d.failed("open", rel, err)
+		}
+	}
+	return d.descend(rel, false)
+}
+
+// MakeDir is [Dir.OpenDir], and makes the directories that are not there, with mode
+// 0777 less the umask.
+func (d *Dir) MakeDir(rel string) (*Dir, error) {
+	below, err := d.OpenDir(rel)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return below, err
+	}
+	return d.descend(rel, true)
+}
+
+// descend opens one component after the other.
+func (d *Dir) descend(rel string, create bool) (*Dir, error) {
+	at := d
+	for name := range strings.SplitSeq(filepath.Clean(rel), "/") {
+		next, err := at.child(name, create)
+		if at != d {
+			at.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+func (d *Dir) child(name string, create bool) (*Dir, error) {
+	if create && name != "." {
+		if err := unix.Mkdirat(d.fd, name, 0o777); err != nil && err != unix.EEXIST {
+			return nil, d.failed("mkdir", name, err)
+		}
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err == unix.ENOTDIR && d.isLink(name) {
+		err = unix.ELOOP
+	}
+	switch err {
+	case nil:
+		return &Dir{fd, d.Path(name)}, nil
+	case unix.ELOOP:
+		return nil, d.failed("open", name, ErrLink)
+	}
+	return nil, d.failed("open", name, err)
+}
+
+func (d *Dir) isLink(name string) bool {
+	st, err := d.Lstat(name)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
+}
+
+// firstLink is the part of a path up to the first symbolic link on it.
+func (d *Dir) firstLink(rel string) string {
+	for i, c := range rel {
+		if c == '/' && d.isLink(rel[:i]) {
+			return rel[:i]
+		}
+	}
+	return rel
+}
+
+// Open opens a file in the directory. A symbolic link is not followed, whatever the
+// flags, and a FIFO does not block.
+func (d *Dir) Open(name string, flags int, perm fs.FileMode) (*os.File, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, uint32(perm.Perm()))
+	})
+	if err == unix.ELOOP {
+		return nil, d.failed("open", name, ErrLink)
+	}
+	if err != nil {
+		return nil, d.failed("open", name, err)
+	}
+	return os.NewFile(uintptr(fd), d.Path(name)), nil
+}
+
+// Lstat describes what a name stands for, be it a link.
+func (d *Dir) Lstat(name string) (*unix.Stat_t, error) {
+	var st unix.Stat_t
+	_, err := retry(func() (int, error) {
+		return 0, unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
+		return nil, d.failed("lstat", name, err)
+	}
+	return &st, nil
+}
+
+// Info is [Dir.Lstat] in the form of [os.Lstat].
+func (d *Dir) Info(name string) (fs.FileInfo, error) {
+	f, err := d.Open(name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
+// Exists reports whether a name stands for something, and a link for something
+// that is there.
+func (d *Dir) Exists(name string) bool { return unix.Faccessat(d.fd, name, unix.F_OK, 0) == nil }
+
+// CheckFile returns an error when a name stands for something that is no regular
+// file: what modsign writes under names of its own choice replaces nothing else.
+func (d *Dir) CheckFile(name string) error {
+	st, err := d.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		return nil
+	}
+	return d.failed("replace", name, fmt.Errorf("%s is in the way: remove it", kind(st.Mode)))
+}
+
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		return "a symbolic link"
+	case unix.S_IFDIR:
+		return "a directory"
+	case unix.S_IFBLK, unix.S_IFCHR:
+		return "a device"
+	case unix.S_IFIFO:
+		return "a FIFO"
+	case unix.S_IFSOCK:
+		return "a socket"
+	}
+	return "something that is no regular file"
+}
+
+// Names returns the names of all that is in the directory.
+func (d *Dir) Names() ([]string, error) {
+	f, err := d.reopen()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// Remove removes a name that is not a directory's.
+func (d *Dir) Remove(name string) error {
+	return d.failed("remove", name, unix.Unlinkat(d.fd, name, 0))
+}
+
+// Rename gives what a name stands for another name, replacing what has it.
+func (d *Dir) Rename(from, to string) error {
+	return d.failed("rename", to, unix.Renameat(d.fd, from, d.fd, to))
+}
+
+// Link gives a file a second name in another directory, which must be on the same
+// file system.
+func (d *Dir) Link(name string, to *Dir, as string) error {
+	return to.failed("link", as, unix.Linkat(d.fd, name, to.fd, as, 0))
+}
+
+// Symlink makes a symbolic link that leads to target.
+func (d *Dir) Symlink(target, name string) error {
+	return d.failed("symlink", name, unix.Symlinkat(target, d.fd, name))
+}
+
+// Readlink returns where a symbolic link leads to.
+func (d *Dir) Readlink(name string) (string, error) {
+	buf := make([]byte, 4096) // PATH_MAX: a longer one cannot be made
+	n, err := unix.Readlinkat(d.fd, name, buf)
+	if err != nil {
+		return "", d.failed("readlink", name, err)
+	}
+	return string(buf[:n]), nil
+}
+
+// SetMTime sets a file's time of modification, and leaves the time of access.
+func (d *Dir) SetMTime(name string, mtime unix.Timespec) error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
+	return d.failed("utimensat", name, unix.UtimesNanoAt(d.fd, name, times, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// Sync waits until the directory's names are on disk.
+func (d *Dir) Sync() error {
+	f, err := d.reopen()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// SyncFS waits until all that was written to the directory's file system is on
+// disk.
+func (d *Dir) SyncFS() error {
+	f, err := d.reopen()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return d.failed("syncfs", "", unix.Syncfs(int(f.Fd())))
+}
+
+// reopen opens the directory for what an O_PATH descriptor does not do.
+func (d *Dir) reopen() (*os.File, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, d.failed("open", "", err)
+	}
+	return os.NewFile(uintptr(fd), d.path), nil
+}
+
+// retry calls f again when a signal has interrupted it.
+func retry(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
