@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 )
 
@@ -84,21 +87,38 @@ func (p *Proofs) Trailer(name string) []byte {
 	return module.AppendSignature(nil, module.TypeMerkle, p.proofs[name].Append(nil))
 }
 
-// Write writes the trailer of each module beside it, below a folder: to dummy.merkle
-// of dummy.ko. A file that holds it already is left alone.
+// Write writes the trailer of each module beside it, below a directory: to
+// dummy.merkle of dummy.ko. A file that holds it already is left alone; anything but a
+// file of that name is refused, and no symbolic link below the directory is followed.
 func (p *Proofs) Write(dir string) error {
+	base, err := dirfd.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
 	for name := range p.proofs {
-		path, trailer := filepath.Join(dir, proofFile(name)), p.Trailer(name)
-		if is, err := os.ReadFile(path); err == nil && bytes.Equal(is, trailer) {
-			continue
-		}
-		// A kill may leave a part of it: the next build writes it anew, and what it proves
-		// is checked before it is used.
-		if err := os.WriteFile(path, trailer, 0o644); err != nil {
+		if err := writeProof(base, proofFile(name), p.Trailer(name)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func writeProof(base *dirfd.Dir, path string, trailer []byte) error {
+	dir, err := base.OpenDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	name := filepath.Base(path)
+	if f, err := dir.Open(name, os.O_RDONLY, 0); err == nil {
+		is, err := io.ReadAll(io.LimitReader(f, int64(len(trailer))+1))
+		f.Close()
+		if err == nil && bytes.Equal(is, trailer) {
+			return nil
+		}
+	}
+	return atomicfile.WriteIn(dir, name, trailer, 0o644, false)
 }
 
 // ReadProofs is the inverse of [Proofs.Write]: it reads the proofs of modules, for a

@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
@@ -148,6 +149,13 @@ func (s Sync) String() string { return syncNames[s] }
 
 // ParseSync reads tree, none or file.
 func ParseSync(s string) (Sync, error) { return parse[Sync](s, syncNames) }
+
+// A LockedError reports that another run has locked the modules of a [Source].
+type LockedError = atomicfile.LockedError
+
+// An OwnerError is why a module failed whose owner cannot be kept: see
+// Options.NewOwner.
+type OwnerError = atomicfile.OwnerError
 
 // Format is how a module is compressed; the zero value is that it is not.
 type Format = compress.Format

@@ -51,7 +51,7 @@ type Source struct {
 	DryRun bool
 	// Wait, if it is not nil, has Open wait for another run that has locked the modules,
 	// and is called once with who that is. Without it Open fails.
-	Wait func(*atomicfile.LockedError)
+	Wait func(*LockedError)
 }
 
 // A Tree is a set of modules that nobody else works on with this package, from

@@ -114,7 +114,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 			return refused(u, err)
 		}
 	}
-	tree, err := sign.Open(source)
+	tree, err := o.open(ctx, u, source)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"encoding/binary"
@@ -16,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
@@ -214,6 +217,7 @@ type hashlistBuildOptions struct {
 	append  bool
 	strip   string
 	jobs    int
+	wait    bool
 }
 
 func newHashlistBuildCommand(u *ui) *cobra.Command {
@@ -247,6 +251,7 @@ NAME.merkle beside NAME.ko, where make modules_install takes it from.`,
 	flags.StringVar(&o.source, "source", "", "write it as source to `FILE`, in C (.c) or for the assembler (.S, .s)")
 	flags.BoolVar(&o.proofs, "proofs", false, "write the proof of NAME.ko to NAME.merkle beside it")
 	flags.BoolVar(&o.append, "append", false, "append its proof to each module, in the place of a signature")
+	flags.BoolVar(&o.wait, "wait", false, "with --append: wait for another run that has locked the modules")
 	flags.StringVar(&o.strip, "strip", "", "with --objtree: hash the modules as this INSTALL_MOD_STRIP `VALUE` leaves them (default: as the environment says, or as the kernel was built)")
 	flags.StringVar(&o.release, "release", "", "the kernel is release `KVER` (default: as the folder says)")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
@@ -380,7 +385,8 @@ func byteOrder(tree *hashedTree) (binary.AppendByteOrder, error) {
 }
 
 func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, t *hashedTree, h *moduleHashes) error {
-	tree, err := sign.Open(sign.Source{Roots: []string{t.dir}, Names: h.names})
+	locks := treeOptions{wait: o.wait}
+	tree, err := locks.open(ctx, u, sign.Source{Roots: []string{t.dir}, Names: h.names})
 	if err != nil {
 		return err
 	}
@@ -558,15 +564,30 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 		return nil, false, err
 	}
 	// Last: it says that all is done, by its time.
-	list := filepath.Join(tree.Objtree, kbuild.HashList)
-	if err := os.MkdirAll(filepath.Dir(list), 0o777); err != nil {
-		return nil, false, err
-	}
-	if err := h.list.WriteFile(list); err != nil || old.Has(e) {
+	if err := writeHashList(tree.Objtree, h.list); err != nil || old.Has(e) {
 		return e, false, err
 	}
 	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(h.names), "module"), megabytes(h.bytes), e, seconds(time.Since(start)))
 	return e, true, nil
+}
+
+// writeHashList writes the list of a build below .modsign in the object tree.
+func writeHashList(objtree string, list *hashlist.List) error {
+	base, err := dirfd.Open(objtree)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	dir, err := base.MakeDir(filepath.Dir(kbuild.HashList))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var text bytes.Buffer
+	if err := list.Write(&text); err != nil {
+		return err
+	}
+	return atomicfile.WriteIn(dir, filepath.Base(kbuild.HashList), text.Bytes(), 0o666, false)
 }
 
 // stripProgram is the program strip of a build.

@@ -128,7 +128,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	tree, err := sign.Open(source)
+	tree, err := o.open(ctx, u, source)
 	if err != nil {
 		return err
 	}
@@ -141,22 +141,38 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	cert := oneTimeCert{chosen: o.certOut != ""}
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
-		w.cert = o.certPath(source.Roots)
+		cert.path = o.certPath(source.Roots)
+		w.cert = cert.path
 		if _, err := os.Stat(w.cert); err == nil && options.Existing == sign.Skip {
 			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
 		}
-		if err := pair.WriteCertificate(w.cert, keygen.DER); err != nil {
+		if err := cert.write(pair); err != nil {
 			return err
 		}
 	}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	if err == nil || errors.Is(err, exitStatus(exitSome)) {
-		o.after(&w, kernel, source.Roots)
+		if kept := o.keptCerts(ctx, &cert, source.Roots); kept != nil {
+			return kept
+		}
+		o.after(&w, &cert, kernel, source.Roots)
 	}
 	return err
+}
+
+// keptCerts removes the certificates of earlier runs that nothing needs any more.
+func (o *signOptions) keptCerts(ctx context.Context, cert *oneTimeCert, roots []string) error {
+	if o.detached || len(cert.kept) == 0 {
+		return nil
+	}
+	if o.output != "" {
+		roots = []string{o.output}
+	}
+	return cert.forget(ctx, roots)
 }
 
 // check refuses what makes no sense together.
@@ -223,7 +239,7 @@ func (o *signOptions) certPath(roots []string) string {
 }
 
 // after says what to do next.
-func (o *signOptions) after(w *work, kernel *kernel, roots []string) {
+func (o *signOptions) after(w *work, cert *oneTimeCert, kernel *kernel, roots []string) {
 	u := w.ui
 	if o.dryRun {
 		return
@@ -234,8 +250,15 @@ func (o *signOptions) after(w *work, kernel *kernel, roots []string) {
 			where = []string{o.output}
 		}
 		u.note("the key is gone; its certificate is %s", w.cert)
+		for _, kept := range cert.kept {
+			u.note("kept %s: modules still carry signatures by this earlier certificate", kept)
+		}
 		if !o.detached && w.summary.Signed > 0 {
-			u.hint("modsign verify --cert %s %s", quote(w.cert), quote(where...))
+			certs := ""
+			for _, kept := range cert.kept {
+				certs += " --cert " + quote(kept)
+			}
+			u.hint("modsign verify --cert %s%s %s", quote(w.cert), certs, quote(where...))
 		}
 	}
 	if kernel != nil && !o.detached && o.output == "" {

@@ -54,7 +54,7 @@ func (o *stripOptions) run(ctx context.Context, u *ui, roots []string) error {
 	if err := o.apply(&source, &options); err != nil {
 		return err
 	}
-	tree, err := sign.Open(source)
+	tree, err := o.open(ctx, u, source)
 	if err != nil {
 		return err
 	}

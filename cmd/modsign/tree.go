@@ -26,6 +26,8 @@ type treeOptions struct {
 	level   int
 	maxSize size
 	dryRun  bool
+	owner   string
+	wait    bool
 }
 
 func (o *treeOptions) addFlags(flags *pflag.FlagSet, u *ui) {
@@ -36,10 +38,12 @@ func (o *treeOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules worked on at once, `N` (default: twice the number of processors)")
 	flags.StringVar(&o.mode, "mode", "", "give what is written this `MODE`, such as 0644, instead of keeping the old one")
+	flags.StringVar(&o.owner, "owner", "keep", "`OWNER` of what is written: keep the old file's, or runner for whoever runs modsign")
 	flags.StringVar(&o.mtime, "mtime", "keep", "`TIME` of modification of what is written: keep the old one, or now")
 	flags.StringVar(&o.xattr, "xattr", "safe", "`WHICH` extended attributes stay: the safe ones, without security.ima and security.evm, which attest the old bytes; or keep, for all")
 	flags.StringVar(&o.sync, "sync", "tree", "`WHEN` what is written has to be on disk: the tree at the end, each file before it gets its name, or none")
 	flags.IntVar(&o.level, "level", 0, "level of compression for modules that are compressed, `N` (default: the kernel's)")
+	flags.BoolVar(&o.wait, "wait", false, "wait for another run that has locked the modules")
 	flags.Var(&o.maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
 }
 
@@ -63,6 +67,9 @@ func (o *treeOptions) options() (sign.Options, error) {
 	if options.NewMTime, err = choice("mtime", o.mtime, "keep", "now"); err != nil {
 		return options, err
 	}
+	if options.NewOwner, err = choice("owner", o.owner, "keep", "runner"); err != nil {
+		return options, err
+	}
 	if options.KeepXattrs, err = choice("xattr", o.xattr, "safe", "keep"); err != nil {
 		return options, err
 	}
@@ -70,6 +77,18 @@ func (o *treeOptions) options() (sign.Options, error) {
 		return options, usagef("--sync: %v", err)
 	}
 	return options, nil
+}
+
+// open finds and locks the modules. With --wait it waits for another run.
+func (o *treeOptions) open(ctx context.Context, u *ui, source sign.Source) (*sign.Tree, error) {
+	if o.wait {
+		source.Wait = func(l *sign.LockedError) { u.note("waiting for %s, which has locked %s", l.Holder, l.Path) }
+	}
+	tree, err := sign.OpenContext(ctx, source)
+	if _, locked := errors.AsType[*sign.LockedError](err); locked {
+		return nil, withHint(err, "run again with --wait to wait for it")
+	}
+	return tree, err
 }
 
 // choice reports whether a flag has the second of its two values.
@@ -88,6 +107,7 @@ type work struct {
 	options sign.Options
 	summary sign.Summary
 	cert    string // where a one-time certificate was written
+	foreign bool   // the owner of a module could not be kept
 	how     string // "with rsa:4096 and sha512, as ..."
 }
 
@@ -109,6 +129,9 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	w.ui.note("%s", w.sentence(summary))
 	for _, note := range w.notes(summary) {
 		w.ui.note("%s", note)
+	}
+	if w.foreign {
+		w.ui.hint("--owner runner leaves the new files to the user who runs modsign; --output DIR writes a copy and leaves the modules alone")
 	}
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
@@ -141,6 +164,9 @@ func (w *work) result(r sign.Result) {
 	}
 	if r.Err != nil {
 		w.ui.say("%s", describe(r.Path, r.Err))
+	}
+	if _, ok := errors.AsType[*sign.OwnerError](r.Err); ok {
+		w.foreign = true
 	}
 }
 

@@ -56,7 +56,7 @@ type LockedError struct {
 }
 
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("%s is in use by %s: wait until it has ended, then run again", e.Path, e.Holder)
+	return fmt.Sprintf("%s is in use by %s", e.Path, e.Holder)
 }
 
 // NewLock locks each path, which must exist, or returns a [*LockedError] at

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/verify"
+)
+
+// oneTimeCert is the certificate of a one-time key on disk: all that is left of the
+// key, and the only proof of what it has signed.
+type oneTimeCert struct {
+	path   string
+	chosen bool     // by the user: a path that may lead over links, or be a device
+	kept   []string // certificates of earlier runs beside it
+}
+
+// write writes the certificate, and keeps an earlier one beside it under another
+// name: modules that this run does not reach carry its signature.
+func (c *oneTimeCert) write(pair *keygen.Pair) error {
+	path := c.path
+	if c.chosen {
+		// A link leads to the file that is meant.
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = real
+		}
+		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+			return pair.WriteCertificate(path, keygen.DER)
+		}
+	}
+	dir, err := dirfd.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("cannot write the certificate: %w", err)
+	}
+	defer dir.Close()
+	if err := c.keep(dir, filepath.Base(path), pair.Certificate.Raw); err != nil {
+		return fmt.Errorf("cannot keep the certificate of an earlier run: %w", err)
+	}
+	if err := atomicfile.WriteIn(dir, filepath.Base(path), pair.Certificate.Raw, 0o666, true); err != nil {
+		return fmt.Errorf("cannot write the certificate: %w", err)
+	}
+	return nil
+}
+
+// keep renames the certificate of an earlier run, and finds those that are kept
+// already.
+func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
+	if err := dir.CheckFile(name); err != nil {
+		return err
+	}
+	old, err := os.ReadFile(dir.Path(name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !bytes.Equal(old, now) && len(old) > 0:
+		sum := sha256.Sum256(old)
+		if err := dir.Rename(name, fmt.Sprintf("%s%x%s", keptStem(name), sum[:4], filepath.Ext(name))); err != nil {
+			return err
+		}
+	}
+	names, err := dir.Names()
+	if err != nil {
+		return err
+	}
+	for _, other := range names {
+		middle, ok := strings.CutPrefix(other, keptStem(name))
+		middle, ext := strings.CutSuffix(middle, filepath.Ext(name))
+		if ok && ext && len(middle) == 8 && strings.Trim(middle, "0123456789abcdef") == "" {
+			c.kept = append(c.kept, dir.Path(other))
+		}
+	}
+	return nil
+}
+
+// keptStem is what the names of kept certificates begin with.
+func keptStem(name string) string { return strings.TrimSuffix(name, filepath.Ext(name)) + "-" }
+
+// forget removes the kept certificates by which no module below roots is signed any
+// more.
+func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
+	var carried []string
+	for _, path := range c.kept {
+		keys := new(verify.Keyring)
+		if err := keys.AddFile(path); err != nil {
+			carried = append(carried, path) // not ours, perhaps
+			continue
+		}
+		is, err := carries(ctx, keys, roots)
+		if err != nil {
+			return err
+		}
+		if is {
+			carried = append(carried, path)
+		} else if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	c.kept = carried
+	return nil
+}
+
+// carries reports whether a module is signed by a key, or cannot be read.
+func carries(ctx context.Context, keys *verify.Keyring, roots []string) (bool, error) {
+	paths, err := verify.Find(roots)
+	if err != nil {
+		return false, err
+	}
+	is := false
+	_ = verify.Tree(ctx, keys, paths, verify.Options{}, func(r verify.Result) {
+		is = is || r.Verdict == verify.Trusted || r.Verdict == verify.BadSignature || r.Verdict == verify.Unreadable
+	})
+	return is, context.Cause(ctx)
+}
