@@ -110,7 +110,8 @@ func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 	return nil
 }
 
-// carries reports whether a module is signed by a key, or cannot be read.
+// carries reports whether a module may be signed by a key: one that cannot be read
+// may.
 func carries(ctx context.Context, keys *verify.Keyring, roots []string) (bool, error) {
 	paths, err := verify.Find(roots)
 	if err != nil {
@@ -118,7 +119,7 @@ func carries(ctx context.Context, keys *verify.Keyring, roots []string) (bool, e
 	}
 	is := false
 	_ = verify.Tree(ctx, keys, paths, verify.Options{}, func(r verify.Result) {
-		is = is || r.Verdict == verify.Trusted || r.Verdict == verify.BadSignature || r.Verdict == verify.Unreadable
+		is = is || r.Verdict != verify.NotSigned && r.Verdict != verify.UnknownKey
 	})
 	return is, context.Cause(ctx)
 }

@@ -1,0 +1,155 @@
+package dirfd
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// both runs a test with openat2(2) and without.
+func both(t *testing.T, test func(t *testing.T)) {
+	t.Run("openat2", test)
+	t.Run("openat", func(t *testing.T) {
+		was := noOpenat2.Swap(true)
+		defer noOpenat2.Store(was)
+		test(t)
+	})
+}
+
+func openTemp(t *testing.T) (*Dir, string) {
+	t.Helper()
+	path := t.TempDir()
+	d, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d, path
+}
+
+func TestOpenDir(t *testing.T) {
+	both(t, func(t *testing.T) {
+		d, path := openTemp(t)
+		err := errors.Join(
+			os.MkdirAll(filepath.Join(path, "a/b/c"), 0o755),
+			os.Symlink("a", filepath.Join(path, "link")),
+			os.Symlink("/", filepath.Join(path, "a/root")),
+			os.WriteFile(filepath.Join(path, "a/file"), nil, 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			rel string
+			err error
+		}{
+			{"", nil}, {".", nil}, {"a", nil}, {"a/b/c", nil},
+			{"link", ErrLink}, {"link/b", ErrLink}, {"a/root", ErrLink}, {"a/root/tmp", ErrLink},
+			{"none", fs.ErrNotExist}, {"a/file", unix.ENOTDIR}, {"a/file/b", unix.ENOTDIR},
+		} {
+			sub, err := d.OpenDir(test.rel)
+			if !errors.Is(err, test.err) {
+				t.Errorf("%s: %v, want %v", test.rel, err, test.err)
+			}
+			if err != nil {
+				continue
+			}
+			if want := filepath.Join(path, test.rel); sub.Path("") != want {
+				t.Errorf("%s is called %s", want, sub.Path(""))
+			}
+			there, err1 := sub.Lstat(".")
+			is, err2 := os.Stat(filepath.Join(path, test.rel))
+			if err1 != nil || err2 != nil || there.Ino != inode(is) {
+				t.Errorf("%s is another directory: %v, %v", test.rel, err1, err2)
+			}
+			sub.Close()
+		}
+		for _, rel := range []string{"..", "a/../..", "/", "/etc"} {
+			if sub, err := d.OpenDir(rel); err == nil {
+				sub.Close()
+				t.Errorf("%s can be opened", rel)
+			}
+		}
+	})
+}
+
+func inode(info fs.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Ino }
+
+func TestMakeDir(t *testing.T) {
+	both(t, func(t *testing.T) {
+		d, path := openTemp(t)
+		outside := t.TempDir()
+		if err := os.Symlink(outside, filepath.Join(path, "link")); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			sub, err := d.MakeDir("x/y/z")
+			if err != nil {
+				t.Fatal(err)
+			}
+			sub.Close()
+		}
+		if info, err := os.Stat(filepath.Join(path, "x/y/z")); err != nil || !info.IsDir() {
+			t.Error(err)
+		}
+		for _, rel := range []string{"link", "link/new"} {
+			if _, err := d.MakeDir(rel); !errors.Is(err, ErrLink) {
+				t.Errorf("%s: %v", rel, err)
+			}
+		}
+		if left, err := os.ReadDir(outside); err != nil || len(left) != 0 {
+			t.Errorf("behind the link there is %v (%v)", left, err)
+		}
+	})
+}
+
+func TestFiles(t *testing.T) {
+	d, path := openTemp(t)
+	victim := filepath.Join(t.TempDir(), "victim")
+	err := errors.Join(
+		os.WriteFile(victim, []byte("x"), 0o600),
+		os.Symlink(victim, filepath.Join(path, "link")),
+		os.Symlink("nowhere", filepath.Join(path, "dangling")),
+		unix.Mkfifo(filepath.Join(path, "fifo"), 0o600),
+		os.Mkdir(filepath.Join(path, "dir"), 0o755),
+		os.WriteFile(filepath.Join(path, "file"), nil, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, fine := range map[string]bool{"link": false, "dangling": false, "fifo": false, "dir": false, "file": true, "none": true} {
+		if err := d.CheckFile(name); (err == nil) != fine {
+			t.Errorf("CheckFile(%s): %v", name, err)
+		}
+	}
+	for name, there := range map[string]bool{"link": true, "dangling": false, "file": true, "none": false} {
+		if d.Exists(name) != there {
+			t.Errorf("Exists(%s) is not %v", name, there)
+		}
+	}
+	for _, flags := range []int{os.O_RDONLY, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREATE} {
+		if f, err := d.Open("link", flags, 0o600); !errors.Is(err, ErrLink) {
+			t.Errorf("a link is opened: %v %v", f, err)
+		}
+	}
+	if f, err := d.Open("fifo", os.O_RDONLY, 0); err != nil { // without waiting for who writes
+		t.Error(err)
+	} else {
+		f.Close()
+	}
+	if is, err := d.Readlink("link"); err != nil || is != victim {
+		t.Errorf("%q, %v", is, err)
+	}
+	if info, err := d.Info("link"); err == nil && info.Mode()&fs.ModeSymlink == 0 {
+		t.Errorf("Info follows a link: %v", info.Mode())
+	}
+	if names, err := d.Names(); err != nil || len(names) != 5 {
+		t.Errorf("%q, %v", names, err)
+	}
+	if err := errors.Join(d.Sync(), d.SyncFS(), d.Rename("file", "renamed"), d.Remove("renamed")); err != nil {
+		t.Error(err)
+	}
+}
