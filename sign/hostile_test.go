@@ -311,3 +311,40 @@ func TestForeignOwner(t *testing.T) {
 		}
 	}
 }
+
+// With any number of files that a process may open, a run does what it can and says
+// what it cannot.
+func TestFewDescriptors(t *testing.T) {
+	if base := child(); base != "" {
+		signer := loadSigner(t, base)
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		for n := uint64(3); n < 40; n++ {
+			limit.Cur = n
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+				t.Fatal(err)
+			}
+			tree, err := Open(Source{Roots: []string{filepath.Join(base, "tree")}})
+			if err != nil {
+				continue
+			}
+			if s, err := tree.Sign(t.Context(), signer, Options{}); s.Signed+s.Failed != s.Modules && err == nil {
+				t.Errorf("with %d descriptors: %+v", n, s)
+			}
+			tree.Close()
+		}
+		return
+	}
+	base := t.TempDir()
+	saveSigner(t, base)
+	for _, name := range []string{"a.ko", "sub/b.ko", "sub/c.ko.gz"} {
+		put(t, filepath.Join(base, "tree", name), compressed(t, compress.FromName(name), testmod.ELF()))
+	}
+	finish(t, again(t, base))
+	left := snapshot(t, filepath.Join(base, "tree"))
+	if len(left) != 5 {
+		t.Errorf("the tree holds %d files and directories, want 5", len(left))
+	}
+}

@@ -143,9 +143,11 @@ func (t *Tree) openBases() error {
 		if !info.IsDir() || t.bases.roots[root] != nil {
 			continue
 		}
-		if t.bases.roots[root], err = dirfd.Open(root); err != nil {
+		dir, err := dirfd.Open(root)
+		if err != nil {
 			return err
 		}
+		t.bases.roots[root] = dir
 	}
 	if t.source.Output == "" {
 		return nil
