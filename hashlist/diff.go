@@ -9,8 +9,9 @@ type Change struct {
 // Diff compares two lists: what was removed or has another hash, in the order of the
 // first, and then what was added, in the order of the second. reordered says that the
 // modules of both stand in another order, which makes another section and another
-// tree of the same modules.
+// tree of the same modules. A nil list is an empty one.
 func Diff(a, b *List) (changes []Change, reordered bool) {
+	a, b = orEmpty(a), orEmpty(b)
 	was, is := byPath(a), byPath(b)
 	var kept []string
 	for i := range a.Modules {
@@ -33,6 +34,13 @@ func Diff(a, b *List) (changes []Change, reordered bool) {
 		kept = kept[1:]
 	}
 	return changes, reordered
+}
+
+func orEmpty(l *List) *List {
+	if l == nil {
+		return new(List)
+	}
+	return l
 }
 
 func byPath(l *List) map[string]*Module {

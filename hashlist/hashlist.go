@@ -77,6 +77,9 @@ func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
 // Sum returns the hash of a module as it stands in a list, and its size in bytes.
 func Sum(module io.Reader) (hash Hash, size int64, err error) {
+	if module == nil {
+		return Hash{}, 0, errors.New("no module to hash is given")
+	}
 	h := sha256.New()
 	if size, err = io.Copy(h, module); err != nil {
 		return Hash{}, 0, err
@@ -99,6 +102,9 @@ type List struct {
 
 // Embedded is what a kernel has of the list: the bare hashes.
 func (l *List) Embedded() *Embedded {
+	if l == nil {
+		return nil
+	}
 	e := &Embedded{Hashes: make([]Hash, len(l.Modules))}
 	for i, m := range l.Modules {
 		e.Hashes[i] = m.Hash
@@ -117,6 +123,9 @@ const (
 
 // check refuses what the text cannot hold, or what makes no sense in it.
 func (l *List) check() error {
+	if l == nil {
+		return errNoList
+	}
 	if err := checkRelease(l.Release); err != nil {
 		return err
 	}

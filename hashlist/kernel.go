@@ -25,7 +25,7 @@ type Embedded struct {
 
 // Format says which of the two it is, in the words of the kernel's configuration.
 func (e *Embedded) Format() string {
-	if e.Root != nil {
+	if e != nil && e.Root != nil {
 		return "Merkle tree"
 	}
 	return "list"
@@ -34,6 +34,8 @@ func (e *Embedded) Format() string {
 // String says for people what it is.
 func (e *Embedded) String() string {
 	switch {
+	case e == nil:
+		return "nothing"
 	case e.Blank():
 		return "zeros, as it was linked"
 	case e.Root != nil:
@@ -45,6 +47,9 @@ func (e *Embedded) String() string {
 // Blank reports whether there are still the zeros that the kernel was linked with, so
 // that it trusts no module. It is false for a list that has room for none.
 func (e *Embedded) Blank() bool {
+	if e == nil {
+		return true
+	}
 	if e.Root != nil {
 		return *e.Root == Root{}
 	}
@@ -58,6 +63,9 @@ func (e *Embedded) Blank() bool {
 
 // Append appends what the section holds, in the byte order of the kernel.
 func (e *Embedded) Append(b []byte, order binary.AppendByteOrder) []byte {
+	if e == nil {
+		return b
+	}
 	if e.Root != nil {
 		return e.Root.Append(b, order)
 	}
@@ -72,7 +80,10 @@ func (e *Embedded) Append(b []byte, order binary.AppendByteOrder) []byte {
 func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 	if len(b) == RootSize {
 		root, err := ParseRoot(b, order)
-		return &Embedded{Root: &root}, err
+		if err != nil {
+			return nil, err
+		}
+		return &Embedded{Root: &root}, nil
 	}
 	if len(b)%sha256.Size != 0 {
 		return nil, fmt.Errorf("a section %s has %d bytes, or %d for each module: not %d", SectionName, RootSize, sha256.Size, len(b))
@@ -133,6 +144,9 @@ func newKernel(image *vmlinux.Image) (*Kernel, error) {
 // these hashes already. The file is written anew, whole, and has the time of
 // modification of the old one: make has nothing to do again for it.
 func Embed(path string, e *Embedded) (*Kernel, error) {
+	if e == nil {
+		return nil, errNoHashes
+	}
 	// The file itself, so that it is not the link that is replaced.
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -154,18 +168,31 @@ func Embed(path string, e *Embedded) (*Kernel, error) {
 	return old, overwrite(path, old.bytes(e), old.section.Offset)
 }
 
-// Order is the byte order of the kernel.
-func (k *Kernel) Order() binary.ByteOrder { return k.section.Order }
+// Order is the byte order of the kernel; nil for a Kernel that was not opened.
+func (k *Kernel) Order() binary.ByteOrder {
+	if k == nil || k.section == nil {
+		return nil
+	}
+	return k.section.Order
+}
 
 func (k *Kernel) bytes(e *Embedded) []byte {
 	return e.Append(nil, k.section.Order.(binary.AppendByteOrder))
 }
 
 // Has reports whether a kernel has just these hashes.
-func (k *Kernel) Has(e *Embedded) bool { return bytes.Equal(k.section.Data, k.bytes(e)) }
+func (k *Kernel) Has(e *Embedded) bool {
+	return e != nil && k != nil && k.section != nil && bytes.Equal(k.section.Data, k.bytes(e))
+}
 
 // Fits tells why hashes have no place in a kernel; nil if they have.
 func (k *Kernel) Fits(e *Embedded) error {
+	if k == nil || k.Embedded == nil {
+		return errors.New("the kernel was not opened: OpenKernel does so")
+	}
+	if e == nil {
+		return errNoHashes
+	}
 	room := k.Embedded
 	switch {
 	case room.Format() != e.Format():

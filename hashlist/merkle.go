@@ -22,9 +22,24 @@ const (
 // NewLeaf returns a hash to which the module at a position in modules.order is to be
 // written. Its sum, 32 bytes, is the [Hash] of the leaf.
 func NewLeaf(position uint32) hash.Hash {
-	h := sha256.New()
-	h.Write(binary.BigEndian.AppendUint32([]byte{leafPrefix}, position))
+	h := leafDigest{sha256.New(), position}
+	h.begin()
 	return h
+}
+
+// leafDigest is a hash that begins with a prefix, also after Reset.
+type leafDigest struct {
+	hash.Hash
+	position uint32
+}
+
+func (l leafDigest) begin() {
+	l.Write(binary.BigEndian.AppendUint32([]byte{leafPrefix}, l.position))
+}
+
+func (l leafDigest) Reset() {
+	l.Hash.Reset()
+	l.begin()
 }
 
 func node(left, right Hash) Hash {
@@ -83,10 +98,10 @@ const RootSize = 4 + sha256.Size
 
 // Root returns the root of the tree.
 func (t *Tree) Root() Root {
-	top := t.rows[len(t.rows)-1]
-	if len(top) == 0 {
+	if t.size() == 0 {
 		return Root{}
 	}
+	top := t.rows[len(t.rows)-1]
 	return Root{Levels: uint32(len(t.rows) - 1), Hash: top[0]}
 }
 
@@ -99,6 +114,9 @@ func (r Root) Append(b []byte, order binary.AppendByteOrder) []byte {
 // ParseRoot is the inverse of [Root.Append]. A root of more levels than positions
 // of 32 bits can have is an error: it is another thing, or of the other byte order.
 func ParseRoot(b []byte, order binary.ByteOrder) (Root, error) {
+	if order == nil {
+		return Root{}, errNoOrder
+	}
 	if len(b) != RootSize {
 		return Root{}, fmt.Errorf("the root of a tree of modules has %d bytes, not %d", RootSize, len(b))
 	}
@@ -117,8 +135,20 @@ type Proof struct {
 	Siblings []Hash // from the leaf up: the audit path
 }
 
-// Prove returns the proof of the module at a position, of which there must be one.
+// size is the number of leaves.
+func (t *Tree) size() int {
+	if t == nil || len(t.rows) == 0 {
+		return 0
+	}
+	return len(t.rows[0])
+}
+
+// Prove returns the proof of the module at a position. Where there is none it returns
+// a zero Proof, which no module of the tree has.
 func (t *Tree) Prove(position int) Proof {
+	if position < 0 || position >= t.size() {
+		return Proof{}
+	}
 	p := Proof{Position: uint32(position)}
 	for _, row := range t.rows[:len(t.rows)-1] {
 		p.Siblings = append(p.Siblings, sibling(row, position))

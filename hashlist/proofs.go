@@ -24,6 +24,11 @@ func NewDigest(position uint32) hash.Hash {
 
 type digest struct{ hash, leaf hash.Hash }
 
+func (d digest) Reset() {
+	d.hash.Reset()
+	d.leaf.Reset()
+}
+
 func (d digest) Write(b []byte) (int, error) {
 	d.hash.Write(b)
 	return d.leaf.Write(b)
@@ -33,11 +38,12 @@ func (d digest) Sum(b []byte) []byte { return d.leaf.Sum(d.hash.Sum(b)) }
 func (d digest) Size() int           { return 2 * sha256.Size }
 func (d digest) BlockSize() int      { return sha256.BlockSize }
 
-// Reset is not to be called: the prefix of the leaf would be lost.
-func (d digest) Reset() { panic("hashlist: a digest is for one module") }
-
-// SplitDigest takes the sum of a [NewDigest] apart.
+// SplitDigest takes the sum of a [NewDigest] apart. Of anything else it returns zeros,
+// which are the hash of no module.
 func SplitDigest(sum []byte) (hash, leaf Hash) {
+	if len(sum) != 2*sha256.Size {
+		return Hash{}, Hash{}
+	}
 	return Hash(sum[:sha256.Size]), Hash(sum[sha256.Size:])
 }
 
@@ -49,28 +55,48 @@ type Proofs struct {
 }
 
 // NewProofs returns the proofs of modules with these names and leaves, in the order of
-// modules.order.
+// modules.order. A name without a leaf gets no proof.
 func NewProofs(names []string, leaves []Hash) *Proofs {
 	tree := NewTree(leaves)
 	p := &Proofs{root: tree.Root(), proofs: make(map[string]Proof, len(names))}
-	for i, name := range names {
+	for i, name := range names[:min(len(names), len(leaves))] {
 		p.proofs[name] = tree.Prove(i)
 	}
 	return p
 }
 
 // Root is what the kernel has to have.
-func (p *Proofs) Root() Root { return p.root }
+func (p *Proofs) Root() Root {
+	if p == nil {
+		return Root{}
+	}
+	return p.root
+}
+
+// proof finds the proof of a module.
+func (p *Proofs) proof(name string) (Proof, bool) {
+	if p == nil {
+		return Proof{}, false
+	}
+	proof, ok := p.proofs[name]
+	return proof, ok
+}
 
 // NewHash begins the leaf of a module.
-func (p *Proofs) NewHash(name string) hash.Hash { return NewLeaf(p.proofs[name].Position) }
+func (p *Proofs) NewHash(name string) hash.Hash {
+	proof, _ := p.proof(name) // Proof says that there is none
+	return NewLeaf(proof.Position)
+}
 
 // Proof returns the proof of a module, as it stands in the place of a signature. It is
 // an error when the module is another than the proof is for.
 func (p *Proofs) Proof(name string, leaf []byte) ([]byte, error) {
-	proof, ok := p.proofs[name]
+	proof, ok := p.proof(name)
 	if !ok {
 		return nil, errors.New("it is none of the modules that the tree of hashes was made of")
+	}
+	if len(leaf) != sha256.Size {
+		return nil, fmt.Errorf("the hash of a leaf has %d bytes, not %d", sha256.Size, len(leaf))
 	}
 	if err := p.root.Check(Hash(leaf), proof); err != nil {
 		return nil, fmt.Errorf("it is not the module that was hashed: %w", err)
@@ -82,15 +108,22 @@ func (p *Proofs) Proof(name string, leaf []byte) ([]byte, error) {
 func proofFile(module string) string { return strings.TrimSuffix(module, ".ko") + ".merkle" }
 
 // Trailer is what a module is made one with a proof by: it is appended to the
-// module, and is what a .merkle file holds.
+// module, and is what a .merkle file holds. It is nil for a module without a proof.
 func (p *Proofs) Trailer(name string) []byte {
-	return module.AppendSignature(nil, module.TypeMerkle, p.proofs[name].Append(nil))
+	proof, ok := p.proof(name)
+	if !ok {
+		return nil
+	}
+	return module.AppendSignature(nil, module.TypeMerkle, proof.Append(nil))
 }
 
 // Write writes the trailer of each module beside it, below a directory: to
 // dummy.merkle of dummy.ko. A file that holds it already is left alone; anything but a
 // file of that name is refused, and no symbolic link below the directory is followed.
 func (p *Proofs) Write(dir string) error {
+	if p == nil {
+		return errors.New("no proofs are given")
+	}
 	base, err := dirfd.Open(dir)
 	if err != nil {
 		return err

@@ -11,6 +11,12 @@ import (
 
 // WriteSection writes the bytes of the section to a file.
 func (e *Embedded) WriteSection(path string, order binary.AppendByteOrder) error {
+	switch {
+	case e == nil:
+		return errNoHashes
+	case order == nil:
+		return errNoOrder
+	}
 	return atomicfile.WriteOutput(path, e.Append(nil, order), false)
 }
 
@@ -23,8 +29,14 @@ func IsSource(path string) bool {
 
 // WriteSource writes a file of source that puts the hashes into a kernel as it is
 // linked: in C, against linux/module_hashes.h of the patch for CONFIG_MODULE_HASHES, or
-// for the assembler.
+// for the assembler. A name that is not that of such a file is an error.
 func (e *Embedded) WriteSource(path string) error {
+	switch {
+	case e == nil:
+		return errNoHashes
+	case !IsSource(path):
+		return fmt.Errorf("%s: the name of a file in C ends with .c, and for the assembler with .S or .s", path)
+	}
 	text := e.assembly()
 	if filepath.Ext(path) == ".c" {
 		text = e.c()

@@ -68,10 +68,14 @@ func (s Summary) Refused() (n int) {
 	return n
 }
 
-// String says it for people: "all trusted", or what there is of each.
+// String says it for people: "all trusted", "no module", or what there is of each.
 func (s Summary) String() string {
-	if s.Refused() == 0 {
+	switch {
+	case s.Refused() > 0:
+	case s[Trusted] > 0:
 		return "all trusted"
+	default:
+		return "no module"
 	}
 	var parts []string
 	for _, verdict := range verdicts {
@@ -92,8 +96,12 @@ type Reference struct {
 	known  map[Hash]string   // the names of hashes, which may be empty
 }
 
-// NewReference returns a list as a reference.
+// NewReference returns a list as a reference. Without a list there is none, which
+// Verify says.
 func NewReference(l *List) *Reference {
+	if l == nil {
+		return nil
+	}
 	r := &Reference{named: make(map[string]Module, len(l.Modules)), known: make(map[Hash]string, len(l.Modules))}
 	for _, m := range l.Modules {
 		r.names = append(r.names, m.Path)
@@ -108,6 +116,9 @@ func NewReference(l *List) *Reference {
 // where it is not there, and then nothing is known to be missing. Another number of
 // names than hashes is an error: they are of two builds.
 func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
+	if e == nil {
+		return nil, errNoHashes
+	}
 	if e.Blank() {
 		return nil, errors.New("the kernel has no hashes yet: its section is as it was linked, and modsign hashlist embed fills it")
 	}
@@ -141,8 +152,17 @@ type Options struct {
 }
 
 // Verify compares the modules below a folder, that of all modules of a kernel, with a
-// reference. Results come in the order of the names, and what is missing comes last.
+// reference. Results come in the order of the names, and what is missing comes last. The error
+// is nil only if all modules are Trusted: it is [ErrRefused], with [ErrIncomplete] if
+// some could not be read, or what ended the run early, such as the context's cause.
+// That there are no modules is no error.
 func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
+	switch {
+	case r == nil || r.known == nil && r.root == nil:
+		return nil, errNoReference
+	case opts.Jobs < 0:
+		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
+	}
 	entries, err := module.Find([]string{root}, nil)
 	if err != nil {
 		return nil, err
@@ -153,8 +173,12 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 	for _, name := range r.names {
 		missing[name] = true
 	}
+	modules := 0
+	var outcome outcome
 	report := func(result Result) {
+		modules++
 		summary[result.Verdict]++
+		outcome.add(result)
 		delete(missing, result.Name)
 		if opts.Result != nil {
 			opts.Result(result)
@@ -163,7 +187,7 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 	queue := ordered.New(report)
 	limits := module.SharedLimits(0)
 	var group errgroup.Group
-	group.SetLimit(cmp.Or(max(opts.Jobs, 0), 2*runtime.GOMAXPROCS(0)))
+	group.SetLimit(cmp.Or(opts.Jobs, 2*runtime.GOMAXPROCS(0)))
 	for i, e := range entries {
 		if ctx.Err() != nil {
 			break
@@ -185,7 +209,7 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 	for _, name := range slices.Sorted(maps.Keys(missing)) {
 		report(Result{Name: name, Verdict: Missing})
 	}
-	return summary, nil
+	return summary, outcome.err(modules)
 }
 
 // entry is the verdict on a file.

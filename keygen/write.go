@@ -19,6 +19,9 @@ import (
 // certificate: the form of the kernel's certs/signing_key.pem. It fails before
 // it writes anything when the key cannot be taken out of its Signer.
 func (p *Pair) WritePEM(w io.Writer) error {
+	if err := p.check(); err != nil {
+		return err
+	}
 	switch p.Signer.(type) {
 	case *rsa.PrivateKey, *ecdsa.PrivateKey:
 	default:
@@ -42,6 +45,9 @@ func (p *Pair) certificateBlock() *pem.Block {
 // disk. It never replaces a file, nor follows a symlink: the error is then
 // fs.ErrExist. When it fails later it takes the file away again.
 func (p *Pair) WriteFile(path string) error {
+	if err := p.check(); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s: a key is never written over what is there (choose another name, or move the old file away): %w", path, fs.ErrExist)
@@ -66,11 +72,25 @@ const (
 	DER                 // as in the kernel's certs/signing_key.x509
 )
 
+// String returns "PEM" or "DER".
+func (e Encoding) String() string {
+	switch e {
+	case PEM:
+		return "PEM"
+	case DER:
+		return "DER"
+	}
+	return fmt.Sprintf("Encoding(%d)", uint8(e))
+}
+
 // WriteCertificate writes the certificate alone to a file, with the mode that
 // the umask leaves of 0666. A file that is there is replaced as a whole: nobody
 // ever sees half a certificate. What is no regular file, such as /dev/stdout, is
 // written to.
 func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
+	if err := p.checkCertificate(); err != nil {
+		return err
+	}
 	var data []byte
 	switch encoding {
 	case PEM:
@@ -78,7 +98,7 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	case DER:
 		data = p.Certificate.Raw
 	default:
-		return fmt.Errorf("certificates are written as PEM or DER, not as Encoding(%d)", encoding)
+		return fmt.Errorf("certificates are written as PEM or DER, not as %v", encoding)
 	}
 	if err := atomicfile.WriteOutput(path, data, true); err != nil {
 		return fmt.Errorf("writing the certificate to %s: %w", path, err)

@@ -91,6 +91,9 @@ func each(ctx context.Context, n int, f func(i int) error) error {
 // it, of the certificate, and good for its digest. What is not is refused with a
 // [*RefusedError] that names all of them.
 func NewAttachment(ctx context.Context, cert *x509.Certificate, s Signatures) (*Attachment, error) {
+	if err := checkCertificate(cert); err != nil {
+		return nil, err
+	}
 	c, err := cms.ParseCertificate(cert.Raw)
 	if err != nil {
 		return nil, fmt.Errorf("the kernel cannot use the certificate: %w", err)
@@ -147,11 +150,19 @@ func (s *Signature) verify(ring *cms.Keyring, hash crypto.Hash) error {
 }
 
 // Hash returns the hash that all modules are signed with.
-func (a *Attachment) Hash() crypto.Hash { return a.hash }
+func (a *Attachment) Hash() crypto.Hash {
+	if a == nil {
+		return 0
+	}
+	return a.hash
+}
 
 // Fits tells whether each module of the tree has its signature and each signature
 // its module. If not, the error is a [*RefusedError].
 func (t *Tree) Fits(a *Attachment) error {
+	if err := first(t.check(), a.check()); err != nil {
+		return err
+	}
 	names, err := t.names()
 	if err != nil {
 		return err
@@ -174,7 +185,8 @@ func (t *Tree) Fits(a *Attachment) error {
 
 // Attach puts signatures on the modules, as Sign does: what it writes are the bytes
 // that Sign would have written with that key. If they do not all fit, nothing is
-// written. A module that is not the one that was signed fails, and stays as it is.
+// written. A module that is not the one that was signed fails, and stays as it is; the
+// error is [ErrIncomplete] then.
 func (t *Tree) Attach(ctx context.Context, a *Attachment, opts Options) (Summary, error) {
 	if opts.StripDebug || opts.SplitDebug != "" {
 		return Summary{}, errors.New("stripping makes other modules of those that were signed: strip them before their digests are taken")
@@ -184,7 +196,7 @@ func (t *Tree) Attach(ctx context.Context, a *Attachment, opts Options) (Summary
 	}
 	maker := attacher{a, t.links()}
 	if opts.DryRun || t.source.DryRun {
-		return t.tryAttach(ctx, maker, opts)
+		return t.watch(opts, func(opts Options) (Summary, error) { return t.tryAttach(ctx, maker, opts) })
 	}
 	return t.run(ctx, maker, opts)
 }
@@ -194,7 +206,8 @@ func (t *Tree) tryAttach(ctx context.Context, maker attacher, opts Options) (Sum
 	digests := make(map[string][]byte)
 	first := opts
 	first.Report = Report{Progress: opts.Report.Progress, Result: func(r Result) { digests[r.Name] = r.Digest }}
-	if summary, err := t.Digest(ctx, maker.hash, first); err != nil {
+	// What fails here fails once more below, and is told of there.
+	if summary, err := t.Digest(ctx, maker.hash, first); err != nil && !errors.Is(err, ErrIncomplete) {
 		return summary, err
 	}
 	var others Summary
@@ -220,7 +233,7 @@ func (t *Tree) tryAttach(ctx context.Context, maker attacher, opts Options) (Sum
 			report(r)
 		}
 	}
-	summary, err := t.run(ctx, maker, opts)
+	summary, err := t.pass(ctx, maker, opts)
 	summary.Signed -= others.Failed
 	summary.Failed += others.Failed
 	summary.Bytes -= others.Bytes
@@ -304,6 +317,9 @@ type FoundSignatures struct {
 // refused with a [*RefusedError], as is a file that holds no such signature. Of opts
 // it takes what Digest takes.
 func (t *Tree) FindSignatures(ctx context.Context, cert *x509.Certificate, from FoundSignatures, opts Options) (Signatures, error) {
+	if err := first(t.check(), checkCertificate(cert), from.check(), opts.check()); err != nil {
+		return nil, err
+	}
 	if _, err := t.names(); err != nil {
 		return nil, err
 	}

@@ -243,6 +243,9 @@ func debugName(path, rel string) (string, error) {
 // vain, as find-debuginfo has yet to strip them. Modules that cannot be read are for
 // the run to name.
 func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string, error) {
+	if err := first(t.check(), opts.check()); err != nil {
+		return nil, err
+	}
 	r := t.newRun(nil, &opts)
 	unsplit := make([]bool, len(t.entries))
 	var group errgroup.Group

@@ -16,7 +16,7 @@ import (
 
 // FileOptions are those of the kernel's scripts/sign-file.
 type FileOptions struct {
-	Signature []byte // -s: append this, and sign nothing
+	Signature []byte // -s: append this, and sign nothing; then there is no Signer
 	Save      bool   // -p: also write SRC.p7s
 	Detached  bool   // -d: write SRC.p7s alone
 }
@@ -26,6 +26,9 @@ type FileOptions struct {
 // same file. An old signature is replaced. The file that is written has the mode
 // 0666 less the umask, or that of the file which it replaces at another place.
 func File(signer *Signer, src, dst string, opts FileOptions) error {
+	if err := opts.check(signer); err != nil {
+		return err
+	}
 	in, err := openSource(src)
 	if err != nil {
 		return err

@@ -210,7 +210,8 @@ func TestForeignLocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		// Where somebody else has it, as "/" is everybody's, all the better.
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && err != unix.EWOULDBLOCK {
 			t.Fatalf("%s: %v", path, err)
 		}
 	}

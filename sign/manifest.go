@@ -110,11 +110,14 @@ func ReadSignatures(r io.Reader) (Signatures, error) {
 	return s, nil
 }
 
-// Manifest reads every module, as Digest does, and returns what is to be signed. A
-// module that fails is an error here: a manifest without it would be signed, and be
-// missed only when the key is far away. Two modules with the same path in their
+// Manifest reads every module, as Digest does, and returns what is to be signed. Where
+// a module fails there is none, and the error is [ErrIncomplete]: a manifest without it
+// would be signed, and be missed only when the key is far away. Two modules with the same path in their
 // trees are one as well.
 func (t *Tree) Manifest(ctx context.Context, hash crypto.Hash, opts Options) (Manifest, error) {
+	if err := t.check(); err != nil {
+		return nil, err
+	}
 	if _, err := t.names(); err != nil {
 		return nil, err
 	}
@@ -128,12 +131,8 @@ func (t *Tree) Manifest(ctx context.Context, hash crypto.Hash, opts Options) (Ma
 			report(r)
 		}
 	}
-	summary, err := t.Digest(ctx, hash, opts)
-	switch {
-	case err != nil:
+	if _, err := t.Digest(ctx, hash, opts); err != nil {
 		return nil, err
-	case summary.Failed > 0:
-		return nil, fmt.Errorf("%d of %d modules failed", summary.Failed, summary.Modules)
 	}
 	slices.SortFunc(m, func(a, b Digest) int { return strings.Compare(a.Path, b.Path) })
 	for _, d := range m {
@@ -160,7 +159,13 @@ func (t *Tree) names() (map[string]string, error) {
 // Sign signs every digest, in parallel, and returns the signatures in the order of
 // m. Of opts it takes Jobs and Report.Progress.
 func (m Manifest) Sign(ctx context.Context, signer *Signer, opts Options) (Signatures, error) {
-	if opts.Jobs <= 0 {
+	if err := first(signer.check(), opts.check()); err != nil {
+		return nil, err
+	}
+	if len(m) == 0 {
+		return nil, errors.New("there is no module to sign")
+	}
+	if opts.Jobs == 0 {
 		opts.Jobs = 2 * runtime.GOMAXPROCS(0)
 	}
 	signed := make(Signatures, len(m))

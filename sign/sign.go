@@ -15,11 +15,15 @@
 // package keygen, and any other crypto.Signer will do.
 //
 // It does not judge signatures: see the package verify.
+//
+// An error is nil only if all was done: a run in which modules failed ends with
+// [ErrIncomplete], which wraps why the first ones did.
 package sign
 
 import (
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -45,6 +49,9 @@ type Signer struct {
 // identifier, as sign-file -k does, instead of by issuer and serial number. A
 // key that is not the certificate's is an error.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, hash crypto.Hash, useKeyID bool) (*Signer, error) {
+	if err := first(checkKey(key), checkCertificate(cert)); err != nil {
+		return nil, err
+	}
 	c, err := cms.NewSigner(key, cert, hash, useKeyID)
 	if err != nil {
 		return nil, err
@@ -56,6 +63,12 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, hash crypto.Hash, useK
 // SignedData message in DER, which is what stands in an appended signature and
 // in the .p7s files of sign-file -p.
 func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	if isNil(payload) {
+		return nil, errors.New("no payload to sign is given")
+	}
 	h := s.cms.Hash().New()
 	if _, err := copyBuffer(h, payload); err != nil {
 		return nil, err
@@ -78,7 +91,7 @@ type digester struct {
 	named   bool
 }
 
-func (d digester) begin(name string) hash.Hash { return d.newHash(name) }
+func (d digester) begin(name string) hash.Hash { return orFailing(d.newHash(name)) }
 
 func (d digester) signature(string, []byte) ([]byte, error) { return nil, nil }
 
@@ -110,7 +123,7 @@ type Prover interface {
 // prover is the maker of a Prover.
 type prover struct{ Prover }
 
-func (p prover) begin(name string) hash.Hash { return p.NewHash(name) }
+func (p prover) begin(name string) hash.Hash { return orFailing(p.NewHash(name)) }
 
 func (p prover) signature(name string, sum []byte) ([]byte, error) { return p.Proof(name, sum) }
 
@@ -129,7 +142,7 @@ const (
 
 var existingNames = []string{"replace", "skip", "refuse"}
 
-func (e Existing) String() string { return existingNames[e] }
+func (e Existing) String() string { return nameOf(e, existingNames) }
 
 // ParseExisting reads replace, skip or refuse.
 func ParseExisting(s string) (Existing, error) { return parse[Existing](s, existingNames) }
@@ -145,19 +158,16 @@ const (
 
 var syncNames = []string{"tree", "none", "file"}
 
-func (s Sync) String() string { return syncNames[s] }
+func (s Sync) String() string { return nameOf(s, syncNames) }
 
 // ParseSync reads tree, none or file.
 func ParseSync(s string) (Sync, error) { return parse[Sync](s, syncNames) }
-
-// A LockedError reports that another run has locked the modules of a [Source].
-type LockedError = atomicfile.LockedError
 
 // An OwnerError is why a module failed whose owner cannot be kept: see
 // Options.NewOwner.
 type OwnerError = atomicfile.OwnerError
 
-// Format is how a module is compressed; the zero value is that it is not.
+// Format is how a module is compressed: None, Gzip, XZ or Zstd.
 type Format = compress.Format
 
 var formatNames = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}

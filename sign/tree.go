@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -63,13 +64,14 @@ type Tree struct {
 	entries   []module.Entry
 	targets   []place // where each entry goes, but for the suffix of Source.Compress
 	completed int
+	opened    atomic.Bool // and not closed
 }
 
 // ErrNoModules says that there is nothing to work on.
 var ErrNoModules = errors.New("no kernel module found (*.ko, *.ko.gz, *.ko.xz, *.ko.zst)")
 
 // Open finds the modules of a source and locks what will be written: a second
-// run over the same files gets an [atomicfile.LockedError] which says who is
+// run over the same files gets a [*LockedError] which says who is
 // there. It clears away what a killed run has left.
 func Open(source Source) (*Tree, error) { return OpenContext(context.Background(), source) }
 
@@ -81,10 +83,14 @@ func OpenContext(ctx context.Context, source Source) (*Tree, error) {
 		t.Close()
 		return nil, err
 	}
+	t.opened.Store(true)
 	return t, nil
 }
 
 func (t *Tree) open(ctx context.Context) (err error) {
+	if err := t.source.check(); err != nil {
+		return err
+	}
 	if t.source.Names != nil && len(t.source.Roots) != 1 {
 		return fmt.Errorf("modules are named below one folder, and %d are given", len(t.source.Roots))
 	}
@@ -354,10 +360,20 @@ func (t *Tree) spareInputs() error {
 }
 
 // Modules returns how many modules the tree has.
-func (t *Tree) Modules() int { return len(t.entries) }
+func (t *Tree) Modules() int {
+	if t == nil {
+		return 0
+	}
+	return len(t.entries)
+}
 
-// Close lets others have the tree.
+// Close lets others have the tree. All other methods but Modules return an error
+// then, which is [fs.ErrClosed].
 func (t *Tree) Close() {
+	if t == nil {
+		return
+	}
+	t.opened.Store(false)
 	t.bases.close()
 	if t.lock != nil {
 		t.lock.Unlock()
@@ -550,11 +566,12 @@ func equal(a, b io.Reader) (bool, error) {
 }
 
 // Sign signs every module. It goes on after a module that fails: the Summary
-// counts those, and Options.Report names them. The error is for what ends the
-// run: the context's cause, or that the system could not bring it to disk.
+// counts those, Options.Report names them, and the error is [ErrIncomplete] then.
+// Another error is what ended the run: the context's cause, or that the system could
+// not bring it to disk.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
-	if signer == nil {
-		return Summary{}, errors.New("nothing to sign with: the Signer is nil")
+	if err := signer.check(); err != nil {
+		return Summary{}, err
 	}
 	return t.run(ctx, signer, opts)
 }
@@ -570,6 +587,9 @@ func (t *Tree) Strip(ctx context.Context, opts Options) (Summary, error) {
 // Digest reads every module and writes nothing: the Results that Options.Report gets
 // hold the digests that Sign would sign.
 func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts Options) (Summary, error) {
+	if err := opts.check(); err != nil { // of which a part is replaced
+		return Summary{}, err
+	}
 	if !hashed.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
@@ -580,6 +600,12 @@ func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts Options) (Su
 // Hash is Digest with a hash for each name in the tree. The names of one file are
 // read one by one.
 func (t *Tree) Hash(ctx context.Context, newHash func(name string) hash.Hash, opts Options) (Summary, error) {
+	if err := opts.check(); err != nil {
+		return Summary{}, err
+	}
+	if newHash == nil {
+		return Summary{}, errors.New("nothing to hash with: newHash is nil")
+	}
 	opts.Detached, opts.Sync = false, SyncNone
 	return t.run(ctx, digester{newHash, true}, opts)
 }
@@ -588,6 +614,9 @@ func (t *Tree) Hash(ctx context.Context, newHash func(name string) hash.Hash, op
 // files of their own, as each has another proof. A module for which there is none
 // fails, and stays as it is.
 func (t *Tree) Prove(ctx context.Context, p Prover, opts Options) (Summary, error) {
+	if isNil(p) {
+		return Summary{}, errors.New("nothing to prove with: the Prover is nil")
+	}
 	return t.run(ctx, prover{p}, opts)
 }
 
@@ -610,7 +639,8 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 	}
 }
 
-func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, error) {
+// pass is run without the checks, and modules that fail are no error of it.
+func (t *Tree) pass(ctx context.Context, signer maker, opts Options) (Summary, error) {
 	switch {
 	case opts.Detached && t.source.renames():
 		return Summary{}, fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well", t.source.Compress)

@@ -45,6 +45,9 @@ type Signer struct {
 // Inspect describes a module. A signature that cannot be read is described as
 // such, and is no error.
 func Inspect(ctx context.Context, path string, maxSize int64) (*Description, error) {
+	if err := (&Options{MaxSize: maxSize}).check(); err != nil {
+		return nil, err
+	}
 	m, err := module.Open(ctx, path, module.Limits{MaxSize: maxSize})
 	if err != nil {
 		return nil, err

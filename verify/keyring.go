@@ -34,6 +34,9 @@ var ErrNoCertificates = errors.New("no certificate found")
 // AddFile trusts all certificates of a file: PEM, whose other blocks are skipped,
 // or DER, one after the other.
 func (k *Keyring) AddFile(path string) error {
+	if k == nil {
+		return errNoKeyring
+	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -71,6 +74,9 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 // and refuses what it is built to refuse. A System.map beside it is used where
 // the image needs one.
 func (k *Keyring) AddImage(path string) error {
+	if k == nil {
+		return errNoKeyring
+	}
 	image, err := vmlinux.Open(path)
 	if err != nil {
 		return err
@@ -157,16 +163,29 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 }
 
 // Len is how many certificates the keyring trusts.
-func (k *Keyring) Len() int { return len(k.certs) }
+func (k *Keyring) Len() int { return len(k.list()) }
+
+// list is what it trusts; nothing, if it is nil.
+func (k *Keyring) list() []*cms.Certificate {
+	if k == nil {
+		return nil
+	}
+	return k.certs
+}
 
 // Warnings tell of certificates that a kernel image holds and the kernel cannot
 // use.
-func (k *Keyring) Warnings() []string { return k.warnings }
+func (k *Keyring) Warnings() []string {
+	if k == nil {
+		return nil
+	}
+	return k.warnings
+}
 
 // Names are the trusted certificates in the words of the kernel's log.
 func (k *Keyring) Names() []string {
-	names := make([]string, len(k.certs))
-	for i, c := range k.certs {
+	names := make([]string, k.Len())
+	for i, c := range k.list() {
 		names[i] = c.Description()
 	}
 	return names
@@ -174,5 +193,5 @@ func (k *Keyring) Names() []string {
 
 // Holds reports whether a certificate in DER is one of those that are trusted.
 func (k *Keyring) Holds(der []byte) bool {
-	return slices.ContainsFunc(k.certs, func(c *cms.Certificate) bool { return bytes.Equal(c.Raw, der) })
+	return slices.ContainsFunc(k.list(), func(c *cms.Certificate) bool { return bytes.Equal(c.Raw, der) })
 }

@@ -86,20 +86,32 @@ func Find(paths []string) ([]string, error) {
 	return found, nil
 }
 
-// Tree verifies modules in parallel, and hands the results to report in the order
-// of the paths. The error is the context's, when that ended the run early.
+// Tree verifies modules in parallel, and hands the results to report, which may be
+// nil, in the order of the paths. The error is nil only if all modules are Trusted: it
+// is [ErrRefused], [ErrIncomplete], or both, or the context's cause when that ended the
+// run early. That there are no paths is no error.
 func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, report func(Result)) error {
-	if opts.Jobs <= 0 {
+	if keys == nil {
+		return errNoKeyring
+	}
+	if err := opts.check(); err != nil {
+		return err
+	}
+	if opts.Jobs == 0 {
 		opts.Jobs = runtime.GOMAXPROCS(0)
 	}
 	limits := module.SharedLimits(opts.MaxSize)
 	done := 0
+	var outcome outcome
 	results := ordered.New(func(r Result) {
 		done++
+		outcome.add(r)
 		if opts.Progress != nil {
 			opts.Progress(done)
 		}
-		report(r)
+		if report != nil {
+			report(r)
+		}
 	})
 	var group errgroup.Group
 	group.SetLimit(opts.Jobs)
@@ -115,16 +127,23 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 		})
 	}
 	group.Wait()
-	return context.Cause(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return outcome.err(len(paths))
 }
 
-// File verifies one module.
+// File verifies one module. Its Result.Err is nil only if the module is Trusted.
 func File(ctx context.Context, keys *Keyring, path string) Result {
 	return file(ctx, keys, path, module.Limits{})
 }
 
 func file(ctx context.Context, keys *Keyring, path string, limits module.Limits) Result {
 	r := Result{Path: path}
+	if keys == nil {
+		r.Verdict, r.Err = Unreadable, errNoKeyring
+		return r
+	}
 	m, err := module.Open(ctx, path, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -113,8 +114,8 @@ func digests[T any](ctx context.Context, u *ui, tree *sign.Tree, f func(sign.Opt
 		}
 	}}})
 	u.progress(true, nil)
-	if err != nil && failed > 0 && ctx.Err() == nil {
-		return found, fmt.Errorf("%w: nothing is written before all %d can be read", err, tree.Modules())
+	if errors.Is(err, sign.ErrIncomplete) { // the modules are named above
+		return found, fmt.Errorf("%d of %d modules failed: nothing is written before all %[2]d can be read", failed, tree.Modules())
 	}
 	return found, err
 }

@@ -188,10 +188,10 @@ func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, plain, leaves 
 	}
 	u.progress(true, nil)
 	switch {
+	case errors.Is(err, sign.ErrIncomplete): // the modules are named above
+		return nil, fmt.Errorf("%s failed: nothing is written before all %d can be read", plural(summary.Failed, "module"), len(t.names))
 	case err != nil:
 		return nil, err
-	case summary.Failed > 0:
-		return nil, fmt.Errorf("%s failed: nothing is written before all %d can be read", plural(summary.Failed, "module"), len(t.names))
 	}
 	return h, nil
 }
@@ -437,6 +437,8 @@ func (o *hashlistEmbedOptions) run(ctx context.Context, u *ui, args []string) er
 	switch {
 	case o.list != "" && o.section != "", o.objtree != "" && o.list+o.section != "":
 		return usagef("--list, --section and --objtree say what to embed: give one of them")
+	case o.jobs < 0:
+		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	case o.objtree+o.list+o.section == "":
 		return usagef("nothing to embed: give --list FILE, --section FILE or --objtree DIR")
 	}
@@ -677,7 +679,7 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		o.show(u, r)
 	}})
 	u.progress(true, nil)
-	if err != nil {
+	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
 		return err
 	}
 	if modules == 0 {

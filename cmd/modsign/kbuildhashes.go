@@ -164,7 +164,7 @@ func (m *kbuildMake) verifyInstalled(ctx context.Context, u *ui, tree *kbuild.Tr
 			u.say("%s: %s", r.Name, r)
 		}
 	}})
-	if err != nil {
+	if err != nil && !errors.Is(err, hashlist.ErrRefused) {
 		return err
 	}
 	if refused > 0 {

@@ -140,12 +140,10 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 			return errInterrupted
 		}
 		return fmt.Errorf("%w: %s left as before; the same command again completes it", errInterrupted, plural(left, "module"))
-	case err != nil:
-		return err
-	case summary.Failed > 0:
+	case errors.Is(err, sign.ErrIncomplete): // the modules are named above
 		return exitStatus(exitSome)
 	}
-	return nil
+	return err
 }
 
 func (w *work) progress(done, total sign.Count) {

@@ -94,7 +94,8 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		o.show(u, r)
 	})
 	u.progress(true, nil)
-	if err != nil {
+	refused, unreadable := errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
+	if err != nil && !refused && !unreadable { // what these are about is shown
 		return err
 	}
 	took := time.Since(start)
@@ -107,9 +108,9 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	u.note("%s", verdictSentence(len(paths), counts, keys.Len(), took))
 	switch {
-	case len(paths)-counts[verify.Trusted]-counts[verify.Unreadable] > 0:
+	case refused:
 		return exitStatus(exitRefused)
-	case counts[verify.Unreadable] > 0:
+	case unreadable:
 		return exitStatus(exitSome)
 	}
 	return nil

@@ -1,0 +1,72 @@
+// Package failures makes one error of what went wrong in a run over many modules.
+package failures
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// most is how many failures an error holds: a tree may have thousands.
+const most = 10
+
+// A List collects failures. The zero value is an empty list. It is not safe for
+// concurrent use.
+type List struct {
+	n     int
+	first []error
+}
+
+// Add notes why the module at path failed.
+func (l *List) Add(path string, err error) {
+	l.n++
+	if l.n > most {
+		return
+	}
+	if err == nil {
+		err = errors.New("failed")
+	}
+	if !names(err, path) {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	l.first = append(l.first, err)
+}
+
+// names reports whether the text of an error has the path already.
+func names(err error, path string) bool {
+	p, ok := err.(*fs.PathError)
+	return ok && p.Path == path || strings.HasPrefix(err.Error(), path+": ")
+}
+
+// Len returns how many failures were added.
+func (l *List) Len() int { return l.n }
+
+// Err returns nil for an empty list, and else an error that errors.Is finds to be
+// the sentinel and each of the first failures. Its text begins with what.
+func (l *List) Err(sentinel error, what string) error {
+	if l.n == 0 {
+		return nil
+	}
+	return &failed{sentinel, what, l.n, l.first}
+}
+
+type failed struct {
+	sentinel error
+	what     string
+	n        int
+	first    []error
+}
+
+func (e *failed) Error() string {
+	texts := make([]string, len(e.first), len(e.first)+1)
+	for i, err := range e.first {
+		texts[i] = err.Error()
+	}
+	if left := e.n - len(e.first); left > 0 {
+		texts = append(texts, fmt.Sprintf("and %d more", left))
+	}
+	return e.what + ": " + strings.Join(texts, "; ")
+}
+
+func (e *failed) Unwrap() []error { return append([]error{e.sentinel}, e.first...) }

@@ -1,0 +1,33 @@
+package keygen
+
+import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"errors"
+)
+
+// check returns an error for a Pair that is not whole, as a zero one is, before
+// anything is written.
+func (p *Pair) check() error {
+	if err := p.checkCertificate(); err != nil {
+		return err
+	}
+	none := p.Signer == nil
+	switch key := p.Signer.(type) {
+	case *rsa.PrivateKey:
+		none = key == nil
+	case *ecdsa.PrivateKey:
+		none = key == nil
+	}
+	if none {
+		return errors.New("the pair has no private key")
+	}
+	return nil
+}
+
+func (p *Pair) checkCertificate() error {
+	if p == nil || p.Certificate == nil || len(p.Certificate.Raw) == 0 {
+		return errors.New("the pair has no certificate")
+	}
+	return nil
+}

@@ -1,0 +1,444 @@
+package sign_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/sign"
+)
+
+// An importer, which has no more than the package's own names.
+
+func newSigner(t testing.TB) *sign.Signer {
+	t.Helper()
+	key := testmod.NewKey(t, "ecdsa:p256")
+	signer, err := sign.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+// folder holds files.
+func folder(t testing.TB, files map[string][]byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func open(t testing.TB, source sign.Source) *sign.Tree {
+	t.Helper()
+	tree, err := sign.Open(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tree.Close)
+	return tree
+}
+
+// attachment has the signatures of the modules in a folder.
+func attachment(t testing.TB, dir string) *sign.Attachment {
+	t.Helper()
+	m, err := open(t, sign.Source{Roots: []string{dir}, DryRun: true}).Manifest(t.Context(), crypto.SHA256, sign.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := m.Sign(t.Context(), newSigner(t), sign.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := sign.NewAttachment(t.Context(), testmod.NewKey(t, "ecdsa:p256").Certificate, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// prover proves all modules but one.
+type prover struct{ refuse error }
+
+func (p prover) NewHash(string) hash.Hash { return crypto.SHA256.New() }
+
+func (p prover) Proof(name string, _ []byte) ([]byte, error) {
+	if name == "b.ko" {
+		return nil, p.refuse
+	}
+	return []byte("proof"), nil
+}
+
+// Whatever the work is, a module that fails makes an error that says why.
+func TestIncomplete(t *testing.T) {
+	t.Parallel()
+	lacks := errors.New("no proof of it")
+	newHash := func(string) hash.Hash { return crypto.SHA256.New() }
+	for name, work := range map[string]struct {
+		do  func(*sign.Tree, string, sign.Options) (sign.Summary, error)
+		why error
+	}{
+		"Sign": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			return t1.Sign(t.Context(), newSigner(t), o)
+		}, sign.ErrNotModule},
+		"Strip": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) { return t1.Strip(t.Context(), o) }, sign.ErrNotModule},
+		"Digest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			return t1.Digest(t.Context(), crypto.SHA256, o)
+		}, sign.ErrNotModule},
+		"Hash": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			return t1.Hash(t.Context(), newHash, o)
+		}, sign.ErrNotModule},
+		"Prove": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			return t1.Prove(t.Context(), prover{lacks}, o)
+		}, sign.ErrNotModule},
+		"Manifest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			m, err := t1.Manifest(t.Context(), crypto.SHA256, o)
+			return sign.Summary{Failed: 1, Modules: 2 + len(m)}, err
+		}, sign.ErrNotModule},
+		"Attach": {func(t1 *sign.Tree, dir string, o sign.Options) (sign.Summary, error) {
+			good := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+			return t1.Attach(t.Context(), attachment(t, good), o)
+		}, sign.ErrNotModule},
+	} {
+		for _, dry := range []bool{false, true} {
+			for _, report := range []func(sign.Result){nil, func(sign.Result) {}} {
+				dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
+				tree := open(t, sign.Source{Roots: []string{dir}})
+				s, err := work.do(tree, dir, sign.Options{DryRun: dry, Report: sign.Report{Result: report}})
+				tree.Close()
+				if !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, work.why) || s.Failed != 1 || s.Modules != 2 {
+					t.Errorf("%s, dry run %v: %+v, %v", name, dry, s, err)
+					continue
+				}
+				if text := err.Error(); !strings.HasPrefix(text, "1 of 2 modules failed: "+filepath.Join(dir, "b.ko")+": ") || strings.Contains(text, "\n") {
+					t.Errorf("%s: %q", name, err)
+				}
+			}
+		}
+	}
+
+	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.Options{}); !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, lacks) {
+		t.Errorf("a module without a proof: %v", err)
+	}
+	signed := sign.Options{Existing: sign.Refuse}
+	if _, err := open(t, sign.Source{Roots: []string{folder(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(err, sign.ErrSigned) {
+		t.Errorf("a module that was signed: %v", err)
+	}
+}
+
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// An error holds a few of many failures.
+func TestIncompleteIsBounded(t *testing.T) {
+	t.Parallel()
+	files := make(map[string][]byte)
+	for i := range 300 {
+		files[fmt.Sprintf("%03d.ko", i)] = []byte("text")
+	}
+	dir := folder(t, files)
+	_, err := open(t, sign.Source{Roots: []string{dir}}).Sign(t.Context(), newSigner(t), sign.Options{})
+	text := err.Error()
+	if !strings.HasPrefix(text, "300 of 300 modules failed: "+dir+"/000.ko: ") || !strings.HasSuffix(text, "; and 290 more") || strings.Count(text, ".ko: ") != 10 {
+		t.Errorf("%q", text)
+	}
+}
+
+// An interrupt is the context's cause, also where modules have failed.
+func TestIncompleteInterrupted(t *testing.T) {
+	t.Parallel()
+	files := make(map[string][]byte)
+	for i := range 100 {
+		files[fmt.Sprintf("%03d.ko", i)] = []byte("text")
+	}
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	s, err := open(t, sign.Source{Roots: []string{folder(t, files)}}).Sign(ctx, newSigner(t), sign.Options{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}})
+	if !errors.Is(err, cause) || errors.Is(err, sign.ErrIncomplete) || s.Failed == 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+type embedsNothing struct{ crypto.Signer }
+
+// What was never made, or is nil, is an error wherever it goes.
+func TestNothing(t *testing.T) {
+	t.Parallel()
+	key, other := testmod.NewKey(t, "rsa:2048"), testmod.NewKey(t, "ecdsa:p256")
+	private, public := *key.Private.(*rsa.PrivateKey), *key.Private.Public().(*rsa.PublicKey)
+	certificate := func(change func(*x509.Certificate)) *x509.Certificate {
+		c := *key.Certificate
+		change(&c)
+		return &c
+	}
+	newSigner := func(key crypto.Signer, cert *x509.Certificate) func() error {
+		return func() error {
+			for _, keyID := range []bool{false, true} {
+				signer, err := sign.NewSigner(key, cert, crypto.SHA256, keyID)
+				if err == nil || signer != nil {
+					return nil
+				}
+			}
+			return errors.New("refused")
+		}
+	}
+	module := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	tree := open(t, sign.Source{Roots: []string{module}})
+	ctx := t.Context()
+	ignore := func(_ any, err error) error { return err }
+	for name, f := range map[string]func() error{
+		"NewSigner without a key":             newSigner(nil, key.Certificate),
+		"NewSigner without a certificate":     newSigner(key.Private, nil),
+		"NewSigner with nothing":              newSigner(nil, nil),
+		"a nil RSA key":                       newSigner((*rsa.PrivateKey)(nil), key.Certificate),
+		"a zero RSA key":                      newSigner(&rsa.PrivateKey{}, key.Certificate),
+		"an RSA key without its private part": newSigner(&rsa.PrivateKey{PublicKey: public}, key.Certificate),
+		"an RSA key without a prime":          newSigner(&rsa.PrivateKey{PublicKey: public, D: private.D, Primes: private.Primes[:0:0]}, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
+		"a nil ECDSA key":                     newSigner((*ecdsa.PrivateKey)(nil), other.Certificate),
+		"a zero ECDSA key":                    newSigner(&ecdsa.PrivateKey{}, other.Certificate),
+		"an ECDSA key without numbers":        newSigner(&ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, other.Certificate),
+		"an ECDSA key without private part":   newSigner(&ecdsa.PrivateKey{PublicKey: *other.Private.Public().(*ecdsa.PublicKey)}, other.Certificate),
+		"a nil Ed25519 key":                   newSigner(ed25519.PrivateKey(nil), key.Certificate),
+		"an empty Ed25519 key":                newSigner(ed25519.PrivateKey{}, key.Certificate),
+		"a key that embeds none":              newSigner(embedsNothing{}, key.Certificate),
+		"a certificate without a key":         newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
+		"a certificate with a nil key":        newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = (*rsa.PublicKey)(nil) })),
+		"a certificate with a zero RSA key":   newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &rsa.PublicKey{} })),
+		"a certificate with a zero EC key":    newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &ecdsa.PublicKey{} })),
+		"a certificate that was not parsed":   newSigner(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
+		"a zero certificate":                  newSigner(key.Private, &x509.Certificate{}),
+
+		"Sign of a nil Signer":           func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
+		"Sign of a zero Signer":          func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
+		"Sign of no payload":             func() error { return ignore(newGood(t).Sign(nil)) },
+		"Sign of a nil payload":          func() error { return ignore(newGood(t).Sign((*bytes.Buffer)(nil))) },
+		"File with nothing":              func() error { return sign.File(nil, module, "", sign.FileOptions{}) },
+		"File with nothing, detached":    func() error { return sign.File(nil, module, "", sign.FileOptions{Detached: true}) },
+		"File with a zero Signer":        func() error { return sign.File(new(sign.Signer), module, "", sign.FileOptions{}) },
+		"File with two things":           func() error { return sign.File(newGood(t), module, "", sign.FileOptions{Signature: []byte("x")}) },
+		"Tree.Sign with nothing":         func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
+		"Tree.Sign with a zero Signer":   func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
+		"Tree.Prove with nothing":        func() error { return ignore(tree.Prove(ctx, nil, sign.Options{})) },
+		"Tree.Prove with a nil Prover":   func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.Options{})) },
+		"Tree.Prove without a hash":      func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.Options{})) },
+		"Tree.Hash with nothing":         func() error { return ignore(tree.Hash(ctx, nil, sign.Options{})) },
+		"Tree.Hash without a hash":       func() error { return ignore(tree.Hash(ctx, noHashes{}.NewHash, sign.Options{})) },
+		"Tree.Digest with no hash":       func() error { return ignore(tree.Digest(ctx, 0, sign.Options{})) },
+		"Tree.Attach of nothing":         func() error { return ignore(tree.Attach(ctx, nil, sign.Options{})) },
+		"Tree.Attach of a zero one":      func() error { return ignore(tree.Attach(ctx, new(sign.Attachment), sign.Options{})) },
+		"Tree.Fits of nothing":           func() error { return tree.Fits(nil) },
+		"Tree.Fits of a zero one":        func() error { return tree.Fits(new(sign.Attachment)) },
+		"NewAttachment without a cert":   func() error { return ignore(sign.NewAttachment(ctx, nil, make(sign.Signatures, 1))) },
+		"NewAttachment with a zero cert": func() error { return ignore(sign.NewAttachment(ctx, &x509.Certificate{}, make(sign.Signatures, 1))) },
+		"NewAttachment of zeros":         func() error { return ignore(sign.NewAttachment(ctx, key.Certificate, make(sign.Signatures, 1))) },
+		"FindSignatures without a cert":  func() error { return ignore(tree.FindSignatures(ctx, nil, sign.FoundSignatures{}, sign.Options{})) },
+		"FindSignatures of Debian's": func() error {
+			return ignore(tree.FindSignatures(ctx, key.Certificate, sign.FoundSignatures{Layout: sign.Debian}, sign.Options{}))
+		},
+		"Manifest.Sign with nothing":      func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, nil, sign.Options{})) },
+		"Manifest.Sign with a zero one":   func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, new(sign.Signer), sign.Options{})) },
+		"Manifest.Sign of zeros":          func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, newGood(t), sign.Options{})) },
+		"Manifest.Sign of no module":      func() error { return ignore(sign.Manifest{}.Sign(ctx, newGood(t), sign.Options{})) },
+		"Manifest.Write of zeros":         func() error { return make(sign.Manifest, 1).Write(io.Discard) },
+		"Open of nothing":                 func() error { return ignore(sign.Open(sign.Source{})) },
+		"Sign of a tree that is not open": func() error { return ignore(new(sign.Tree).Sign(ctx, newGood(t), sign.Options{})) },
+		"Strip of a nil tree":             func() error { return ignore((*sign.Tree)(nil).Strip(ctx, sign.Options{})) },
+	} {
+		if err := f(); err == nil || err.Error() == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := read(t, module); !bytes.Equal(got, testmod.ELF()) {
+		t.Error("the module was changed")
+	}
+	if h := (*sign.Attachment)(nil).Hash(); h != 0 {
+		t.Errorf("the hash of no Attachment is %v", h)
+	}
+	(*sign.Tree)(nil).Close()
+	if n := (*sign.Tree)(nil).Modules(); n != 0 {
+		t.Errorf("%d modules of no tree", n)
+	}
+}
+
+func newGood(t testing.TB) *sign.Signer { return newSigner(t) }
+
+type noHashes struct{}
+
+func (noHashes) NewHash(string) hash.Hash             { return nil }
+func (noHashes) Proof(string, []byte) ([]byte, error) { return []byte("proof"), nil }
+
+// A tree that is closed does nothing any more: others may have it.
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	a, ctx := attachment(t, dir), t.Context()
+	tree := open(t, sign.Source{Roots: []string{dir}})
+	tree.Close()
+	tree.Close()
+	ignore := func(_ any, err error) error { return err }
+	for name, err := range map[string]error{
+		"Sign":           ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
+		"Strip":          ignore(tree.Strip(ctx, sign.Options{})),
+		"Digest":         ignore(tree.Digest(ctx, crypto.SHA256, sign.Options{})),
+		"Hash":           ignore(tree.Hash(ctx, func(string) hash.Hash { return crypto.SHA256.New() }, sign.Options{})),
+		"Prove":          ignore(tree.Prove(ctx, prover{}, sign.Options{})),
+		"Attach":         ignore(tree.Attach(ctx, a, sign.Options{})),
+		"dry Attach":     ignore(tree.Attach(ctx, a, sign.Options{DryRun: true})),
+		"Fits":           tree.Fits(a),
+		"Manifest":       ignore(tree.Manifest(ctx, crypto.SHA256, sign.Options{})),
+		"FindSignatures": ignore(tree.FindSignatures(ctx, testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{}, sign.Options{})),
+		"Unsplit":        ignore(tree.Unsplit(ctx, dir, sign.Options{})),
+	} {
+		if !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := read(t, filepath.Join(dir, "a.ko")); !bytes.Equal(got, testmod.ELF()) {
+		t.Error("the module was changed")
+	}
+}
+
+// Values that are none of those that there are have a String, and are refused.
+func TestUnknownValues(t *testing.T) {
+	t.Parallel()
+	for i := range 256 {
+		for _, s := range []string{sign.Existing(i).String(), sign.Sync(i).String(), sign.Format(i).String(), sign.Layout(i).String()} {
+			if s == "" || i > 3 && !strings.Contains(s, fmt.Sprint(i)) {
+				t.Errorf("%d: %q", i, s)
+			}
+		}
+	}
+	if s := sign.Existing(7).String(); s != "Existing(7)" {
+		t.Errorf("Existing(7) is %q", s)
+	}
+	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	tree := open(t, sign.Source{Roots: []string{dir}})
+	for _, opts := range []sign.Options{{Existing: 3}, {Existing: 255}, {Sync: 3}, {Sync: 255}, {Jobs: -1}, {MaxSize: -1}} {
+		_, signed := tree.Sign(t.Context(), newSigner(t), opts)
+		_, stripped := tree.Strip(t.Context(), opts)
+		_, listed := tree.Manifest(t.Context(), crypto.SHA256, opts)
+		_, unsplit := tree.Unsplit(t.Context(), dir, opts)
+		_, hashed := tree.Hash(t.Context(), func(string) hash.Hash { return crypto.SHA256.New() }, opts)
+		for _, err := range []error{signed, stripped, listed, unsplit, hashed} {
+			if err == nil || !strings.Contains(err.Error(), "Options.") {
+				t.Errorf("%+v: %v", opts, err)
+			}
+		}
+	}
+	for _, layout := range []sign.Layout{3, 255} {
+		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.Options{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
+			t.Errorf("%v: %v", layout, err)
+		}
+	}
+	tree.Close()
+	for _, format := range []sign.Format{4, 255} {
+		if tree, err := sign.Open(sign.Source{Roots: []string{dir}, Compress: format}); err == nil || !strings.Contains(err.Error(), "Source.Compress") {
+			t.Errorf("%v: %v, %v", format, tree, err)
+		}
+	}
+	if got := read(t, filepath.Join(dir, "a.ko")); !bytes.Equal(got, testmod.ELF()) {
+		t.Error("the module was changed")
+	}
+}
+
+// What the documentation names can be named, and matched.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
+	tree := open(t, sign.Source{Roots: []string{dir}})
+	_, err := sign.Open(sign.Source{Roots: []string{dir}})
+	if locked, ok := errors.AsType[*sign.LockedError](err); !ok || locked.Path == "" || locked.Holder == "" {
+		t.Errorf("a locked tree: %v", err)
+	}
+	_, err = tree.Sign(t.Context(), newSigner(t), sign.Options{})
+	if misnamed, ok := errors.AsType[*sign.MisnamedError](err); !ok || misnamed.Is != sign.None || misnamed.Right != "b.ko" {
+		t.Errorf("a name that promises xz: %v", err)
+	}
+	if !errors.Is(err, sign.ErrNotModule) {
+		t.Errorf("a text: %v", err)
+	}
+	tree.Close()
+
+	// It grows while it is read.
+	large := append(testmod.ELF(), make([]byte, 1<<20)...)
+	path := filepath.Join(folder(t, map[string][]byte{"a.ko": large}), "a.ko")
+	tree = open(t, sign.Source{Roots: []string{path}})
+	grow := func(string) hash.Hash {
+		if err := os.WriteFile(path, large[:len(large)-1], 0o644); err != nil {
+			t.Error(err)
+		}
+		return crypto.SHA256.New()
+	}
+	if _, err := tree.Hash(t.Context(), grow, sign.Options{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
+		t.Errorf("a module that changes: %v", err)
+	}
+	tree.Close()
+
+	packed := folder(t, map[string][]byte{"a.ko": large})
+	for _, format := range []sign.Format{sign.Gzip, sign.XZ, sign.Zstd, sign.None} {
+		if parsed, err := sign.ParseFormat(format.String()); err != nil || parsed != format {
+			t.Errorf("%v: %v, %v", format, parsed, err)
+		}
+		tree := open(t, sign.Source{Roots: []string{packed}, Compress: format, Recompress: true})
+		if _, err := tree.Sign(t.Context(), newSigner(t), sign.Options{}); err != nil {
+			t.Errorf("%v: %v", format, err)
+		}
+		tree.Close()
+		tree = open(t, sign.Source{Roots: []string{packed}, DryRun: true})
+		if _, err := tree.Strip(t.Context(), sign.Options{MaxSize: 1000}); errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
+			t.Errorf("%v: %v", format, err)
+		}
+		tree.Close()
+	}
+
+	for name, want := range map[string]crypto.Hash{"sha1": crypto.SHA1, "sha256": crypto.SHA256, "sha512": crypto.SHA512, "sha3-256": crypto.SHA3_256, "SHA2-384": crypto.SHA384} {
+		if h, err := sign.ParseHash(name); err != nil || h != want {
+			t.Errorf("%s: %v, %v", name, h, err)
+		}
+	}
+	for _, name := range []string{"", "md5", "sha3-224", "sha9"} {
+		if h, err := sign.ParseHash(name); err == nil || h != 0 {
+			t.Errorf("%q: %v, %v", name, h, err)
+		}
+	}
+	if name := sign.HashName(crypto.SHA3_512); name != "sha3-512" {
+		t.Errorf("SHA3-512 is %q", name)
+	}
+}
+
+// A signature that is given is appended as it is; rand shows that it is not made.
+func TestFileAppends(t *testing.T) {
+	t.Parallel()
+	sig := make([]byte, 64)
+	rand.Read(sig)
+	path := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	if err := sign.File(nil, path, "", sign.FileOptions{Signature: sig}); err != nil || !bytes.Contains(read(t, path), sig) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,79 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/failures"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// What [Tree] ends with where not every module is Trusted. The error that wraps them
+// counts the modules, and wraps the Result.Err of the first ones.
+var (
+	// ErrRefused reports modules that the kernel would refuse: the verdict is neither
+	// Trusted nor Unreadable.
+	ErrRefused = errors.New("the kernel would refuse some modules")
+	// ErrIncomplete reports modules that are Unreadable, so that there is no verdict.
+	ErrIncomplete = errors.New("some modules could not be read")
+)
+
+// Errors that a Result.Err, or the error of Inspect, may wrap.
+var (
+	// ErrChanged reports a module that changed while it was being read.
+	ErrChanged = module.ErrChanged
+	// ErrNotModule reports a file that is not a whole kernel module in ELF.
+	ErrNotModule = module.ErrNotModule
+	// ErrTooLarge reports a compressed module that is larger than Options.MaxSize
+	// when decompressed.
+	ErrTooLarge = compress.ErrTooLarge
+)
+
+// A MisnamedError reports a file whose name promises another compression than its
+// content has: by its first bytes it Is of another format, and the Right base name is
+// this one.
+type MisnamedError = module.MisnamedError
+
+var errNoKeyring = errors.New("nothing to verify with: the Keyring is nil")
+
+// check refuses values that mean nothing.
+func (o *Options) check() error {
+	switch {
+	case o.Jobs < 0:
+		return fmt.Errorf("negative Options.Jobs: %d", o.Jobs)
+	case o.MaxSize < 0:
+		return fmt.Errorf("negative Options.MaxSize: %d", o.MaxSize)
+	}
+	return nil
+}
+
+// outcome collects the modules that are not trusted.
+type outcome struct {
+	refused, unreadable failures.List
+}
+
+func (o *outcome) add(r Result) {
+	switch r.Verdict {
+	case Trusted:
+	case Unreadable:
+		o.unreadable.Add(r.Path, r.Err)
+	case NotSigned: // which is what its error says, too
+		o.refused.Add(r.Path, r.Err)
+	default:
+		o.refused.Add(r.Path, fmt.Errorf("%s: %w", r.Verdict, r.Err))
+	}
+}
+
+// err is nil where all of the modules are trusted.
+func (o *outcome) err(modules int) error {
+	refused := o.refused.Err(ErrRefused, fmt.Sprintf("the kernel would refuse %d of %d modules", o.refused.Len(), modules))
+	unreadable := o.unreadable.Err(ErrIncomplete, fmt.Sprintf("%d of %d modules could not be read", o.unreadable.Len(), modules))
+	switch {
+	case refused == nil:
+		return unreadable
+	case unreadable == nil:
+		return refused
+	}
+	return fmt.Errorf("%w; %w", refused, unreadable)
+}
