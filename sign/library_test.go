@@ -191,13 +191,13 @@ type embedsNothing struct{ crypto.Signer }
 func TestNothing(t *testing.T) {
 	t.Parallel()
 	key, other := testmod.NewKey(t, "rsa:2048"), testmod.NewKey(t, "ecdsa:p256")
-	private, public := *key.Private.(*rsa.PrivateKey), *key.Private.Public().(*rsa.PublicKey)
+	public := *key.Private.Public().(*rsa.PublicKey)
 	certificate := func(change func(*x509.Certificate)) *x509.Certificate {
 		c := *key.Certificate
 		change(&c)
 		return &c
 	}
-	newSigner := func(key crypto.Signer, cert *x509.Certificate) func() error {
+	made := func(key crypto.Signer, cert *x509.Certificate) func() error {
 		return func() error {
 			for _, keyID := range []bool{false, true} {
 				signer, err := sign.NewSigner(key, cert, crypto.SHA256, keyID)
@@ -213,35 +213,34 @@ func TestNothing(t *testing.T) {
 	ctx := t.Context()
 	ignore := func(_ any, err error) error { return err }
 	for name, f := range map[string]func() error{
-		"NewSigner without a key":             newSigner(nil, key.Certificate),
-		"NewSigner without a certificate":     newSigner(key.Private, nil),
-		"NewSigner with nothing":              newSigner(nil, nil),
-		"a nil RSA key":                       newSigner((*rsa.PrivateKey)(nil), key.Certificate),
-		"a zero RSA key":                      newSigner(&rsa.PrivateKey{}, key.Certificate),
-		"an RSA key without its private part": newSigner(&rsa.PrivateKey{PublicKey: public}, key.Certificate),
-		"an RSA key without a prime":          newSigner(&rsa.PrivateKey{PublicKey: public, D: private.D, Primes: private.Primes[:0:0]}, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
-		"a nil ECDSA key":                     newSigner((*ecdsa.PrivateKey)(nil), other.Certificate),
-		"a zero ECDSA key":                    newSigner(&ecdsa.PrivateKey{}, other.Certificate),
-		"an ECDSA key without numbers":        newSigner(&ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, other.Certificate),
-		"an ECDSA key without private part":   newSigner(&ecdsa.PrivateKey{PublicKey: *other.Private.Public().(*ecdsa.PublicKey)}, other.Certificate),
-		"a nil Ed25519 key":                   newSigner(ed25519.PrivateKey(nil), key.Certificate),
-		"an empty Ed25519 key":                newSigner(ed25519.PrivateKey{}, key.Certificate),
-		"a key that embeds none":              newSigner(embedsNothing{}, key.Certificate),
-		"a certificate without a key":         newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
-		"a certificate with a nil key":        newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = (*rsa.PublicKey)(nil) })),
-		"a certificate with a zero RSA key":   newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &rsa.PublicKey{} })),
-		"a certificate with a zero EC key":    newSigner(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &ecdsa.PublicKey{} })),
-		"a certificate that was not parsed":   newSigner(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
-		"a zero certificate":                  newSigner(key.Private, &x509.Certificate{}),
+		"NewSigner without a key":             made(nil, key.Certificate),
+		"NewSigner without a certificate":     made(key.Private, nil),
+		"NewSigner with nothing":              made(nil, nil),
+		"a nil RSA key":                       made((*rsa.PrivateKey)(nil), key.Certificate),
+		"a zero RSA key":                      made(&rsa.PrivateKey{}, key.Certificate),
+		"an RSA key without its private part": made(&rsa.PrivateKey{PublicKey: public}, key.Certificate),
+		"a nil ECDSA key":                     made((*ecdsa.PrivateKey)(nil), other.Certificate),
+		"a zero ECDSA key":                    made(&ecdsa.PrivateKey{}, other.Certificate),
+		"an ECDSA key without numbers":        made(&ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, other.Certificate),
+		"an ECDSA key without private part":   made(&ecdsa.PrivateKey{PublicKey: *other.Private.Public().(*ecdsa.PublicKey)}, other.Certificate),
+		"a nil Ed25519 key":                   made(ed25519.PrivateKey(nil), key.Certificate),
+		"an empty Ed25519 key":                made(ed25519.PrivateKey{}, key.Certificate),
+		"a key that embeds none":              made(embedsNothing{}, key.Certificate),
+		"a certificate without a key":         made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
+		"a certificate with a nil key":        made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = (*rsa.PublicKey)(nil) })),
+		"a certificate with a zero RSA key":   made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &rsa.PublicKey{} })),
+		"a certificate with a zero EC key":    made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &ecdsa.PublicKey{} })),
+		"a certificate that was not parsed":   made(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
+		"a zero certificate":                  made(key.Private, &x509.Certificate{}),
 
 		"Sign of a nil Signer":           func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
 		"Sign of a zero Signer":          func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
-		"Sign of no payload":             func() error { return ignore(newGood(t).Sign(nil)) },
-		"Sign of a nil payload":          func() error { return ignore(newGood(t).Sign((*bytes.Buffer)(nil))) },
+		"Sign of no payload":             func() error { return ignore(newSigner(t).Sign(nil)) },
+		"Sign of a nil payload":          func() error { return ignore(newSigner(t).Sign((*bytes.Buffer)(nil))) },
 		"File with nothing":              func() error { return sign.File(nil, module, "", sign.FileOptions{}) },
 		"File with nothing, detached":    func() error { return sign.File(nil, module, "", sign.FileOptions{Detached: true}) },
 		"File with a zero Signer":        func() error { return sign.File(new(sign.Signer), module, "", sign.FileOptions{}) },
-		"File with two things":           func() error { return sign.File(newGood(t), module, "", sign.FileOptions{Signature: []byte("x")}) },
+		"File with two things":           func() error { return sign.File(newSigner(t), module, "", sign.FileOptions{Signature: []byte("x")}) },
 		"Tree.Sign with nothing":         func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
 		"Tree.Sign with a zero Signer":   func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
 		"Tree.Prove with nothing":        func() error { return ignore(tree.Prove(ctx, nil, sign.Options{})) },
@@ -263,11 +262,11 @@ func TestNothing(t *testing.T) {
 		},
 		"Manifest.Sign with nothing":      func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, nil, sign.Options{})) },
 		"Manifest.Sign with a zero one":   func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, new(sign.Signer), sign.Options{})) },
-		"Manifest.Sign of zeros":          func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, newGood(t), sign.Options{})) },
-		"Manifest.Sign of no module":      func() error { return ignore(sign.Manifest{}.Sign(ctx, newGood(t), sign.Options{})) },
+		"Manifest.Sign of zeros":          func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, newSigner(t), sign.Options{})) },
+		"Manifest.Sign of no module":      func() error { return ignore(sign.Manifest{}.Sign(ctx, newSigner(t), sign.Options{})) },
 		"Manifest.Write of zeros":         func() error { return make(sign.Manifest, 1).Write(io.Discard) },
 		"Open of nothing":                 func() error { return ignore(sign.Open(sign.Source{})) },
-		"Sign of a tree that is not open": func() error { return ignore(new(sign.Tree).Sign(ctx, newGood(t), sign.Options{})) },
+		"Sign of a tree that is not open": func() error { return ignore(new(sign.Tree).Sign(ctx, newSigner(t), sign.Options{})) },
 		"Strip of a nil tree":             func() error { return ignore((*sign.Tree)(nil).Strip(ctx, sign.Options{})) },
 	} {
 		if err := f(); err == nil || err.Error() == "" {
@@ -285,8 +284,6 @@ func TestNothing(t *testing.T) {
 		t.Errorf("%d modules of no tree", n)
 	}
 }
-
-func newGood(t testing.TB) *sign.Signer { return newSigner(t) }
 
 type noHashes struct{}
 
