@@ -46,6 +46,7 @@ type run struct {
 	opts     Options
 	signer   maker // nil to take signatures off
 	source   *Source
+	links    *links
 	encoder  *compress.Encoder
 	limits   module.Limits
 	attested atomic.Int64
@@ -275,6 +276,7 @@ func (r *run) replace(ctx context.Context, m *module.File, content *body, j *job
 	}
 	for _, name := range j.names {
 		if name.target != name.path {
+			r.links.follow(name.path, name.target)
 			if err := os.Remove(name.path); err != nil {
 				return err
 			}

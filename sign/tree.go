@@ -47,6 +47,9 @@ type Source struct {
 	// Recompress has what was compressed treated so, too: afterwards all modules have
 	// the form of Compress, be it none.
 	Recompress bool
+	// Root is the root directory of the system that the modules belong to, in which
+	// symbolic links are resolved; if it is empty, it is the machine's own.
+	Root string
 	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
 }
@@ -59,6 +62,8 @@ type Tree struct {
 	entries   []module.Entry
 	targets   []string // where each entry goes, but for the suffix of Source.Compress
 	completed int
+	symlinks  links
+	behind    []string // modules that the links lead to, outside of what is worked on
 }
 
 // ErrNoModules says that there is nothing to work on.
@@ -99,10 +104,11 @@ func (t *Tree) open() (err error) {
 	if t.source.Names != nil {
 		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
 	} else {
-		t.entries, err = module.Find(t.source.Roots, func(path string) {
+		t.entries, err = module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
+			t.symlinks.add(e, kind)
 			// What is read alone may have another run at work on a part of it.
-			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(path)) {
-				left = append(left, path)
+			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(e.Path)) {
+				left = append(left, e.Path)
 			}
 		})
 	}
@@ -110,7 +116,10 @@ func (t *Tree) open() (err error) {
 		return err
 	}
 	if len(t.entries) == 0 {
-		return fmt.Errorf("%w in %s", ErrNoModules, strings.Join(t.source.Roots, ", "))
+		return fmt.Errorf("%w in %s%s", ErrNoModules, strings.Join(t.source.Roots, ", "), &t.symlinks)
+	}
+	if err := t.openLinks(); err != nil {
+		return err
 	}
 	if err := t.chooseTargets(); err != nil {
 		return err
@@ -457,6 +466,7 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 		opts:   *opts,
 		signer: signer,
 		source: &t.source,
+		links:  &t.symlinks,
 		limits: module.SharedLimits(opts.MaxSize),
 		queue: ordered.New(func(result Result) {
 			if opts.Report.Result != nil {
@@ -492,6 +502,7 @@ func (t *Tree) run(ctx context.Context, signer maker, opts Options) (Summary, er
 	}
 	r.summary.Attested = int(r.attested.Load())
 	r.summary.Notes = encoder.Notes()
+	t.countLinks(&r.summary)
 	if t.lock != nil && t.lock.Unsupported {
 		r.summary.Notes = append(r.summary.Notes, "the file system knows no locks: nothing kept a second run from working on the same modules")
 	}

@@ -49,6 +49,7 @@ var Verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed
 // Result is the verdict on one module.
 type Result struct {
 	Path    string
+	Target  string // the file, when a symbolic link was followed to it
 	Verdict Verdict
 	Signer  string // who signed it, as far as one can see
 	Source  string // where the certificate that trusts it comes from
@@ -72,23 +73,18 @@ type Options struct {
 	Progress func(modules int)
 }
 
-// Find lists the modules that paths name, as the package sign finds them: files,
-// and folders with *.ko, *.ko.gz, *.ko.xz and *.ko.zst below them.
-func Find(paths []string) ([]string, error) {
-	entries, err := module.Find(paths, nil)
-	if err != nil {
-		return nil, err
-	}
-	found := make([]string, len(entries))
-	for i, e := range entries {
-		found[i] = e.Path
-	}
-	return found, nil
-}
-
 // Tree verifies modules in parallel, and hands the results to report in the order
 // of the paths. The error is the context's, when that ended the run early.
 func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, report func(Result)) error {
+	found := &Found{entries: make([]module.Entry, len(paths))}
+	for i, path := range paths {
+		found.entries[i] = module.Follow(nil, path)
+	}
+	return found.Verify(ctx, keys, opts, report)
+}
+
+// Verify is [Tree] for modules that were found.
+func (f *Found) Verify(ctx context.Context, keys *Keyring, opts Options, report func(Result)) error {
 	if opts.Jobs <= 0 {
 		opts.Jobs = runtime.GOMAXPROCS(0)
 	}
@@ -103,12 +99,12 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 	})
 	var group errgroup.Group
 	group.SetLimit(opts.Jobs)
-	for i, path := range paths {
+	for i, e := range f.entries {
 		if ctx.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			if r := file(ctx, keys, path, limits); ctx.Err() == nil {
+			if r := file(ctx, keys, e, limits); ctx.Err() == nil {
 				results.Put(i, r)
 			}
 			return nil
@@ -118,14 +114,14 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 	return context.Cause(ctx)
 }
 
-// File verifies one module.
+// File verifies one module, over links too.
 func File(ctx context.Context, keys *Keyring, path string) Result {
-	return file(ctx, keys, path, module.Limits{})
+	return file(ctx, keys, module.Follow(nil, path), module.Limits{})
 }
 
-func file(ctx context.Context, keys *Keyring, path string, limits module.Limits) Result {
-	r := Result{Path: path}
-	m, err := module.Open(ctx, path, limits)
+func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limits) Result {
+	r := Result{Path: e.Path, Target: e.Real}
+	m, err := e.Open(ctx, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
 		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) || errors.Is(err, module.ErrChanged) {

@@ -63,6 +63,8 @@ var doors = map[string][]string{
 	"golang.org/x/sync":               {"hashlist", "internal/module", "sign", "verify"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "keygen"},
 	"golang.org/x/term":               {"cmd/modsign"},
+
+	"github.com/cyphar/filepath-securejoin": {"internal/module"},
 }
 
 type listedPackage struct {

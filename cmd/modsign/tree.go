@@ -89,6 +89,7 @@ type work struct {
 	summary sign.Summary
 	cert    string // where a one-time certificate was written
 	how     string // "with rsa:4096 and sha512, as ..."
+	stale   staleIndexes
 }
 
 // do runs and shows what f does, and returns the error that makes the exit code.
@@ -103,13 +104,15 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 			Type: "summary", Modules: summary.Modules, Signed: summary.Signed, Stripped: summary.Stripped, Skipped: summary.Skipped,
 			Failed: summary.Failed, Replaced: summary.Replaced, Stacked: summary.Stacked, Elsewhere: summary.Elsewhere,
 			Debug: summary.Debug, DebugBytes: summary.DebugBytes, DebugFiles: summary.DebugFiles, ByProgram: summary.ByProgram,
-			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert, Notes: w.notes(summary),
+			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert,
+			Links: summary.Links.Found, Relinked: summary.Links.Renamed, Behind: summary.Links.Behind, Irregular: summary.Links.Irregular, Notes: w.notes(summary),
 		})
 	}
 	w.ui.note("%s", w.sentence(summary))
 	for _, note := range w.notes(summary) {
 		w.ui.note("%s", note)
 	}
+	w.stale.hint(w.ui)
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
 		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
@@ -136,6 +139,7 @@ func (w *work) progress(done, total sign.Count) {
 }
 
 func (w *work) result(r sign.Result) {
+	w.stale.add(r)
 	if w.ui.json {
 		w.ui.object(newJSONSigned(r))
 	}
@@ -207,6 +211,11 @@ func (w *work) notes(s sign.Summary) []string {
 	if s.Elsewhere > 0 {
 		notes = append(notes, fmt.Sprintf("warning: %s outside of what was given: hard links of these modules, which keep the old ones", plural(s.Elsewhere, "name")))
 	}
+	done := "signed"
+	if w.verb == "stripping" {
+		done = "stripped"
+	}
+	notes = append(notes, linkNotes(s.Links, done)...)
 	if s.Completed > 0 {
 		notes = append(notes, fmt.Sprintf("linked %s again that an interrupted run had left apart", plural(s.Completed, "name")))
 	}

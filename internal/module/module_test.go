@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -435,7 +436,11 @@ func TestFind(t *testing.T) {
 	}
 	for _, test := range tests {
 		var other, paths []string
-		found, err := Find(test.roots, func(path string) { other = append(other, path) })
+		found, err := Find(test.roots, func(e Entry, kind fs.FileMode) {
+			if kind.IsRegular() {
+				other = append(other, e.Path)
+			}
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
