@@ -11,9 +11,13 @@ import (
 	"syscall"
 )
 
-// maxLinked is the number of directories that are looked at over links. Some links
-// that lead to each other's directories make a million ways of ten directories.
-const maxLinked = 1 << 16
+// The directories that are looked at over links are at most maxLinked, and each under
+// at most maxNames names: links to each other's directories make millions of names of
+// ten directories, and a link out of the tree may lead to a whole system.
+const (
+	maxLinked = 1 << 16
+	maxNames  = 64
+)
 
 // errNotRegular says that a file is a FIFO, a device or a socket.
 var errNotRegular = errors.New("not a regular file")
@@ -33,8 +37,13 @@ type Loadable struct {
 // leads nowhere is an Entry with Err set, and so is what has the name of a module and
 // is no file.
 func FindLoadable(root *Root, paths []string) (*Loadable, error) {
-	w := walker{root: root, seen: make(map[string]bool)}
+	w := walker{root: root, seen: make(map[string]bool), names: make(map[string]int)}
 	for _, path := range paths {
+		if root == nil { // whose error has the path as it was spelled
+			if _, err := os.Stat(path); err != nil {
+				return nil, err
+			}
+		}
 		real, err := root.Canonical(path)
 		if err != nil {
 			return nil, err
@@ -71,6 +80,7 @@ type walker struct {
 	once    map[string]bool        // when not nil: directories to look at under one name alone
 	skip    func(real string) bool // when not nil: directories not to look at
 	linked  int                    // directories that links led to
+	names   map[string]int         // of each of them
 	found   Loadable
 }
 
@@ -101,8 +111,12 @@ func (w *walker) dir(path, real string, linked bool) error {
 		w.once[real] = true
 	}
 	if linked {
+		w.names[real]++
 		if w.linked++; w.linked > maxLinked {
-			return fmt.Errorf("%s: symbolic links lead to more than %d directories: do they lead to each other, or out of the tree?", path, maxLinked)
+			return fmt.Errorf("%s: symbolic links lead to more than %d directories", path, maxLinked)
+		}
+		if w.names[real] > maxNames {
+			return fmt.Errorf("%s: symbolic links lead to this directory under more than %d names", path, maxNames)
 		}
 	}
 	w.chain = append(w.chain, real)
@@ -253,7 +267,7 @@ func (e Entry) Open(ctx context.Context, limits Limits) (*File, error) {
 // not those in directories that lie in one of inside, which are canonical paths, and
 // each directory once. links are paths as [Find] tells them.
 func Behind(root *Root, links []string, inside []string) ([]Entry, error) {
-	w := walker{root: root, seen: make(map[string]bool), once: make(map[string]bool)}
+	w := walker{root: root, seen: make(map[string]bool), names: make(map[string]int), once: make(map[string]bool)}
 	w.skip = func(real string) bool {
 		return slices.ContainsFunc(inside, func(dir string) bool { return within(dir, real) })
 	}
