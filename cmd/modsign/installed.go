@@ -22,6 +22,7 @@ import (
 type installedOptions struct {
 	installed string
 	root      string
+	rootPaths bool // --root also goes with paths below it
 }
 
 // running stands for the version of the running kernel.
@@ -47,7 +48,7 @@ type kernel struct {
 func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	o.root = cmp.Or(o.root, "/") // where a script's variable is empty
 	if o.installed == "" {
-		if o.root != "/" {
+		if o.root != "/" && !o.rootPaths {
 			return nil, usagef("--root goes with --installed")
 		}
 		return nil, nil

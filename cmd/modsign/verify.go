@@ -23,7 +23,7 @@ type verifyOptions struct {
 }
 
 func newVerifyCommand(u *ui) *cobra.Command {
-	o := verifyOptions{maxSize: 2 << 30}
+	o := verifyOptions{maxSize: 2 << 30, installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
 		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
 		Short: "Tell whether a kernel will take modules",
@@ -41,7 +41,8 @@ image, the keys of the machine's owner say, is not looked at: give them with
 Below a directory, verify looks at what depmod would find, so that modprobe may load
 it: at *.ko, *.ko.gz, *.ko.xz and *.ko.zst, over symbolic links to files and to
 directories too, wherever they lead. As depmod, it does not follow links that are
-called build or source. With --root, links lead where they would lead after chroot.
+called build or source. With --root, links lead where they would lead after chroot, also
+from PATHs below DIR.
 
 Modules that are not trusted are listed, one a line, with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
@@ -54,6 +55,7 @@ Modules that are not trusted are listed, one a line, with --all every module.`,
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE` (PEM or DER, any number; may be repeated)")
 	flags.StringVar(&o.image, "kernel", "", "trust what the kernel `IMAGE` has built in")
 	o.installedOptions.addFlags(flags)
+	flags.Lookup("root").Usage = "root directory `DIR` of the system, in which all links are resolved"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
 	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "no module at all is fine")
 	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
@@ -83,7 +85,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, warning := range keys.Warnings() {
 		u.note("warning: %s", warning)
 	}
-	found, err := verify.FindIn(kernel.rootDir(), roots)
+	found, err := verify.FindIn(o.root, roots)
 	if err != nil {
 		return err
 	}

@@ -63,10 +63,18 @@ func (r *Root) Canonical(path string) (string, error) {
 		return realPath(path)
 	}
 	rel, err := filepath.Rel(r.dir, path)
-	if err != nil || !filepath.IsLocal(rel) {
-		return "", fmt.Errorf("%s does not lie below the root directory %s", path, r.dir)
+	if err == nil && filepath.IsLocal(rel) {
+		return r.Resolve(rel)
 	}
-	return r.Resolve(rel)
+	// It may have been spelled in another way.
+	real, err := realPath(path)
+	if err != nil {
+		return "", err
+	}
+	if rel, err := filepath.Rel(r.real, real); err == nil && filepath.IsLocal(rel) {
+		return r.Resolve(rel)
+	}
+	return "", fmt.Errorf("%s does not lie below the root directory %s", path, r.dir)
 }
 
 // Target returns the canonical path of what a symbolic link leads to that holds text
