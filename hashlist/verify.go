@@ -41,6 +41,7 @@ var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing,
 // Result is the verdict on one module.
 type Result struct {
 	Path    string // of the file; empty for what is Missing
+	Target  string // the file, when a symbolic link was followed to it
 	Name    string // as lists have it: kernel/fs/ext4/ext4.ko
 	Verdict Verdict
 	Detail  string // more about it, for people; may be empty
@@ -147,15 +148,19 @@ func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
 
 // Options say how modules are verified.
 type Options struct {
-	Jobs   int // modules worked on at once; 0 stands for twice the number of processors
+	Jobs int // modules worked on at once; 0 stands for twice the number of processors
+	// Root is the root directory of the system that the modules belong to, in which
+	// symbolic links are resolved; if it is empty, it is the machine's own.
+	Root   string
 	Result func(Result)
 }
 
 // Verify compares the modules below a folder, that of all modules of a kernel, with a
-// reference. Results come in the order of the names, and what is missing comes last. The error
-// is nil only if all modules are Trusted: it is [ErrRefused], with [ErrIncomplete] if
-// some could not be read, or what ended the run early, such as the context's cause.
-// That there are no modules is no error.
+// reference. It looks at what depmod would find, over symbolic links too. Results come
+// in the order of the names, and what is missing comes last. The error is nil only if
+// all modules are Trusted: it is [ErrRefused], with [ErrIncomplete] if some could not be
+// read, or what ended the run early, such as the context's cause. That there are no
+// modules is no error.
 func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
 	switch {
 	case r == nil || r.known == nil && r.root == nil:
@@ -163,10 +168,15 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 	case opts.Jobs < 0:
 		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
 	}
-	entries, err := module.Find([]string{root}, nil)
+	in, err := module.NewRoot(opts.Root)
 	if err != nil {
 		return nil, err
 	}
+	found, err := module.FindLoadable(in, []string{root})
+	if err != nil {
+		return nil, err
+	}
+	entries := found.Entries
 	var mu sync.Mutex
 	summary := make(Summary)
 	missing := make(map[string]bool, len(r.names))
@@ -214,18 +224,15 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 
 // entry is the verdict on a file.
 func (r *Reference) entry(ctx context.Context, e module.Entry, limits module.Limits) Result {
-	result := Result{Path: e.Path, Name: module.BaseName(e.Rel), Err: e.Err}
-	if result.Err == nil {
-		result.Err = r.file(ctx, &result, limits)
-	}
-	if result.Err != nil {
+	result := Result{Path: e.Path, Target: e.Real, Name: module.BaseName(e.Rel)}
+	if result.Err = r.file(ctx, e, &result, limits); result.Err != nil {
 		result.Verdict = Failed
 	}
 	return result
 }
 
-func (r *Reference) file(ctx context.Context, result *Result, limits module.Limits) error {
-	m, err := module.Open(ctx, result.Path, limits)
+func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, limits module.Limits) error {
+	m, err := e.Open(ctx, limits)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,11 @@ func (t *Tree) Modules() ([]string, error) {
 // such as kernel/drivers/net/dummy.ko. The error is [fs.ErrNotExist] where there is no
 // such file.
 func InstalledModules(modlib string) ([]string, error) {
-	path := filepath.Join(modlib, "modules.order")
+	return ReadInstalledOrder(filepath.Join(modlib, "modules.order"))
+}
+
+// ReadInstalledOrder is [InstalledModules] for the file modules.order itself.
+func ReadInstalledOrder(path string) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

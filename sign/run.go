@@ -48,6 +48,7 @@ type run struct {
 	opts     Options
 	signer   maker // nil to take signatures off
 	source   *Source
+	links    *links
 	encoder  *compress.Encoder
 	limits   module.Limits
 	attested atomic.Int64
@@ -305,6 +306,7 @@ func (r *run) replace(ctx context.Context, src source, m *module.File, content *
 		if name.to == name.from {
 			continue
 		}
+		r.links.follow(name.from.path(), name.to.path())
 		if i == 0 {
 			err = src.dir.Remove(src.name)
 		} else {

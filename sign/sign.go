@@ -287,8 +287,9 @@ type Summary struct {
 	Renamed    int // have another name now, as they have another form
 	Bytes      int64
 	Duration   time.Duration
-	Attested   int      // lost security.ima or security.evm
-	Elsewhere  int      // names outside of the tree that keep the old module
-	Completed  int      // names that a killed run had left behind
+	Attested   int // lost security.ima or security.evm
+	Elsewhere  int // names outside of the tree that keep the old module
+	Completed  int // names that a killed run had left behind
+	Links      Links
 	Notes      []string // for people
 }

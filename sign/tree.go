@@ -48,6 +48,9 @@ type Source struct {
 	// Recompress has what was compressed treated so, too: afterwards all modules have
 	// the form of Compress, be it none.
 	Recompress bool
+	// Root is the root directory of the system that the modules belong to, in which
+	// symbolic links are resolved; if it is empty, it is the machine's own.
+	Root string
 	// DryRun takes no lock and cleans nothing up, and the Tree writes nothing.
 	DryRun bool
 	// Wait, if it is not nil, has Open wait for another run that has locked the modules,
@@ -65,6 +68,8 @@ type Tree struct {
 	targets   []place // where each entry goes, but for the suffix of Source.Compress
 	completed int
 	opened    atomic.Bool // and not closed
+	symlinks  links
+	behind    []string // modules that the links lead to, outside of what is worked on
 }
 
 // ErrNoModules says that there is nothing to work on.
@@ -116,10 +121,11 @@ func (t *Tree) open(ctx context.Context) (err error) {
 	if t.source.Names != nil {
 		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
 	} else {
-		t.entries, err = module.Find(t.source.Roots, func(base, rel string) {
+		t.entries, err = module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
+			t.symlinks.add(e, kind)
 			// What is read alone may have another run at work on a part of it.
-			if t.source.Output == "" && atomicfile.IsTemp(filepath.Base(rel)) {
-				left = append(left, place{t.bases.roots[base], rel})
+			if t.source.Output == "" && kind&^fs.ModeSymlink == 0 && atomicfile.IsTemp(filepath.Base(e.Rel)) {
+				left = append(left, t.bases.of(&e))
 			}
 		})
 	}
@@ -127,7 +133,10 @@ func (t *Tree) open(ctx context.Context) (err error) {
 		return err
 	}
 	if len(t.entries) == 0 {
-		return fmt.Errorf("%w in %s", ErrNoModules, strings.Join(t.source.Roots, ", "))
+		return fmt.Errorf("%w in %s%s", ErrNoModules, strings.Join(t.source.Roots, ", "), &t.symlinks)
+	}
+	if err := t.openLinks(); err != nil {
+		return err
 	}
 	if err := t.chooseTargets(); err != nil {
 		return err
@@ -630,6 +639,7 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 		opts:   *opts,
 		signer: signer,
 		source: &t.source,
+		links:  &t.symlinks,
 		limits: module.SharedLimits(opts.MaxSize),
 		queue: ordered.New(func(result Result) {
 			if opts.Report.Result != nil {
@@ -669,6 +679,7 @@ func (t *Tree) pass(ctx context.Context, signer maker, opts Options) (Summary, e
 	}
 	r.summary.Attested = int(r.attested.Load())
 	r.summary.Notes = encoder.Notes()
+	t.countLinks(&r.summary)
 	if t.lock != nil && t.lock.Unsupported {
 		r.summary.Notes = append(r.summary.Notes, "the file system knows no locks: nothing kept a second run from working on the same modules")
 	}

@@ -13,6 +13,7 @@ import (
 // Description is what can be said of a module without knowing whom to trust.
 type Description struct {
 	Path     string
+	Target   string  // the file, when a symbolic link was followed to it
 	Format   string  // none, gzip, xz, zstd
 	FileSize int64   // in bytes, as it lies on disk
 	Size     int64   // decompressed, with signatures
@@ -42,18 +43,22 @@ type Signer struct {
 	HasAttribute bool   // signed attributes, which the kernel refuses for a module
 }
 
-// Inspect describes a module. A signature that cannot be read is described as
-// such, and is no error.
+// Inspect describes a module, over links too. A signature that cannot be read is
+// described as such, and is no error.
 func Inspect(ctx context.Context, path string, maxSize int64) (*Description, error) {
+	return inspect(ctx, module.Follow(nil, path), maxSize)
+}
+
+func inspect(ctx context.Context, e module.Entry, maxSize int64) (*Description, error) {
 	if err := (&Options{MaxSize: maxSize}).check(); err != nil {
 		return nil, err
 	}
-	m, err := module.Open(ctx, path, module.Limits{MaxSize: maxSize})
+	m, err := e.Open(ctx, module.Limits{MaxSize: maxSize})
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	d := &Description{Path: path, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size, Payload: m.Size}
+	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size, Payload: m.Size}
 	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}

@@ -49,6 +49,7 @@ var Verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed
 // Result is the verdict on one module.
 type Result struct {
 	Path    string
+	Target  string // the file, when a symbolic link was followed to it
 	Verdict Verdict
 	Signer  string // who signed it, as far as one can see
 	Source  string // where the certificate that trusts it comes from
@@ -72,25 +73,20 @@ type Options struct {
 	Progress func(modules int)
 }
 
-// Find lists the modules that paths name, as the package sign finds them: files,
-// and folders with *.ko, *.ko.gz, *.ko.xz and *.ko.zst below them.
-func Find(paths []string) ([]string, error) {
-	entries, err := module.Find(paths, nil)
-	if err != nil {
-		return nil, err
-	}
-	found := make([]string, len(entries))
-	for i, e := range entries {
-		found[i] = e.Path
-	}
-	return found, nil
-}
-
 // Tree verifies modules in parallel, and hands the results to report, which may be
 // nil, in the order of the paths. The error is nil only if all modules are Trusted: it
 // is [ErrRefused], [ErrIncomplete], or both, or the context's cause when that ended the
 // run early. That there are no paths is no error.
 func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, report func(Result)) error {
+	found := &Found{entries: make([]module.Entry, len(paths))}
+	for i, path := range paths {
+		found.entries[i] = module.Follow(nil, path)
+	}
+	return found.Verify(ctx, keys, opts, report)
+}
+
+// Verify is [Tree] for modules that were found.
+func (f *Found) Verify(ctx context.Context, keys *Keyring, opts Options, report func(Result)) error {
 	if keys == nil {
 		return errNoKeyring
 	}
@@ -115,12 +111,12 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 	})
 	var group errgroup.Group
 	group.SetLimit(opts.Jobs)
-	for i, path := range paths {
+	for i, e := range f.entries {
 		if ctx.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			if r := file(ctx, keys, path, limits); ctx.Err() == nil {
+			if r := file(ctx, keys, e, limits); ctx.Err() == nil {
 				results.Put(i, r)
 			}
 			return nil
@@ -130,21 +126,22 @@ func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, repo
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return outcome.err(len(paths))
+	return outcome.err(len(f.entries))
 }
 
-// File verifies one module. Its Result.Err is nil only if the module is Trusted.
+// File verifies one module, over links too. Its Result.Err is nil only if the module is
+// Trusted.
 func File(ctx context.Context, keys *Keyring, path string) Result {
-	return file(ctx, keys, path, module.Limits{})
+	return file(ctx, keys, module.Follow(nil, path), module.Limits{})
 }
 
-func file(ctx context.Context, keys *Keyring, path string, limits module.Limits) Result {
-	r := Result{Path: path}
+func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limits) Result {
+	r := Result{Path: e.Path, Target: e.Real}
 	if keys == nil {
 		r.Verdict, r.Err = Unreadable, errNoKeyring
 		return r
 	}
-	m, err := module.Open(ctx, path, limits)
+	m, err := e.Open(ctx, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
 		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) || errors.Is(err, module.ErrChanged) {

@@ -204,10 +204,11 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 // matchReceipt checks that the modules are those that the key signed, and returns
 // how many they are.
 func matchReceipt(ctx context.Context, r *keygen.Receipt, roots []string) (int, error) {
-	entries, err := module.Find(roots, nil)
+	found, err := module.FindLoadable(nil, roots)
 	if err != nil {
 		return 0, err
 	}
+	entries := found.Entries
 	cert, err := r.X509()
 	if err != nil {
 		return 0, err
@@ -238,10 +239,7 @@ func matchReceipt(ctx context.Context, r *keygen.Receipt, roots []string) (int, 
 
 // addDigest adds the digest that the signature of a module is over.
 func addDigest(ctx context.Context, digests keygen.Digests, e module.Entry, keys *cms.Keyring) error {
-	if e.Err != nil {
-		return e.Err
-	}
-	m, err := module.Open(ctx, e.Path, module.Limits{})
+	m, err := e.Open(ctx, module.Limits{})
 	if err != nil {
 		return err
 	}

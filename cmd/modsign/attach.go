@@ -94,7 +94,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	source.Roots = kernel.roots(args)
+	source.Roots, source.Root = kernel.roots(args), kernel.rootDir()
 	cert, err := oneCertificate(o.cert)
 	if err != nil {
 		return err

@@ -79,7 +79,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	// Nothing is written, so that nothing has to be locked either: a module that
 	// changes meanwhile fails.
-	tree, err := sign.Open(sign.Source{Roots: roots, DryRun: true})
+	tree, err := sign.Open(sign.Source{Roots: roots, Root: kernel.rootDir(), DryRun: true})
 	if err != nil {
 		return err
 	}
@@ -100,6 +100,9 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 		bytes += d.Size
 	}
 	u.note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes), seconds(time.Since(start)))
+	for _, note := range linkNotes(tree.Links(), "read") {
+		u.note("%s", note)
+	}
 	return nil
 }
 

@@ -93,7 +93,7 @@ func stripsOtherwise(strip, frozen string) error {
 
 // installedTree are the modules in a folder, in the order of the modules.order there,
 // or of their names.
-func installedTree(dir, release string) (*hashedTree, error) {
+func installedTree(dir, order, release string) (*hashedTree, error) {
 	t := &hashedTree{dir: dir, release: release, ordered: true}
 	if release == "" {
 		abs, err := filepath.Abs(dir)
@@ -103,7 +103,7 @@ func installedTree(dir, release string) (*hashedTree, error) {
 		t.release = filepath.Base(abs)
 	}
 	var err error
-	t.names, err = kbuild.InstalledModules(dir)
+	t.names, err = kbuild.ReadInstalledOrder(order)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return t, err
 	}
@@ -327,11 +327,15 @@ func (o *hashlistBuildOptions) tree(args []string) (*hashedTree, error) {
 	}
 	switch {
 	case kernel != nil:
-		return installedTree(kernel.modules, o.release)
+		order, err := kernel.order()
+		if err != nil {
+			return nil, err
+		}
+		return installedTree(kernel.modules, order, o.release)
 	case len(args) != 1:
 		return nil, usagef("whose modules? Give the folder lib/modules/KVER, --installed, or --objtree DIR")
 	}
-	return installedTree(args[0], o.release)
+	return installedTree(args[0], filepath.Join(args[0], "modules.order"), o.release)
 }
 
 // writesList reports whether the list is written as text.
@@ -619,8 +623,8 @@ missing, stripped since, without a proof, or with that of another kernel. The ke
 a vmlinux or an x86 boot image; the names of its modules are those of modules.order in
 the folder.
 
-A module that the kernel would load for its signature is named all the same: see
-modsign verify.`,
+Symbolic links are followed as by modsign verify. A module that the kernel would load
+for its signature is named all the same.`,
 		Example: `  modsign hashlist verify --list hashes /tmp/stage/lib/modules/6.12.0
   modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
   modsign hashlist verify --installed`,
@@ -670,7 +674,7 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
-	summary, err := reference.Verify(ctx, dir, hashlist.Options{Jobs: o.jobs, Result: func(r hashlist.Result) {
+	summary, err := reference.Verify(ctx, dir, hashlist.Options{Jobs: o.jobs, Root: kernel.rootDir(), Result: func(r hashlist.Result) {
 		modules++
 		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
 			inPlace++
@@ -722,7 +726,13 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 	if err != nil {
 		return nil, "", noHashes(err)
 	}
-	order, err := kbuild.InstalledModules(dir)
+	path := filepath.Join(dir, "modules.order")
+	if installed != nil {
+		if path, err = installed.order(); err != nil {
+			return nil, "", err
+		}
+	}
+	order, err := kbuild.ReadInstalledOrder(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		u.note("%s has no modules.order: what is missing cannot be told", dir)
 	} else if err != nil {

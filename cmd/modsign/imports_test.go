@@ -65,6 +65,8 @@ var doors = map[string][]string{
 	"golang.org/x/sync":               {"hashlist", "internal/module", "sign", "verify"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "keygen", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
+
+	"github.com/cyphar/filepath-securejoin": {"internal/module"},
 }
 
 type listedPackage struct {

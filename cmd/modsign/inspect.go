@@ -15,7 +15,8 @@ func newInspectCommand(u *ui) *cobra.Command {
 		Use:   "inspect MODULE...",
 		Short: "Describe modules and their signatures",
 		Long: `Inspect shows what stands in modules and in their signatures, all layers of
-them, without judging: see verify for that. sig_key and sig_hashalgo are those
+them, without judging: see verify for that. It
+looks at the same files as verify, over symbolic links too. sig_key and sig_hashalgo are those
 of modinfo.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -24,19 +25,19 @@ of modinfo.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			paths, err := verify.Find(args)
+			found, err := verify.FindIn("", args)
 			if err != nil {
 				return err
 			}
-			if len(paths) == 0 {
+			if found.Len() == 0 {
 				return fmt.Errorf("no kernel module found in %s", strings.Join(args, ", "))
 			}
 			failed := 0
-			for i, path := range paths {
+			for i, path := range found.Paths() {
 				if err := cmd.Context().Err(); err != nil {
 					return errInterrupted
 				}
-				d, err := verify.Inspect(cmd.Context(), path, int64(maxSize))
+				d, err := found.Inspect(cmd.Context(), i, int64(maxSize))
 				switch {
 				case err != nil:
 					if u.json {
@@ -55,8 +56,9 @@ of modinfo.`,
 					}
 				}
 			}
+			u.skipped(found.Skipped())
 			switch {
-			case failed == len(paths):
+			case failed == found.Len():
 				return exitStatus(exitError)
 			case failed > 0:
 				return exitStatus(exitSome)
@@ -76,6 +78,9 @@ func inspection(d *verify.Description) []string {
 		lines = append(lines, fmt.Sprintf("%-16s%s", name+":", fmt.Sprintf(format, args...)))
 	}
 	field("filename", "%s", d.Path)
+	if d.Target != "" {
+		field("link_to", "%s", d.Target)
+	}
 	if d.Format != "none" {
 		field("compression", "%s, %d bytes", d.Format, d.FileSize)
 	}

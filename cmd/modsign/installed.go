@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
@@ -21,6 +22,7 @@ import (
 type installedOptions struct {
 	installed string
 	root      string
+	rootPaths bool // --root also goes with paths below it
 }
 
 // running stands for the version of the running kernel.
@@ -29,13 +31,15 @@ const running = "running"
 func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.installed, "installed", "i", "", "the modules installed for kernel `KVER` (default: the running one)")
 	flags.Lookup("installed").NoOptDefVal = running
-	flags.StringVar(&o.root, "root", "/", "with --installed: where the system is, `DIR`")
+	flags.StringVar(&o.root, "root", "/", "with --installed: root directory `DIR` of the system, in which all links are resolved")
 }
 
-// kernel is an installed kernel.
+// kernel is an installed kernel. Its paths are resolved once, below the root
+// directory: what is an absolute link in an image leads to a file of the image.
 type kernel struct {
 	version string
 	root    string
+	in      *module.Root
 	modules string // DIR/lib/modules/KVER
 }
 
@@ -44,7 +48,7 @@ type kernel struct {
 func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	o.root = cmp.Or(o.root, "/") // where a script's variable is empty
 	if o.installed == "" {
-		if o.root != "/" {
+		if o.root != "/" && !o.rootPaths {
 			return nil, usagef("--root goes with --installed")
 		}
 		return nil, nil
@@ -70,7 +74,14 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	if filepath.Base(version) != version || version == "." || version == ".." {
 		return nil, usagef("--installed %s: not the version of a kernel, as uname -r says it", version)
 	}
-	k := &kernel{version: version, root: o.root, modules: filepath.Join(o.root, "lib/modules", version)}
+	k := &kernel{version: version, root: o.root}
+	var err error
+	if k.in, err = module.NewRoot(o.root); err != nil {
+		return nil, fmt.Errorf("--root: %w", err)
+	}
+	if k.modules, err = k.path("lib/modules/%s"); err != nil {
+		return nil, err
+	}
 	if info, err := os.Stat(k.modules); err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("no modules are installed for kernel %s: there is no folder %s", version, k.modules)
 	}
@@ -85,11 +96,41 @@ func (k *kernel) roots(args []string) []string {
 	return []string{k.modules}
 }
 
+// rootDir is the root directory of the kernel's system, and empty where that is the
+// machine's own or no kernel was chosen.
+func (k *kernel) rootDir() string {
+	if k == nil || k.in == nil {
+		return ""
+	}
+	return k.root
+}
+
+// path is where a file of the system lies; the name holds %s for the version. On the
+// machine itself, the system resolves the links.
+func (k *kernel) path(name string) (string, error) {
+	name = fmt.Sprintf(name, k.version)
+	if k.in == nil {
+		return filepath.Join("/", name), nil
+	}
+	return k.in.Resolve(name)
+}
+
+// order is the file modules.order.
+func (k *kernel) order() (string, error) {
+	if k.in == nil {
+		return filepath.Join(k.modules, "modules.order"), nil
+	}
+	return k.in.Canonical(filepath.Join(k.modules, "modules.order"))
+}
+
 // find returns the first of several files that exists below the root; the names
 // hold %s for the version.
 func (k *kernel) find(names ...string) string {
 	for _, name := range names {
-		path := filepath.Join(k.root, fmt.Sprintf(name, k.version))
+		path, err := k.path(name)
+		if err != nil {
+			continue // a circle of links
+		}
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 			return path
 		}
@@ -141,9 +182,6 @@ func (k *kernel) guard(cert []byte) error {
 func (k *kernel) outdated(u *ui, s sign.Summary) {
 	if s.Signed == 0 {
 		return
-	}
-	if s.Renamed > 0 {
-		u.hint("%s got another name, and modules.dep has the old one: depmod %s", plural(s.Renamed, "module"), k.version)
 	}
 	u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", k.version)
 }

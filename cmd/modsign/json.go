@@ -68,12 +68,17 @@ type jsonSignSummary struct {
 	Seconds    float64  `json:"seconds"`
 	DryRun     bool     `json:"dry_run"`
 	Cert       string   `json:"certificate,omitempty"`
+	Links      int      `json:"symbolic_links,omitempty"`
+	Relinked   int      `json:"symbolic_links_renamed,omitempty"`
+	Behind     []string `json:"modules_behind_links,omitempty"`
+	Irregular  []string `json:"not_regular,omitempty"`
 	Notes      []string `json:"notes,omitempty"`
 }
 
 type jsonVerified struct {
 	Type      string   `json:"message_type"` // module
 	Path      string   `json:"path"`
+	Target    string   `json:"target,omitempty"`
 	Verdict   string   `json:"verdict"`
 	Signer    string   `json:"signer,omitempty"`
 	Source    string   `json:"trusted_by,omitempty"`
@@ -88,7 +93,7 @@ type jsonVerified struct {
 
 func newJSONVerified(r verify.Result) jsonVerified {
 	o := jsonVerified{
-		Type: "module", Path: r.Path, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source, Layers: r.Layers,
+		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source, Layers: r.Layers,
 		Errno: errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
 	}
 	if r.Err != nil {
@@ -100,6 +105,8 @@ func newJSONVerified(r verify.Result) jsonVerified {
 type jsonVerifySummary struct {
 	Type         string         `json:"message_type"` // summary
 	Modules      int            `json:"modules"`
+	Linked       int            `json:"modules_over_links,omitempty"`
+	Skipped      []string       `json:"links_not_followed,omitempty"`
 	Verdicts     map[string]int `json:"verdicts"`
 	Certificates []string       `json:"certificates"`
 	Seconds      float64        `json:"seconds"`
@@ -109,6 +116,7 @@ type jsonVerifySummary struct {
 type jsonHashed struct {
 	Type    string `json:"message_type"` // module
 	Path    string `json:"path,omitempty"`
+	Target  string `json:"target,omitempty"`
 	Name    string `json:"name"`
 	Verdict string `json:"verdict"`
 	Detail  string `json:"detail,omitempty"`
@@ -116,7 +124,7 @@ type jsonHashed struct {
 }
 
 func newJSONHashed(r hashlist.Result) jsonHashed {
-	o := jsonHashed{Type: "module", Path: r.Path, Name: r.Name, Verdict: string(r.Verdict), Detail: r.Detail}
+	o := jsonHashed{Type: "module", Path: r.Path, Target: r.Target, Name: r.Name, Verdict: string(r.Verdict), Detail: r.Detail}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
 	}
@@ -133,6 +141,7 @@ type jsonHashlistSummary struct {
 type jsonInspected struct {
 	Type     string      `json:"message_type"` // module
 	Path     string      `json:"path"`
+	Target   string      `json:"target,omitempty"`
 	Format   string      `json:"compression"`
 	FileSize int64       `json:"file_size"`
 	Size     int64       `json:"size"`
@@ -163,7 +172,7 @@ type jsonSigner struct {
 
 func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
-		Type: "module", Path: d.Path, Format: d.Format, FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
+		Type: "module", Path: d.Path, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
 		Layers: []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {

@@ -45,8 +45,11 @@ below folders. What it appends is, byte for byte, what the kernel's sign-file
 appends. Compressed modules are signed inside and compressed again.
 
 A module is replaced whole or not at all, and keeps its mode, owner, times,
-hard links and attributes. Symbolic links below a folder are not followed. One
-bad module does not stop the others.
+hard links and attributes. One bad module does not stop the others.
+
+Symbolic links below a directory are not followed: sign counts them, and names the
+modules behind them that it does not sign. Where --compress gives a module another
+name, links to it in the tree get the new name, too.
 
 With --one-time nothing has to be configured: a key is made, used and dropped,
 and only its certificate is kept.
@@ -105,7 +108,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	source.Roots = kernel.roots(args)
+	source.Roots, source.Root = kernel.roots(args), kernel.rootDir()
 	hashName, err := o.hashName(kernel)
 	if err != nil {
 		return err

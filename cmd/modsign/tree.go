@@ -109,6 +109,7 @@ type work struct {
 	cert    string // where a one-time certificate was written
 	foreign bool   // the owner of a module could not be kept
 	how     string // "with rsa:4096 and sha512, as ..."
+	stale   staleIndexes
 }
 
 // do runs and shows what f does, and returns the error that makes the exit code.
@@ -123,7 +124,8 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 			Type: "summary", Modules: summary.Modules, Signed: summary.Signed, Stripped: summary.Stripped, Skipped: summary.Skipped,
 			Failed: summary.Failed, Replaced: summary.Replaced, Stacked: summary.Stacked, Elsewhere: summary.Elsewhere,
 			Debug: summary.Debug, DebugBytes: summary.DebugBytes, DebugFiles: summary.DebugFiles, ByProgram: summary.ByProgram,
-			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert, Notes: w.notes(summary),
+			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert,
+			Links: summary.Links.Found, Relinked: summary.Links.Renamed, Behind: summary.Links.Behind, Irregular: summary.Links.Irregular, Notes: w.notes(summary),
 		})
 	}
 	w.ui.note("%s", w.sentence(summary))
@@ -133,6 +135,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	if w.foreign {
 		w.ui.hint("--owner runner leaves the new files to the user who runs modsign; --output DIR writes a copy and leaves the modules alone")
 	}
+	w.stale.hint(w.ui)
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
 		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
@@ -157,6 +160,7 @@ func (w *work) progress(done, total sign.Count) {
 }
 
 func (w *work) result(r sign.Result) {
+	w.stale.add(r)
 	if w.ui.json {
 		w.ui.object(newJSONSigned(r))
 	}
@@ -231,6 +235,11 @@ func (w *work) notes(s sign.Summary) []string {
 	if s.Elsewhere > 0 {
 		notes = append(notes, fmt.Sprintf("warning: %s outside of what was given: hard links of these modules, which keep the old ones", plural(s.Elsewhere, "name")))
 	}
+	done := "signed"
+	if w.verb == "stripping" {
+		done = "stripped"
+	}
+	notes = append(notes, linkNotes(s.Links, done)...)
 	if s.Completed > 0 {
 		notes = append(notes, fmt.Sprintf("linked %s again that an interrupted run had left apart", plural(s.Completed, "name")))
 	}

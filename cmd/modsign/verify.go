@@ -23,7 +23,7 @@ type verifyOptions struct {
 }
 
 func newVerifyCommand(u *ui) *cobra.Command {
-	o := verifyOptions{maxSize: 2 << 30}
+	o := verifyOptions{maxSize: 2 << 30, installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
 		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
 		Short: "Tell whether a kernel will take modules",
@@ -38,6 +38,12 @@ one of --kernel (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), or with
 image, the keys of the machine's owner say, is not looked at: give them with
 --cert beside --kernel.
 
+Below a directory, verify looks at what depmod would find, so that modprobe may load
+it: at *.ko, *.ko.gz, *.ko.xz and *.ko.zst, over symbolic links to files and to
+directories too, wherever they lead. As depmod, it does not follow links that are
+called build or source. With --root, links lead where they would lead after chroot, also
+from PATHs below DIR.
+
 Modules that are not trusted are listed, one a line, with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
@@ -49,6 +55,7 @@ Modules that are not trusted are listed, one a line, with --all every module.`,
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE` (PEM or DER, any number; may be repeated)")
 	flags.StringVar(&o.image, "kernel", "", "trust what the kernel `IMAGE` has built in")
 	o.installedOptions.addFlags(flags)
+	flags.Lookup("root").Usage = "root directory `DIR` of the system, in which all links are resolved"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
 	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "no module at all is fine")
 	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
@@ -78,19 +85,22 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, warning := range keys.Warnings() {
 		u.note("warning: %s", warning)
 	}
-	paths, err := verify.Find(roots)
+	found, err := verify.FindIn(o.root, roots)
 	if err != nil {
 		return err
 	}
-	if len(paths) == 0 && !o.allowEmpty {
+	if found.Len() == 0 && !o.allowEmpty {
 		return withHint(fmt.Errorf("no kernel module found in %s, so that nothing is verified", strings.Join(roots, ", ")), "--allow-empty makes that a success")
 	}
 
-	counts := make(map[verify.Verdict]int)
-	err = verify.Tree(ctx, keys, paths, verify.Options{Jobs: o.jobs, MaxSize: int64(o.maxSize), Progress: func(n int) {
-		u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", n, plural(len(paths), "module")) })
+	counts, linked := make(map[verify.Verdict]int), 0
+	err = found.Verify(ctx, keys, verify.Options{Jobs: o.jobs, MaxSize: int64(o.maxSize), Progress: func(n int) {
+		u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", n, plural(found.Len(), "module")) })
 	}}, func(r verify.Result) {
 		counts[r.Verdict]++
+		if r.Target != "" {
+			linked++
+		}
 		o.show(u, r)
 	})
 	u.progress(true, nil)
@@ -104,9 +114,10 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		for verdict, n := range counts {
 			named[string(verdict)] = n
 		}
-		u.object(jsonVerifySummary{Type: "summary", Modules: len(paths), Verdicts: named, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings()})
+		u.object(jsonVerifySummary{Type: "summary", Modules: found.Len(), Linked: linked, Skipped: found.Skipped(), Verdicts: named, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings()})
 	}
-	u.note("%s", verdictSentence(len(paths), counts, keys.Len(), took))
+	u.note("%s", verdictSentence(found.Len(), linked, counts, keys.Len(), took))
+	u.skipped(found.Skipped())
 	switch {
 	case refused:
 		return exitStatus(exitRefused)
@@ -181,8 +192,11 @@ func refusal(r verify.Result) string {
 }
 
 // verdictSentence is the one true summary.
-func verdictSentence(modules int, counts map[verify.Verdict]int, certs int, took time.Duration) string {
+func verdictSentence(modules, linked int, counts map[verify.Verdict]int, certs int, took time.Duration) string {
 	against := fmt.Sprintf("against %s in %s", plural(certs, "certificate"), seconds(took))
+	if linked > 0 {
+		against = fmt.Sprintf("(%d over symbolic links) %s", linked, against)
+	}
 	if modules == 0 {
 		return "there is no module to verify " + against
 	}

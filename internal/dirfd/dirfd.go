@@ -265,6 +265,23 @@ func (d *Dir) Rename(from, to string) error {
 	return d.failed("rename", to, unix.Renameat(d.fd, from, d.fd, to))
 }
 
+// RenameNew is [Dir.Rename], and replaces nothing: a name that is there is
+// [fs.ErrExist].
+func (d *Dir) RenameNew(from, to string) error {
+	err := unix.Renameat2(d.fd, from, d.fd, to, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL || err == unix.ENOSYS { // not every file system knows that
+		if err = unix.Linkat(d.fd, from, d.fd, to, 0); err == nil {
+			err = unix.Unlinkat(d.fd, from, 0)
+		}
+	}
+	return d.failed("rename", to, err)
+}
+
+// Lchown changes the owner of what a name stands for, be it a link.
+func (d *Dir) Lchown(name string, uid, gid uint32) error {
+	return d.failed("chown", name, unix.Fchownat(d.fd, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW))
+}
+
 // Link gives a file a second name in another directory, which must be on the same
 // file system.
 func (d *Dir) Link(name string, to *Dir, as string) error {

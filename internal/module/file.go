@@ -94,12 +94,16 @@ func BaseName(name string) string {
 // gives a [*MisnamedError]. Whether the content is a module is for [CheckELF]
 // to say.
 func Open(ctx context.Context, path string, limits Limits) (*File, error) {
+	return openPath(ctx, path, filepath.Base(path), limits)
+}
+
+func openPath(ctx context.Context, path, right string, limits Limits) (*File, error) {
 	dir, err := dirfd.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, err
+		return nil, renamedError(err, path)
 	}
 	defer dir.Close()
-	m, err := OpenIn(ctx, dir, filepath.Base(path), limits)
+	m, err := OpenAs(ctx, dir, filepath.Base(path), right, limits)
 	if err != nil {
 		return nil, err
 	}

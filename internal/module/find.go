@@ -21,18 +21,20 @@ type Entry struct {
 	Root bool        // whether it was given itself
 	Info fs.FileInfo // nil when Err is set
 	Err  error       // why it cannot be looked at: an unreadable folder, say
+	Real string      // where the file lies, when links that were followed lead there; else empty
 }
 
 // Find lists the modules that roots name: each root that is a file, whatever
 // its name, and every regular file below a root that is a folder and has the
 // name of a module, in lexical order. A file that several roots lead to, be it
 // through links, is listed once. A symbolic link is followed where it is given as a root, and
-// nowhere else. other, when it is not nil, is told of the regular files below
-// the roots that are no modules.
+// nowhere else: [FindLoadable] follows them all. other, when it is not nil, is told of
+// the path, the way from the root and the type of all else below the roots that is no
+// directory: of files that are no modules, of links, and of FIFOs and the like.
 //
 // A root that cannot be looked at is an error; what cannot be looked at below
 // one is an Entry with Err set.
-func Find(roots []string, other func(base, rel string)) ([]Entry, error) {
+func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error) {
 	var found []Entry
 	seen := make(map[string]bool)
 	add := func(real string, e Entry) {
@@ -71,12 +73,9 @@ func Find(roots []string, other func(base, rel string)) ([]Entry, error) {
 				add(filepath.Join(real, rel), Entry{Path: name, Base: root, Rel: rel, Err: err})
 				return nil
 			}
-			if !d.Type().IsRegular() {
-				return nil
-			}
-			if !IsName(d.Name()) {
-				if other != nil {
-					other(root, rel)
+			if !d.Type().IsRegular() || !IsName(d.Name()) {
+				if other != nil && !d.IsDir() {
+					other(Entry{Path: name, Base: root, Rel: rel}, d.Type())
 				}
 				return nil
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -441,7 +442,11 @@ func TestFind(t *testing.T) {
 	}
 	for _, test := range tests {
 		var other, paths []string
-		found, err := Find(test.roots, func(base, rel string) { other = append(other, filepath.Join(base, rel)) })
+		found, err := Find(test.roots, func(e Entry, kind fs.FileMode) {
+			if kind.IsRegular() {
+				other = append(other, e.Path)
+			}
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
