@@ -68,7 +68,9 @@ func inFile(path string, err error) error {
 
 var (
 	fileInHint = regexp.MustCompile(`\bFILE\b`)
-	plainWord  = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,][A-Za-z0-9_./:@%+=,-]*$`)
+	// Of a key without its BEGIN. What is DER begins with M in base64.
+	derInBase64 = regexp.MustCompile(`^\s*M[A-Za-z0-9+/=\s]{99,}`)
+	plainWord   = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,][A-Za-z0-9_./:@%+=,-]*$`)
 )
 
 // shellWord quotes a path for a shell where it has to be.
@@ -83,7 +85,7 @@ func shellWord(path string) string {
 // file: it goes into no error, which may end up in a log.
 func notPath(paths ...string) error {
 	for _, path := range paths {
-		if strings.Contains(path, "-----BEGIN") || strings.ContainsAny(path, "\r\n") && len(path) > 255 {
+		if strings.Contains(path, "-----BEGIN") || derInBase64.MatchString(path) {
 			return &LoadError{Path: "(not shown)", Err: errors.New("the text of a key or certificate is given where the name of its file is wanted"),
 				Hint: "write it to a file that only you can read, and give the name of that"}
 		}
