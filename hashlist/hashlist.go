@@ -241,7 +241,8 @@ func (l *List) parseLine(n int, line string) (last bool, err error) {
 	if n == 1 {
 		release, ok := strings.CutPrefix(line, title)
 		if !ok {
-			return false, fmt.Errorf("a hash list begins with %q and the release of the kernel; this is %.60q", title, line)
+			// What it is instead may be a secret.
+			return false, fmt.Errorf("a hash list begins with %q and the release of the kernel, and this does not", title)
 		}
 		l.Release = release
 		return false, checkRelease(release)

@@ -38,12 +38,12 @@ func ReadConfig(r io.Reader) (Config, error) {
 		}
 		name, value, ok := strings.Cut(line, "=")
 		if !ok || !strings.HasPrefix(name, "CONFIG_") {
-			return nil, fmt.Errorf("line %d is no kernel configuration: %.40q", n, line)
+			return nil, fmt.Errorf("line %d is no kernel configuration", n) // it may be anything, a key for one
 		}
 		if strings.HasPrefix(value, `"`) {
 			unquoted, err := unquote(value)
 			if err != nil {
-				return nil, fmt.Errorf("line %d: %s: %w", n, name, err)
+				return nil, fmt.Errorf("line %d: %w", n, err)
 			}
 			value = unquoted
 		}
@@ -60,7 +60,7 @@ func unquote(s string) (string, error) {
 		switch s[i] {
 		case '"':
 			if i != len(s)-1 {
-				return "", fmt.Errorf("text behind the string %s", strconv.Quote(s[:i+1]))
+				return "", fmt.Errorf("text behind the string")
 			}
 			return b.String(), nil
 		case '\\':

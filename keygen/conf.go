@@ -1,11 +1,12 @@
 package keygen
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/modsign/modsign/internal/keyfile"
 )
 
 // The syntax of OpenSSL's configuration files, config(5), as
@@ -23,6 +24,9 @@ import (
 //
 // Refused are .include and .pragma, the environment ($ENV::name), and quotes
 // without an end, which OpenSSL closes at the end of the line.
+//
+// An error has the number of the line and no word of it that is not known: these
+// files may hold passwords, and a private key may be given for one.
 
 const (
 	// A genkey file has a few hundred bytes. The second bound, on all values
@@ -91,7 +95,7 @@ func parseConf(r io.Reader) (*conf, error) {
 	if len(data) > maxConfSize {
 		return nil, fmt.Errorf("file has more than %d bytes: it is no x509.genkey", maxConfSize)
 	}
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	data = keyfile.TrimBOM(data)
 
 	c := &conf{sections: make(map[string]*confSection)}
 	section := "default"
@@ -117,14 +121,14 @@ func parseConf(r io.Reader) (*conf, error) {
 		if header, ok := strings.CutPrefix(line, "["); ok {
 			name, rest, ok := strings.Cut(header, "]")
 			if name = trimSpace(name); !ok || rest != "" || name == "" || strings.ContainsAny(name, "$\\\"'`") {
-				return nil, at.errorf("%.60q is not a section: it is written [name]", line)
+				return nil, at.errorf("not a section: it is written [name]")
 			}
 			section = name
 			c.section(section)
 			continue
 		}
 		if strings.HasPrefix(line, ".include") || strings.HasPrefix(line, ".pragma") {
-			return nil, at.errorf("%s is not supported: put everything into one file", strings.Fields(line)[0])
+			return nil, at.errorf("%s is not supported: put everything into one file", line[:len(".include")])
 		}
 		name, raw, ok := strings.Cut(line, "=")
 		name = trimSpace(name)
@@ -133,7 +137,7 @@ func parseConf(r io.Reader) (*conf, error) {
 			into, name = other, rest
 		}
 		if !ok || name == "" || into == "" || strings.IndexFunc(into+name, notInNames) >= 0 {
-			return nil, at.errorf("%.60q is not of the form name = value", line)
+			return nil, at.errorf("not of the form name = value")
 		}
 		value, err := c.expand(into, trimSpace(raw))
 		if err != nil {
@@ -262,14 +266,14 @@ func (c *conf) variable(section, s string) (value string, n int, err error) {
 	}
 	rest, ok := strings.CutPrefix(rest, closing)
 	if !ok {
-		return "", 0, fmt.Errorf("variable %.60q has no closing %s", s, closing)
+		return "", 0, fmt.Errorf("variable has no closing %s", closing)
 	}
 	if section == "ENV" {
-		return "", 0, fmt.Errorf("$ENV::%s: the environment is not read: write the value itself", name)
+		return "", 0, errors.New("$ENV: the environment is not read: write the value itself")
 	}
 	e, ok := c.get(section, name)
 	if !ok {
-		return "", 0, fmt.Errorf("variable %.60q is not set above (a dollar sign is written \\$)", s[:len(s)-len(rest)])
+		return "", 0, errors.New("variable is not set above (a dollar sign is written \\$)")
 	}
 	return e.value, len(s) - len(rest), nil
 }

@@ -73,7 +73,7 @@ func parseEncryptedPKCS8(der []byte, limits kdfLimits) (*encryption, error) {
 		"1.2.840.113549.1.5.10", "1.2.840.113549.1.5.11":
 		err = unsupportedCipher("PBES1 with MD2, MD5, DES or RC2")
 	default:
-		err = unsupportedCipher("algorithm " + name)
+		err = unsupportedCipher("an unknown algorithm")
 	}
 	if err != nil {
 		return nil, err
@@ -107,8 +107,12 @@ func (e *encryption) parsePBES2(s cryptobyte.String, limits kdfLimits) error {
 		keySize, blockSize, e.newCipher = 32, aes.BlockSize, aes.NewCipher
 	case "1.2.840.113549.3.7":
 		keySize, blockSize, e.newCipher = 24, des.BlockSize, des.NewTripleDESCipher
+	case "1.2.392.200011.61.1.1.1.2", "1.2.392.200011.61.1.1.1.3", "1.2.392.200011.61.1.1.1.4":
+		return unsupportedCipher("Camellia")
+	case "1.2.840.113549.3.2", "1.3.14.3.2.7":
+		return unsupportedCipher("DES or RC2")
 	default:
-		return unsupportedCipher("cipher " + name)
+		return unsupportedCipher("an unknown cipher")
 	}
 	if !scheme.ReadASN1Bytes(&e.iv, cbasn1.OCTET_STRING) || len(e.iv) != blockSize {
 		return damagedParameters("the cipher")
@@ -119,7 +123,7 @@ func (e *encryption) parsePBES2(s cryptobyte.String, limits kdfLimits) error {
 	case "1.3.6.1.4.1.11591.4.11":
 		return e.parseScrypt(kdf, keySize, limits)
 	default:
-		return unsupportedCipher("key derivation " + name)
+		return unsupportedCipher("an unknown key derivation")
 	}
 }
 
@@ -158,7 +162,7 @@ func (e *encryption) parsePBKDF2(s cryptobyte.String, keySize int, limits kdfLim
 		case "1.2.840.113549.2.11":
 			prf = sha512.New
 		default:
-			return unsupportedCipher("PBKDF2 and the pseudorandom function " + name)
+			return unsupportedCipher("PBKDF2 and an unknown pseudorandom function")
 		}
 	}
 	e.derive = func(passphrase []byte) (key, iv []byte, err error) {
@@ -340,7 +344,11 @@ func decryptLegacy(block *pem.Block, ask Passphrase) ([]byte, error) {
 		return block.Bytes, nil
 	}
 	if !slices.Contains([]string{"AES-128-CBC", "AES-192-CBC", "AES-256-CBC", "DES-EDE3-CBC"}, name) {
-		return nil, unsupportedCipher(fmt.Sprintf("%q", name))
+		if !slices.Contains([]string{"DES-CBC", "DES-EDE-CBC", "RC2-CBC", "IDEA-CBC", "BF-CBC", "CAST5-CBC", "SEED-CBC", "SM4-CBC",
+			"CAMELLIA-128-CBC", "CAMELLIA-192-CBC", "CAMELLIA-256-CBC", "ARIA-128-CBC", "ARIA-192-CBC", "ARIA-256-CBC"}, name) {
+			name = "an unknown cipher"
+		}
+		return nil, unsupportedCipher(name)
 	}
 	passphrase, err := ask.passphrase()
 	if err != nil {
@@ -352,7 +360,7 @@ func decryptLegacy(block *pem.Block, ask Passphrase) ([]byte, error) {
 		return nil, ErrWrongPassphrase
 	}
 	if err != nil {
-		return nil, fmt.Errorf("encrypted private key is damaged: %w", err)
+		return nil, errors.New("encrypted private key is damaged: its length, or its DEK-Info header") // the error may quote either
 	}
 	return der, nil
 }

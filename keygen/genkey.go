@@ -58,25 +58,25 @@ func ParseConfig(r io.Reader) (Template, Algorithm, error) {
 		case "default_keyfile", "encrypt_key", "encrypt_rsa_key", "input_password", "output_password",
 			"req_extensions", "attributes": // not about certificates
 		default:
-			return Template{}, 0, e.errorf("%s in [req] is not understood", e.name)
+			return Template{}, 0, e.errorf("a name in [req] that is not understood")
 		}
 	}
 	if e, ok := c.get("req", "prompt"); !ok {
 		return Template{}, 0, errors.New("[req] does not say prompt = no, without which OpenSSL takes the distinguished name for questions to ask")
 	} else if e.value != "no" {
-		return Template{}, 0, e.errorf("prompt = %s: nobody is asked here: say prompt = no", e.value)
+		return Template{}, 0, e.errorf("prompt: nobody is asked here: say prompt = no")
 	}
 	if e, ok := c.get("req", "string_mask"); ok && e.value != "utf8only" {
-		return Template{}, 0, e.errorf("string_mask = %s is not supported: the kernel's keys have utf8only", e.value)
+		return Template{}, 0, e.errorf("string_mask is not supported: the kernel's keys have utf8only")
 	}
 	if e, ok := c.get("req", "default_bits"); ok {
 		if a, err = ParseAlgorithm("rsa:" + e.value); err != nil {
-			return Template{}, 0, e.errorf("default_bits = %s: an RSA key has 2048, 3072 or 4096 bits here", e.value)
+			return Template{}, 0, e.errorf("default_bits: an RSA key has 2048, 3072 or 4096 bits here")
 		}
 	}
 	if e, ok := c.get("req", "default_md"); ok && e.value != "default" {
 		if t.Hash = hashNamed(e.value); t.Hash == 0 {
-			return Template{}, 0, e.errorf("default_md = %s is not a hash that the kernel takes: use sha256, sha384, sha512, sha3-256, sha3-384 or sha3-512", e.value)
+			return Template{}, 0, e.errorf("default_md is not a hash that the kernel takes: use sha256, sha384, sha512, sha3-256, sha3-384 or sha3-512")
 		}
 	}
 
@@ -133,7 +133,7 @@ func (c *conf) sectionOf(name string) (*confSection, error) {
 	}
 	s := c.sections[e.value]
 	if s == nil {
-		return nil, e.errorf("%s = %s: there is no section [%s]", name, e.value, e.value)
+		return nil, e.errorf("%s: there is no section of this name", name)
 	}
 	return s, nil
 }
@@ -147,7 +147,7 @@ func configAttribute(e confEntry) (Attribute, error) {
 		name = name[i+1:]
 	}
 	if strings.HasPrefix(name, "+") {
-		return Attribute{}, e.errorf("%s: a second attribute in one RDN is not supported: leave the + out", e.name)
+		return Attribute{}, e.errorf("a second attribute in one RDN is not supported: leave the + out")
 	}
 	a, err := NewAttribute(name, e.value)
 	if err != nil {
@@ -159,6 +159,9 @@ func configAttribute(e confEntry) (Attribute, error) {
 // configExtension reads a line of the extensions' section. The authority key
 // identifier may be one that is not written.
 func configExtension(e confEntry) (ext pkix.Extension, written bool, err error) {
+	if !slices.Contains([]string{"basicConstraints", "keyUsage", "extendedKeyUsage", "subjectKeyIdentifier", "authorityKeyIdentifier"}, e.name) {
+		return pkix.Extension{}, false, e.errorf("extension is not supported: it is basicConstraints, keyUsage, extendedKeyUsage, subjectKeyIdentifier or authorityKeyIdentifier")
+	}
 	value, critical := strings.CutPrefix(e.value, "critical,")
 	list, err := valueList(value)
 	if err != nil {
@@ -180,16 +183,14 @@ func configExtension(e confEntry) (ext pkix.Extension, written bool, err error) 
 	case "subjectKeyIdentifier":
 		ext.Id = extension(14)
 		if len(list) != 1 || list[0] != (nameValue{name: "hash"}) {
-			err = fmt.Errorf("%q is not supported: use hash", value)
+			err = errors.New("value is not supported: use hash")
 		}
 	case "authorityKeyIdentifier":
 		ext.Id = extension(35)
 		if len(list) != 1 || list[0].name != "keyid" || list[0].value != "" && list[0].value != "always" {
-			err = fmt.Errorf("%q is not supported, because versions of OpenSSL differ in what they make of it: use keyid", value)
+			err = errors.New("value is not supported, because versions of OpenSSL differ in what they make of it: use keyid")
 		}
 		written = len(list) == 1 && list[0].value == "always"
-	default:
-		err = errors.New("extension is not supported: it is basicConstraints, keyUsage, extendedKeyUsage, subjectKeyIdentifier or authorityKeyIdentifier")
 	}
 	// RFC 5280, 4.2.1.1 and 4.2.1.2; crypto/x509 parses no such certificate.
 	if err == nil && critical && (ext.Id.Equal(extension(14)) || ext.Id.Equal(extension(35))) {
@@ -218,7 +219,7 @@ func valueList(s string) ([]nameValue, error) {
 		const space = " \t\n\v\f\r"
 		nv := nameValue{strings.Trim(name, space), strings.Trim(value, space)}
 		if nv.name == "" || ok && nv.value == "" {
-			return nil, fmt.Errorf("%q has an empty part", s)
+			return nil, errors.New("value has an empty part")
 		}
 		list = append(list, nv)
 	}
@@ -238,16 +239,16 @@ func addBasicConstraints(b *cryptobyte.Builder, list []nameValue) error {
 			case "FALSE", "false", "N", "n", "NO", "no":
 				ca = false
 			default:
-				return fmt.Errorf("CA:%s is neither TRUE nor FALSE", nv.value)
+				return errors.New("CA is neither TRUE nor FALSE")
 			}
 		case "pathlen":
 			n, err := strconv.ParseUint(nv.value, 10, 16)
 			if err != nil {
-				return fmt.Errorf("pathlen:%s is not a small number", nv.value)
+				return errors.New("pathlen is not a small number")
 			}
 			pathLen = int(n)
 		default:
-			return fmt.Errorf("%q is neither CA nor pathlen", nv.name)
+			return errors.New("value is neither CA nor pathlen")
 		}
 	}
 	if pathLen >= 0 && !ca {
@@ -273,7 +274,7 @@ func addKeyUsage(b *cryptobyte.Builder, list []nameValue) error {
 	for _, nv := range list {
 		i := slices.Index(names, nv.name)
 		if i < 0 || nv.value != "" {
-			return fmt.Errorf("%q is not one of %s", nv.name, strings.Join(names, ", "))
+			return fmt.Errorf("value is not one of %s", strings.Join(names, ", "))
 		}
 		usage |= 1 << (15 - i)
 	}
@@ -313,12 +314,12 @@ func addExtendedKeyUsage(b *cryptobyte.Builder, list []nameValue) error {
 		default:
 			oid, err := parseOID(nv.name)
 			if err != nil {
-				return fmt.Errorf("%q is no known usage, such as codeSigning, and no object identifier in dots", nv.name)
+				return errors.New("value is no known usage, such as codeSigning, and no object identifier in dots")
 			}
 			usage = oid
 		}
 		if nv.value != "" {
-			return fmt.Errorf("%s:%s: a usage has no value", nv.name, nv.value)
+			return errors.New("a usage has no value")
 		}
 		usages = append(usages, usage)
 	}

@@ -91,6 +91,8 @@ import (
 	"crypto/x509"
 	"fmt"
 	"strings"
+
+	"github.com/modsign/modsign/internal/cms"
 )
 
 // Algorithm is a kind of key that Generate makes. The zero value is none; it
@@ -184,8 +186,9 @@ type Pair struct {
 //
 // It fails when the template has no subject, a subject that X.509 or OpenSSL
 // does not allow, no hash or one that the algorithm cannot be used with, or a
-// validity that ends before it begins or after the year 9999; and when the
-// certificate would be too short or too long for the kernel's built-in list.
+// validity that ends before it begins or after the year 9999; and when no kernel
+// would load the certificate, or it would be too short or too long for the kernel's
+// built-in list.
 func Generate(a Algorithm, t Template) (*Pair, error) {
 	// The template's faults come to light before the long search for primes.
 	if err := t.check(); err != nil {
@@ -200,8 +203,11 @@ func Generate(a Algorithm, t Template) (*Pair, error) {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
+	if err == nil {
+		err = cms.Loadable(der)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("certificate for a new %s key: %w", a, err)
+		return nil, fmt.Errorf("certificate for a new %s key: no kernel would load it: %w", a, err)
 	}
 	return &Pair{Signer: signer, Certificate: cert}, nil
 }

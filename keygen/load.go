@@ -5,13 +5,16 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/keyfile"
 )
 
 // What Load may say; found with errors.Is.
@@ -52,15 +55,42 @@ func refuse(hint, format string, args ...any) error {
 	return &LoadError{Err: fmt.Errorf(format, args...), Hint: hint}
 }
 
-// inFile puts the path to an error.
+// inFile puts the path to an error, and into its hint where that says FILE.
 func inFile(path string, err error) error {
 	if e, ok := errors.AsType[*LoadError](err); ok {
-		return &LoadError{Path: path, Err: e.Err, Hint: e.Hint}
+		return &LoadError{Path: path, Err: e.Err, Hint: fileInHint.ReplaceAllLiteralString(e.Hint, shellWord(path))}
 	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	}
 	return &LoadError{Path: path, Err: err}
+}
+
+var (
+	fileInHint = regexp.MustCompile(`\bFILE\b`)
+	// Of a key without its BEGIN. What is DER begins with M in base64.
+	derInBase64 = regexp.MustCompile(`^\s*M[A-Za-z0-9+/=\s]{99,}`)
+	plainWord   = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,][A-Za-z0-9_./:@%+=,-]*$`)
+)
+
+// shellWord quotes a path for a shell where it has to be.
+func shellWord(path string) string {
+	if plainWord.MatchString(path) {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}
+
+// notPath refuses what is a key itself, or any PEM, in the place of the name of its
+// file: it goes into no error, which may end up in a log.
+func notPath(paths ...string) error {
+	for _, path := range paths {
+		if strings.Contains(path, "-----BEGIN") || derInBase64.MatchString(path) {
+			return &LoadError{Path: "(not shown)", Err: errors.New("the text of a key or certificate is given where the name of its file is wanted"),
+				Hint: "write it to a file that only you can read, and give the name of that"}
+		}
+	}
+	return nil
 }
 
 // Passphrase returns the passphrase of an encrypted private key. It is asked
@@ -77,6 +107,10 @@ type LoadOptions struct {
 
 	// AllowInsecure takes a key file that group or others have access to.
 	AllowInsecure bool
+
+	// Note is told, in words for people, what is not wrong but worth knowing;
+	// it may be nil.
+	Note func(string)
 }
 
 // Load reads a private key and its certificate as the kernel's sign-file does:
@@ -86,8 +120,11 @@ type LoadOptions struct {
 // file.
 //
 // A key in a regular file must be its owner's alone (mode & 077 = 0), whoever
-// the owner is; what is no regular file, such as a pipe, is not looked at. Both
-// are read once and in order, the key first, so that either may be a pipe.
+// the owner is, or readable for its group too (mode & 077 = 040), where that is
+// not the primary group of this user, as a key of root:akmods is for root: then
+// opts.Note is told. What is no regular file, such as a pipe, is not looked at.
+// Both are read once and in order, the key first, so that either may be a pipe. A
+// byte order mark of UTF-8 is skipped.
 //
 // A key file that holds a certificate and no private key, and lies beside the
 // agent.sock of a key agent ([ServeAgent]) whose certificate that is, stands for
@@ -103,18 +140,21 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		// A URI may hold a PIN and goes into no error.
 		return nil, inFile("pkcs11:", refuse("use a key in a file", "%w", ErrNoPKCS11))
 	}
-	keyFile, mode, err := readKeyFile(keyPath)
+	if err := notPath(keyPath, certPath); err != nil {
+		return nil, err
+	}
+	keyFile, access, err := readKeyFile(keyPath)
 	if err != nil {
 		return nil, inFile(keyPath, err)
 	}
 	inKey := certPath == "" || certPath == keyPath
 	certFile := keyFile
-	if err := checkMode(keyPath, keyFile, mode); err != nil && !opts.AllowInsecure {
+	if err := access.check(keyFile, opts.Note); err != nil && !opts.AllowInsecure {
 		return nil, inFile(keyPath, err)
 	}
 	if inKey {
 		certPath = keyPath
-	} else if certFile, err = readFile(certPath); err != nil {
+	} else if certFile, err = keyfile.Read(certPath); err != nil {
 		return nil, inFile(certPath, err)
 	}
 
@@ -173,7 +213,10 @@ func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	if isToken(path) {
 		return nil, inFile("pkcs11:", refuse("use a certificate in a file", "%w", ErrNoPKCS11))
 	}
-	data, err := readFile(path)
+	if err := notPath(path); err != nil {
+		return nil, err
+	}
+	data, err := keyfile.Read(path)
 	if err != nil {
 		return nil, inFile(path, err)
 	}
@@ -184,36 +227,31 @@ func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// maxFileSize bounds what is read of a key's or certificate's file. The list of
-// all the certificates that a distribution trusts has a few hundred KB.
-const maxFileSize = 4 << 20
-
-// readKeyFile reads the file of a private key. The mode is that of the file
-// which was opened, not of whatever the path leads to a moment later; zero where
-// it is no regular file.
-func readKeyFile(path string) ([]byte, fs.FileMode, error) {
+// readKeyFile reads the file of a private key. The access is that to the file which
+// was opened, not to whatever the path leads to a moment later.
+func readKeyFile(path string) ([]byte, access, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, access{}, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	who, err := accessTo(f)
 	if err != nil {
-		return nil, 0, err
+		return nil, access{}, err
 	}
-	data, err := readAll(f)
-	if !info.Mode().IsRegular() {
-		return data, 0, err
-	}
-	return data, info.Mode().Perm(), err
+	data, err := keyfile.ReadFrom(f)
+	return data, who, err
 }
 
 // ReadPrivate reads the file of a private key that is not for [Load], one of OpenPGP,
 // and refuses it as Load does where others can get at it.
 func ReadPrivate(path string, allowInsecure bool) ([]byte, error) {
-	data, mode, err := readKeyFile(path)
+	if err := notPath(path); err != nil {
+		return nil, err
+	}
+	data, access, err := readKeyFile(path)
 	if err == nil && !allowInsecure {
-		err = checkMode(path, data, mode)
+		err = access.check(data, nil)
 	}
 	if err != nil {
 		return nil, inFile(path, err)
@@ -221,43 +259,10 @@ func ReadPrivate(path string, allowInsecure bool) ([]byte, error) {
 	return data, nil
 }
 
-// checkMode refuses a private key that others can get at. With a POSIX ACL the
-// mode's group bits are its mask, so an entry that lets somebody in shows here
-// too.
-func checkMode(path string, data []byte, mode fs.FileMode) error {
-	if _, err := findKey(data); err != nil && !isOpenPGPKey(data) || mode&0o077 == 0 {
-		return nil
-	}
-	return refuse("chmod 600 "+path, "%w: its mode is %04o", ErrInsecure, mode)
-}
-
 // isOpenPGPKey reports whether the data begin with the packet of a private key, as
 // OpenPGP has it without armor (RFC 9580, 4.2 and 5.5.1.3): its tag is 5.
 func isOpenPGPKey(data []byte) bool {
 	return len(data) > 0 && (data[0]&0xfc == 0x94 || data[0] == 0xc5)
-}
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readAll(f)
-}
-
-func readAll(f *os.File) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFileSize {
-		return nil, fmt.Errorf("file has more than %d bytes: it is no key or certificate", maxFileSize)
-	}
-	if len(data) == 0 {
-		return nil, errors.New("file is empty")
-	}
-	return data, nil
 }
 
 // errNoCertificate is of a file in which no certificate was found.
@@ -270,9 +275,9 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 	if isDER(data) {
 		return parseCertificate(data, 0)
 	}
-	for block := range pemBlocks(data) {
-		if block.isCertificate() {
-			return block.certificate()
+	for block := range keyfile.Blocks(data) {
+		if block.IsCertificate() {
+			return pemBlock{block}.certificate()
 		}
 	}
 	return nil, noCertificate(data)
@@ -291,11 +296,11 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 		}
 		return certs, nil
 	}
-	for block := range pemBlocks(data) {
-		if !block.isCertificate() {
+	for block := range keyfile.Blocks(data) {
+		if !block.IsCertificate() {
 			continue
 		}
-		cert, err := block.certificate()
+		cert, err := pemBlock{block}.certificate()
 		if err != nil {
 			return nil, err
 		}
@@ -320,7 +325,7 @@ func parseCertificate(data []byte, offset int) (*x509.Certificate, error) {
 	if !s.ReadASN1Element(&der, cbasn1.SEQUENCE) {
 		return nil, fmt.Errorf("no whole DER certificate at offset %d", offset)
 	}
-	cert, err := x509.ParseCertificate(der)
+	cert, err := cms.ParseX509(der)
 	if err != nil {
 		if what, hint := describeDER(der); what != "" {
 			return nil, refuse(hint, "%w but %s", errNoCertificate, what)
@@ -332,14 +337,17 @@ func parseCertificate(data []byte, offset int) (*x509.Certificate, error) {
 
 // noCertificate says what is in a file instead of certificates.
 func noCertificate(data []byte) error {
-	for block := range pemBlocks(data) {
+	if what, hint := keyfile.Mangled(data); what != "" {
+		return refuse(hint, "%w but %s", errNoCertificate, what)
+	}
+	for block := range keyfile.Blocks(data) {
 		switch {
-		case block.kind == "TRUSTED CERTIFICATE":
+		case block.Kind == "TRUSTED CERTIFICATE":
 			return refuse("openssl x509 -in FILE -out CERT.pem", "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", errNoCertificate)
-		case block.isPrivateKey():
+		case block.IsPrivateKey():
 			return refuse("", "%w but a private key", errNoCertificate)
 		default:
-			return refuse("", "%w but a PEM block %q", errNoCertificate, block.kind)
+			return refuse("", "%w but a PEM block %s", errNoCertificate, block.Label())
 		}
 	}
 	return refuse("", "%w, neither in PEM nor in DER", errNoCertificate)

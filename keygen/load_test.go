@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -246,7 +247,7 @@ func TestLoadRefuses(t *testing.T) {
 	}{
 		"empty":                    {nil, "file is empty"},
 		"text":                     {[]byte("hello\n"), "not PEM"},
-		"too big":                  {make([]byte, maxFileSize+1), "no key or certificate"},
+		"too big":                  {make([]byte, keyfile.MaxSize+1), "no key or certificate"},
 		"certificate":              {key.CertPEM, "file is a certificate"},
 		"public key":               {openssl(t, "pkey", "-in", plain, "-pubout"), "file is a public key"},
 		"request":                  {openssl(t, "req", "-new", "-key", plain, "-subj", "/CN=x"), "CERTIFICATE REQUEST"},
@@ -267,19 +268,19 @@ func TestLoadRefuses(t *testing.T) {
 		"DSA":                      {dsa, "a DSA key"},
 		"DSA, old":                 {dsaOld, "a DSA key"},
 		"ML-DSA":                   {block("PRIVATE KEY", []byte{0x30, 0x13, 2, 1, 0, 0x30, 0x0b, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 18, 4, 1, 0}), "ML-DSA"},
-		"unknown algorithm":        {block("PRIVATE KEY", []byte{0x30, 0x0c, 2, 1, 0, 0x30, 4, 6, 2, 42, 3, 4, 1, 0}), "algorithm 1.2.3"},
+		"unknown algorithm":        {block("PRIVATE KEY", []byte{0x30, 0x0c, 2, 1, 0, 0x30, 4, 6, 2, 42, 3, 4, 1, 0}), "of an unknown algorithm"},
 		"P-192":                    {curve("prime192v1"), "P-192"},
 		"P-224":                    {curve("secp224r1"), "P-224"},
 		"secp256k1":                {curve("secp256k1"), "secp256k1"},
 		"Brainpool":                {curve("brainpoolP384r1"), "Brainpool"},
 		"SM2":                      {generate("-algorithm", "SM2"), "SM2"},
-		"other curve":              {curve("sect283k1"), "curve 1.3.132.0.16"},
+		"other curve":              {curve("sect283k1"), "on an unknown elliptic curve"},
 		"explicit curve":           {openssl(t, "pkey", "-in", plain, "-ec_param_enc", "explicit"), "named_curve"},
 		"explicit curve, SEC 1":    {sec1("-param_enc", "explicit"), "named_curve"},
 		"P-224, SEC 1":             {openssl(t, "ec", "-in", keyFile(t, curve("secp224r1"))), "P-224"},
 		"SEC 1, no curve":          {block("EC PRIVATE KEY", []byte{0x30, 6, 2, 1, 1, 4, 1, 1}), "does not name its curve"},
 		"RSA of 512 bits":          {generate("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:512"), "512 bits"},
-		"other kind":               {block("FOO PRIVATE KEY", nil), "a FOO key"},
+		"other kind":               {block("FOO PRIVATE KEY", nil), "of an unknown kind"},
 		"cut off":                  {key.KeyPEM[:100], `PEM block "PRIVATE KEY" at line 1 is damaged or cut off`},
 		"cut off, another follows": {slices.Concat(rsaKey.KeyPEM[:200], []byte("\n"), key.KeyPEM), `at line 1 is damaged`},
 		"bad base64":               {bytes.Replace(key.KeyPEM, key.KeyPEM[40:44], []byte("!!!!"), 1), "is damaged"},
@@ -291,9 +292,9 @@ func TestLoadRefuses(t *testing.T) {
 		"nothing in PEM":           {block("PRIVATE KEY", nil), "damaged"},
 		"encrypted, cut inside":    {block("ENCRYPTED PRIVATE KEY", decodePEM(t, encrypted)[:60]), "damaged"},
 		"encrypted with RC2":       {openssl(t, "pkcs8", "-topk8", "-in", plain, "-provider", "legacy", "-provider", "default", "-v1", "PBE-MD5-DES", "-passout", "pass:"+secret), "openssl pkcs8 -topk8"},
-		"encrypted with Camellia":  {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "camellia-256-cbc", "-passout", "pass:"+secret), "cipher 1.2.392.200011.61.1.1.1.4"},
-		"PRF SHA-512/256":          {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes128", "-v2prf", "hmacWithSHA512-256", "-passout", "pass:"+secret), "1.2.840.113549.2.13"},
-		"legacy Camellia":          {openssl(t, "ec", "-in", plain, "-camellia256", "-passout", "pass:"+secret), `"CAMELLIA-256-CBC"`},
+		"encrypted with Camellia":  {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "camellia-256-cbc", "-passout", "pass:"+secret), "encrypted with Camellia"},
+		"PRF SHA-512/256":          {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes128", "-v2prf", "hmacWithSHA512-256", "-passout", "pass:"+secret), "an unknown pseudorandom function"},
+		"legacy Camellia":          {openssl(t, "ec", "-in", plain, "-camellia256", "-passout", "pass:"+secret), `CAMELLIA-256-CBC`},
 		"legacy, no DEK-Info":      {bytes.Replace(legacy, []byte("DEK-Info"), []byte("DEK-None"), 1), "no DEK-Info"},
 		"legacy, bad IV":           {bytes.Replace(legacy, []byte("DEK-Info: AES-128-CBC,"), []byte("DEK-Info: AES-128-CBC,zz"), 1), "damaged"},
 		"key of another":           {other.KeyPEM, "does not belong to the certificate in " + cert},

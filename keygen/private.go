@@ -8,117 +8,60 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"iter"
 	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/keyfile"
 )
 
-// pemBlock is a PEM block that is not decoded yet. encoding/pem passes over a
-// block that is damaged and takes the next: of several keys, that may be another
-// one than the file's owner means.
-type pemBlock struct {
-	kind string // between BEGIN and the dashes
-	line int    // of BEGIN, from 1
-	text []byte // from BEGIN to END, both lines included
-}
-
-// pemBlocks finds the PEM blocks of a file by their BEGIN and END lines. One
-// that lacks its END ends before the next BEGIN.
-func pemBlocks(data []byte) iter.Seq[pemBlock] {
-	return func(yield func(pemBlock) bool) {
-		var block pemBlock
-		begin, offset, number := 0, 0, 0
-		for line := range bytes.Lines(data) {
-			number++
-			if kind, ok := pemBoundary(line, "-----BEGIN "); ok {
-				if block.text = data[begin:offset]; block.kind != "" && !yield(block) {
-					return
-				}
-				block = pemBlock{kind: kind, line: number}
-				begin = offset
-			}
-			offset += len(line)
-			if kind, ok := pemBoundary(line, "-----END "); ok && block.kind != "" && kind == block.kind {
-				if block.text = data[begin:offset]; !yield(block) {
-					return
-				}
-				block = pemBlock{}
-			}
-		}
-		if block.text = data[begin:]; block.kind != "" {
-			yield(block)
-		}
-	}
-}
-
-// pemBoundary returns what stands in a BEGIN or END line.
-func pemBoundary(line []byte, prefix string) (kind string, ok bool) {
-	rest, ok := bytes.CutPrefix(line, []byte(prefix))
-	if !ok {
-		return "", false
-	}
-	rest, ok = bytes.CutSuffix(bytes.TrimRight(rest, " \t\r\n"), []byte("-----"))
-	return string(rest), ok && len(rest) > 0
-}
-
-func (b pemBlock) isPrivateKey() bool {
-	return strings.HasSuffix(b.kind, "PRIVATE KEY") || b.kind == "PGP PRIVATE KEY BLOCK"
-}
-
-func (b pemBlock) isCertificate() bool {
-	return b.kind == "CERTIFICATE" || b.kind == "X509 CERTIFICATE"
-}
-
-func (b pemBlock) decode() (*pem.Block, error) {
-	block, _ := pem.Decode(b.text)
-	if block == nil {
-		return nil, fmt.Errorf("PEM block %q at line %d is damaged or cut off", b.kind, b.line)
-	}
-	return block, nil
-}
+// pemBlock is a PEM block that holds a key or a certificate.
+type pemBlock struct{ keyfile.Block }
 
 func (b pemBlock) certificate() (*x509.Certificate, error) {
-	block, err := b.decode()
+	block, err := b.Decode()
 	if err != nil {
 		return nil, err
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	cert, err := cms.ParseX509(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("certificate at line %d: %w", b.line, err)
+		return nil, fmt.Errorf("certificate at line %d: %w", b.Line, err)
 	}
 	return cert, nil
 }
 
 // findKey returns the first private key of a file.
 func findKey(data []byte) (pemBlock, error) {
-	var other pemBlock
-	for block := range pemBlocks(data) {
-		if block.isPrivateKey() {
-			return block, nil
+	var other keyfile.Block
+	for block := range keyfile.Blocks(data) {
+		if block.IsPrivateKey() {
+			return pemBlock{block}, nil
 		}
-		if other.kind == "" {
+		if other.Kind == "" {
 			other = block
 		}
 	}
 	none := func(hint, format string, args ...any) (pemBlock, error) {
 		return pemBlock{}, refuse(hint, "no private key: file is "+format, args...)
 	}
+	what, hint := keyfile.Mangled(data)
 	switch {
-	case other.isCertificate():
+	case what != "":
+		return none(hint, "%s", what)
+	case other.IsCertificate():
 		return none("the private key comes first, the certificate after it or with --cert", "a certificate")
-	case strings.HasSuffix(other.kind, "PUBLIC KEY"):
+	case strings.HasSuffix(other.Kind, "PUBLIC KEY"):
 		return none("signing needs the private half", "a public key")
-	case other.kind != "":
-		return none("", "PEM, but of a %q", other.kind)
+	case other.Kind != "":
+		return none("", "a PEM block %s", other.Label())
 	case bytes.HasPrefix(data, []byte("PuTTY-User-Key-File-")):
 		return none("puttygen FILE -O private-openssh, then ssh-keygen -p -m PKCS8", "a PuTTY key")
 	}
-	if what, hint := describeDER(data); what != "" {
+	if what, hint = describeDER(data); what != "" {
 		return none(hint, "%s", what)
 	}
 	return none("", "not PEM")
@@ -132,7 +75,7 @@ func describeDER(data []byte) (what, hint string) {
 	if !s.ReadASN1(&body, cbasn1.SEQUENCE) {
 		return "", ""
 	}
-	if _, err := x509.ParseCertificate(data[:len(data)-len(s)]); err == nil {
+	if _, err := cms.ParseX509(data[:len(data)-len(s)]); err == nil {
 		return "a DER certificate", "the private key comes first, the certificate with --cert"
 	}
 	if _, err := x509.ParsePKIXPublicKey(data); err == nil {
@@ -171,22 +114,22 @@ const maxKeySize = 32 << 10
 // privateKey decodes the key of the block and asks for a passphrase if it needs
 // one.
 func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, error) {
-	switch b.kind {
+	switch b.Kind {
 	case "OPENSSH PRIVATE KEY":
 		return nil, refuse("on a copy: ssh-keygen -p -m PKCS8 -f COPY", "private key is in OpenSSH's own format")
 	case "PGP PRIVATE KEY BLOCK":
 		return nil, refuse("the kernel knows X.509 alone: make a key with modsign keygen", "private key is an OpenPGP key")
 	case "DSA PRIVATE KEY":
-		return nil, unsupportedKey("DSA")
+		return nil, unsupportedKey("a DSA key")
 	}
-	block, err := b.decode()
+	block, err := b.Decode()
 	if err != nil {
 		return nil, err
 	}
 	if len(block.Bytes) > maxKeySize {
 		return nil, fmt.Errorf("private key has %d bytes, and at most %d are taken", len(block.Bytes), maxKeySize)
 	}
-	switch b.kind {
+	switch b.Kind {
 	case "PRIVATE KEY":
 		return checkKey(parsePKCS8(block.Bytes))
 	case "ENCRYPTED PRIVATE KEY":
@@ -208,12 +151,12 @@ func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, e
 		if err != nil {
 			return nil, err
 		}
-		if b.kind == "RSA PRIVATE KEY" {
+		if b.Kind == "RSA PRIVATE KEY" {
 			return checkKey(x509.ParsePKCS1PrivateKey(der))
 		}
 		return checkKey(parseSEC1(der))
 	}
-	return nil, unsupportedKey(strings.TrimSuffix(b.kind, " PRIVATE KEY"))
+	return nil, unsupportedKey("of an unknown kind")
 }
 
 // passphrase asks for the passphrase.
@@ -235,9 +178,10 @@ func noPassphrase() error {
 	return refuse("set KBUILD_SIGN_PIN, use --passphrase-file, or run on a terminal to be asked", "%w", ErrNoPassphrase)
 }
 
-// unsupportedKey refuses a kind of key.
+// unsupportedKey refuses a kind of key, which is one of the names here: what the
+// file calls its algorithm may be a part of the key where the file is damaged.
 func unsupportedKey(kind string) error {
-	return refuse("make one with modsign keygen", "private key is a %s key, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
+	return refuse("make one with modsign keygen", "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
 }
 
 // checkKey keeps the keys that modules are signed with here. It takes what the
@@ -248,7 +192,7 @@ func checkKey(key any, err error) (crypto.Signer, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("private key is damaged or not supported: %w", err)
+		return nil, fmt.Errorf("private key is damaged or not supported%s", reason(err))
 	}
 	switch key := key.(type) {
 	case *rsa.PrivateKey:
@@ -262,9 +206,18 @@ func checkKey(key any, err error) (crypto.Signer, error) {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			return key, nil
 		}
-		return nil, unsupportedKey(key.Curve.Params().Name)
+		return nil, unsupportedKey("a " + key.Curve.Params().Name + " key")
 	}
-	return nil, unsupportedKey(fmt.Sprintf("%T", key))
+	return nil, unsupportedKey(fmt.Sprintf("a %T", key))
+}
+
+// reason is what crypto/x509 and crypto/rsa say of a key, but not encoding/asn1,
+// which quotes tags and lengths: of a damaged key these may be any of its bytes.
+func reason(err error) string {
+	if text := err.Error(); !strings.Contains(text, "asn1: ") {
+		return ": " + text
+	}
+	return ""
 }
 
 // parsePKCS8 parses a PrivateKeyInfo, and names the keys that it refuses.
@@ -277,7 +230,7 @@ func parsePKCS8(der []byte) (any, error) {
 		!s.ReadASN1(&algorithm, cbasn1.SEQUENCE) || !algorithm.ReadASN1ObjectIdentifier(&oid) {
 		return nil, errors.New("not a PKCS #8 PrivateKeyInfo")
 	}
-	switch name := oid.String(); name {
+	switch oid.String() {
 	case "1.2.840.113549.1.1.1":
 		return x509.ParsePKCS8PrivateKey(der)
 	case "1.2.840.10045.2.1":
@@ -286,22 +239,21 @@ func parsePKCS8(der []byte) (any, error) {
 		}
 		return x509.ParsePKCS8PrivateKey(der)
 	case "1.2.840.113549.1.1.10":
-		return nil, unsupportedKey("RSA-PSS")
+		return nil, unsupportedKey("an RSA-PSS key")
 	case "1.2.840.10040.4.1":
-		return nil, unsupportedKey("DSA")
+		return nil, unsupportedKey("a DSA key")
 	case "1.2.840.113549.1.3.1":
-		return nil, unsupportedKey("Diffie-Hellman")
+		return nil, unsupportedKey("a Diffie-Hellman key")
 	case "1.3.101.110", "1.3.101.111":
-		return nil, unsupportedKey("key agreement (X25519, X448)")
+		return nil, unsupportedKey("a key for key agreement (X25519, X448)")
 	case "1.3.101.112":
-		return nil, unsupportedKey("Ed25519")
+		return nil, unsupportedKey("an Ed25519 key")
 	case "1.3.101.113":
-		return nil, unsupportedKey("Ed448")
+		return nil, unsupportedKey("an Ed448 key")
 	case "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19":
-		return nil, unsupportedKey("ML-DSA")
-	default:
-		return nil, unsupportedKey("(algorithm " + name + ")")
+		return nil, unsupportedKey("an ML-DSA key")
 	}
+	return nil, unsupportedKey("of an unknown algorithm")
 }
 
 // parseSEC1 parses an ECPrivateKey.
@@ -336,17 +288,17 @@ func checkCurve(params cryptobyte.String) error {
 	case "1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35":
 		return nil
 	case "1.2.840.10045.3.1.1":
-		return unsupportedKey("P-192")
+		return unsupportedKey("a P-192 key")
 	case "1.3.132.0.33":
-		return unsupportedKey("P-224")
+		return unsupportedKey("a P-224 key")
 	case "1.3.132.0.10":
-		return unsupportedKey("secp256k1")
+		return unsupportedKey("a secp256k1 key")
 	case "1.2.156.10197.1.301":
-		return unsupportedKey("SM2")
+		return unsupportedKey("an SM2 key")
 	default:
 		if strings.HasPrefix(name, "1.3.36.3.3.2.8.1.1.") {
-			return unsupportedKey("Brainpool")
+			return unsupportedKey("a Brainpool key")
 		}
-		return unsupportedKey("EC (curve " + name + ")")
+		return unsupportedKey("on an unknown elliptic curve")
 	}
 }

@@ -2,6 +2,7 @@ package keygen
 
 import (
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -72,7 +73,8 @@ func attributeTypeOf(oid asn1.ObjectIdentifier) attributeType {
 // (CN, commonName, O, emailAddress; the case counts), or an object identifier in
 // dots. The value is UTF-8. The errors are OpenSSL's: a name that it does not
 // know, a value that is too short, too long, or not made of the characters that
-// the type allows.
+// the type allows. They hold neither name nor value, which may come from a file
+// that is no configuration.
 func NewAttribute(name, value string) (Attribute, error) {
 	a := Attribute{Value: value}
 	for _, known := range attributeTypes() {
@@ -83,7 +85,7 @@ func NewAttribute(name, value string) (Attribute, error) {
 	if a.Type == nil {
 		oid, err := parseOID(name)
 		if err != nil {
-			return Attribute{}, fmt.Errorf("unknown type of attribute %q: use a name such as CN, O, OU, C, emailAddress, or an object identifier in dots", name)
+			return Attribute{}, errors.New("unknown type of attribute: use a name such as CN, O, OU, C, emailAddress, or an object identifier in dots")
 		}
 		a.Type = oid
 	}
@@ -122,7 +124,7 @@ func ParseSubject(s string) ([]Attribute, error) {
 		}
 		a, err := NewAttribute(name, value)
 		if err != nil {
-			return nil, fmt.Errorf("subject %q: %w", s, err)
+			return nil, fmt.Errorf("subject %q: %q: %w", s, part.String(), err)
 		}
 		subject = append(subject, a)
 	}
@@ -145,7 +147,7 @@ func (a Attribute) check() error {
 	case !utf8.ValidString(a.Value):
 		return fmt.Errorf("%s is not valid UTF-8", known.short)
 	case n < known.min:
-		return fmt.Errorf("%s %q has %d characters, and at least %d are needed", known.short, a.Value, n, known.min)
+		return fmt.Errorf("%s has %d characters, and at least %d are needed", known.short, n, known.min)
 	case known.max > 0 && n > known.max:
 		return fmt.Errorf("%s has %d characters, and at most %d are allowed", known.short, n, known.max)
 	}
@@ -162,8 +164,7 @@ func (a Attribute) check() error {
 		return fmt.Errorf("%s: ASN.1 tag %d is not one of the string types UTF8String, PrintableString, IA5String", known.short, tag)
 	}
 	if i := strings.IndexFunc(a.Value, func(r rune) bool { return !allowed(r) }); i >= 0 {
-		r, _ := utf8.DecodeRuneInString(a.Value[i:])
-		return fmt.Errorf("%s is a %s, which cannot hold %q", known.short, kind, r)
+		return fmt.Errorf("%s is a %s, which cannot hold its character %d", known.short, kind, utf8.RuneCountInString(a.Value[:i])+1)
 	}
 	return nil
 }
@@ -188,18 +189,20 @@ func addName(b *cryptobyte.Builder, subject []Attribute) {
 	})
 }
 
+var errNotOID = errors.New("not an object identifier")
+
 // parseOID reads an object identifier in dots.
 func parseOID(s string) (asn1.ObjectIdentifier, error) {
 	var oid asn1.ObjectIdentifier
 	for arc := range strings.SplitSeq(s, ".") {
 		n, err := strconv.ParseUint(arc, 10, 31)
 		if err != nil {
-			return nil, fmt.Errorf("%q is not an object identifier", s)
+			return nil, errNotOID
 		}
 		oid = append(oid, int(n))
 	}
 	if !validOID(oid) {
-		return nil, fmt.Errorf("%q is not an object identifier", s)
+		return nil, errNotOID
 	}
 	return oid, nil
 }

@@ -4,15 +4,16 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/vmlinux"
 )
 
@@ -31,19 +32,26 @@ type Keyring struct {
 // named for it.
 var ErrNoCertificates = errors.New("no certificate found")
 
-// AddFile trusts all certificates of a file: PEM, whose other blocks are skipped,
-// or DER, one after the other.
+// AddFile trusts all certificates of a file of at most 4 MiB: PEM, whose other
+// blocks are skipped, or DER, one after the other. One that no kernel would load is
+// an error.
 func (k *Keyring) AddFile(path string) error {
 	if k == nil {
 		return errNoKeyring
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
+	b, err := keyfile.Read(path)
+	if _, named := errors.AsType[*fs.PathError](err); named {
 		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	certs, err := parseFile(b)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	if what, _ := keyfile.Mangled(b); len(certs) == 0 && what != "" {
+		return fmt.Errorf("%s: %w: file is %s", path, ErrNoCertificates, what)
 	}
 	if len(certs) == 0 {
 		return fmt.Errorf("%s: %w: it holds neither PEM certificates nor DER", path, ErrNoCertificates)
@@ -57,11 +65,15 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 		return cms.ParseCertificates(b)
 	}
 	var certs []*cms.Certificate
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
+	for block := range keyfile.Blocks(b) {
+		if !block.IsCertificate() {
 			continue
 		}
-		cert, err := cms.ParseCertificate(block.Bytes)
+		decoded, err := block.Decode()
+		if err != nil {
+			return nil, err
+		}
+		cert, err := cms.ParseCertificate(decoded.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}

@@ -39,7 +39,7 @@ installs, at the end of its lifetime, or when the object tree is gone.`,
 		Example: `  modsign agent status
   modsign agent forget --objtree build
   modsign agent receipt build/.modsign/receipt-0123456789abcdef.json`,
-		Args: func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u), newAgentServeCommand())

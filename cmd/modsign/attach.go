@@ -100,10 +100,14 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	if kernel != nil && !o.forceUntrusted {
+		if err := refuseUnloadable(o.cert, cert); err != nil {
+			return err
+		}
 		if err := kernel.guard(cert.Raw); err != nil {
 			return err
 		}
 	}
+	warnUnloadable(u, o.cert, cert)
 	var attachment *sign.Attachment
 	if o.format == "lines" { // which need no tree to be checked
 		signatures, err := readSignatures(u, o.signatures)

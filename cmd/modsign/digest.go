@@ -131,6 +131,7 @@ type written interface {
 
 // writeResult writes a result whole, to stdout or to a file.
 func writeResult(u *ui, file string, result written) error {
+	u.begin()
 	if file != "" {
 		return result.WriteFile(file)
 	}

@@ -39,7 +39,7 @@ build and embed itself.`,
   modsign hashlist embed --objtree .
   modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
   modsign hashlist diff hashes-1 hashes-2`,
-		Args: func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newHashlistBuildCommand(u), newHashlistEmbedCommand(u), newHashlistVerifyCommand(u), newHashlistDiffCommand(u), newHashlistSignCommand(u), newHashlistCheckCommand(u))
@@ -346,6 +346,7 @@ func (o *hashlistBuildOptions) writesList() bool {
 // write writes all that was asked for but the proofs that are appended.
 func (o *hashlistBuildOptions) write(u *ui, tree *hashedTree, h *moduleHashes) error {
 	e := h.embedded()
+	u.begin()
 	if o.section != "" {
 		order, err := byteOrder(tree)
 		if err != nil {
@@ -478,7 +479,7 @@ func (o *hashlistEmbedOptions) run(ctx context.Context, u *ui, args []string) er
 		}
 		e = list.Embedded()
 	} else {
-		data, err := os.ReadFile(o.section)
+		data, err := readLimited(o.section)
 		if err != nil {
 			return err
 		}
@@ -486,6 +487,7 @@ func (o *hashlistEmbedOptions) run(ctx context.Context, u *ui, args []string) er
 			return fmt.Errorf("%s: %w", o.section, err)
 		}
 	}
+	u.begin()
 	old, err := hashlist.Embed(args[0], e)
 	if err != nil {
 		return err
@@ -526,6 +528,7 @@ func readList(path string) (*hashlist.List, error) {
 // embedHashes brings the vmlinux of an object tree up to the modules that are built
 // there. It returns what vmlinux has then, and whether it had something else.
 func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hashlist.Embedded, bool, error) {
+	u.begin()
 	format := tree.Config.HashFormat()
 	if format == "" {
 		return nil, false, withHint(fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree), "modsign kbuild patch adds them to a kernel's source")

@@ -91,6 +91,7 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 	if err != nil {
 		return err
 	}
+	u.begin()
 	if err := atomicfile.WriteOutput(output, signature, true); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func (o *hashlistSignOptions) signOpenPGP(ctx context.Context, u *ui, data []byt
 	keepSecrets()
 	private, err := keygen.ReadPrivate(o.openPGP, o.allowInsecure)
 	if err != nil {
-		return nil, "", err
+		return nil, "", nameInsecureFlag(err)
 	}
 	now := time.Now()
 	key, err := detached.ParseSecretKey(private, now)
@@ -240,14 +241,17 @@ func listOf(l *hashlist.List) string {
 // readLimited reads a whole file: a hash list, of which one of ten thousand modules has
 // a MB, a signature, or a keyring, of which that of all of Debian has 30.
 func readLimited(path string) ([]byte, error) {
-	const limit = 256 << 20
+	return readAtMost(path, 64<<20)
+}
+
+func readAtMost(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && len(data) > limit {
+	if err == nil && int64(len(data)) > limit {
 		err = fmt.Errorf("%s: more than %s are too many for what it should be", path, megabytes(limit))
 	}
 	return data, err

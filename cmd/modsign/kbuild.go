@@ -33,7 +33,7 @@ needs a patch only to trust its modules for their hashes (modsign hashlist).`,
 		Example: `  modsign kbuild enable
   make -j8 && sudo make modules_install install
   make clean`,
-		Args: func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newKbuildEnableCommand(u), newKbuildDisableCommand(u), newKbuildShowCommand(u), newKbuildInstallCommand(u), newKbuildPatchCommand(u), newKbuildMakeCommand(u))

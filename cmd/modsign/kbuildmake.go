@@ -287,7 +287,7 @@ func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
 	o := agentStart{Dir: m.path(kbuild.Dir), Tree: m.objtree, Hash: tree.Config.SigHash(), Keep: m.keep, Lifetime: m.lifetime}
 	var profile []byte
 	for _, genkey := range []string{m.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")} {
-		text, err := os.ReadFile(genkey)
+		text, err := readLimited(genkey)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -69,6 +69,7 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	u.begin()
 	if err := pair.WriteFile(o.output); err != nil {
 		return err
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -34,10 +37,41 @@ func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 
 func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
-	return keygen.Load(o.key, o.cert, keygen.LoadOptions{
+	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
+		Note:          func(note string) { u.note("%s: %s", o.key, note) },
 	})
+	return pair, nameInsecureFlag(err)
+}
+
+// nameInsecureFlag adds the flag to the hint about a key that others can read: where
+// a group is to read it, or its mount has no modes, there is nothing to mend.
+func nameInsecureFlag(err error) error {
+	if e, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
+		e.Hint += "; or sign with it as it is: --allow-insecure-key"
+	}
+	return err
+}
+
+// certFile is the file of the certificate.
+func (o *keyOptions) certFile() string { return cmp.Or(o.cert, o.key) }
+
+// refuseUnloadable refuses a certificate with which no kernel will verify what is
+// signed, for the modules of one that is installed.
+func refuseUnloadable(path string, cert *x509.Certificate) error {
+	if err := cms.Loadable(cert.Raw); err != nil {
+		return withHint(fmt.Errorf("%s: no kernel loads this certificate: %w", path, err), "modsign keygen makes one that kernels load")
+	}
+	return nil
+}
+
+// warnUnloadable says that no kernel will verify what is signed with a certificate.
+// To sign with it is no error: sign-file does, and the kernel may be another one.
+func warnUnloadable(u *ui, path string, cert *x509.Certificate) {
+	if err := cms.Loadable(cert.Raw); err != nil {
+		u.note("warning: %s: no kernel loads this certificate: %v", path, err)
+	}
 }
 
 // passphrase is asked for when a key turns out to need one.
@@ -96,14 +130,20 @@ func passphraseFrom(path string) ([]byte, error) {
 		return nil, errors.New(describe(path, err)) // not to be taken for one about the key's file
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 4096))
+	const limit = 4096
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, err
+		return nil, errors.New(describe(path, err))
 	}
-	line, _, _ := bytes.Cut(b, []byte("\n"))
+	line, _, _ := bytes.Cut(keyfile.TrimBOM(b), []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
-	if len(line) == 0 {
+	switch {
+	case len(line) == 0:
 		return nil, fmt.Errorf("%s: the first line is empty, and should be the passphrase", path)
+	case len(line) >= limit:
+		return nil, fmt.Errorf("%s: the first line has %d bytes or more, and should be the passphrase", path, limit)
+	case bytes.HasPrefix(line, []byte("-----BEGIN ")):
+		return nil, fmt.Errorf("%s: file is PEM, and its first line should be the passphrase", path)
 	}
 	return line, nil
 }

@@ -76,7 +76,7 @@ func main() {
 
 // run is the program as a function from its arguments to its exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if filepath.Base(args[0]) == "sign-file" {
+	if isSignFile(filepath.Base(args[0])) {
 		return signFile(args[1:], stderr)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -88,14 +88,15 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 	}
 	defer signal.Stop(signals)
+	u := newUI(stdin, stdout, stderr)
 	go func() {
 		<-signals
 		// The second one ends the program at once, as if nobody listened.
 		signal.Stop(signals)
 		cancel(errInterrupted)
+		u.interrupted()
 	}()
 
-	u := newUI(stdin, stdout, stderr)
 	root := newRootCommand(u)
 	root.SetArgs(args[1:])
 	root.SetIn(stdin)
@@ -116,8 +117,13 @@ kernel will take them.
   modsign verify --cert signing_key.pem TREE         prove it`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          func(_ *cobra.Command, args []string) error { return noSuchCommand(args) },
+		Args:          noSuchCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			if beginsAtOnce(cmd) {
+				u.begin()
+			}
+		},
 	}
 	root.AddGroup(&cobra.Group{ID: "everyday", Title: "Everyday:"}, &cobra.Group{ID: "more", Title: "More:"})
 	add := func(group string, commands ...*cobra.Command) {
@@ -137,14 +143,6 @@ kernel will take them.
 	return root
 }
 
-// noSuchCommand is the error of words that name no command.
-func noSuchCommand(words []string) error {
-	if len(words) == 0 {
-		return nil
-	}
-	return usagef("there is no command %q: see modsign --help", strings.Join(words, " "))
-}
-
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
@@ -153,7 +151,7 @@ func newHelpCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return noSuchCommand(args)
+				return noSuchCommand(about, rest)
 			}
 			about.InitDefaultHelpFlag()
 			return about.Help()

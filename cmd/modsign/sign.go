@@ -123,10 +123,14 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	if kernel != nil && !o.forceUntrusted {
+		if err := refuseUnloadable(o.certFile(), pair.Certificate); err != nil {
+			return err
+		}
 		if err := kernel.guard(pair.Certificate.Raw); err != nil {
 			return err
 		}
 	}
+	warnUnloadable(u, o.certFile(), pair.Certificate)
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
 	if err != nil {
 		return err
@@ -153,6 +157,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
 		}
+		u.begin()
 		if err := cert.write(pair); err != nil {
 			return err
 		}

@@ -60,6 +60,7 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err != nil {
 		return err
 	}
+	warnUnloadable(u, o.certFile(), pair.Certificate)
 	hash := m[0].Hash
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
 	if err != nil {

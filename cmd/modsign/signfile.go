@@ -29,11 +29,20 @@ sign-file is the same, so that one at scripts/sign-file serves a kernel tree.
 Options may stand anywhere, unless POSIXLY_CORRECT is set. A private key that is
 encrypted needs its passphrase in KBUILD_SIGN_PIN.
 
-It differs from the kernel's in three things:
+It has this manner under every name that begins or ends with sign-file, and as
+kmodsign.
+
+It differs from the kernel's in five things:
   - a signature that is there is replaced, where the kernel's signs it as a part
     of the module
   - a <dest> that is the module under another name is signed in place, where the
     kernel's destroys the module
+  - a <module> that is a symbolic link stays one, and the module that it leads to
+    is signed, where the kernel's puts a signed copy in the place of the link and
+    leaves the module as it was: links such as those of weak-updates and what
+    they lead to stay the same module. To sign a copy, give a <dest>
+  - a private key that others can read is warned of, once for all that one build
+    or other job signs with it
   - what is wrong is said in one line, where the kernel's shows OpenSSL's errors`
 
 // signFileExit is the end of its help: the exit codes are the kernel's.
@@ -127,7 +136,7 @@ func signFile(args []string, stderr io.Writer) int {
 func (a *signFileArgs) run(warn func(string, ...any)) error {
 	args := append(a.positional, "") // no <dest> is an empty one
 	if a.raw {
-		sig, err := os.ReadFile(args[0])
+		sig, err := readAtMost(args[0], 1<<20)
 		if err != nil {
 			return err
 		}
@@ -141,9 +150,11 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	keepSecrets()
 	load := keygen.LoadOptions{Passphrase: buildPIN}
 	pair, err := keygen.Load(keyPath, certPath, load)
-	if errors.Is(err, keygen.ErrInsecure) {
+	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, and so must this one; but not in silence.
-		warn("warning: %v", err)
+		if firstOfJob(keyPath) {
+			warn("warning: %s: %s (%s; or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(insecure.Hint))
+		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)
 	}

@@ -114,6 +114,9 @@ type work struct {
 
 // do runs and shows what f does, and returns the error that makes the exit code.
 func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error)) error {
+	if !w.options.DryRun {
+		w.ui.begin()
+	}
 	w.start = time.Now()
 	w.options.Report = sign.Report{Progress: w.progress, Result: w.result}
 	summary, err := f(w.options)

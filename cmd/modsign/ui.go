@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -36,6 +38,9 @@ type ui struct {
 	stderr io.Writer
 	json   bool
 	quiet  bool
+
+	begun atomic.Bool // see begin
+	ended sync.Mutex  // held from exit on: one end is said
 
 	mu       sync.Mutex
 	terminal bool   // stderr is one
@@ -125,6 +130,7 @@ func (u *ui) erase() {
 
 // exit says what a command ended with and returns the exit code.
 func (u *ui) exit(err error) int {
+	u.ended.Lock()
 	code, hint, text := exitError, "", ""
 	if err != nil {
 		text = err.Error()
@@ -150,7 +156,7 @@ func (u *ui) exit(err error) int {
 	}
 	if err != nil && !silent {
 		if u.json {
-			u.object(jsonError{Type: "error", Error: text, Hint: hint, Code: code})
+			u.object(jsonError{Type: "error", Error: withoutKeys(text), Hint: withoutKeys(hint), Code: code})
 		}
 		u.say("%s", text)
 		if hint != "" {
@@ -173,6 +179,7 @@ func (u *ui) exit(err error) int {
 // printable makes one line of a text, in which names of files and of signers may
 // hold anything: they shall not pass for another line, nor speak to the terminal.
 func printable(text string) string {
+	text = withoutKeys(text)
 	if !strings.ContainsFunc(text, unicode.IsControl) {
 		return text
 	}
@@ -185,6 +192,21 @@ func printable(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// pinInURI is where a PKCS #11 URI holds a PIN (RFC 7512).
+var pinInURI = regexp.MustCompile(`(pin-value=)[^&;\s"]*`)
+
+// withoutKeys cuts a private key out of a text, with all that follows, and a PIN: a shell that
+// was given no quotes, or an argument in the wrong place, makes one a file's name or
+// a flag, which an error then quotes.
+func withoutKeys(text string) string {
+	text = pinInURI.ReplaceAllString(text, "${1}(not shown)")
+	const begin, end = "-----BEGIN", "PRIVATE KEY"
+	if i := strings.Index(text, begin); i >= 0 && strings.Contains(text[i:], end) {
+		return text[:i] + "(a private key, not shown)"
+	}
+	return text
 }
 
 // describe is an error about the file at path, without its path in it once more.

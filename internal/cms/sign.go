@@ -34,13 +34,19 @@ type Signer struct {
 // NewSigner returns a Signer. The certificate's public key says how to sign; of key
 // only Public and Sign are used, so that it may live in a token. Signers are named by
 // issuer and serial number, or by the subject key identifier if useKeyID is set
-// (sign-file -k).
+// (sign-file -k). Of the certificate no more is used, and it may hold Raw alone.
 //
 // It is an error if no kernel could verify the signatures: keys other than RSA and
 // ECDSA on P-256, P-384 and P-521, RSA lengths that the kernel's crypto/rsa.c does
 // not take, digests that its CMS parser does not know. It is an error as well if the
 // key is not that of the certificate.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyID bool) (*Signer, error) {
+	if cert.PublicKey == nil && len(cert.Raw) > 0 {
+		var err error
+		if cert, err = ParseX509(cert.Raw); err != nil {
+			return nil, err
+		}
+	}
 	s := &Signer{key: key, public: cert.PublicKey, digest: hashAlgorithmOf(h)}
 	if s.digest == nil {
 		return nil, fmt.Errorf("the kernel verifies no module signature made with %s; use one of %s", HashName(h), hashNames())
@@ -106,32 +112,6 @@ func (s *Signer) Sign(digest []byte) ([]byte, error) {
 		}
 	}
 	return encode(s.version, s.digest, s.sid, s.algorithm, signature), nil
-}
-
-// rawSerial returns the contents of the certificate's serial number as they stand
-// in it.
-func rawSerial(cert *x509.Certificate) ([]byte, error) {
-	tbs, serial := cryptobyte.String(cert.RawTBSCertificate), cryptobyte.String(nil)
-	if !tbs.ReadASN1(&tbs, asn1.SEQUENCE) ||
-		!tbs.SkipOptionalASN1(asn1.Tag(0).ContextSpecific().Constructed()) ||
-		!tbs.ReadASN1(&serial, asn1.INTEGER) {
-		return nil, errors.New("certificate has no serial number")
-	}
-	return serial, nil
-}
-
-// keyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
-// know.
-func keyAlgorithm(cert *x509.Certificate) string {
-	spki := cryptobyte.String(cert.RawSubjectPublicKeyInfo)
-	var algorithm, oid cryptobyte.String
-	if !spki.ReadASN1(&spki, asn1.SEQUENCE) || !spki.ReadASN1(&algorithm, asn1.SEQUENCE) || !algorithm.ReadASN1(&oid, asn1.OBJECT_IDENTIFIER) {
-		return "unreadable"
-	}
-	if string(oid) == oidEC {
-		return "on an unknown elliptic curve"
-	}
-	return describeOID(string(oid))
 }
 
 var (

@@ -277,7 +277,10 @@ func unarmor(data []byte, kinds ...string) ([]byte, error) {
 	for _, block := range blocks {
 		kind, _, _ := strings.Cut(string(block[:min(80, len(block))]), "-----")
 		if !slices.Contains(kinds, kind) {
-			return nil, fmt.Errorf("a PGP %.40q, and a PGP %s is wanted", kind, kinds[0])
+			if !slices.Contains([]string{"SIGNATURE", "MESSAGE", "SIGNED MESSAGE", "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK"}, kind) {
+				kind = "block of an unknown kind" // what is not known may be anything
+			}
+			return nil, fmt.Errorf("a PGP %s, and a PGP %s is wanted", kind, kinds[0])
 		}
 		if !bytes.Contains(block, []byte("\n-----END PGP "+kind+"-----")) {
 			return nil, fmt.Errorf("the PGP %s has no end: it was cut off", kind)

@@ -328,7 +328,7 @@ func TestOtherSignatures(t *testing.T) {
 		{"garbage behind", append(bytes.Clone(good), 0), "something behind"},
 		{"critical notation", g.sign(content, key, "--sig-notation", "!if@example.org=never"), `"if@example.org" alone`},
 		{"clear", g.run("--local-user", key, "--output", "-", "--clear-sign", file), "SIGNED MESSAGE"},
-		{"message", g.run("--local-user", key, "--armor", "--output", "-", "--sign", file), `a PGP "MESSAGE", and a PGP SIGNATURE`},
+		{"message", g.run("--local-user", key, "--armor", "--output", "-", "--sign", file), `a PGP MESSAGE, and a PGP SIGNATURE`},
 		{"binary message", g.run("--local-user", key, "--output", "-", "--sign", file), "not a detached signature"},
 		{"key", g.run("--armor", "--export", key), "PUBLIC KEY BLOCK"},
 		{"binary key", g.run("--export", key), "not a detached signature"},

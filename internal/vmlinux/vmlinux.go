@@ -116,7 +116,7 @@ func New(r io.ReaderAt, size int64) (*Image, error) {
 	}
 	f := formatOf(head)
 	if f == nil {
-		return nil, fmt.Errorf("not a kernel image (it begins with % x): give a vmlinux, or an x86 vmlinuz", head[:min(len(head), 8)])
+		return nil, errors.New("not a kernel image: give a vmlinux, or an x86 vmlinuz")
 	}
 	im := &Image{packing: f.name}
 	if f.unpack != nil {

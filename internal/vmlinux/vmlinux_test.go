@@ -246,7 +246,7 @@ func TestRefused(t *testing.T) {
 		{"uImage", at(128, 0, "\x27\x05\x19\x56"), []string{"uImage", "give the vmlinux"}},
 		{"FIT", at(128, 0, "\xd0\x0d\xfe\xed"), []string{"FIT", "give the vmlinux"}},
 		{"UKI", at(4096, 0, "MZ"), []string{"unified kernel image", ".linux"}},
-		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image", "23 21 2f"}},
+		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image: give a vmlinux"}},
 		{"empty", nil, []string{"not a kernel image"}},
 		{"MZ alone", []byte("MZ"), []string{"EFI program"}},
 		{"ELF magic alone", []byte("\x7fELF"), []string{"vmlinux", "not an ELF file"}},

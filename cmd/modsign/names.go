@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// isSignFile reports whether a program of that name is the kernel's sign-file: all
+// that distributions call theirs, such as kernel-sign-file and sign-file-6.1, and
+// Ubuntu's kmodsign, which takes the same arguments.
+func isSignFile(name string) bool {
+	return strings.HasPrefix(name, "sign-file") || strings.HasSuffix(name, "sign-file") || name == "kmodsign"
+}
+
+// noSuchCommand is the error of words that name no command below cmd. It repeats
+// the first alone, as the others may be anything, and suggests the nearest command.
+func noSuchCommand(cmd *cobra.Command, words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	err := &failure{code: exitUsage, err: fmt.Errorf("there is no command %.40q", words[0]), hint: cmd.CommandPath() + " --help lists the commands"}
+	if name := nearestCommand(cmd, words[0]); name != "" {
+		err.hint = fmt.Sprintf("%s %s is the nearest; %s", cmd.CommandPath(), name, err.hint)
+	}
+	return err
+}
+
+// nearestCommand returns the command that a misspelled word may have meant, empty if
+// none is like it.
+func nearestCommand(cmd *cobra.Command, word string) string {
+	if len(word) > 40 {
+		return ""
+	}
+	for distance := 1; distance <= 2; distance++ {
+		cmd.SuggestionsMinimumDistance = distance
+		if names := cmd.SuggestionsFor(word); len(names) > 0 {
+			return names[0]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,230 @@
+package cms
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+)
+
+// ParseX509 parses the certificate of a signer. Where crypto/x509 refuses what the
+// kernel or its sign-file would take (a negative serial number, for one), it
+// returns a certificate with what a signature needs of it, and nothing else: Raw,
+// RawTBSCertificate, RawIssuer, RawSubject, RawSubjectPublicKeyInfo, Issuer,
+// Subject, SerialNumber, SubjectKeyId, PublicKey and PublicKeyAlgorithm. Dates,
+// usages and extensions are missing then, so that crypto/x509 trusts nothing by it.
+//
+// Whether a kernel would load the certificate is for [Loadable] to say.
+func ParseX509(der []byte) (*x509.Certificate, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err == nil {
+		return cert, nil
+	}
+	o, broken := readOutline(der)
+	if broken != nil {
+		return nil, err // the better known words
+	}
+	return o.certificate(), nil
+}
+
+// Loadable returns nil if a kernel would load the certificate into a keyring and
+// verify modules with it, else why not.
+func Loadable(der []byte) error {
+	c, err := ParseCertificate(der)
+	if err != nil {
+		return err
+	}
+	if c.PublicKey == nil {
+		return errors.New(c.KeyProblem)
+	}
+	return nil
+}
+
+// outline is what a signature says of a certificate and is checked with: elements,
+// and the contents of two.
+type outline struct {
+	raw, tbs, issuer, subject, key []byte
+	serial, keyID                  []byte
+}
+
+// readOutline reads a certificate's structure, and of its values only those that
+// are wanted: they are not judged.
+func readOutline(der []byte) (*outline, error) {
+	if len(der) > MaxSize {
+		return nil, tooLarge(len(der))
+	}
+	d := newDecoder(der)
+	o := &outline{raw: der}
+	whole := func() []byte { // a SEQUENCE that is not looked into
+		d.needAny()
+		if d.err == nil && d.tag != tagSequence {
+			d.broken(d.start, "unexpected tag 0x%02x, want 0x%02x", d.tag, tagSequence)
+		}
+		return d.element()
+	}
+	d.need(tagSequence)
+	d.need(tagSequence)
+	if d.maybe(constructed0) { // version
+		d.need(tagInteger)
+		d.leave()
+	}
+	d.need(tagInteger)
+	o.serial = d.value()
+	whole() // signature
+	o.issuer = whole()
+	whole() // validity
+	o.subject = whole()
+	o.key = whole()
+	d.maybe(primitive0 + 1)
+	d.maybe(primitive0 + 2)
+	if d.maybe(constructed0 + 3) {
+		d.need(tagSequence)
+		for more := true; more; more = d.again() {
+			o.extension(&d)
+		}
+		d.leave()
+	}
+	d.leave()
+	if d.err == nil {
+		o.tbs = d.data[d.start-d.header : d.after : d.after]
+	}
+	whole() // signatureAlgorithm
+	d.need(tagBitString)
+	d.leave()
+	if d.err == nil && d.pos != len(der) {
+		d.broken(d.pos, "%d bytes too many", len(der)-d.pos)
+	}
+	if d.err == nil && len(o.serial) == 0 {
+		d.broken(0, "empty serial number")
+	}
+	return o, d.err
+}
+
+// extension takes an extension, and notes the subject key identifier.
+func (o *outline) extension(d *decoder) {
+	d.need(tagSequence)
+	d.need(tagOID)
+	id := string(d.value())
+	d.maybe(tagBoolean)
+	d.need(tagOctetString)
+	v := d.value()
+	if id == oidSubjectKeyID && len(v) > 2 && v[0] == tagOctetString && int(v[1]) == len(v)-2 {
+		o.keyID = v[2:]
+	}
+	d.leave()
+}
+
+func (o *outline) certificate() *x509.Certificate {
+	cert := &x509.Certificate{
+		Raw: o.raw, RawTBSCertificate: o.tbs, RawIssuer: o.issuer, RawSubject: o.subject, RawSubjectPublicKeyInfo: o.key,
+		Issuer: nameOf(o.issuer), Subject: nameOf(o.subject),
+		SerialNumber: signedInteger(o.serial), SubjectKeyId: o.keyID, PublicKey: publicKey(o.key),
+	}
+	switch cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		cert.PublicKeyAlgorithm = x509.RSA
+	case *ecdsa.PublicKey:
+		cert.PublicKeyAlgorithm = x509.ECDSA
+	}
+	return cert
+}
+
+// signedInteger is the number in the contents of an INTEGER.
+func signedInteger(contents []byte) *big.Int {
+	n := new(big.Int).SetBytes(contents)
+	if contents[0] >= 0x80 {
+		n.Sub(n, new(big.Int).Lsh(big.NewInt(1), uint(8*len(contents))))
+	}
+	return n
+}
+
+// nameOf is a Name for people: as crypto/x509 has it, or else as the kernel does.
+func nameOf(der []byte) (name pkix.Name) {
+	var sequence pkix.RDNSequence
+	if rest, err := asn1.Unmarshal(der, &sequence); err == nil && len(rest) == 0 {
+		name.FillFromRDNSequence(&sequence)
+		return name
+	}
+	d := newDecoder(der)
+	if d.need(tagSequence) {
+		name.CommonName = kernelName(der[d.pos:d.end])
+	}
+	return name
+}
+
+// publicKey returns the key in a SubjectPublicKeyInfo, nil if no signatures are made
+// with such a key here. Forms that crypto/x509 and the kernel refuse are no matter:
+// the private key says whether it is the right one.
+func publicKey(spki []byte) crypto.PublicKey {
+	if key, err := x509.ParsePKIXPublicKey(spki); err == nil {
+		return key
+	}
+	d := newDecoder(spki)
+	d.need(tagSequence)
+	d.need(tagSequence)
+	algorithm, parameters := d.algorithm()
+	d.need(tagBitString)
+	bits := d.value()
+	var c Certificate
+	c.publicKey(&d, algorithm, parameters, bits)
+	if d.err != nil {
+		return nil
+	}
+	if c.PublicKey == nil && len(bits) > 1 {
+		return compressedKey(c.KeyAlgorithm, bits[1:])
+	}
+	return c.PublicKey
+}
+
+// compressedKey returns the key of a point that is compressed.
+func compressedKey(algorithm string, point []byte) crypto.PublicKey {
+	curve := map[string]elliptic.Curve{
+		"ecdsa-nist-p256": elliptic.P256(), "ecdsa-nist-p384": elliptic.P384(), "ecdsa-nist-p521": elliptic.P521(),
+	}[algorithm]
+	if curve == nil {
+		return nil
+	}
+	x, y := elliptic.UnmarshalCompressed(curve, point)
+	if x == nil {
+		return nil
+	}
+	size := (curve.Params().BitSize + 7) / 8
+	uncompressed := append([]byte{4}, x.FillBytes(make([]byte, size))...)
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, append(uncompressed, y.FillBytes(make([]byte, size))...))
+	if err != nil {
+		return nil
+	}
+	return key
+}
+
+// rawSerial returns the contents of the certificate's serial number as they stand
+// in it.
+func rawSerial(cert *x509.Certificate) ([]byte, error) {
+	o, err := readOutline(cert.Raw)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	return o.serial, nil
+}
+
+// keyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
+// know.
+func keyAlgorithm(cert *x509.Certificate) string {
+	d := newDecoder(cert.RawSubjectPublicKeyInfo)
+	d.need(tagSequence)
+	d.need(tagSequence)
+	oid, _ := d.algorithm()
+	switch {
+	case d.err != nil:
+		return "unreadable"
+	case oid == oidEC:
+		return "on an unknown elliptic curve"
+	}
+	return describeOID(oid)
+}

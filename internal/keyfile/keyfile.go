@@ -1,0 +1,178 @@
+// Package keyfile reads the files of keys and certificates: whole, up to a bound,
+// without the byte order mark that editors put before PEM; and finds the PEM blocks
+// in them.
+//
+// Any such file may be a private key, whatever it was given for. No error of this
+// package holds a byte of the file beyond the labels of PEM blocks that it knows.
+package keyfile
+
+import (
+	"bytes"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+	"strings"
+)
+
+// MaxSize bounds what is read. The list of all the certificates that a
+// distribution trusts has a few hundred KB.
+const MaxSize = 4 << 20
+
+// Read reads the file at path with ReadFrom.
+func Read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ReadFrom(f)
+}
+
+// ReadFrom reads to the end. A file that is empty, or larger than MaxSize, is an
+// error.
+func ReadFrom(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxSize {
+		return nil, fmt.Errorf("file has more than %d bytes: it is no key or certificate", MaxSize)
+	}
+	if data = TrimBOM(data); len(data) == 0 {
+		return nil, errors.New("file is empty")
+	}
+	return data, nil
+}
+
+// TrimBOM takes off the byte order mark of UTF-8, with which no DER and no
+// OpenPGP packet begins.
+func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) }
+
+// Block is a PEM block that is not decoded yet. encoding/pem passes over a block
+// that is damaged and takes the next: of several keys, that may be another one
+// than the file's owner means.
+type Block struct {
+	Kind string // between BEGIN and the dashes; may hold anything, and goes into no error
+	Line int    // of BEGIN, from 1
+	text []byte // from BEGIN to END, both lines included
+}
+
+// Blocks finds the PEM blocks of a file by their BEGIN and END lines. One that
+// lacks its END ends before the next BEGIN.
+func Blocks(data []byte) iter.Seq[Block] {
+	return func(yield func(Block) bool) {
+		var block Block
+		begin, offset, number := 0, 0, 0
+		for line := range bytes.Lines(data) {
+			number++
+			if kind, ok := boundary(line, beginning); ok {
+				if block.text = data[begin:offset]; block.Kind != "" && !yield(block) {
+					return
+				}
+				block = Block{Kind: kind, Line: number}
+				begin = offset
+			}
+			offset += len(line)
+			if kind, ok := boundary(line, "-----END "); ok && block.Kind != "" && kind == block.Kind {
+				if block.text = data[begin:offset]; !yield(block) {
+					return
+				}
+				block = Block{}
+			}
+		}
+		if block.text = data[begin:]; block.Kind != "" {
+			yield(block)
+		}
+	}
+}
+
+const beginning = "-----BEGIN "
+
+// boundary returns what stands in a BEGIN or END line. A line with more dashes in
+// it is a whole file that lost its line breaks.
+func boundary(line []byte, prefix string) (kind string, ok bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(prefix))
+	if !ok {
+		return "", false
+	}
+	rest, ok = bytes.CutSuffix(bytes.TrimRight(rest, " \t\r\n"), []byte("-----"))
+	return string(rest), ok && len(rest) > 0 && !bytes.Contains(rest, []byte("--"))
+}
+
+// IsPrivateKey reports whether the label is that of a private key of any kind.
+func (b Block) IsPrivateKey() bool {
+	return strings.HasSuffix(b.Kind, "PRIVATE KEY") || b.Kind == "PGP PRIVATE KEY BLOCK"
+}
+
+// IsCertificate reports whether the label is that of a certificate.
+func (b Block) IsCertificate() bool {
+	return b.Kind == "CERTIFICATE" || b.Kind == "X509 CERTIFICATE"
+}
+
+// Decode decodes the block.
+func (b Block) Decode() (*pem.Block, error) {
+	block, _ := pem.Decode(b.text)
+	if block == nil {
+		return nil, fmt.Errorf("PEM block %s at line %d is damaged or cut off", b.Label(), b.Line)
+	}
+	return block, nil
+}
+
+// The labels of RFC 7468 and of OpenSSL's, OpenSSH's and GnuPG's own.
+var labels = []string{
+	"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "ANY PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "DSA PRIVATE KEY",
+	"OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK",
+	"PUBLIC KEY", "RSA PUBLIC KEY", "DSA PUBLIC KEY", "ECDSA PUBLIC KEY", "SSH2 PUBLIC KEY", "PGP PUBLIC KEY BLOCK",
+	"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST", "ATTRIBUTE CERTIFICATE",
+	"X509 CRL", "PKCS7", "PKCS #7 SIGNED DATA", "CMS", "PARAMETERS", "EC PARAMETERS", "DSA PARAMETERS", "DH PARAMETERS", "X9.42 DH PARAMETERS",
+	"PGP SIGNATURE", "PGP MESSAGE", "PGP SIGNED MESSAGE",
+}
+
+// Label is the label for people, in quotes, if it is one that is known.
+func (b Block) Label() string {
+	if slices.Contains(labels, b.Kind) {
+		return `"` + b.Kind + `"`
+	}
+	return "of an unknown kind"
+}
+
+// Mangled tells what was done to a file whose PEM blocks cannot be found, though
+// it has them, and a command that brings them back, in which FILE stands for the
+// file. Both are empty if that is not what is wrong.
+func Mangled(data []byte) (what, hint string) {
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return "text in UTF-16, and PEM is ASCII", "iconv -f UTF-16 -t ASCII FILE -o KEY.pem"
+	}
+	for line := range bytes.Lines(data) {
+		if _, ok := boundary(line, beginning); ok {
+			continue
+		}
+		if before, rest, found := bytes.Cut(line, []byte(beginning)); found {
+			return mangled(before, rest)
+		}
+	}
+	return "", ""
+}
+
+// mangled is Mangled for a line with a BEGIN that is none: what stands before it,
+// and after.
+func mangled(before, rest []byte) (what, hint string) {
+	const lost = "PEM that has lost its line breaks"
+	_, tail, _ := bytes.Cut(rest, []byte("-----"))
+	tail = bytes.TrimRight(tail, " \t\r\n")
+	switch {
+	case len(before) > 0 && len(tail) == 0:
+		return "PEM with something before a BEGIN", `where that is spaces: sed -i 's/^[ \t]*//' FILE`
+	case bytes.HasPrefix(tail, []byte(`\n`)), bytes.HasPrefix(tail, []byte(`\r`)):
+		return lost + `: they are written as \n`, `sed -i 's/\\r//g; s/\\n/\n/g' FILE`
+	case bytes.HasPrefix(tail, []byte("\r")):
+		return lost + ": carriage returns stand for them", `sed -i 's/\r/\n/g' FILE`
+	case bytes.Contains(tail, []byte("DEK-Info:")):
+		return lost, `write it again from where it came, with the shell's quotes: printf '%s\n' "$KEY" > FILE`
+	}
+	return lost, `sed -i -E 's/ *(-----(BEGIN|END) [A-Z0-9 ]+-----) */\n\1\n/g' FILE`
+}
