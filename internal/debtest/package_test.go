@@ -85,7 +85,7 @@ func TestPackages(t *testing.T) {
 
 // both are the files of both packages that have to be there, and their modes.
 var both = map[string]fs.FileMode{
-	"etc/dkms/framework.conf.d/00-modsign.conf":           0o644,
+	"etc/dkms/framework.conf.d/00-modsign.conf":        0o644,
 	"etc/modsign/modsign.conf":                         0o644,
 	"usr/bin/modsign":                                  0o755,
 	"usr/lib/kernel/install.d/45-modsign.install":      0o755,
