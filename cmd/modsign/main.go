@@ -28,6 +28,7 @@ const (
 	exitSome        = 3
 	exitRefused     = 4
 	exitInterrupted = 130
+	statusAborted   = 134 // no code: what a shell makes of SIGABRT
 )
 
 var exitCodes = []struct {
@@ -40,6 +41,7 @@ var exitCodes = []struct {
 	{exitSome, "some modules failed, the others are done"},
 	{exitRefused, "verification refused something"},
 	{exitInterrupted, "interrupted; every module is the old one or the new one"},
+	{statusAborted, "killed by SIGABRT, as a shell reports it: no memory, no thread or a bug; no module is half-written"},
 }
 
 // failure is an error that has an exit code of its own.
@@ -71,6 +73,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var errInterrupted = errors.New("interrupted")
 
 func main() {
+	abortOnFailure()
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -82,7 +85,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		if !signal.Ignored(s) { // as nohup and a shell's & leave them
 			signal.Notify(signals, s)
 		}
