@@ -131,6 +131,7 @@ kernel will take them.
 	}
 	add("everyday", newSignCommand(u), newModulesSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u), newHashlistCommand(u))
 	add("more", newStripCommand(u), newDigestCommand(u), newSignDigestsCommand(u), newAttachCommand(u), newAgentCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	completeAll(root)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
@@ -153,6 +154,8 @@ func newHelpCommand() *cobra.Command {
 		Use:   "help [COMMAND]",
 		Short: "Show the help of a command",
 		Long:  "Help shows what the --help of a command shows.",
+
+		ValidArgsFunction: completeCommands,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
