@@ -46,7 +46,8 @@ done
 [[ ${#missing[@]} == 0 ]] || die "install these packages of Debian 12 first: ${missing[*]}"
 
 tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
+aside=''
+trap 'rm -rf "$tmp" ${aside:+"$aside"}' EXIT
 out=$tmp/out
 
 export LC_ALL=C TZ=UTC
@@ -115,8 +116,19 @@ for word in "$tmp" "$PWD" "$HOME"; do
 	fi
 done
 
-rm -rf "amd64-$series" arm64 armhf s390x
-mv "$out"/* .
-dpkg-query -W -f '${Package} ${Version}\n' "${packages[@]}" "${headers##*/}" >VERSIONS
-find "amd64-$series" arm64 armhf s390x -type f | sort | xargs sha256sum >SHA256SUMS
+dpkg-query -W -f '${Package} ${Version}\n' "${packages[@]}" "${headers##*/}" >"$out/VERSIONS"
+(cd "$out" && find "amd64-$series" arm64 armhf s390x -type f | sort | xargs sha256sum >"$tmp/SHA256SUMS")
+mv "$tmp/SHA256SUMS" "$out"
+
+# All of it goes beside its place before the first name changes, and then nothing but
+# SIGKILL interrupts the renames.
+aside=$(mktemp -d .new.XXXXXX)
+mkdir "$aside/old"
+cp -a "$out" "$aside/new"
+trap '' INT TERM HUP
+for name in "amd64-$series" arm64 armhf s390x; do
+	[[ ! -e $name ]] || mv -T "$name" "$aside/old/$name"
+	mv -T "$aside/new/$name" "$name"
+done
+mv "$aside/new/VERSIONS" "$aside/new/SHA256SUMS" .
 echo "$(find "amd64-$series" arm64 armhf s390x -type f -exec cat {} + | wc -c) bytes in $(wc -l <SHA256SUMS) modules"

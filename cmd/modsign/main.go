@@ -28,6 +28,7 @@ const (
 	exitSome        = 3
 	exitRefused     = 4
 	exitInterrupted = 130
+	statusAborted   = 134 // no code: what a shell makes of SIGABRT
 )
 
 var exitCodes = []struct {
@@ -40,6 +41,7 @@ var exitCodes = []struct {
 	{exitSome, "some modules failed, the others are done"},
 	{exitRefused, "verification refused something"},
 	{exitInterrupted, "interrupted; every module is the old one or the new one"},
+	{statusAborted, "killed by SIGABRT, as a shell reports it: no memory, no thread or a bug; no module is half-written"},
 }
 
 // failure is an error that has an exit code of its own.
@@ -71,6 +73,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var errInterrupted = errors.New("interrupted")
 
 func main() {
+	abortOnFailure()
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -82,7 +85,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		if !signal.Ignored(s) { // as nohup and a shell's & leave them
 			signal.Notify(signals, s)
 		}
@@ -134,6 +137,7 @@ kernel will take them.
 	}
 	add("everyday", newSignCommand(u), newModulesSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u), newHashlistCommand(u))
 	add("more", newStripCommand(u), newDigestCommand(u), newSignDigestsCommand(u), newAttachCommand(u), newAgentCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	completeAll(root)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
@@ -148,6 +152,8 @@ func newHelpCommand() *cobra.Command {
 		Use:   "help [COMMAND]",
 		Short: "Show the help of a command",
 		Long:  "Help shows what the --help of a command shows.",
+
+		ValidArgsFunction: completeCommands,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {

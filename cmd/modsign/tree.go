@@ -154,12 +154,20 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 
 func (w *work) progress(done, total sign.Count) {
 	w.ui.progress(false, func() string {
-		took := time.Since(w.start)
-		rate := float64(done.Modules) / took.Seconds()
-		left := time.Duration(float64(took) * (float64(total.Bytes)/float64(max(done.Bytes, 1)) - 1))
-		return fmt.Sprintf("%s %d of %d modules, %s of %s, %.0f a second, %s left", w.verb,
-			done.Modules, total.Modules, megabytes(done.Bytes), megabytes(total.Bytes), rate, seconds(left))
+		return fmt.Sprintf("%s %d of %d modules, %s of %s%s", w.verb,
+			done.Modules, total.Modules, megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(w.start), done.Bytes, total.Bytes))
 	})
+}
+
+// pace is the end of a line of progress: the rate, and the time that the rest takes at
+// that rate. Both go by bytes, as modules differ in size by a factor of a thousand.
+func pace(took time.Duration, done, total int64) string {
+	rate := float64(done) / took.Seconds()
+	if done <= 0 || took <= 0 {
+		return ""
+	}
+	left := min(float64(total-done)/rate, 1e9) // beyond, it is no Duration
+	return fmt.Sprintf(", %s a second, %s left", megabytes(int64(rate)), seconds(time.Duration(left*float64(time.Second))))
 }
 
 func (w *work) result(r sign.Result) {

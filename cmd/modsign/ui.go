@@ -166,10 +166,11 @@ func (u *ui) exit(err error) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.erase()
-	// A result that nobody got was no result.
-	if lost := u.stdout.Flush(); lost != nil && (err == nil || silent) {
+	// A result that nobody got was no result, whatever it was. But a command line
+	// that is wrong and an interrupt are what they are with and without one.
+	if lost := u.stdout.Flush(); lost != nil {
 		fmt.Fprintf(u.stderr, "modsign: cannot write the result: %v\n", lost)
-		if code == exitDone {
+		if code != exitUsage && code != exitInterrupted {
 			return exitError
 		}
 	}

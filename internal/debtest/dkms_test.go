@@ -30,6 +30,7 @@ func headers(t testing.TB) (testmod.Kernel, string) {
 type builder struct {
 	*system
 	framework string // framework.conf.d
+	conf      string // framework.conf, if it is written
 	trees     []string
 	tree      string // dkms's own
 }
@@ -37,7 +38,7 @@ type builder struct {
 func newBuilder(t testing.TB, suffix string) *builder {
 	t.Helper()
 	k, build := headers(t)
-	b := &builder{system: install(t, k), framework: t.TempDir()}
+	b := &builder{system: install(t, k), framework: t.TempDir(), conf: filepath.Join(t.TempDir(), "framework.conf")}
 	if err := os.Symlink(build, filepath.Join(b.modules, "build")); err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ MODULE_DESCRIPTION("a module of the tests of modsign");
 
 	// The drop-in as it is, but for the place of a program that is not installed.
 	dropIn := string(read(t, filepath.Join(scripts, "hooks/dkms-framework.conf")))
-	write(t, filepath.Join(b.framework, "modsign.conf"), 0o644, strings.ReplaceAll(dropIn, "/usr/lib/modsign/", filepath.Join(scripts, "hooks")+"/"))
+	write(t, filepath.Join(b.framework, "00-modsign.conf"), 0o644, strings.ReplaceAll(dropIn, "/usr/lib/modsign/", filepath.Join(scripts, "hooks")+"/"))
 	return b
 }
 
@@ -95,9 +96,10 @@ func (b *builder) dkms(t testing.TB, args ...string) result {
 	const inside = `
 		mount --bind "$1" /etc/dkms/framework.conf.d
 		mount --bind "$2" /lib/modules
-		shift 2
+		if [ -e "$3" ]; then mount --bind "$3" /etc/dkms/framework.conf; fi
+		shift 3
 		exec "$@"`
-	words := []string{"--mount", "--propagation", "private", "sh", "-euc", inside, "sh", b.framework, filepath.Dir(b.modules), testmod.Program(t, "dkms", "dkms")}
+	words := []string{"--mount", "--propagation", "private", "sh", "-euc", inside, "sh", b.framework, filepath.Dir(b.modules), b.conf, testmod.Program(t, "dkms", "dkms")}
 	return run(t, hookEnvironment(b.root), "", testmod.Program(t, "unshare", "util-linux"), append(append(words, args...), b.trees...)...)
 }
 
@@ -176,11 +178,38 @@ func TestDKMS(t *testing.T) {
 func TestDKMSWithoutModsign(t *testing.T) {
 	t.Parallel()
 	dropIn := filepath.Join(scripts, "hooks/dkms-framework.conf")
-	for place, want := range map[string]string{"/nonexistent": "theirs", scripts + "/hooks": scripts + "/hooks/sign-file"} {
-		path := testmod.WriteFile(t, "modsign.conf", []byte(strings.ReplaceAll(string(read(t, dropIn)), "/usr/lib/modsign", place)))
-		out, err := exec.Command("bash", "-euc", `sign_file=theirs; . "$1"; echo "$sign_file"`, "bash", path).CombinedOutput()
+	for place, want := range map[string]string{"/nonexistent": "", scripts + "/hooks": scripts + "/hooks/sign-file"} {
+		path := testmod.WriteFile(t, "00-modsign.conf", []byte(strings.ReplaceAll(string(read(t, dropIn)), "/usr/lib/modsign", place)))
+		out, err := exec.Command("bash", "-euc", `. "$1"; echo "${sign_file:-}"`, "bash", path).CombinedOutput()
 		if got := strings.TrimSpace(string(out)); err != nil || got != want {
 			t.Errorf("sign_file is %q (%v), want %q", got, err, want)
 		}
+	}
+}
+
+// The administrator's sign_file wins, wherever dkms reads it.
+func TestDKMSAdministratorsSignFile(t *testing.T) {
+	t.Parallel()
+	for name, place := range map[string]func(b *builder) string{
+		"framework.conf": func(b *builder) string { return b.conf },
+		"before":         func(b *builder) string { return filepath.Join(b.framework, "00-local.conf") },
+		"after":          func(b *builder) string { return filepath.Join(b.framework, "site.conf") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBuilder(t, "")
+			key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
+			called := filepath.Join(t.TempDir(), "called")
+			theirs := filepath.Join(t.TempDir(), "sign-file")
+			write(t, theirs, 0o755, "#!/bin/sh\necho \"$@\" >>"+called+"\nexec "+testmod.SignFile(t)+" \"$@\"\n")
+			write(t, filepath.Join(b.framework, "key.conf"), 0o644, "mok_signing_key="+key+"\nmok_certificate="+cert+"\n")
+			write(t, place(b), 0o644, "sign_file="+theirs+"\n")
+			b.dkms(t, "add", "-m", "made/1.0")
+			r := b.dkms(t, "build", "-m", "made/1.0", "-k", b.version)
+			r.want(t, 0, "Sign command: "+theirs)
+			if _, err := os.Stat(called); err != nil {
+				t.Errorf("the administrator's program was not called:\n%s", r.output)
+			}
+		})
 	}
 }

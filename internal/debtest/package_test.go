@@ -85,7 +85,7 @@ func TestPackages(t *testing.T) {
 
 // both are the files of both packages that have to be there, and their modes.
 var both = map[string]fs.FileMode{
-	"etc/dkms/framework.conf.d/modsign.conf":           0o644,
+	"etc/dkms/framework.conf.d/00-modsign.conf":        0o644,
 	"etc/modsign/modsign.conf":                         0o644,
 	"usr/bin/modsign":                                  0o755,
 	"usr/lib/kernel/install.d/45-modsign.install":      0o755,
@@ -224,7 +224,8 @@ func (p packages) testDeb(t *testing.T) {
 		}
 	}
 	slices.Sort(inEtc)
-	if got := strings.Fields(string(read(t, filepath.Join(control, "conffiles")))); !slices.Equal(got, inEtc) {
+	inEtc = append(inEtc, "remove-on-upgrade /etc/dkms/framework.conf.d/modsign.conf") // its name before
+	if got := strings.Split(strings.TrimSpace(string(read(t, filepath.Join(control, "conffiles")))), "\n"); !slices.Equal(got, inEtc) {
 		t.Errorf("conffiles are %q, want %q", got, inEtc)
 	}
 }
@@ -265,7 +266,7 @@ func (p packages) testDpkg(t *testing.T) {
 	dpkg("--install", p.modsign)
 	hook().want(t, 1, s.files[0]+": not signed")
 	dpkg("--remove", "modsign")
-	for _, name := range []string{"etc/modsign/modsign.conf", "etc/kernel/postinst.d/dkms-modsign", "etc/dkms/framework.conf.d/modsign.conf"} {
+	for _, name := range []string{"etc/modsign/modsign.conf", "etc/kernel/postinst.d/dkms-modsign", "etc/dkms/framework.conf.d/00-modsign.conf"} {
 		if _, err := os.Stat(at(name)); err != nil {
 			t.Error(err)
 		}

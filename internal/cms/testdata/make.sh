@@ -9,7 +9,10 @@ set -eu
 cd "$(dirname "$0")"
 sign_file=$(printf '%s\n' /usr/lib/linux-kbuild-*/scripts/sign-file | sort -V | tail -n 1)
 keys=$(mktemp -d)
-trap 'rm -rf "$keys"' EXIT
+here=$PWD
+new=$(mktemp -d "$here/.new.XXXXXX") # all is made here, and moved at the end
+trap 'rm -rf "$keys" "$new"' EXIT
+cd "$new"
 printf 'the payload of a module' > payload
 
 end_entity='basicConstraints=critical,CA:FALSE
@@ -102,3 +105,5 @@ cms cms-stream -noattr -nocerts -stream $(signer p256)
 cms cms-pss -noattr -nocerts $(signer rsa2048) -keyopt rsa_padding_mode:pss
 openssl smime -sign -binary -in payload -outform DER -noattr -nocerts $(signer rsa1024) -out smime-nocerts.p7s
 openssl smime -sign -binary -in payload -outform DER -noattr $(signer rsa1024) -out smime.p7s
+
+mv -f -- * "$here"

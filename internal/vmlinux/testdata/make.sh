@@ -5,7 +5,8 @@
 set -eu
 cd "$(dirname "$0")"
 new=$(mktemp -d)
-trap 'rm -r "$new"' EXIT
+made=$(mktemp -d .new.XXXXXX) # beside the files that it replaces at the end
+trap 'rm -r "$new" "$made"' EXIT
 
 for name in trusted revoked; do
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 36500 \
@@ -18,15 +19,17 @@ link() {
 	"${prefix}ld" -m "$emulation" -N --no-warn-rwx-segments -o "$out" "$new/kernel.o"
 	chmod 644 "$out"
 }
-link '' --64 elf_x86_64 .quad vmlinux.amd64
-link s390x-linux-gnu- -m31 elf_s390 .long vmlinux.s390
-objcopy -S vmlinux.amd64 "$new/vmlinux.bin"
+link '' --64 elf_x86_64 .quad "$made/vmlinux.amd64"
+link s390x-linux-gnu- -m31 elf_s390 .long "$made/vmlinux.s390"
+objcopy -S "$made/vmlinux.amd64" "$new/vmlinux.bin"
 
 in=$new/vmlinux.bin
-gzip -n -f -9 <"$in" >vmlinux.bin.gz
-bzip2 -9 <"$in" >vmlinux.bin.bz2
-lzma -9 <"$in" >vmlinux.bin.lzma
-xz --check=crc32 --x86 --lzma2=dict=1MiB <"$in" >vmlinux.bin.xz
-lzop -9 <"$in" >vmlinux.bin.lzo
-lz4 -q -l -9 - - <"$in" >vmlinux.bin.lz4
-zstd -q -22 --ultra <"$in" >vmlinux.bin.zst
+gzip -n -f -9 <"$in" >"$made/vmlinux.bin.gz"
+bzip2 -9 <"$in" >"$made/vmlinux.bin.bz2"
+lzma -9 <"$in" >"$made/vmlinux.bin.lzma"
+xz --check=crc32 --x86 --lzma2=dict=1MiB <"$in" >"$made/vmlinux.bin.xz"
+lzop -9 <"$in" >"$made/vmlinux.bin.lzo"
+lz4 -q -l -9 - - <"$in" >"$made/vmlinux.bin.lz4"
+zstd -q -22 --ultra <"$in" >"$made/vmlinux.bin.zst"
+
+mv -f -- "$made"/* .
