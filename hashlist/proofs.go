@@ -166,8 +166,8 @@ func ReadProofs(dir string, names []string, root Root) (*Proofs, error) {
 		}
 		// A byte stands for the module: a trailer alone is none.
 		file := bytes.NewReader(append([]byte{0}, trailer...))
-		layer, err := module.Split(file, file.Size())
-		if err == nil && (layer.Offset != 1 || layer.Info.IDType != module.TypeMerkle) {
+		layer, err := module.Check(file, file.Size(), module.TypeMerkle)
+		if err == nil && layer.Offset != 1 {
 			err = errors.New("it is not a proof and nothing else")
 		}
 		var proof Proof

@@ -238,7 +238,7 @@ func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, li
 	}
 	defer m.Close()
 	// The kernel takes the outermost signature off, and no other.
-	layer, err := module.Split(m, m.Size)
+	layer, err := module.Check(m, m.Size, module.TypePKCS7, module.TypeMerkle)
 	signed := err == nil
 	if format, ok := errors.AsType[*module.FormatError](err); ok {
 		result.Verdict, result.Detail = Malformed, format.Error()

@@ -182,7 +182,7 @@ func TestFileRefuses(t *testing.T) {
 	dir := t.TempDir()
 	elf := testmod.ELF()
 	put(t, filepath.Join(dir, "a.ko"), elf)
-	put(t, filepath.Join(dir, "bad.ko"), withInfo(elf, module.Info{IDType: module.TypePKCS7, Hash: 1, SigLen: 1}, []byte("s")))
+	put(t, filepath.Join(dir, "bad.ko"), withInfo(elf, module.Info{IDType: module.TypePKCS7, SigLen: 1 << 20}, []byte("s")))
 	put(t, filepath.Join(dir, "sub/x"), nil)
 	if err := os.Symlink("self", filepath.Join(dir, "self")); err != nil {
 		t.Fatal(err)
@@ -197,7 +197,7 @@ func TestFileRefuses(t *testing.T) {
 		{signer, "nowhere", "", fs.ErrNotExist, "nowhere"},
 		{signer, "sub", "", nil, "sub: not a regular file"},
 		{signer, "self", "", syscall.ELOOP, "self"},
-		{signer, "bad.ko", "", module.ErrInfoFields, "bad.ko: malformed signature"},
+		{signer, "bad.ko", "", module.ErrSigLen, "bad.ko: malformed signature"},
 		{signer, "a.ko", "sub", syscall.EISDIR, "sub"},
 		{signer, "a.ko", "nowhere/a.ko", fs.ErrNotExist, "nowhere/a.ko"},
 		{signer, "a.ko", "a.ko/b", syscall.ENOTDIR, "a.ko/b"},

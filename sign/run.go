@@ -201,7 +201,9 @@ type source struct {
 // work takes one module from the file that is there to the one that replaces
 // it.
 func (r *run) work(ctx context.Context, src source, j *job, result *Result) error {
-	m, err := module.OpenIn(ctx, src.dir, src.name, r.limits)
+	limits := r.limits
+	limits.Encoder = r.encoderMemory(j)
+	m, err := module.OpenIn(ctx, src.dir, src.name, limits)
 	if err != nil {
 		return err
 	}
@@ -268,6 +270,23 @@ func (r *run) work(ctx context.Context, src source, j *job, result *Result) erro
 	return r.replace(ctx, src, m, content, j, result)
 }
 
+// encoderMemory is what the compressor holds for a module that is written, in bytes.
+func (r *run) encoderMemory(j *job) int64 {
+	_, digests := r.signer.(digester)
+	if digests || r.opts.DryRun || r.opts.Detached {
+		return 0
+	}
+	return r.encoder.Memory(r.target(compress.FromName(j.names[0].path)))
+}
+
+// target is the format in which a module of a format is written.
+func (r *run) target(format compress.Format) compress.Format {
+	if format == compress.None || r.source.Recompress {
+		return r.source.Compress
+	}
+	return format
+}
+
 // copy writes a module that is skipped to another tree.
 func (r *run) copy(ctx context.Context, src source, m *module.File, j *job) error {
 	return r.put(src, m, j, func(out io.Writer) error {
@@ -278,9 +297,8 @@ func (r *run) copy(ctx context.Context, src source, m *module.File, j *job) erro
 
 // replace writes the new module in the place of the old one.
 func (r *run) replace(ctx context.Context, src source, m *module.File, content *body, j *job, result *Result) error {
-	format := m.Format
-	if format == compress.None || r.source.Recompress {
-		format = r.source.Compress
+	format := r.target(m.Format)
+	if m.Format == compress.None || r.source.Recompress {
 		for i, name := range j.names {
 			j.names[i].to = name.to.renamed(r.source.packedName)
 		}

@@ -144,7 +144,7 @@ func badModules(t testing.TB) []badModule {
 	executable := bytes.Clone(elf)
 	executable[16] = 2
 	xz := compressed(t, compress.XZ, elf)
-	inner := withInfo(elf, with(func(i *module.Info) { i.SignerLen = 1 }), sig)
+	inner := withInfo(elf, with(func(i *module.Info) { i.SigLen = 0xffffffff }), sig)
 	return []badModule{
 		{"empty.ko", nil, module.ErrNotModule, "empty"},
 		{"text.ko", []byte("#!/bin/sh\nexit 0\n"), module.ErrNotModule, "not an ELF file"},
@@ -164,14 +164,11 @@ func badModules(t testing.TB) []badModule {
 		{"marker.ko", []byte("x" + module.Marker), module.ErrNoInfo, "too short to hold a signature"},
 		{"length.ko", withInfo(elf, with(func(i *module.Info) { i.SigLen = uint32(len(elf)) + 64 }), sig), module.ErrSigLen, "it claims"},
 		{"long.ko", withInfo(elf, with(func(i *module.Info) { i.SigLen = 0xffffffff }), sig), module.ErrSigLen, "it claims 4294967295 bytes"},
-		{"type.ko", withInfo(elf, with(func(i *module.Info) { i.IDType = module.TypeX509 }), sig), module.ErrIDType, "X.509"},
-		{"algo.ko", withInfo(elf, with(func(i *module.Info) { i.Algo = 1 }), sig), module.ErrInfoFields, "algo 1"},
-		{"hash.ko", withInfo(elf, with(func(i *module.Info) { i.Hash = 4 }), sig), module.ErrInfoFields, "hash 4"},
-		{"signer.ko", withInfo(elf, with(func(i *module.Info) { i.SignerLen = 9 }), sig), module.ErrInfoFields, "signer_len 9"},
-		{"keyid.ko", withInfo(elf, with(func(i *module.Info) { i.KeyIDLen = 20 }), sig), module.ErrInfoFields, "key_id_len 20"},
-		{"padding.ko", withInfo(elf, with(func(i *module.Info) { i.Pad[2] = 1 }), sig), module.ErrInfoFields, "padding 000001"},
-		{"inner.ko", module.AppendSignature(inner, module.TypePKCS7, sig), module.ErrInfoFields, "signer_len 1"},
-		{"within.ko.zst", compressed(t, compress.Zstd, module.AppendSignature(inner, module.TypePKCS7, sig)), module.ErrInfoFields, "signer_len 1"},
+		{"signer.ko", withInfo(elf, with(func(i *module.Info) { i.SignerLen = 9 }), sig), module.ErrNotModule, "cut off"},
+		{"keyid.ko", withInfo(elf, with(func(i *module.Info) { i.KeyIDLen = 20 }), sig), module.ErrNotModule, "cut off"},
+		{"names.ko", withInfo(elf, with(func(i *module.Info) { i.SignerLen, i.SigLen = 1, uint32(len(elf))+63 }), sig), module.ErrSigLen, "a signer of 1 and a key id of 0"},
+		{"inner.ko", module.AppendSignature(inner, module.TypePKCS7, sig), module.ErrSigLen, "it claims 4294967295 bytes"},
+		{"within.ko.zst", compressed(t, compress.Zstd, module.AppendSignature(inner, module.TypePKCS7, sig)), module.ErrSigLen, "it claims 4294967295 bytes"},
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
@@ -24,16 +26,18 @@ type Description struct {
 
 // Layer is one appended signature.
 type Layer struct {
-	Type    string // PKCS#7, Merkle
+	Type    string // as modinfo names it: PKCS#7, X509, PGP; Merkle
 	Offset  int64  // where it begins: how many bytes it signs
-	Size    int    // of the signature itself, in bytes
+	Size    int    // of the signature itself, in bytes, without the name and the id of its signer
 	Signers []Signer
 	Problem string   // why it cannot be read
-	Notes   []string // in what it differs from what sign-file writes
+	Notes   []string // in what it differs from what sign-file writes, and why no kernel of today takes it
 }
 
-// Signer is one SignerInfo of a signature.
+// Signer is one SignerInfo of a signature, or the signer of a signature of the format of
+// before Linux 4.3.
 type Signer struct {
+	Name         string // of the certificate's subject, in the format of before Linux 4.3
 	Issuer       string // as the kernel names it; empty where the key id names the signer
 	Serial       string // hexadecimal, as modinfo's sig_key without colons
 	KeyID        string // the subject key identifier, hexadecimal
@@ -84,18 +88,29 @@ func inspect(ctx context.Context, e module.Entry, maxSize int64) (*Description, 
 
 func describe(m *module.File, l module.Layer) (Layer, error) {
 	d := Layer{Type: l.Info.IDType.String(), Offset: l.Offset, Size: int(l.Info.SigLen)}
-	if l.Info.IDType != module.TypePKCS7 {
-		return d, nil
+	refused := l.Check(module.TypePKCS7, module.TypeMerkle)
+	if refused != nil {
+		d.Notes = append(d.Notes, refused.Error())
 	}
+	switch {
+	case l.Info.IDType == module.TypePKCS7:
+		return d, d.describeMessage(m, l)
+	case refused != nil:
+		return d, d.describeOld(m, l)
+	}
+	return d, nil
+}
+
+func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
 	message, err := parse(m, l)
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
 		d.Problem = refusal.Error()
-		return d, nil
+		return nil
 	}
 	if err != nil {
-		return d, err
+		return err
 	}
-	d.Notes = message.Warnings()
+	d.Notes = append(d.Notes, message.Warnings()...)
 	for _, s := range message.Signers {
 		d.Signers = append(d.Signers, Signer{
 			Issuer:       s.Issuer(),
@@ -107,5 +122,39 @@ func describe(m *module.File, l module.Layer) (Layer, error) {
 			HasAttribute: s.HasAttributes,
 		})
 	}
-	return d, nil
+	return nil
+}
+
+// describeOld describes a signature of the format of before Linux 4.3, in which all
+// that is known of it stands beside it. Another type that has these fields is taken
+// to mean the same by them.
+func (d *Layer) describeOld(m *module.File, l module.Layer) error {
+	name, err := l.Signer(m)
+	if err != nil {
+		return err
+	}
+	id, err := l.KeyID(m)
+	if err != nil {
+		return err
+	}
+	s := Signer{
+		Name:      strings.ToValidUTF8(string(name), string(utf8.RuneError)),
+		KeyID:     hex.EncodeToString(id),
+		Hash:      l.Info.HashName(),
+		Algorithm: l.Info.AlgoName(),
+		Size:      d.Size,
+	}
+	if l.Info.IDType == module.TypeX509 {
+		n, err := l.NumberSize(m)
+		if err != nil {
+			return err
+		}
+		if n < 0 {
+			d.Problem = "the length before the signature value is not that of the signature value"
+		} else {
+			s.Size = n
+		}
+	}
+	d.Signers = []Signer{s}
+	return nil
 }

@@ -161,33 +161,34 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 
 // check follows module_sig_check and what comes after it.
 func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
-	layers, err := module.Layers(m, m.Size)
-	r.Layers = len(layers)
-	if len(layers) == 0 {
-		// The outermost layer alone is the kernel's business; an inner one that is
-		// malformed is none.
-		format, malformed := errors.AsType[*module.FormatError](err)
+	// The outermost layer alone is the kernel's business; an inner one that is
+	// malformed is none.
+	outer, err := module.Check(m, m.Size, module.TypePKCS7)
+	if format, ok := errors.AsType[*module.FormatError](err); ok {
 		switch {
-		case malformed && errors.Is(err, module.ErrIDType):
+		case errors.Is(err, module.ErrIDType):
+			if format.Info.IDType == module.TypeMerkle {
+				err = errors.New("a Merkle proof, which a kernel that goes by signatures does not know")
+			}
 			*r = r.refuse(Unsupported, format.Errno(), err, "module: not signed with expected PKCS#7 message")
-		case malformed && errors.Is(err, module.ErrInfoFields):
+		case errors.Is(err, module.ErrInfoFields):
 			*r = r.refuse(Malformed, format.Errno(), err, "module: PKCS#7 signature info has unexpected non-zero params")
-		case malformed:
-			*r = r.refuse(Malformed, format.Errno(), err)
-		case err != nil:
-			r.Verdict, r.Err = Unreadable, err
 		default:
-			*r = r.refuse(NotSigned, syscall.ENODATA, module.ErrNotSigned)
+			*r = r.refuse(Malformed, format.Errno(), err)
 		}
+		r.Layers = countLayers(m)
 		return
 	}
-	if len(layers) > 1 {
+	switch {
+	case err == module.ErrNotSigned:
+		*r = r.refuse(NotSigned, syscall.ENODATA, err)
+		return
+	case err != nil:
+		r.Verdict, r.Err = Unreadable, err
+		return
+	}
+	if r.Layers = countLayers(m); r.Layers > 1 {
 		r.Warnings = append(r.Warnings, "signed more than once: the outermost signature counts, and the others are dead weight")
-	}
-	outer := layers[0]
-	if outer.Info.IDType == module.TypeMerkle {
-		*r = r.refuse(Unsupported, syscall.ENOPKG, errors.New("a Merkle proof, which a kernel that goes by signatures does not know"), "module: not signed with expected PKCS#7 message")
-		return
 	}
 	message, err := parse(m, outer)
 	if err == nil {
@@ -223,6 +224,13 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 		return
 	}
 	r.Verdict = Trusted
+}
+
+// countLayers returns how many signatures a module has. What stops the count, an inner
+// layer that does not fit, is no business of the kernel.
+func countLayers(m *module.File) int {
+	layers, _ := module.Layers(m, m.Size)
+	return len(layers)
 }
 
 // parse reads the CMS message of a layer, whose claimed length may be anything.

@@ -97,6 +97,10 @@ func TestVerdicts(t *testing.T) {
 		{"type", "m.ko", spoil(good, -38, 1), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
 		{"Merkle proof", "m.ko", spoil(good, -38, 3), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
 		{"field", "m.ko", spoil(good, -40, 1), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, "module: PKCS#7 signature info has unexpected non-zero params"},
+		{"before 4.3", "m.ko", testmod.OldSigned(t, testmod.NewKey(t, "rsa:2048"), "Example: kernel key", payload), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
+		{"before 4.3, lengths that do not fit", "m.ko", spoil(spoil(good, -38, 1), -37, 255), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
+		{"Merkle proof with a field", "m.ko", spoil(spoil(good, -38, 3), -40, 1), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
+		{"signer", "m.ko", spoil(good, -37, 1), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, "module: PKCS#7 signature info has unexpected non-zero params"},
 		{"length", "m.ko", spoil(good, -32, 0x7f), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, ""},
 		{"no message", "m.ko", module.AppendSignature(slices.Clone(payload), module.TypePKCS7, []byte("no message")), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, ""},
 		{"a message too long", "m.ko", module.AppendSignature(slices.Clone(payload), module.TypePKCS7, make([]byte, 1<<16)), keyring(t, key), Malformed, syscall.EMSGSIZE, syscall.EMSGSIZE, false, ""},
@@ -320,7 +324,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("a broken message: %+v, %v", d, err)
 	}
 	bad = bytes.Clone(inner)
-	bad[len(bad)-40] = 1
+	bad[len(bad)-32] = 0x7f
 	if d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", bad), 0); err != nil || len(d.Warnings) == 0 {
 		t.Errorf("a broken trailer: %+v, %v", d, err)
 	}

@@ -244,11 +244,11 @@ func addDigest(ctx context.Context, digests keygen.Digests, e module.Entry, keys
 		return err
 	}
 	defer m.Close()
-	layers, err := module.Layers(m, m.Size)
-	if len(layers) == 0 {
-		return cmp.Or(err, module.ErrNotSigned)
+	layer, err := module.Check(m, m.Size, module.TypePKCS7)
+	if err != nil {
+		return err
 	}
-	signature, err := layers[0].Signature(m)
+	signature, err := layer.Signature(m)
 	if err != nil {
 		return err
 	}
@@ -258,7 +258,7 @@ func addDigest(ctx context.Context, digests keygen.Digests, e module.Entry, keys
 	}
 	_, err = message.Check(func(h crypto.Hash) ([]byte, error) {
 		sum := h.New()
-		_, err := io.Copy(sum, module.Reader(ctx, m.Payload(layers[0].Offset)))
+		_, err := io.Copy(sum, module.Reader(ctx, m.Payload(layer.Offset)))
 		digests.Add(h, sum.Sum(nil))
 		return sum.Sum(nil), err
 	}, keys, nil)

@@ -15,9 +15,10 @@ func newInspectCommand(u *ui) *cobra.Command {
 		Use:   "inspect MODULE...",
 		Short: "Describe modules and their signatures",
 		Long: `Inspect shows what stands in modules and in their signatures, all layers of
-them, without judging: see verify for that. It
-looks at the same files as verify, over symbolic links too. sig_key and sig_hashalgo are those
-of modinfo.`,
+them, without judging: see verify for that. It looks at the same files as verify,
+over symbolic links too. sig_key and sig_hashalgo are those of modinfo. It also
+describes signatures in the format of before Linux 4.3, which no kernel accepts
+since.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("nothing to inspect: name modules or folders")
@@ -97,13 +98,19 @@ func inspection(d *verify.Description) []string {
 		}
 		field("sig_id", "%s, %d bytes over the first %d", l.Type, l.Size, l.Offset)
 		for _, s := range l.Signers {
-			if s.Issuer != "" {
+			switch {
+			case s.Issuer != "":
 				field("signer", "%s", s.Issuer)
+			case s.Name != "":
+				field("signer", "%s", s.Name)
 			}
-			if s.Serial != "" {
+			switch {
+			case s.Serial != "":
 				field("sig_key", "%s", colons(s.Serial))
-			} else {
+			case l.Type == "PKCS#7":
 				field("sig_key", "%s (subject key identifier)", colons(s.KeyID))
+			case s.KeyID != "":
+				field("sig_key", "%s", colons(s.KeyID))
 			}
 			field("sig_hashalgo", "%s", s.Hash)
 			field("sig_algorithm", "%s, %d bytes", s.Algorithm, s.Size)

@@ -161,6 +161,7 @@ type jsonLayer struct {
 }
 
 type jsonSigner struct {
+	Name       string `json:"name,omitempty"`
 	Issuer     string `json:"issuer,omitempty"`
 	Serial     string `json:"serial,omitempty"`
 	KeyID      string `json:"key_id,omitempty"`
@@ -178,7 +179,7 @@ func newJSONInspected(d *verify.Description) jsonInspected {
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
 		for _, s := range l.Signers {
-			layer.Signers = append(layer.Signers, jsonSigner{s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute})
+			layer.Signers = append(layer.Signers, jsonSigner{s.Name, s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute})
 		}
 		o.Layers = append(o.Layers, layer)
 	}

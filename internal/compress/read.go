@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
+	"runtime/debug"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -36,14 +38,14 @@ const inputBuffer = 64 << 10
 //
 // The reader must be closed, which does not close r. It is for one goroutine.
 func NewReader(f Format, r io.Reader, limit int64) (io.ReadCloser, error) {
-	return newReader(f, r, limit, false)
+	return newReader(f, r, limit, windowUnknown, false)
 }
 
 // NewEmbeddedReader is [NewReader] for a stream that other bytes follow, as in a
 // kernel image, where its end is not known before it is reached. Some bytes
 // after the stream may have been read from r.
 func NewEmbeddedReader(f Format, r io.Reader, limit int64) (io.ReadCloser, error) {
-	return newReader(f, r, limit, true)
+	return newReader(f, r, limit, windowUnknown, true)
 }
 
 // reader is one stream on its way through a decoder.
@@ -75,17 +77,21 @@ type decoder struct {
 // modules does.
 var decoders [len(formats)]sync.Pool
 
-func newReader(f Format, src io.Reader, limit int64, embedded bool) (io.ReadCloser, error) {
+func takeDecoder(f Format) *decoder {
+	if d, _ := decoders[f].Get().(*decoder); d != nil {
+		return d
+	}
+	return &decoder{format: f, in: input{format: f, Reader: bufio.NewReaderSize(nil, inputBuffer)}}
+}
+
+func newReader(f Format, src io.Reader, limit, window int64, embedded bool) (io.ReadCloser, error) {
 	if int(f) >= len(formats) {
 		return nil, fmt.Errorf("%v is not known", f)
 	}
-	d, _ := decoders[f].Get().(*decoder)
-	if d == nil {
-		d = &decoder{format: f, in: input{format: f, Reader: bufio.NewReaderSize(nil, inputBuffer)}}
-	}
+	d := takeDecoder(f)
 	d.in.reset(src)
 	r := &reader{decoder: d, limit: max(limit, 0), embedded: embedded}
-	if err := d.start(); err != nil {
+	if err := d.start(window); err != nil {
 		err = r.explain(err)
 		r.Close()
 		return nil, err
@@ -93,8 +99,22 @@ func newReader(f Format, src io.Reader, limit int64, embedded bool) (io.ReadClos
 	return r, nil
 }
 
-// start readies the library of the decoder's format, and reads the first header.
-func (d *decoder) start() (err error) {
+// windowUnknown is the window of a stream that nobody has looked at.
+const windowUnknown = -1
+
+// start readies the library of the decoder's format, and reads the first header. The
+// stream may ask for that window and no more.
+func (d *decoder) start(window int64) (err error) {
+	most := uint64(MaxWindow)
+	if window != windowUnknown {
+		most = uint64(window)
+	}
+	if window > largeWindow {
+		// What idle decoders, compressors and buffers hold is more than there is
+		// room for beside it. A pool is empty after two collections.
+		runtime.GC()
+		debug.FreeOSMemory()
+	}
 	switch d.format {
 	case None:
 		d.out = d.in.Reader
@@ -113,9 +133,12 @@ func (d *decoder) start() (err error) {
 		// 1.6 times as fast as ulikunitz/xz, can be used again (1 kB of
 		// garbage a module instead of 1.2 MB), and knows the branch filters
 		// without which a kernel image cannot be read.
-		frame := &xzFrame{framing: framing{in: &d.in}}
+		frame := &xzFrame{framing: framing{in: &d.in, most: most}}
 		d.frame = frame
 		if err := frame.open(frame); err != nil {
+			return err
+		}
+		if err := d.prepareXZ(window); err != nil {
 			return err
 		}
 		if d.xz == nil {
@@ -125,7 +148,7 @@ func (d *decoder) start() (err error) {
 		}
 		d.out = d.xz
 	case Zstd:
-		frame := &zstdFrame{framing: framing{in: &d.in}}
+		frame := &zstdFrame{framing: framing{in: &d.in, most: most}}
 		d.frame = frame
 		if err := frame.open(frame); err != nil {
 			return err
@@ -214,9 +237,16 @@ func (r *reader) Close() error {
 	}
 	r.decoder = nil
 	r.err = errClosed
-	if d.frame == nil || d.frame.window() <= keepWindow {
+	window := uint64(0)
+	if d.frame != nil {
+		window = d.frame.window()
+	}
+	if window <= keepWindow {
 		d.in.reset(nil)
 		decoders[d.format].Put(d)
+	} else if window > largeWindow {
+		d = nil
+		debug.FreeOSMemory()
 	}
 	return nil
 }
@@ -283,6 +313,7 @@ type framing struct {
 	in    *input
 	next  interface{ piece() (int64, error) }
 	left  int64  // bytes of this piece still to pass
+	most  uint64 // window that it may have
 	claim uint64 // window
 	err   error  // why there is no next piece; io.EOF at the end
 }

@@ -44,8 +44,7 @@ const zstdWindow = 2 << 20
 
 // Encoder compresses modules. It keeps its codecs from one module to the next
 // and is safe for concurrent use; a call uses one goroutine (and, for xz, one
-// process). In use at once each call holds 1 MB for gzip, 8 to 42 MB for zstd
-// (levels to 9, above), and for xz nothing to speak of in this process.
+// process). [Encoder.Memory] says what each call holds meanwhile.
 type Encoder struct {
 	options Options
 	gzips   sync.Pool // *gzipWriter

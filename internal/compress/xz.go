@@ -95,11 +95,13 @@ func parseXZBlockHeader(b []byte) (h xzBlockHeader, err error) {
 	if last.id != xzLZMA2 || len(last.props) != 1 || last.props[0] > 40 {
 		return h, fmt.Errorf("last filter is %v % x, not lzma2", last, last.props)
 	}
-	// xz-file-format.txt, 5.3.1: 40 is 4 GiB - 1.
-	bits := last.props[0]
-	h.dict = min((2|uint64(bits)&1)<<(bits/2+11), 1<<32-1)
+	h.dict = xzDictSize(last.props[0])
 	return h, nil
 }
+
+// xzDictSize is the dictionary, in bytes, that the property of LZMA2 stands for
+// (xz-file-format.txt, 5.3.1): 40 is 4 GiB - 1.
+func xzDictSize(bits byte) uint64 { return min((2|uint64(bits)&1)<<(bits/2+11), 1<<32-1) }
 
 // xzFrame follows a stream through its blocks and their LZMA2 chunks to the end.
 type xzFrame struct {
@@ -160,15 +162,14 @@ func (f *xzFrame) piece() (int64, error) {
 		if err != nil {
 			return 0, f.in.corrupt("%v", err)
 		}
-		if h.dict > MaxWindow {
-			return 0, fmt.Errorf("%w: xz stream wants a dictionary of %d MiB at byte %d; %d MiB is the limit", ErrUnreadable, h.dict>>20, f.in.offset(), MaxWindow>>20)
-		}
 		for _, filter := range h.filters[:len(h.filters)-1] {
 			if !slices.Contains([]uint64{xzDelta, xzX86, xzPowerPC, xzIA64, xzARM, xzARMThumb, xzSPARC}, filter.id) {
 				return 0, fmt.Errorf("%w: xz stream uses the %v filter", ErrUnreadable, filter)
 			}
 		}
-		f.claim = max(f.claim, h.dict)
+		if err := f.admit("dictionary", h.dict); err != nil {
+			return 0, err
+		}
 		f.packed = 0
 		f.state = xzInChunk
 		return int64(len(b)), nil

@@ -57,10 +57,10 @@ func (f *zstdFrame) piece() (int64, error) {
 			return 0, fmt.Errorf("zstd stream begins with a skippable frame, which no module does")
 		case h.DictionaryID != 0:
 			return 0, fmt.Errorf("zstd stream wants the dictionary with the ID %d, which no module does", h.DictionaryID)
-		case window > MaxWindow:
-			return 0, fmt.Errorf("%w: zstd stream wants a window of %d MiB; %d MiB is the limit", ErrUnreadable, window>>20, MaxWindow>>20)
 		}
-		f.claim = window
+		if err := f.admit("window", window); err != nil {
+			return 0, err
+		}
 		f.checksum = h.HasCheckSum
 		f.state = zstdInBlock
 		return int64(h.HeaderSize), nil

@@ -34,13 +34,14 @@ type Limits struct {
 	Memory  int64 // decompressed bytes held in memory; more goes to a temporary file
 
 	// Budget, when there is one, counts the bytes that all opened modules together
-	// hold in memory. It must be at least Memory.
+	// hold in memory, with the windows of their decoders. It must be that of [SharedLimits].
 	Budget *semaphore.Weighted
-}
 
-// memoryBudget is what all modules of a run may hold in memory when they are
-// decompressed, in bytes.
-const memoryBudget = 96 << 20
+	// Encoder is what the caller's compressor is going to hold for the module, in
+	// bytes. It counts from opening to Close: who asked for it later would wait for
+	// others that hold modules and wait as well.
+	Encoder int64
+}
 
 // SharedLimits are those of a run over many modules at once, of which none may be
 // larger than maxSize; 0 stands for the default.
@@ -161,6 +162,9 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 		if err := m.decompress(ctx, limits); err != nil {
 			return nil, err
 		}
+	} else if err := m.reserve(ctx, limits); err != nil {
+		ends.release()
+		return nil, err
 	}
 	return m, nil
 }
@@ -224,53 +228,63 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 	}
 	// The file's own claim decides how much is held in memory, and nothing else.
 	memory := min(max(compress.SizeHint(m.Format, m.file, m.Size), 64<<10), limits.Memory)
-	if limits.Budget != nil {
-		if err := limits.Budget.Acquire(ctx, memory); err != nil {
-			return err
-		}
+	window := compress.Window(m.Format, m.file, m.Size)
+	held, err := limits.charge(ctx, memory+max(compress.ReaderMemory(m.Format, window), limits.Encoder))
+	if err != nil {
+		return err
 	}
 	buf := buffers.Get().(*bytes.Buffer)
 	buf.Reset()
-	m.release = func() {
+	spilled, err := m.fill(ctx, buf, memory, limits.MaxSize, window)
+	switch {
+	case err != nil:
 		buffers.Put(buf)
-		if limits.Budget != nil {
-			limits.Budget.Release(memory)
-		}
-	}
-	if err := m.fill(ctx, buf, memory, limits.MaxSize); err != nil {
-		m.release()
+		held.reduce(0)
 		return err
+	case spilled != nil:
+		buffers.Put(buf)
+		held.reduce(limits.Encoder)
+		m.release = func() {
+			spilled.Close()
+			held.reduce(0)
+		}
+	default:
+		held.reduce(memory + limits.Encoder)
+		m.release = func() {
+			buffers.Put(buf)
+			held.reduce(0)
+		}
 	}
 	return nil
 }
 
-// fill decompresses into buf, or into a file where memory bytes turn out to be
-// too few.
-func (m *File) fill(ctx context.Context, buf *bytes.Buffer, memory, maxSize int64) error {
-	d, err := compress.NewReader(m.Format, io.NewSectionReader(m.file, 0, m.Size), maxSize)
+// fill decompresses into buf, or into a file that it returns where memory bytes turn
+// out to be too few.
+func (m *File) fill(ctx context.Context, buf *bytes.Buffer, memory, maxSize, window int64) (spilled *os.File, err error) {
+	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.file, 0, m.Size), maxSize, window)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer d.Close()
 	r := Reader(ctx, d)
 	buf.Grow(int(memory) + bytes.MinRead) // what ReadFrom wants to be free when it asks for the end
 	n, err := io.Copy(buf, io.LimitReader(r, memory+1))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if n > memory {
 		return m.spill(buf, r)
 	}
 	m.ReaderAt, m.Size = bytes.NewReader(buf.Bytes()), n
-	return nil
+	return nil, nil
 }
 
 // spill writes the decompressed module to a file that has no name: what is in
 // memory already and what the decompressor still has.
-func (m *File) spill(head *bytes.Buffer, rest io.Reader) error {
+func (m *File) spill(head *bytes.Buffer, rest io.Reader) (*os.File, error) {
 	spilled, err := unnamedFile()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	size, err := head.WriteTo(spilled)
 	if err == nil {
@@ -280,12 +294,10 @@ func (m *File) spill(head *bytes.Buffer, rest io.Reader) error {
 	}
 	if err != nil {
 		spilled.Close()
-		return err
+		return nil, err
 	}
-	m.release()
 	m.ReaderAt, m.Size = spilled, size
-	m.release = func() { spilled.Close() }
-	return nil
+	return spilled, nil
 }
 
 // unnamedFile opens a temporary file that is gone when it is closed, also by a

@@ -7,6 +7,8 @@
 // since 7.1, and kernel/module_signature.c. All lengths are in bytes.
 //
 //	payload      the ELF file, at least 1
+//	signer       Info.SignerLen: who signed, 0 today
+//	key id       Info.KeyIDLen: with which key, 0 today
 //	signature    Info.SigLen: a DER CMS message for type 2
 //	Info         12: struct module_signature
 //	marker       28: "~Module signature appended~\n"
@@ -18,11 +20,24 @@
 //
 //	00 00 02 00 00 00 00 00 00 00 01 a9
 //
-// What is signed is the payload: everything before the signature, and nothing
+// Linux 3.7 to 4.2 took type 1 instead (kernel/module_signing.c and scripts/sign-file
+// of those versions): algo and hash number algorithms ([Info.AlgoName],
+// [Info.HashName]), signer is the name of the certificate's subject, key id its
+// subject key identifier, and the signature is the raw one behind its length in two
+// bytes, big-endian, which Info.SigLen counts. An example, for a key of 2048 bits
+// and SHA-256:
+//
+//	01 04 01 1d 14 00 00 00 00 00 01 02
+//
+// What is signed is the payload: everything before the signer, and nothing
 // behind it. A file that does not end in the marker is an unsigned module, not
 // a broken one. Signing a file that is signed already stacks a second layer on
 // the first; the kernel looks at the outermost alone, and takes the others for
 // a part of the payload.
+//
+// [Split] and [Layers] go by this layout, whatever the type and the fields are:
+// that is enough to take a signature off, to replace and to describe it. [Check]
+// is the kernel's rule, for verdicts.
 //
 // The package finds the layers and says what is wrong with them. It does not
 // look inside a signature: see internal/cms.
@@ -33,6 +48,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"syscall"
 )
 
@@ -53,17 +69,18 @@ type IDType uint8
 
 const (
 	TypePGP    IDType = 0 // PKEY_ID_PGP: never accepted since 4.3
-	TypeX509   IDType = 1 // PKEY_ID_X509: 3.7 to 4.2
+	TypeX509   IDType = 1 // PKEY_ID_X509: accepted by 3.7 to 4.2
 	TypePKCS7  IDType = 2 // PKEY_ID_PKCS7, MODULE_SIGNATURE_TYPE_PKCS7
 	TypeMerkle IDType = 3 // MODULE_SIGNATURE_TYPE_MERKLE, of the hash series alone
 )
 
+// String is the name that modinfo has for it.
 func (t IDType) String() string {
 	switch t {
 	case TypePGP:
 		return "PGP"
 	case TypeX509:
-		return "X.509"
+		return "X509"
 	case TypePKCS7:
 		return "PKCS#7"
 	case TypeMerkle:
@@ -97,20 +114,77 @@ func (i Info) append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, i.SigLen)
 }
 
+// oldAlgorithms and oldHashes are enum pkey_algo and enum pkey_hash_algo of 3.7, as
+// modinfo names them. The latter is still the beginning of enum hash_algo.
+var (
+	oldAlgorithms = [...]string{"dsa", "rsa"}
+	oldHashes     = [...]string{"md4", "md5", "sha1", "rmd160", "sha256", "sha384", "sha512", "sha224"}
+)
+
+// AlgoName is the public key algorithm of a signature of the format of before 4.3.
+func (i Info) AlgoName() string { return numbered(oldAlgorithms[:], i.Algo) }
+
+// HashName is the hash of a signature of the format of before 4.3.
+func (i Info) HashName() string { return numbered(oldHashes[:], i.Hash) }
+
+func numbered(names []string, n uint8) string {
+	if int(n) < len(names) {
+		return names[n]
+	}
+	return fmt.Sprintf("number %d", n)
+}
+
+// size is that of a layer without Info and marker, in bytes.
+func (i Info) size() int64 { return int64(i.SignerLen) + int64(i.KeyIDLen) + int64(i.SigLen) }
+
 // A Layer is one appended signature.
 type Layer struct {
 	Info   Info
-	Offset int64 // where the signature begins: the length of what it signs
+	Offset int64 // where the signer begins: the length of what the layer signs
 }
 
-// Signature reads the signature of a layer out of the module that it was found
-// in.
+// Signer reads the signer's name of a layer out of the module that it was found in.
+// Nothing is said about its bytes.
+func (l Layer) Signer(r io.ReaderAt) ([]byte, error) {
+	return read(r, l.Offset, int(l.Info.SignerLen))
+}
+
+// KeyID reads the key identifier of a layer.
+func (l Layer) KeyID(r io.ReaderAt) ([]byte, error) {
+	return read(r, l.Offset+int64(l.Info.SignerLen), int(l.Info.KeyIDLen))
+}
+
+// Signature reads the signature of a layer.
 func (l Layer) Signature(r io.ReaderAt) ([]byte, error) {
-	sig := make([]byte, l.Info.SigLen)
-	if _, err := r.ReadAt(sig, l.Offset); err != nil {
-		return nil, err
+	return read(r, l.Offset+int64(l.Info.SignerLen)+int64(l.Info.KeyIDLen), int(l.Info.SigLen))
+}
+
+// NumberSize returns the length of the signature value in a layer of type X509, which
+// stands before the value, or -1 where it is another than there is.
+func (l Layer) NumberSize(r io.ReaderAt) (int, error) {
+	const size = 2
+	if l.Info.SigLen < size {
+		return -1, nil
 	}
-	return sig, nil
+	b, err := read(r, l.Offset+l.Info.size()-int64(l.Info.SigLen), size)
+	if err != nil {
+		return 0, err
+	}
+	if n := int(binary.BigEndian.Uint16(b)); int64(n)+size == int64(l.Info.SigLen) {
+		return n, nil
+	}
+	return -1, nil
+}
+
+func read(r io.ReaderAt, off int64, n int) ([]byte, error) {
+	b := make([]byte, n)
+	return b, readFull(r, b, off)
+}
+
+// Check says why a kernel that knows only signatures of the given types would not
+// look into the layer: a [*FormatError], or nil.
+func (l Layer) Check(types ...IDType) error {
+	return l.Info.check(l.Offset+l.Info.size(), types)
 }
 
 // AppendSignature appends to b what turns a payload into a signed module: the
@@ -125,7 +199,8 @@ func AppendSignature(b []byte, t IDType, signature []byte) []byte {
 var ErrNotSigned = errors.New("not signed")
 
 // What can be wrong with a trailer, in the order in which mod_check_sig of
-// kernel/module_signature.c looks at it. They come wrapped in a [FormatError].
+// kernel/module_signature.c looks at it. They come wrapped in a [FormatError]. The
+// first two are wrong for [Split], all of them for [Check].
 var (
 	ErrNoInfo     = errors.New("too short to hold a signature before its marker")
 	ErrSigLen     = errors.New("signature length does not fit the file")
@@ -145,7 +220,11 @@ func (e *FormatError) Unwrap() error { return e.Err }
 func (e *FormatError) Error() string {
 	switch e.Err {
 	case ErrSigLen:
-		return fmt.Sprintf("malformed signature at offset %d: %v: it claims %d bytes", e.Offset, e.Err, e.Info.SigLen)
+		names := ""
+		if e.Info.SignerLen > 0 || e.Info.KeyIDLen > 0 {
+			names = fmt.Sprintf(", a signer of %d and a key id of %d", e.Info.SignerLen, e.Info.KeyIDLen)
+		}
+		return fmt.Sprintf("malformed signature at offset %d: %v: it claims %d bytes%s", e.Offset, e.Err, e.Info.SigLen, names)
 	case ErrIDType:
 		return fmt.Sprintf("signature at offset %d: %v: %s, where the kernel takes PKCS#7 alone", e.Offset, e.Err, e.Info.IDType)
 	case ErrInfoFields:
@@ -163,38 +242,69 @@ func (e *FormatError) Errno() syscall.Errno {
 	return syscall.EBADMSG
 }
 
-// Split finds the outermost signature of a module of size bytes. Without one it
-// returns [ErrNotSigned], and for one that the kernel would not even look into,
-// a [*FormatError]. TypeMerkle is let through, for kernels that have it.
+// Split finds the outermost signature of a module of size bytes by the layout alone.
+// Without one it returns [ErrNotSigned], and for one with lengths that do not fit
+// the file a [*FormatError].
 func Split(r io.ReaderAt, size int64) (Layer, error) {
+	info, end, err := readInfo(r, size)
+	if err != nil {
+		return Layer{}, err
+	}
+	if info.size() >= end { // at least one byte of payload
+		return Layer{}, &FormatError{Err: ErrSigLen, Offset: end + 8, Info: info}
+	}
+	return Layer{Info: info, Offset: end - info.size()}, nil
+}
+
+// Check is [Split] by the rule of a kernel that knows signatures of the given types:
+// for one that it would not even look into, it returns a [*FormatError].
+func Check(r io.ReaderAt, size int64, types ...IDType) (Layer, error) {
+	info, end, err := readInfo(r, size)
+	if err != nil {
+		return Layer{}, err
+	}
+	// The kernel adds signer_len and key_id_len to nothing: they must be zero, and it
+	// says so before they could be too large.
+	if int64(info.SigLen) >= end {
+		return Layer{}, &FormatError{Err: ErrSigLen, Offset: end + 8, Info: info}
+	}
+	if err := info.check(end, types); err != nil {
+		return Layer{}, err
+	}
+	return Layer{Info: info, Offset: end - info.size()}, nil
+}
+
+// check looks at the fields of an Info that stands at off.
+func (i Info) check(off int64, types []IDType) error {
+	switch {
+	case !slices.Contains(types, i.IDType):
+		return &FormatError{Err: ErrIDType, Offset: off + 2, Info: i}
+	case i != Info{IDType: i.IDType, SigLen: i.SigLen}:
+		return &FormatError{Err: ErrInfoFields, Offset: off, Info: i}
+	}
+	return nil
+}
+
+// readInfo reads the Info of the outermost signature, which is also where the
+// signature ends. Without a marker it returns [ErrNotSigned].
+func readInfo(r io.ReaderAt, size int64) (info Info, end int64, err error) {
 	// As the kernel: a file that is nothing but the marker is not signed.
 	if size <= int64(len(Marker)) {
-		return Layer{}, ErrNotSigned
+		return Info{}, 0, ErrNotSigned
 	}
 	var tail [TrailerSize]byte
 	n := min(size, int64(len(tail)))
-	end := tail[int64(len(tail))-n:]
-	if err := readFull(r, end, size-n); err != nil {
-		return Layer{}, err
+	if err := readFull(r, tail[int64(len(tail))-n:], size-n); err != nil {
+		return Info{}, 0, err
 	}
 	if string(tail[infoSize:]) != Marker {
-		return Layer{}, ErrNotSigned
+		return Info{}, 0, ErrNotSigned
 	}
-	rest := size - int64(len(Marker))
-	if rest <= infoSize {
-		return Layer{}, &FormatError{Err: ErrNoInfo, Offset: rest}
+	end = size - int64(TrailerSize)
+	if end <= 0 {
+		return Info{}, 0, &FormatError{Err: ErrNoInfo, Offset: size - int64(len(Marker))}
 	}
-	rest -= infoSize
-	info := parseInfo([infoSize]byte(tail[:infoSize]))
-	switch {
-	case int64(info.SigLen) >= rest: // at least one byte of payload
-		return Layer{}, &FormatError{Err: ErrSigLen, Offset: rest + 8, Info: info}
-	case info.IDType != TypePKCS7 && info.IDType != TypeMerkle:
-		return Layer{}, &FormatError{Err: ErrIDType, Offset: rest + 2, Info: info}
-	case info != Info{IDType: info.IDType, SigLen: info.SigLen}:
-		return Layer{}, &FormatError{Err: ErrInfoFields, Offset: rest, Info: info}
-	}
-	return Layer{Info: info, Offset: rest - int64(info.SigLen)}, nil
+	return parseInfo([infoSize]byte(tail[:infoSize])), end, nil
 }
 
 // maxLayers is how many signatures are looked for: a file may hold millions of
@@ -206,8 +316,8 @@ var ErrLayers = fmt.Errorf("more than %d signatures, one on the other", maxLayer
 
 // Layers finds all the signatures of a module, the outermost first; none is not
 // an error. The innermost one's Offset is the length of the module as it was
-// before anybody signed it. With a malformed layer come the good ones around
-// it and the [*FormatError], with too many the outer ones and [ErrLayers].
+// before anybody signed it. They go by the layout, as [Split] does: with a layer
+// whose lengths do not fit come the good ones around it and the [*FormatError], with too many the outer ones and [ErrLayers].
 func Layers(r io.ReaderAt, size int64) ([]Layer, error) {
 	var layers []Layer
 	for {

@@ -53,7 +53,12 @@ func TestInfoBytes(t *testing.T) {
 	}
 }
 
-func TestSplitRefuses(t *testing.T) {
+// check is the rule of a kernel with signatures and Merkle trees.
+func check(b []byte) (Layer, error) {
+	return Check(bytes.NewReader(b), int64(len(b)), TypePKCS7, TypeMerkle)
+}
+
+func TestCheckRefuses(t *testing.T) {
 	payload, sig := bytes.Repeat([]byte("x"), 100), bytes.Repeat([]byte("s"), 50)
 	ok := Info{IDType: TypePKCS7, SigLen: 50}
 	tests := []struct {
@@ -85,7 +90,7 @@ func TestSplitRefuses(t *testing.T) {
 		{"padding", signed(payload, sig, Info{IDType: 2, Pad: [3]byte{0, 0, 1}, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
 	}
 	for _, test := range tests {
-		_, err := split(test.file)
+		_, err := check(test.file)
 		if !errors.Is(err, test.err) {
 			t.Errorf("%s: error %v, want %v", test.name, err, test.err)
 			continue
@@ -100,7 +105,7 @@ func TestSplitRefuses(t *testing.T) {
 
 	// A signature of no bytes and one byte of payload are for others to refuse.
 	for _, file := range [][]byte{signed(payload, nil, Info{IDType: 2}), signed([]byte("x"), sig, ok), signed(payload, sig, Info{IDType: 3, SigLen: 50})} {
-		if _, err := split(file); err != nil {
+		if _, err := check(file); err != nil {
 			t.Errorf("%q: %v", file, err)
 		}
 	}
@@ -125,10 +130,10 @@ func TestLayers(t *testing.T) {
 		t.Errorf("with too many: %d layers, %v", len(got), err)
 	}
 
-	inner := signed([]byte("payload"), []byte("sig"), Info{IDType: 2, Hash: 1, SigLen: 3})
+	inner := signed([]byte("payload"), []byte("sig"), Info{IDType: 2, SignerLen: 1, KeyIDLen: 6, SigLen: 3})
 	file = AppendSignature(inner, TypePKCS7, make([]byte, 10))
 	got, err = Layers(bytes.NewReader(file), int64(len(file)))
-	if !errors.Is(err, ErrInfoFields) || len(got) != 1 {
+	if !errors.Is(err, ErrSigLen) || len(got) != 1 {
 		t.Errorf("with a malformed inner layer: %v, %v", got, err)
 	}
 }
@@ -170,6 +175,8 @@ func FuzzSplit(f *testing.F) {
 	f.Add([]byte(Marker))
 	f.Add(signed([]byte("p"), []byte("s"), Info{IDType: 2, SigLen: 1}))
 	f.Add(signed([]byte("p"), []byte("s"), Info{IDType: 2, SigLen: 2}))
+	f.Add(signed([]byte("payload"), []byte("signer key id signature"), Info{Algo: 1, Hash: 4, IDType: TypeX509, SignerLen: 7, KeyIDLen: 7, Pad: [3]byte{1, 2, 3}, SigLen: 9}))
+	f.Add(signed([]byte("p"), []byte("signer"), Info{IDType: 9, SignerLen: 6, SigLen: 1}))
 	f.Add(AppendSignature(AppendSignature([]byte("p"), TypePKCS7, []byte("inner")), TypeMerkle, []byte("outer")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		layers, err := Layers(bytes.NewReader(b), int64(len(b)))
@@ -179,12 +186,23 @@ func FuzzSplit(f *testing.F) {
 		}
 		rest := b
 		for i, layer := range layers {
-			sig, err := layer.Signature(bytes.NewReader(b))
-			if err != nil {
-				t.Fatal(err)
+			again := slices.Clone(rest[:layer.Offset])
+			for _, part := range []func(io.ReaderAt) ([]byte, error){layer.Signer, layer.KeyID, layer.Signature} {
+				p, err := part(bytes.NewReader(b))
+				if err != nil {
+					t.Fatal(err)
+				}
+				again = append(again, p...)
 			}
-			if again := AppendSignature(slices.Clone(rest[:layer.Offset]), layer.Info.IDType, sig); !bytes.Equal(again, rest) {
+			if again = append(layer.Info.append(again), Marker...); !bytes.Equal(again, rest) {
 				t.Fatalf("layer %d joined again gives other bytes", i)
+			}
+			// What the kernel accepts is laid out as it says.
+			if accepted, err := check(rest); err == nil && accepted != layer || (err == nil) != (layer.Check(TypePKCS7, TypeMerkle) == nil) {
+				t.Fatalf("layer %d: %+v, and the kernel's rule has %+v, %v", i, layer, accepted, err)
+			}
+			if _, err := layer.NumberSize(bytes.NewReader(b)); err != nil {
+				t.Fatal(err)
 			}
 			rest = rest[:layer.Offset]
 		}
