@@ -321,6 +321,7 @@ const agentReady = "ready"
 // serve is the key agent, in its own process. Until it answers, it speaks to who
 // started it over stdout and stderr; after that to nobody.
 func (o *agentStart) serve(interrupt context.Context) error {
+	hideFromStart()
 	if err := closeInherited(); err != nil {
 		return err
 	}

@@ -71,6 +71,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 var errInterrupted = errors.New("interrupted")
 
 func main() {
+	isProgram = true
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
