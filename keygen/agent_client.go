@@ -306,6 +306,10 @@ func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err
 // Certificate returns the certificate of the agent's key.
 func (a *Agent) Certificate() *x509.Certificate { return a.cert }
 
+// Published returns nil when certificate.pem in the agent's directory is the
+// certificate of its key, and else an error.
+func (a *Agent) Published() error { return a.unfit }
+
 // Pair returns the certificate with a Signer that asks the agent. It makes the
 // signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked
 // with the certificate, which shows that the agent has the certificate's key. When certificate.pem in the agent's

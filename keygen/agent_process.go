@@ -134,5 +134,5 @@ func sinceBoot() time.Duration {
 // are kept out of its memory from its first instruction. It returns when they
 // are already, or with the reason why this system does not have it: then they
 // are kept out from now on. A program that calls [ServeAgent] calls it first of
-// all, with os.Args and the environment that it wants to have.
+// all, with its own arguments and the environment that it wants to have.
 func Hide(args, env []string) error { return undump.Exec(args, env) }

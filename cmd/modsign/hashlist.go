@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"encoding/binary"
@@ -558,11 +559,11 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 		return nil, false, err
 	}
 	// Last: it says that all is done, by its time.
-	list := filepath.Join(tree.Objtree, kbuild.HashList)
-	if err := os.MkdirAll(filepath.Dir(list), 0o777); err != nil {
+	var list bytes.Buffer
+	if err := h.list.Write(&list); err != nil {
 		return nil, false, err
 	}
-	if err := h.list.WriteFile(list); err != nil || old.Has(e) {
+	if err := kbuild.WriteHashList(tree.Objtree, list.Bytes()); err != nil || old.Has(e) {
 		return e, false, err
 	}
 	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(h.names), "module"), megabytes(h.bytes), e, seconds(time.Since(start)))

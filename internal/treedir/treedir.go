@@ -250,9 +250,9 @@ func (d *Dir) Remove(name string) error {
 	return err
 }
 
-// Rename moves a regular file, in the place of one that may be there.
+// Rename moves a file or a link itself, in the place of what may be there.
 func (d *Dir) Rename(from, to string) error {
-	if _, err := d.regular(from); err != nil {
+	if err := d.parents(from, false); err != nil {
 		return err
 	}
 	if err := d.parents(to, false); err != nil {

@@ -13,6 +13,7 @@ package undump
 
 import (
 	"bytes"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -89,7 +90,7 @@ func copyProgram() (fd int, err error) {
 		return -1, err
 	}
 	defer exe.Close()
-	info, err := exe.Stat()
+	size, err := loadedSize(exe)
 	if err != nil {
 		return -1, err
 	}
@@ -101,7 +102,7 @@ func copyProgram() (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("memfd_create", err)
 	}
-	err = fill(fd, int(exe.Fd()), info.Size())
+	err = fill(fd, int(exe.Fd()), size)
 	if err == nil {
 		err = os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o111))
 	}
@@ -114,6 +115,19 @@ func copyProgram() (fd int, err error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// loadedSize is how much of a program its execution needs. What follows, the
+// sections of a debugger, is almost half of it.
+func loadedSize(exe *os.File) (size int64, err error) {
+	f, err := elf.NewFile(exe)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range f.Progs {
+		size = max(size, int64(p.Off+p.Filesz))
+	}
+	return size, nil
 }
 
 func fill(to, from int, size int64) error {
