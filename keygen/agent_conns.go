@@ -3,6 +3,8 @@ package keygen
 import (
 	"net"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // agentConns are the connections of an agent. When there are too many, the one that
@@ -10,6 +12,7 @@ import (
 // idle longest: whoever comes new is heard, however many are silent.
 type agentConns struct {
 	mu    sync.Mutex
+	max   int
 	clock int // of what happens, in order
 	open  map[net.Conn]*connUse
 }
@@ -21,14 +24,23 @@ type connUse struct {
 	busy  bool // its request is being answered
 }
 
+// connectionLimit leaves descriptors for the agent's own files.
+func connectionLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1
+	}
+	return int(min(maxConnections, limit.Cur/2))
+}
+
 func (c *agentConns) add(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.open) >= maxConnections {
-		c.drop()
-	}
 	if c.open == nil {
-		c.open = make(map[net.Conn]*connUse)
+		c.open, c.max = make(map[net.Conn]*connUse), connectionLimit()
+	}
+	if len(c.open) >= c.max {
+		c.drop()
 	}
 	c.clock++
 	c.open[conn] = &connUse{at: c.clock}
