@@ -13,8 +13,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/modsign/modsign/internal/atomicfile"
 )
 
 // The files of an enabled tree. GNUmakefile stands in the object tree and in the
@@ -112,42 +110,17 @@ const (
 	Foreign State = "foreign" // another's, or changed since we wrote it
 )
 
-// stateOf tells about a file, which may be a link to nowhere.
-func stateOf(path string) (State, error) {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return Absent, nil
-	case err != nil:
-		return "", err
-	case !info.Mode().IsRegular():
-		return Foreign, nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	if isStamped(text) {
-		return Ours, nil
-	}
-	return Foreign, nil
-}
-
-func write(path, text string, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
-		return err
-	}
-	return atomicfile.WriteFile(path, []byte(text), mode, false)
-}
-
 // makefiles are where a GNUmakefile stands.
-func (h *Hook) makefiles() []string {
-	paths := []string{filepath.Join(h.Objtree, makefile)}
+func (h *Hook) makefiles() []ownFile {
+	files := []ownFile{h.file(makefile)}
 	if h.Srctree != h.Objtree {
-		paths = append(paths, filepath.Join(h.Srctree, makefile))
+		files = append(files, ownFile{h.Srctree, makefile})
 	}
-	return paths
+	return files
 }
+
+// file is one in the object tree.
+func (h *Hook) file(name string) ownFile { return ownFile{h.Objtree, name} }
 
 // Enable writes the hook's files, over those of an earlier Enable. It refuses a
 // file that something else wrote, before it writes any.
@@ -157,16 +130,16 @@ func (h *Hook) Enable() error {
 			return fmt.Errorf("cannot enable modsign with %q: a name that make reads has no space, '%%', ':', '#', '$', quote or backslash", path)
 		}
 	}
-	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings)) {
-		if state, err := stateOf(path); err != nil {
+	for _, file := range append(h.makefiles(), h.file(settings)) {
+		if state, err := file.state(); err != nil {
 			return err
 		} else if state == Foreign {
-			return fmt.Errorf("%s is there already, and modsign did not write it, or not so: move it away first", path)
+			return fmt.Errorf("%s is there already, and modsign did not write it, or not so: move it away first", file)
 		}
 	}
 	text := stamp(fmt.Sprintf("# modsign kbuild hook, sha256 %s\n#\n# Written by \"modsign kbuild enable\".\nmodsign-program := %s\nmodsign-options := %s\n",
 		sum, h.Program, strings.Join(h.Options, " ")))
-	if err := write(filepath.Join(h.Objtree, settings), text, 0o644); err != nil {
+	if err := h.file(settings).write(text, 0o644); err != nil {
 		return err
 	}
 	if h.Srctree != h.Objtree {
@@ -174,8 +147,8 @@ func (h *Hook) Enable() error {
 			return err
 		}
 	}
-	for _, path := range h.makefiles() {
-		if err := write(path, HookText(""), 0o644); err != nil {
+	for _, file := range h.makefiles() {
+		if err := file.write(HookText(""), 0o644); err != nil {
 			return err
 		}
 	}
@@ -185,8 +158,8 @@ func (h *Hook) Enable() error {
 // list puts the object tree into the source tree's list, or takes it out, and
 // out goes what is enabled no more. It removes the list when nothing is left.
 func (h *Hook) list(in bool) error {
-	path := filepath.Join(h.Srctree, objtrees)
-	text, err := os.ReadFile(path)
+	file := ownFile{h.Srctree, objtrees}
+	text, err := file.read()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -198,36 +171,44 @@ func (h *Hook) list(in bool) error {
 		trees = append(trees, h.Objtree)
 	}
 	if len(trees) > 0 {
-		return write(path, strings.Join(trees, "\n")+"\n", 0o644)
+		return file.write(strings.Join(trees, "\n")+"\n", 0o644)
 	}
-	return remove(path)
+	return file.remove()
 }
 
-// remove removes a file if it is there, and the folder .modsign with its last.
-func remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// Left reports whether there is anything of what Enable wrote, as after a Disable that
+// was interrupted. GNUmakefile in the source tree is not only this object tree's.
+func (h *Hook) Left() (bool, error) {
+	if Enabled(h.Objtree) {
+		return true, nil
 	}
-	if dir := filepath.Dir(path); filepath.Base(dir) == Dir {
-		_ = os.Remove(dir) // fails while something is left in it
+	for _, file := range []ownFile{h.file(makefile), h.file(signFile)} {
+		state, err := file.link()
+		if err != nil {
+			return false, err
+		}
+		others := file.name == makefile && (ownFile{h.Objtree, objtrees}).exists() // use it too
+		if state == Ours && !others {
+			return true, nil
+		}
 	}
-	return nil
+	return false, nil
 }
 
 // Disable removes what Enable wrote, and refuses what has been changed since,
 // before it removes any.
 func (h *Hook) Disable() error {
-	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings)) {
-		if state, err := stateOf(path); err != nil {
+	for _, file := range append(h.makefiles(), h.file(settings)) {
+		if state, err := file.state(); err != nil {
 			return err
 		} else if state == Foreign {
-			return fmt.Errorf("%s is not, or no more, what modsign wrote: look at it, and remove it yourself", path)
+			return fmt.Errorf("%s is not, or no more, what modsign wrote: look at it, and remove it yourself", file)
 		}
 	}
 	if err := h.takeSignFile(); err != nil {
 		return err
 	}
-	if err := remove(filepath.Join(h.Objtree, settings)); err != nil {
+	if err := h.file(settings).remove(); err != nil {
 		return err
 	}
 	if h.Srctree != h.Objtree {
@@ -235,12 +216,11 @@ func (h *Hook) Disable() error {
 			return err
 		}
 	}
-	for _, path := range h.makefiles() {
-		dir := filepath.Dir(path)
-		if exists(filepath.Join(dir, settings)) || exists(filepath.Join(dir, objtrees)) {
+	for _, file := range h.makefiles() {
+		if Enabled(file.tree) || (ownFile{file.tree, objtrees}).exists() {
 			continue // another tree needs it
 		}
-		if err := remove(path); err != nil {
+		if err := file.remove(); err != nil {
 			return err
 		}
 	}
@@ -253,30 +233,30 @@ func exists(path string) bool {
 }
 
 // Enabled reports whether modsign is enabled in an object tree.
-func Enabled(objtree string) bool { return exists(filepath.Join(objtree, settings)) }
+func Enabled(objtree string) bool { return ownFile{objtree, settings}.exists() }
 
 // PlaceSignFile puts modsign in the place of the program by which Kbuild signs,
 // for the package targets, which install modules past the hook. The program
 // itself stays beside it: packages of headers take both along, to machines that
 // have no modsign.
 func (h *Hook) PlaceSignFile() error {
-	path := filepath.Join(h.Objtree, signFile)
-	state, err := stateOf(path)
+	file := h.file(signFile)
+	state, err := file.link()
 	if err != nil {
 		return err
 	}
 	script := h.signFile()
 	switch state {
 	case Ours:
-		if old, err := os.ReadFile(path); err != nil || bytes.Equal(old, []byte(script)) {
+		if old, err := file.read(); err != nil || bytes.Equal(old, []byte(script)) {
 			return err
 		}
 	case Foreign:
-		if err := os.Rename(path, filepath.Join(h.Objtree, kbuilt)); err != nil {
+		if err := file.rename(kbuilt); err != nil {
 			return err
 		}
 	}
-	return write(path, script, 0o755)
+	return file.write(script, 0o755)
 }
 
 // signFile is a script, and no link: the linker would write through one, and
@@ -294,37 +274,37 @@ exec "$0.kbuild" "$@"
 
 // takeSignFile undoes PlaceSignFile.
 func (h *Hook) takeSignFile() error {
-	path, old := filepath.Join(h.Objtree, signFile), filepath.Join(h.Objtree, kbuilt)
-	state, err := stateOf(path)
+	file, old := h.file(signFile), h.file(kbuilt)
+	state, err := file.link()
 	if err != nil {
 		return err
 	}
 	if state == Foreign { // Kbuild has built it again
-		return remove(old)
+		return old.remove()
 	}
-	if exists(old) {
-		return os.Rename(old, path)
+	if old.exists() {
+		return old.rename(signFile)
 	}
 	if state == Ours {
-		return remove(path)
+		return file.remove()
 	}
 	return nil
 }
 
 // Purge removes what mrproper leaves of the hook's work, and leaves the hook.
 func (h *Hook) Purge() error {
-	return errors.Join(remove(filepath.Join(h.Objtree, kbuilt)), remove(filepath.Join(h.Objtree, unfinished)))
+	return errors.Join(h.file(kbuilt).remove(), h.file(unfinished).remove())
 }
 
 // States tells what each file of the hook is.
 func (h *Hook) States() (map[string]State, error) {
 	states := make(map[string]State)
-	for _, path := range append(h.makefiles(), filepath.Join(h.Objtree, settings), filepath.Join(h.Objtree, signFile)) {
-		state, err := stateOf(path)
+	for _, file := range append(h.makefiles(), h.file(settings), h.file(signFile)) {
+		state, err := file.link()
 		if err != nil {
 			return nil, err
 		}
-		states[path] = state
+		states[file.String()] = state
 	}
 	return states, nil
 }

@@ -3,8 +3,6 @@ package kbuild
 import (
 	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -16,7 +14,7 @@ const unfinished = Dir + "/unfinished"
 // Unfinished returns the folders that hold modules which an interrupted run may
 // have left unsigned. Folders that are gone do not count.
 func Unfinished(objtree string) ([]string, error) {
-	text, err := os.ReadFile(filepath.Join(objtree, unfinished))
+	text, err := ownFile{objtree, unfinished}.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -40,9 +38,9 @@ func note(objtree, dir string, begun bool) error {
 	if begun {
 		dirs = append(dirs, dir)
 	}
-	path := filepath.Join(objtree, unfinished)
+	file := ownFile{objtree, unfinished}
 	if len(dirs) == 0 {
-		return remove(path)
+		return file.remove()
 	}
-	return write(path, strings.Join(dirs, "\n")+"\n", 0o644)
+	return file.write(strings.Join(dirs, "\n")+"\n", 0o644)
 }

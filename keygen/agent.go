@@ -21,6 +21,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/treedir"
+	"github.com/modsign/modsign/internal/undump"
 )
 
 // Names in the folder of an agent.
@@ -41,8 +44,9 @@ type AgentOptions struct {
 	Lifetime time.Duration // ends after so long, the time in which the machine sleeps included
 	Profile  string        // what Status returns; it means nothing to the agent
 
-	// RuntimeDir is the folder of the socket, $XDG_RUNTIME_DIR. Where it is
-	// empty, too long for a socket, or not this user's alone, /tmp/modsign-UID is.
+	// RuntimeDir is the directory of the socket, $XDG_RUNTIME_DIR. Where it is
+	// empty, too long for a socket, or not this user's alone, /tmp/modsign-UID is,
+	// or /tmp/modsign-UID-* with a random name where that one is not this user's alone.
 	RuntimeDir string
 }
 
@@ -57,7 +61,8 @@ type AgentOptions struct {
 //	whatever fails                                     {"error":"..."}, with "gone":true when the key is
 //
 // A signature is PKCS #1 v1.5 or ECDSA in ASN.1. After a line that is no request
-// the agent hangs up, and so it does on a client that says nothing for a minute.
+// the agent hangs up, and so it does on a client that says nothing for a minute, or
+// sooner when others need its place.
 type agentRequest struct {
 	Op     string `json:"op"`
 	Hash   string `json:"hash,omitempty"`
@@ -75,7 +80,7 @@ type agentResponse struct {
 const (
 	maxRequest     = 4096
 	maxResponse    = 256 << 10 // a certificate of 64 KiB in base64
-	maxConnections = 512
+	maxConnections = 256
 	idleTimeout    = time.Minute
 )
 
@@ -91,6 +96,7 @@ type AgentStatus struct {
 	InstallsAllowed int       `json:"installs_allowed"` // 0: any number
 	Signatures      int       `json:"signatures"`
 	MemoryLocked    bool      `json:"memory_locked"`
+	MemoryHidden    bool      `json:"memory_hidden"`     // its user's other processes were kept out from its first instruction
 	Warning         string    `json:"warning,omitempty"` // swap may get to see the key
 }
 
@@ -103,9 +109,12 @@ type agentServer struct {
 	locked   bool
 	warning  string
 
-	socket   string // its path
-	listener net.Listener
-	watched  map[string]fs.FileInfo // by path: whose loss ends the agent
+	runtimeDir string // of the socket
+	randomDir  bool   // runtimeDir is this agent's own, and goes with it
+	socket     string // its path
+	listener   net.Listener
+	conns      agentConns
+	watched    map[string]fs.FileInfo // by path: whose loss ends the agent
 
 	// Who uses the key holds use for reading; for the end it is held for writing.
 	use  sync.RWMutex
@@ -197,19 +206,23 @@ func (s *agentServer) publish() (err error) {
 			return err
 		}
 	}
-	runtimeDir, err := runtimeFolder(s.RuntimeDir)
+	dir, err := s.openDir()
 	if err != nil {
 		return err
 	}
-	s.socket = filepath.Join(runtimeDir, "modsign-"+rand.Text()[:12]+".sock")
+	defer dir.Close()
+	if s.runtimeDir, s.randomDir, err = runtimeFolder(s.RuntimeDir); err != nil {
+		return err
+	}
+	s.socket = filepath.Join(s.runtimeDir, "modsign-"+rand.Text()[:12]+".sock")
+	defer func() {
+		if err != nil {
+			s.unlisten()
+		}
+	}()
 	if s.listener, err = net.Listen("unix", s.socket); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			s.listener.Close()
-		}
-	}()
 	if err := os.Chmod(s.socket, 0o600); err != nil {
 		return err
 	}
@@ -217,8 +230,9 @@ func (s *agentServer) publish() (err error) {
 		return err
 	}
 
-	// Of two that begin at once, one finds the other here.
-	unlock, err := lockFolder(s.Dir)
+	// Of two of this user that begin at once, one finds the other here. The lock is
+	// in a directory that nobody else can open, and so nobody else can hold it.
+	unlock, err := lockFolder(s.runtimeDir)
 	if err != nil {
 		return err
 	}
@@ -226,22 +240,39 @@ func (s *agentServer) publish() (err error) {
 	if err := otherAgent(s.Dir); err != nil {
 		return err
 	}
-	if err := s.pair.WriteCertificate(filepath.Join(s.Dir, agentCertificate), PEM); err != nil {
-		return err
+	certificate := pem.EncodeToMemory(s.pair.certificateBlock())
+	if err := dir.WriteFile(agentCertificate, certificate, 0o666, true); err != nil {
+		return fmt.Errorf("writing the certificate: %w", err)
 	}
-	link := filepath.Join(s.Dir, agentSocket)
 	// One that was killed could not take its socket away.
-	if dead, err := os.Readlink(link); err == nil && filepath.Dir(dead) == runtimeDir {
-		os.Remove(dead)
+	if dead, err := dir.Readlink(agentSocket); err == nil {
+		removeDead(dead, s.runtimeDir)
 	}
-	temp := filepath.Join(s.Dir, ".modsign-"+rand.Text()+".tmp")
-	if err := os.Symlink(s.socket, temp); err != nil {
-		return err
+	return dir.Symlink(s.socket, agentSocket)
+}
+
+// openDir opens Dir, whose name the kernel's build makes up in a tree that may be
+// somebody else's. It is not kept open, as its file system could not be unmounted.
+func (s *agentServer) openDir() (*treedir.Dir, error) {
+	dir, err := treedir.OpenReal(s.Dir)
+	if err != nil {
+		return nil, err
 	}
-	if err := os.Rename(temp, link); err != nil {
-		return errors.Join(err, os.Remove(temp))
+	if info, err := dir.Info(); err != nil || !os.SameFile(info, s.watched[s.Dir]) {
+		dir.Close()
+		return nil, fmt.Errorf("%s: was replaced by another directory", s.Dir)
 	}
-	return nil
+	return dir, nil
+}
+
+// unlisten removes the socket.
+func (s *agentServer) unlisten() {
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	if s.randomDir {
+		os.Remove(s.runtimeDir)
+	}
 }
 
 // otherAgent is an error when an agent serves the folder.
@@ -313,19 +344,32 @@ func (s *agentServer) end(reason string) error {
 		s.key, s.gone = nil, goneSince(reason, receipt.Died)
 		s.use.Unlock()
 
-		if err == nil && s.there(s.Dir) {
-			err = receipt.writeFile(receiptPath(s.Dir, s.pair.Certificate))
+		if err == nil {
+			err = s.leave(receipt)
 		}
 		if err != nil {
 			s.endErr = fmt.Errorf("%s, but without a receipt: %w", s.gone, err)
 		}
-		link := filepath.Join(s.Dir, agentSocket)
-		if target, err := os.Readlink(link); err == nil && target == s.socket {
-			os.Remove(link)
-		}
-		s.listener.Close()
+		s.unlisten()
 	})
 	return s.endErr
+}
+
+// leave writes the receipt and takes agent.sock away, unless Dir is gone.
+func (s *agentServer) leave(receipt *Receipt) error {
+	if !s.there(s.Dir) {
+		return nil
+	}
+	dir, err := s.openDir()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = receipt.write(dir, receiptName(s.pair.Certificate))
+	if target, err := dir.Readlink(agentSocket); err == nil && target == s.socket {
+		dir.Remove(agentSocket)
+	}
+	return err
 }
 
 // goneSince is how it is said everywhere.
@@ -350,32 +394,30 @@ func (s *agentServer) receipt(reason string) (*Receipt, error) {
 		DigestsSHA256:     s.digests.SHA256(),
 		Installs:          s.installs,
 		MemoryLocked:      s.locked,
+		MemoryHidden:      undump.FromStart(),
 	}
 	return r, r.sign(s.key)
 }
 
 func (s *agentServer) accept() {
-	slots := make(chan struct{}, maxConnections)
 	for {
-		slots <- struct{}{}
 		conn, err := s.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // no descriptors left, say
-			<-slots
+			s.conns.makeRoom()
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		go func() {
-			defer func() { <-slots }()
-			s.serve(conn)
-		}()
+		s.conns.add(conn)
+		go s.serve(conn)
 	}
 }
 
 // serve answers the requests of a connection.
 func (s *agentServer) serve(conn net.Conn) {
+	defer s.conns.remove(conn)
 	if uid, err := peerUID(conn); err != nil || uid != 0 && uid != os.Geteuid() {
 		respond(conn, agentResponse{Error: fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())})
 		conn.Close()
@@ -405,7 +447,13 @@ func (s *agentServer) converse(conn net.Conn) bool {
 			return true
 		}
 		s.answering.RLock()
-		err = respond(conn, s.answer(request))
+		s.conns.busy(conn, true)
+		response := s.answer(request)
+		s.conns.busy(conn, false)
+		if request.Op == "forget" {
+			s.conns.remove(conn) // it is the process's end that closes it
+		}
+		err = respond(conn, response)
 		s.answering.RUnlock()
 		if err != nil {
 			return true
@@ -513,6 +561,7 @@ func (s *agentServer) status() (*AgentStatus, error) {
 		InstallsAllowed: s.Installs,
 		Signatures:      s.signatures,
 		MemoryLocked:    s.locked,
+		MemoryHidden:    undump.FromStart(),
 		Warning:         s.warning,
 	}, nil
 }

@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/modsign/modsign/internal/treedir"
 )
 
 // NoAgentError says that a folder has no key agent that answers, and why.
@@ -50,8 +52,10 @@ type agentConn struct {
 }
 
 const (
-	// An agent that has much to do may take its time.
+	// An agent that has much to do may take its time to sign, and to end.
 	responseTimeout = 2 * time.Minute
+	// What it knows it says at once.
+	promptTimeout = 10 * time.Second
 	// A connection that was idle so long may be closed by the agent soon.
 	poolTimeout = idleTimeout / 2
 )
@@ -60,12 +64,8 @@ const (
 // root, or as this user (SO_PEERCRED). The error is a [*NoAgentError] when there
 // is none that answers.
 func DialAgent(dir string) (*Agent, error) {
-	link := filepath.Join(dir, agentSocket)
-	socket, err := os.Readlink(link)
+	socket, err := agentAt(dir)
 	if err != nil {
-		if isMissing(err) || errors.Is(err, syscall.EINVAL) {
-			return nil, noAgent(dir)
-		}
 		return nil, err
 	}
 	a := &Agent{dir: dir, socket: socket, pool: make(chan *agentConn, 2*runtime.GOMAXPROCS(0))}
@@ -80,13 +80,45 @@ func DialAgent(dir string) (*Agent, error) {
 		a.Close()
 		return nil, err
 	}
-	published, err := LoadCertificates(filepath.Join(dir, agentCertificate))
+	published, err := publishedCertificate(dir)
 	if err != nil {
 		a.unfit = err
-	} else if !published[0].Equal(a.cert) {
+	} else if !published.Equal(a.cert) {
 		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", ErrMismatch, filepath.Join(dir, agentCertificate))
 	}
 	return a, nil
+}
+
+// agentAt returns the socket of the agent of a directory. The directory and what is in
+// it have names of modsign's own, in a tree that others may write.
+func agentAt(dir string) (socket string, err error) {
+	d, err := treedir.OpenReal(dir)
+	if err == nil {
+		defer d.Close()
+		socket, err = d.Readlink(agentSocket)
+	}
+	if err != nil && (isMissing(err) || errors.Is(err, syscall.EINVAL)) {
+		return "", noAgent(dir)
+	}
+	return socket, err
+}
+
+// publishedCertificate reads certificate.pem.
+func publishedCertificate(dir string) (*x509.Certificate, error) {
+	d, err := treedir.OpenReal(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	data, err := d.ReadFile(agentCertificate, maxFileSize)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := parseCertificates(data)
+	if err != nil {
+		return nil, inFile(d.Path(agentCertificate), err)
+	}
+	return certs[0], nil
 }
 
 // noAgent finds out why nobody answers.
@@ -94,17 +126,22 @@ func noAgent(dir string) error {
 	none := func(began bool, format string, args ...any) error {
 		return &NoAgentError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
 	}
-	path := filepath.Join(dir, agentCertificate)
-	certs, err := LoadCertificates(path)
-	if err == nil {
-		path = receiptPath(dir, certs[0])
-	} else if path, err = newestReceipt(dir); err != nil || path == "" {
+	d, err := treedir.OpenReal(dir)
+	if err != nil {
 		return none(false, "none was started")
 	}
-	receipt, err := checkedReceipt(path)
+	defer d.Close()
+	var name string
+	cert, err := publishedCertificate(dir)
+	if err == nil {
+		name = receiptName(cert)
+	} else if name, err = newestReceipt(d); err != nil || name == "" {
+		return none(false, "none was started")
+	}
+	receipt, err := checkedReceipt(d, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Lstat(filepath.Join(dir, agentSocket)); err != nil {
+		if _, err := d.Lstat(agentSocket); err != nil {
 			return none(false, "none was started, or it was killed and its agent.sock removed")
 		}
 		return none(true, "it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another machine, or outside of this container)")
@@ -114,27 +151,55 @@ func noAgent(dir string) error {
 	return none(true, "%s", goneSince(receipt.Reason, receipt.Died))
 }
 
-// newestReceipt returns the path of the receipt that was written last, if there
+// newestReceipt returns the name of the receipt that was written last, if there
 // is one.
-func newestReceipt(dir string) (newest string, err error) {
-	entries, err := os.ReadDir(dir)
+func newestReceipt(d *treedir.Dir) (newest string, err error) {
+	names, err := d.Names(".")
 	if err != nil {
 		return "", err
 	}
 	var written time.Time
-	for _, e := range entries {
-		if ok, _ := filepath.Match("receipt-*.json", e.Name()); !ok {
+	for _, name := range names {
+		if ok, _ := filepath.Match("receipt-*.json", name); !ok {
 			continue
 		}
-		if info, err := e.Info(); err == nil && info.ModTime().After(written) {
-			newest, written = filepath.Join(dir, e.Name()), info.ModTime()
+		if info, err := d.Lstat(name); err == nil && info.ModTime().After(written) {
+			newest, written = name, info.ModTime()
 		}
 	}
 	return newest, nil
 }
 
-func (a *Agent) dial() (*agentConn, error) {
-	conn, err := net.Dial("unix", a.socket)
+// NewestReceipt returns the path of the receipt that was written last in the directory
+// of an agent. Without any the error is fs.ErrNotExist.
+func NewestReceipt(dir string) (string, error) {
+	d, err := treedir.OpenReal(dir)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	name, err := newestReceipt(d)
+	if err == nil && name == "" {
+		err = fmt.Errorf("%s: no receipt of a key agent: %w", dir, fs.ErrNotExist)
+	}
+	return d.Path(name), err
+}
+
+// connect waits for an agent that has more connections than it can take at once.
+func (a *Agent) connect(timeout time.Duration) (net.Conn, error) {
+	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.DialTimeout("unix", a.socket, timeout)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("key agent in %s does not answer: it takes no connection", a.dir)
+		}
+	}
+}
+
+func (a *Agent) dial(timeout time.Duration) (*agentConn, error) {
+	conn, err := a.connect(timeout)
 	if err != nil {
 		info, statErr := os.Lstat(filepath.Join(a.dir, agentSocket))
 		if errors.Is(err, fs.ErrPermission) && statErr == nil {
@@ -175,7 +240,7 @@ func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
 		}
 	}
 	if conn == nil {
-		if conn, err = a.dial(); err != nil {
+		if conn, err = a.dial(timeoutOf(request)); err != nil {
 			return agentResponse{}, err
 		}
 		response, err = conn.roundTrip(request)
@@ -184,6 +249,9 @@ func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
 	case isHangup(err):
 		drop()
 		return agentResponse{}, noAgent(a.dir) // it ended under our hands
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		drop()
+		return agentResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir, timeoutOf(request))
 	case err != nil:
 		drop()
 		return agentResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
@@ -203,6 +271,13 @@ func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
 	return response, nil
 }
 
+func timeoutOf(request agentRequest) time.Duration {
+	if request.Op == "certificate" || request.Op == "status" {
+		return promptTimeout
+	}
+	return responseTimeout
+}
+
 // isHangup reports whether an error is that of a connection whose other end is
 // closed.
 func isHangup(err error) bool {
@@ -210,7 +285,7 @@ func isHangup(err error) bool {
 }
 
 func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err error) {
-	c.SetDeadline(time.Now().Add(responseTimeout))
+	c.SetDeadline(time.Now().Add(timeoutOf(request)))
 	// An agent that refuses has hung up by now, and yet said why.
 	writeErr := writeLine(c, request)
 	var line []byte
@@ -230,6 +305,10 @@ func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err
 
 // Certificate returns the certificate of the agent's key.
 func (a *Agent) Certificate() *x509.Certificate { return a.cert }
+
+// Published returns nil when certificate.pem in the agent's directory is the
+// certificate of its key, and else an error.
+func (a *Agent) Published() error { return a.unfit }
 
 // Pair returns the certificate with a Signer that asks the agent. It makes the
 // signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked

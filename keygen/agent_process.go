@@ -10,17 +10,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/undump"
 )
 
 // hideMemory keeps the memory of this process from core dumps and from other
 // processes of its user, and out of swap where that is permitted; warning says
 // that it is not, and that there is swap.
 func hideMemory() (locked bool, warning string, err error) {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return false, "", fmt.Errorf("cannot close the key agent's memory to others: prctl: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return false, "", fmt.Errorf("cannot forbid core dumps of the key agent: setrlimit: %w", err)
+	if err := undump.Close(); err != nil {
+		return false, "", err
 	}
 	if lockMemory() {
 		return true, "", nil
@@ -54,19 +53,43 @@ func lockMemory() bool {
 // maxRuntimeDir is what a socket's 108 bytes leave to the folder.
 const maxRuntimeDir = 80
 
-// runtimeFolder returns a folder for the socket that is this user's alone.
-func runtimeFolder(dir string) (string, error) {
+// runtimeFolder returns a directory for the socket that is this user's alone. Anybody
+// can make or keep any name in /tmp that they can foresee: then it is one with a random
+// name, which goes with the socket. Clients find either by agent.sock.
+func runtimeFolder(dir string) (path string, random bool, err error) {
 	if dir = filepath.Clean(dir); filepath.IsAbs(dir) && len(dir) <= maxRuntimeDir && checkPrivate(dir) == nil {
-		return dir, nil
+		return dir, false, nil
 	}
-	dir = fmt.Sprintf("/tmp/modsign-%d", os.Geteuid())
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+	dir = sharedRuntimeDir()
+	err = os.Mkdir(dir, 0o700)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = checkPrivate(dir)
 	}
-	if err := checkPrivate(dir); err != nil {
-		return "", fmt.Errorf("%w: remove it, or set XDG_RUNTIME_DIR to a folder that is yours alone", err)
+	if err == nil {
+		return dir, false, nil
 	}
-	return dir, nil
+	dir, err = os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+"-")
+	if err != nil {
+		return "", false, fmt.Errorf("no private directory for the key agent's socket (XDG_RUNTIME_DIR names one): %w", err)
+	}
+	return dir, true, nil
+}
+
+func sharedRuntimeDir() string { return fmt.Sprintf("/tmp/modsign-%d", os.Geteuid()) }
+
+// removeDead removes the socket of an agent that was killed, and the directory that
+// was its own. agent.sock lies in a tree that others may write: nothing is removed
+// that an agent of this user would not have made.
+func removeDead(socket, runtimeDir string) {
+	dir := filepath.Dir(socket)
+	random := strings.HasPrefix(dir, sharedRuntimeDir()+"-") && filepath.Dir(dir) == filepath.Dir(sharedRuntimeDir())
+	if name, _ := filepath.Match("modsign-*.sock", filepath.Base(socket)); !name || dir != runtimeDir && !random || checkPrivate(dir) != nil {
+		return
+	}
+	os.Remove(socket)
+	if random {
+		os.Remove(dir)
+	}
 }
 
 func checkPrivate(dir string) error {
@@ -106,3 +129,10 @@ func sinceBoot() time.Duration {
 	}
 	return time.Duration(ts.Nano())
 }
+
+// Hide starts this program again, in this process, so that other processes of its user
+// are kept out of its memory from its first instruction. It returns when they
+// are already, or with the reason why this system does not have it: then they
+// are kept out from now on. A program that calls [ServeAgent] calls it first of
+// all, with its own arguments and the environment that it wants to have.
+func Hide(args, env []string) error { return undump.Exec(args, env) }

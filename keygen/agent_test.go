@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/internal/treedir"
 )
 
 // The test binary is also the agent, and a client of another user, in processes
@@ -35,6 +36,11 @@ import (
 func TestMain(m *testing.M) {
 	switch os.Getenv("KEYGEN_TEST") {
 	case "agent":
+		if err := Hide(os.Args, os.Environ()); err != nil {
+			fmt.Fprintln(os.Stderr, "hide:", err)
+		}
+		agentProcess()
+	case "open agent":
 		agentProcess()
 	case "client":
 		clientProcess()
@@ -173,7 +179,12 @@ func (r *agentRun) receipt(t *testing.T) *Receipt {
 	if len(receipts) != 1 {
 		t.Fatalf("receipts: %v", receipts)
 	}
-	receipt, err := checkedReceipt(receipts[0])
+	dir, err := treedir.OpenReal(r.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	receipt, err := checkedReceipt(dir, filepath.Base(receipts[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +291,7 @@ func TestAgent(t *testing.T) {
 			}
 			want := AgentStatus{
 				PID: run.pid, Algorithm: algorithm.String(), Certificate: fingerprint(pair.Certificate), Profile: "a profile",
-				Born: status.Born, Ends: status.Born.Add(time.Hour), Signatures: 16, MemoryLocked: status.MemoryLocked, Warning: status.Warning,
+				Born: status.Born, Ends: status.Born.Add(time.Hour), Signatures: 16, MemoryLocked: status.MemoryLocked, MemoryHidden: true, Warning: status.Warning,
 			}
 			if status != want {
 				t.Errorf("status is\n%+v, want\n%+v", status, want)
@@ -301,7 +312,7 @@ func TestAgent(t *testing.T) {
 				t.Errorf("agent says %s", run.stderr)
 			}
 			receipt := run.checkGone(t, "forgotten")
-			if receipt.Signatures != 16 || receipt.DigestsSHA256 != digests.SHA256() || receipt.Algorithm != algorithm.String() || !receipt.Born.Equal(status.Born) || receipt.MemoryLocked != status.MemoryLocked {
+			if receipt.Signatures != 16 || receipt.DigestsSHA256 != digests.SHA256() || receipt.Algorithm != algorithm.String() || !receipt.Born.Equal(status.Born) || receipt.MemoryLocked != status.MemoryLocked || !receipt.MemoryHidden {
 				t.Errorf("receipt is %+v", receipt)
 			}
 			for _, signer := range []crypto.Signer{pair.Signer, agent.Pair().Signer} {
@@ -621,7 +632,7 @@ func TestAgentWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-e", "trace=open,openat,openat2,creat,memfd_create,rename,renameat,renameat2,symlinkat,linkat", "-o", log, self}
+	cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-y", "-e", "trace=open,openat,openat2,creat,memfd_create,rename,renameat,renameat2,symlinkat,linkat", "-o", log, self}
 	run := startCommand(t, cmd, o)
 	agent := run.dial(t)
 	mustSign(t, agent.Pair().Signer, sum("x"), crypto.SHA256)
@@ -635,19 +646,27 @@ func TestAgentWrites(t *testing.T) {
 	}
 	var wrote []string
 	opened := regexp.MustCompile(`(open|creat|memfd)\w*\(`)
-	name := regexp.MustCompile(`"([^"]+)"`)
+	// A name beside the directory that it is in, where it is not a whole path.
+	name := regexp.MustCompile(`(?:\d+<([^>]+)>, )?"([^"]+)"`)
+	path := func(found []string) string {
+		if strings.HasPrefix(found[1], "/") {
+			return filepath.Join(found[1], found[2])
+		}
+		return found[2]
+	}
 	for line := range strings.Lines(string(text)) {
 		names := name.FindAllStringSubmatch(line, 2)
 		switch {
 		case strings.Contains(line, " resumed>"): // its names stand where it began
 		case opened.MatchString(line) && !strings.Contains(line, "O_RDONLY") && !strings.Contains(line, `"/dev/`):
-			wrote = append(wrote, "open "+names[0][1])
+			wrote = append(wrote, "open "+path(names[0]))
 		case strings.Contains(line, "rename"), strings.Contains(line, "link"):
-			wrote = append(wrote, "name "+names[len(names)-1][1])
+			wrote = append(wrote, "name "+path(names[len(names)-1]))
 		}
 	}
 	temp := regexp.QuoteMeta(filepath.Join(run.Dir, ".modsign-")) + `[0-9A-Za-z-]+\.tmp`
 	want := []string{
+		`open keygen\.test`, // the program, in memory
 		"open " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, agentCertificate)),
 		"name " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, agentSocket)),
 		"open " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, "receipt-")) + `[0-9a-f]{16}\.json`,
@@ -760,12 +779,12 @@ func TestRuntimeFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fallback := fmt.Sprintf("/tmp/modsign-%d", os.Geteuid())
+	fallback := sharedRuntimeDir()
 	for dir, want := range map[string]string{
 		own: own, own + "/": own,
 		"": fallback, open: fallback, link: fallback, link + "/": fallback, deep: fallback, "relative": fallback, filepath.Join(base, "none"): fallback,
 	} {
-		if got, err := runtimeFolder(dir); err != nil || got != want {
+		if got, random, err := runtimeFolder(dir); err != nil || got != want || random {
 			t.Errorf("for %q the folder is %q (%v), want %q", dir, got, err, want)
 		}
 	}

@@ -16,13 +16,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/treedir"
 )
 
 // A Receipt is what a key agent leaves of its key: when it lived, what it signed,
@@ -42,7 +40,7 @@ import (
 // And no signature proves that a key was not copied before it was destroyed: that
 // is for the agent's program and its machine to answer for.
 type Receipt struct {
-	Version           int       `json:"version"`            // 1
+	Version           int       `json:"version"`            // 2
 	Certificate       string    `json:"certificate"`        // one PEM block
 	CertificateSHA256 string    `json:"certificate_sha256"` // of its DER, hexadecimal
 	Algorithm         string    `json:"algorithm"`          // as Algorithm.String has it
@@ -53,10 +51,13 @@ type Receipt struct {
 	DigestsSHA256     string    `json:"digests_sha256"`     // Digests.SHA256
 	Installs          int       `json:"installs"`           // how many were reported
 	MemoryLocked      bool      `json:"memory_locked"`      // whether it was kept out of swap
+	MemoryHidden      bool      `json:"memory_hidden"`      // whether other processes of its user were kept out of it from its first instruction; not in version 1
 	Signature         []byte    `json:"signature"`          // base64
 }
 
-const receiptVersion = 1
+// receiptVersion is what is written. Version 1, which does not have MemoryHidden, is
+// read too.
+const receiptVersion = 2
 
 // Digests is a set of digests that were signed.
 type Digests map[string]struct{}
@@ -97,8 +98,11 @@ func ReadReceipt(r io.Reader) (*Receipt, error) {
 	if err := json.Unmarshal(data, receipt); err != nil {
 		return nil, errors.New("not the receipt of a key agent") // the error may quote the file, which may be any
 	}
-	if receipt.Version != receiptVersion {
-		return nil, fmt.Errorf("receipt of version %d: this program knows version %d", receipt.Version, receiptVersion)
+	if receipt.Version < 1 || receipt.Version > receiptVersion {
+		return nil, fmt.Errorf("receipt of version %d: this program knows versions 1 to %d", receipt.Version, receiptVersion)
+	}
+	if receipt.Version == 1 && receipt.MemoryHidden {
+		return nil, errors.New("receipt of version 1 has a member of version 2: it was edited")
 	}
 	if encoded, err := receipt.encode(); err != nil || !bytes.Equal(encoded, data) {
 		return nil, errors.New("receipt is not as a key agent writes it: it was edited, or has more in it")
@@ -113,6 +117,9 @@ func (r *Receipt) encode() ([]byte, error) {
 	e.SetIndent("", "  ")
 	if err := e.Encode(r); err != nil {
 		return nil, err
+	}
+	if r.Version == 1 {
+		return bytes.Replace(b.Bytes(), []byte("  \"memory_hidden\": false,\n"), nil, 1), nil
 	}
 	return b.Bytes(), nil
 }
@@ -191,32 +198,31 @@ func (r *Receipt) X509() (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// receiptPath is where the agent in a folder leaves the receipt of a certificate.
-func receiptPath(dir string, cert *x509.Certificate) string {
-	return filepath.Join(dir, "receipt-"+fingerprint(cert)[:16]+".json")
+// receiptName is the name of the receipt that an agent leaves of a certificate.
+func receiptName(cert *x509.Certificate) string {
+	return "receipt-" + fingerprint(cert)[:16] + ".json"
 }
 
-func (r *Receipt) writeFile(path string) error {
+func (r *Receipt) write(dir *treedir.Dir, name string) error {
 	data, err := r.encode()
 	if err != nil {
 		return err
 	}
-	return atomicfile.WriteFile(path, data, 0o644, true)
+	return dir.WriteFile(name, data, 0o644, true)
 }
 
 // checkedReceipt reads a receipt and checks it.
-func checkedReceipt(path string) (*Receipt, error) {
-	f, err := os.Open(path)
+func checkedReceipt(dir *treedir.Dir, name string) (*Receipt, error) {
+	data, err := dir.ReadFile(name, maxReceiptSize)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	r, err := ReadReceipt(f)
+	r, err := ReadReceipt(bytes.NewReader(data))
 	if err == nil {
 		err = r.Check()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", dir.Path(name), err)
 	}
 	return r, nil
 }

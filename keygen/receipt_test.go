@@ -6,13 +6,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/internal/treedir"
 )
 
 // newReceipt is the receipt of a key that signed one digest.
@@ -61,11 +61,15 @@ func TestReceipt(t *testing.T) {
 		if err := read.Check(); err != nil || !reflect.DeepEqual(read, r) {
 			t.Errorf("%v: got %+v, want %+v", err, read, r)
 		}
-		path := filepath.Join(t.TempDir(), "receipt.json")
-		if err := r.writeFile(path); err != nil {
+		dir, err := treedir.Open(t.TempDir())
+		if err != nil {
 			t.Fatal(err)
 		}
-		if written, err := os.ReadFile(path); err != nil || !bytes.Equal(written, data) {
+		defer dir.Close()
+		if err := r.write(dir, "receipt.json"); err != nil {
+			t.Fatal(err)
+		}
+		if written, err := os.ReadFile(dir.Path("receipt.json")); err != nil || !bytes.Equal(written, data) {
 			t.Errorf("%v: wrote\n%s, want\n%s", err, written, data)
 		}
 
@@ -156,7 +160,8 @@ func TestReadReceiptRefuses(t *testing.T) {
 		"member lacks":      replaced("  \"installs\": 2,\n", ""),
 		"another case":      replaced("\"installs\"", "\"Installs\""),
 		"another zone":      replaced("03:04:05Z", "03:04:05+00:00"),
-		"another version":   replaced("\"version\": 1", "\"version\": 2"),
+		"another version":   replaced("\"version\": 2", "\"version\": 3"),
+		"version before":    replaced("\"version\": 2", "\"version\": 1"), // it has a member that version 1 has not
 		"trailing newline":  good + "\n",
 		"trailing data":     good + good,
 		"a byte order mark": "\ufeff" + good,
@@ -201,4 +206,24 @@ func FuzzReadReceipt(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestReceiptVersion1 has a receipt from before memory_hidden: it is good, and does
+// not say so.
+func TestReceiptVersion1(t *testing.T) {
+	t.Parallel()
+	r, key := newReceipt(t, "rsa:2048"), testmod.NewKey(t, "rsa:2048")
+	for hidden, good := range map[bool]bool{false: true, true: false} {
+		r.Version, r.MemoryHidden = 1, hidden
+		if err := r.sign(key.Private); err != nil {
+			t.Fatal(err)
+		}
+		data := encoded(t, r)
+		if err := readAndCheck(data); (err == nil) != good {
+			t.Errorf("with memory_hidden %t: %v", hidden, err)
+		}
+		if bytes.Contains(data, []byte("memory_hidden")) == good {
+			t.Errorf("written\n%s", data)
+		}
+	}
 }

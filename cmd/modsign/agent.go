@@ -37,13 +37,44 @@ what it left. It signs for its user and for root, and ends, and the key with it,
 when it is told to forget the key, after make clean, after the allowed number of
 installs, at the end of its lifetime, or when the object tree is gone.`,
 		Example: `  modsign agent status
-  modsign agent forget --objtree build
+  modsign agent forget build
   modsign agent receipt build/.modsign/receipt-0123456789abcdef.json`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u), newAgentServeCommand())
 	return cmd
+}
+
+// memoryOpen is said where memory_hidden is false.
+const memoryOpen = "other processes of its user could open the agent's memory while it started"
+
+// treeArg has a command take the object tree as its argument, as it does with
+// --objtree.
+func treeArg(objtree *string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) > 1:
+			return usagef("unexpected argument %q", args[1])
+		case len(args) == 1 && cmd.Flags().Changed("objtree"):
+			return usagef("%q and --objtree both name the object tree: give one", args[0])
+		case len(args) == 1:
+			*objtree = args[0]
+		}
+		return nil
+	}
+}
+
+// interruptible does what may wait for another process. A signal does not wait.
+func interruptible(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func dialAgent(objtree string) (*keygen.Agent, error) {
@@ -58,21 +89,24 @@ type jsonAgent struct {
 func newAgentStatusCommand(u *ui) *cobra.Command {
 	var objtree string
 	cmd := &cobra.Command{
-		Use:   "status",
+		Use:   "status [DIR]",
 		Short: "Show how the key agent of an object tree is",
-		Long: `Status shows the key agent of an object tree. Where there is none it says why, and
-exits with 1.`,
-		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			agent, err := dialAgent(objtree)
+		Long: `Status shows the key agent of an object tree, DIR or here. Without an agent it
+says why, and exits with 1.`,
+		Args: treeArg(&objtree),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var agent *keygen.Agent
+			var s keygen.AgentStatus
+			err := interruptible(cmd.Context(), func() (err error) {
+				if agent, err = dialAgent(objtree); err == nil {
+					s, err = agent.Status()
+				}
+				return err
+			})
 			if err != nil {
 				return err
 			}
 			defer agent.Close()
-			s, err := agent.Status()
-			if err != nil {
-				return err
-			}
 			if u.json {
 				u.object(jsonAgent{"agent", s})
 				return nil
@@ -90,6 +124,10 @@ exits with 1.`,
 			field("installs", "%d, %s", s.Installs, allowed)
 			field("signatures", "%d", s.Signatures)
 			field("memory_locked", "%t", s.MemoryLocked)
+			field("memory_hidden", "%t", s.MemoryHidden)
+			if !s.MemoryHidden {
+				u.say("warning: %s", memoryOpen)
+			}
 			if s.Warning != "" {
 				u.say("warning: %s", s.Warning)
 			}
@@ -105,18 +143,21 @@ exits with 1.`,
 func newAgentForgetCommand(u *ui) *cobra.Command {
 	var objtree string
 	cmd := &cobra.Command{
-		Use:   "forget",
+		Use:   "forget [DIR]",
 		Short: "Destroy the one-time key of an object tree",
-		Long: `Forget ends the key agent of an object tree, and returns when the key is gone and
-its receipt is written. Where there is none it says why, and exits with 1.`,
-		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			agent, err := dialAgent(objtree)
+		Long: `Forget ends the key agent of an object tree, DIR or here, and returns when the key
+is gone and its receipt is written. Without an agent it says why, and exits with 1.`,
+		Args: treeArg(&objtree),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := interruptible(cmd.Context(), func() error {
+				agent, err := dialAgent(objtree)
+				if err != nil {
+					return err
+				}
+				defer agent.Close()
+				return agent.Forget()
+			})
 			if err != nil {
-				return err
-			}
-			defer agent.Close()
-			if err := agent.Forget(); err != nil {
 				return err
 			}
 			u.say("the one-time key of %s is gone; its receipt is in %s", objtree, filepath.Join(objtree, kbuild.Dir))
@@ -135,11 +176,11 @@ type jsonReceipt struct {
 
 func newAgentReceiptCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "receipt FILE [PATH...]",
+		Use:   "receipt {FILE | DIR} [PATH...]",
 		Short: "Check what a key agent left of its key",
 		Long: `Receipt checks the receipt that a key agent left at its end, .modsign/receipt-*.json
-in the object tree, and shows it. It is signed by the key as its last act. With
-modules, or folders of them, it also checks that the key signed exactly these and
+in the object tree, and shows it. For an object tree, DIR, it takes the newest one
+there. The receipt is signed by the key as its last act. With modules, or folders of them, it also checks that the key signed exactly these and
 nothing else, by the SHA-256 of the list of all digests that it signed.
 
 Compare the certificate's SHA-256 with that of the certificate in the kernel. An
@@ -147,7 +188,7 @@ RSA receipt can be made by the agent alone. For an ECDSA key that does not hold:
 who was allowed to use the agent could have had it sign a receipt of their own.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("no receipt: name its file")
+				return usagef("no receipt: name its file, or the object tree")
 			}
 			return nil
 		},
@@ -158,6 +199,12 @@ who was allowed to use the agent could have had it sign a receipt of their own.`
 }
 
 func showReceipt(ctx context.Context, u *ui, path string, roots []string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		if path, err = keygen.NewestReceipt(filepath.Join(path, kbuild.Dir)); err != nil {
+			return err
+		}
+		u.note("%s:", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -190,6 +237,10 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 	field("digests", "SHA-256 %s", r.DigestsSHA256)
 	field("installs", "%d", r.Installs)
 	field("memory_locked", "%t", r.MemoryLocked)
+	field("memory_hidden", "%t", r.MemoryHidden)
+	if !r.MemoryHidden {
+		u.note("%s", memoryOpen)
+	}
 	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
 		u.note("receipt is good, as far as that of an ECDSA key goes: who was allowed to use the agent could have had it sign another one")
 	} else {
@@ -319,6 +370,7 @@ const agentReady = "ready"
 // serve is the key agent, in its own process. Until it answers, it speaks to who
 // started it over stdout and stderr; after that to nobody.
 func (o *agentStart) serve(interrupt context.Context) error {
+	hideFromStart()
 	if err := closeInherited(); err != nil {
 		return err
 	}

@@ -17,8 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
-	"github.com/modsign/modsign/internal/atomicfile"
-	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
@@ -573,30 +571,15 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 		return nil, false, err
 	}
 	// Last: it says that all is done, by its time.
-	if err := writeHashList(tree.Objtree, h.list); err != nil || old.Has(e) {
+	var list bytes.Buffer
+	if err := h.list.Write(&list); err != nil {
+		return nil, false, err
+	}
+	if err := kbuild.WriteHashList(tree.Objtree, list.Bytes()); err != nil || old.Has(e) {
 		return e, false, err
 	}
 	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(h.names), "module"), megabytes(h.bytes), e, seconds(time.Since(start)))
 	return e, true, nil
-}
-
-// writeHashList writes the list of a build below .modsign in the object tree.
-func writeHashList(objtree string, list *hashlist.List) error {
-	base, err := dirfd.Open(objtree)
-	if err != nil {
-		return err
-	}
-	defer base.Close()
-	dir, err := base.MakeDir(filepath.Dir(kbuild.HashList))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	var text bytes.Buffer
-	if err := list.Write(&text); err != nil {
-		return err
-	}
-	return atomicfile.WriteIn(dir, filepath.Base(kbuild.HashList), text.Bytes(), 0o666, false)
 }
 
 // stripProgram is the program strip of a build.

@@ -130,32 +130,57 @@ func newKbuildDisableCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "disable",
 		Short: "Undo enable",
-		Long: `Disable destroys the one-time key and removes what enable wrote, and nothing else:
-a file that was changed since is refused. Receipts stay.`,
+		Long: `Disable removes what enable wrote, and destroys the one-time key of the object tree:
+nobody can sign modules for the kernel that was built with it any more, and a kernel
+whose modules are yet to be installed has to be built again. Receipts stay. A file
+that was changed since enable is refused before anything is removed. Where modsign is
+not enabled, disable says so, and it is no error.`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			hook, err := tree.hook()
 			if err != nil {
 				return err
 			}
-			if !kbuild.Enabled(hook.Objtree) {
-				return fmt.Errorf("modsign is not enabled in %s", hook.Objtree)
-			}
-			// The key last: a refusal leaves all as it was.
-			if err := hook.Disable(); err != nil {
-				return err
-			}
-			m := kbuildMake{objtree: hook.Objtree}
-			if err := m.forget(); err != nil {
-				return err
-			}
-			_ = os.Remove(m.path(kbuild.Dir)) // fails while receipts are in it
-			u.say("disabled in %s", hook.Objtree)
-			return nil
+			return kbuildDisable(u, hook)
 		},
 	}
 	tree.addFlags(cmd.Flags())
 	return cmd
+}
+
+func kbuildDisable(u *ui, hook *kbuild.Hook) error {
+	enabled, err := hook.Left()
+	if err != nil {
+		return err
+	}
+	if enabled {
+		// The key last: a refusal leaves all as it was.
+		if err := hook.Disable(); err != nil {
+			return err
+		}
+	}
+	m := kbuildMake{objtree: hook.Objtree}
+	if !enabled {
+		u.say("modsign is not enabled in %s", hook.Objtree)
+		// An earlier disable may have been interrupted before it came to the key.
+		if agent, err := keygen.DialAgent(m.path(kbuild.Dir)); err == nil {
+			agent.Close()
+		} else if _, none := errors.AsType[*keygen.NoAgentError](err); none {
+			return nil
+		}
+	}
+	had, err := m.forget()
+	if err != nil {
+		return err
+	}
+	_ = kbuild.Remove(m.objtree, kbuild.Dir) // fails while receipts are in it
+	if enabled {
+		u.say("disabled in %s", hook.Objtree)
+	}
+	if had {
+		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; its receipt is in %s", hook.Objtree, m.path(kbuild.Dir))
+	}
+	return nil
 }
 
 func newKbuildShowCommand(u *ui) *cobra.Command {

@@ -278,8 +278,7 @@ func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) e
 
 // certificateIs reports whether the certificate in the tree is the agent's.
 func (m *kbuildMake) certificateIs(agent *keygen.Agent) bool {
-	certs, err := keygen.LoadCertificates(m.path(kbuild.Certificate))
-	return err == nil && certs[0].Equal(agent.Certificate())
+	return agent.Published() == nil
 }
 
 // agentOptions are the one-time key as the tree's configuration wants it.
@@ -437,14 +436,18 @@ func (m *kbuildMake) keyGone() error {
 // signer is the key that the kernel of this tree was linked with.
 func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	path, oneTime := tree.Config.SigKey(), tree.Config.SigKey() == kbuild.DefaultKey
+	var pair *keygen.Pair
+	var err error
 	if oneTime && exists(m.path(kbuild.Certificate)) {
-		path = kbuild.Certificate // else the tree may have been built before modsign was enabled in it
+		path = kbuild.Certificate
+		pair, err = m.agentPair()
+	} else { // the tree may have been built before modsign was enabled in it
+		if !filepath.IsAbs(path) {
+			path = m.path(path)
+		}
+		keepSecrets()
+		pair, err = keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN})
 	}
-	if !filepath.IsAbs(path) {
-		path = m.path(path)
-	}
-	keepSecrets()
-	pair, err := keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN})
 	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
 		return nil, "", m.keyGone()
 	}
@@ -466,6 +469,19 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	}
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
 	return signer, signedWith(pair, hash), err
+}
+
+// agentPair is the agent's key. The certificate's file is not loaded as a key's: where
+// the tree is another user's, it might lead to a key of root's.
+func (m *kbuildMake) agentPair() (*keygen.Pair, error) {
+	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
+	if err == nil {
+		err = agent.Published()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return agent.Pair(), nil
 }
 
 // sealTree does it to the modules that this tree installs, and no others.
@@ -557,7 +573,7 @@ func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
 	if m.idle() || ctx.Err() != nil {
 		return err
 	}
-	if forget := m.forget(); forget != nil {
+	if _, forget := m.forget(); forget != nil {
 		return errors.Join(err, forget)
 	}
 	if step.Work == kbuild.Purge && err == nil {
@@ -566,35 +582,31 @@ func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
 	return err
 }
 
-func (m *kbuildMake) forget() error {
+// forget destroys the key, and reports whether there was one.
+func (m *kbuildMake) forget() (had bool, err error) {
 	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
 	switch _, gone := errors.AsType[*keygen.NoAgentError](err); {
 	case err == nil:
 		defer agent.Close()
 		if err := agent.Forget(); err != nil {
-			return err
+			return true, err
 		}
+		had = true
 	case !gone:
-		return err
+		return false, err
 	}
 	for _, name := range []string{kbuild.Certificate, kbuild.Dir + "/agent.sock", kbuild.HashList} {
-		if err := os.Remove(m.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		if err := kbuild.Remove(m.objtree, name); err != nil {
+			return had, err
 		}
 	}
-	return nil
+	return had, nil
 }
 
 // purge removes the receipts too, as mrproper removes all but the source.
 func (m *kbuildMake) purge() error {
-	receipts, err := filepath.Glob(m.path(kbuild.Dir, "receipt-*.json"))
-	if err != nil {
+	if err := kbuild.RemoveReceipts(m.objtree); err != nil {
 		return err
-	}
-	for _, receipt := range receipts {
-		if err := os.Remove(receipt); err != nil {
-			return err
-		}
 	}
 	return m.hook().Purge()
 }

@@ -74,6 +74,7 @@ var errInterrupted = errors.New("interrupted")
 
 func main() {
 	abortOnFailure()
+	isProgram = true
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 

@@ -89,6 +89,9 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 // run is the command. All that can be refused is refused before a key is loaded,
 // and the key before anything is written.
 func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
+	if o.oneTime {
+		hideFromStart()
+	}
 	options, err := o.options()
 	if err != nil {
 		return err
