@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/treedir"
 )
 
@@ -110,7 +111,7 @@ func publishedCertificate(dir string) (*x509.Certificate, error) {
 		return nil, err
 	}
 	defer d.Close()
-	data, err := d.ReadFile(agentCertificate, maxFileSize)
+	data, err := d.ReadFile(agentCertificate, keyfile.MaxSize)
 	if err != nil {
 		return nil, err
 	}
