@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/internal/treedir"
 )
 
 // mangled are the ways in which the line breaks of PEM get lost on the way through
@@ -117,10 +119,18 @@ func TestLabelsAreNotQuoted(t *testing.T) {
 				_, err := Load(path, cert, LoadOptions{Passphrase: passphrase(secret)})
 				return err
 			},
-			"certificate":    func(path string) error { _, err := Load(plain, path, LoadOptions{}); return err },
-			"certificates":   func(path string) error { _, err := LoadCertificates(path); return err },
-			"configuration":  func(path string) error { return parseFile(path) },
-			"receipt":        func(path string) error { _, err := checkedReceipt(path); return err },
+			"certificate":   func(path string) error { _, err := Load(plain, path, LoadOptions{}); return err },
+			"certificates":  func(path string) error { _, err := LoadCertificates(path); return err },
+			"configuration": func(path string) error { return parseFile(path) },
+			"receipt": func(path string) error {
+				dir, err := treedir.Open(filepath.Dir(path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer dir.Close()
+				_, err = checkedReceipt(dir, filepath.Base(path))
+				return err
+			},
 			"key and certs":  func(path string) error { _, err := Load(path, "", LoadOptions{}); return err },
 			"OpenPGP's file": func(path string) error { _, err := ReadPrivate(path, false); return err },
 		} {
