@@ -299,3 +299,21 @@ func TestGenerateLoadable(t *testing.T) {
 		t.Errorf("%v, %v", pair, err)
 	}
 }
+
+// TestInsecureHints says what can be done about a key that others can read.
+func TestInsecureHints(t *testing.T) {
+	key := testmod.NewKey(t, "ecdsa:p256")
+	for _, test := range []struct {
+		who  access
+		want string
+	}{
+		{access{mode: 0o644, mine: true}, "chmod 600 FILE"},
+		{access{mode: 0o644}, "its owner can: chmod 600 FILE"},
+		{access{mode: 0o644, mine: true, readOnly: true}, "its mount is read-only: have it mounted with mode 0400 (Kubernetes: defaultMode of the secret's volume)"},
+	} {
+		err := test.who.check(key.KeyPEM, nil)
+		if e, ok := errors.AsType[*LoadError](err); !ok || !errors.Is(err, ErrInsecure) || e.Hint != test.want {
+			t.Errorf("%+v: %v", test.who, err)
+		}
+	}
+}

@@ -49,7 +49,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 // a group is to read it, or its mount has no modes, there is nothing to mend.
 func nameInsecureFlag(err error) error {
 	if e, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
-		e.Hint += "; or sign with it as it is: --allow-insecure-key"
+		e.Hint += " # or sign with it as it is: --allow-insecure-key"
 	}
 	return err
 }

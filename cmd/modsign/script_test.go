@@ -26,13 +26,17 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// The test binary is the program too, under both of its names, for the stories
+// The test binary is the program too, under all of its names, for the stories
 // and for the tests that start processes.
 func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		os.Setenv("GORACE", "atexit_sleep_ms=10") // instead of a second at the end of every process
 	}
-	testscript.Main(m, map[string]func(){"modsign": main, "sign-file": main})
+	programs := map[string]func(){"modsign": main}
+	for name := range programNames {
+		programs[name] = main
+	}
+	testscript.Main(m, programs)
 }
 
 var update = flag.Bool("update", false, "write the expected files anew: docs/man and testdata/*.txtar")

@@ -154,7 +154,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, and so must this one; but not in silence.
 		if firstOfJob(keyPath) {
-			warn("warning: %s: %s (%s; or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(insecure.Hint))
+			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(insecure.Hint))
 		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)

@@ -64,6 +64,9 @@ func newSignFileWorld(t *testing.T) *signFileWorld {
 		"enc.pem":      run("enc.pem", "pkcs8", "-topk8", "-v2", "aes-256-cbc", "-in", keyFile, "-passout", "pass:"+passphrase),
 		"legacy.pem":   run("legacy.pem", "rsa", "-aes128", "-traditional", "-in", keyFile, "-passout", "pass:"+passphrase),
 		"pkcs1.pem":    run("pkcs1.pem", "rsa", "-traditional", "-in", keyFile),
+		"negative.pem": run("negative.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=negative", "-set_serial", "-4711"),
+		"md5.pem":      run("md5.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=MD5", "-md5"),
+		"pss.pem":      run("pss.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=PSS", "-sigopt", "rsa_padding_mode:pss"),
 		"nokeyid.pem": run("nokeyid.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=no key id", "-set_serial", "7",
 			"-config", testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\n[dn]\n"))),
 	}}
@@ -253,6 +256,10 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "combined", args: with("sha256", "combined.pem", "combined.pem", "m.ko")},
 		{name: "combined as certificate", args: with("sha256", "key.pem", "combined.pem", "m.ko")},
 		{name: "certificate before key", args: with("sha256", "reversed.pem", "reversed.pem", "m.ko")},
+		{name: "certificate with a negative serial number", args: with("sha256", "key.pem", "negative.pem", "m.ko")},
+		{name: "certificate with a negative serial number, -k", args: with("-k", "sha256", "key.pem", "negative.pem", "m.ko")},
+		{name: "certificate with MD5", args: with("sha256", "key.pem", "md5.pem", "m.ko")},
+		{name: "certificate with PSS", args: with("sha256", "key.pem", "pss.pem", "m.ko")},
 		{name: "PKCS #1", args: with("sha256", "pkcs1.pem", "cert.pem", "m.ko")},
 		{name: "certificate of another key", args: with("sha256", "key.pem", "other.pem", "m.ko", "out.ko"), code: 1},
 		{name: "key in the certificate's place", args: with("sha256", "key.pem", "key.pem", "m.ko"), code: 1},
@@ -341,7 +348,7 @@ func checkSignFileWords(t *testing.T, r ran, warns bool) {
 	}
 }
 
-// TestSignFileDifferences is about the three things in which it is not the
+// TestSignFileDifferences is about the things in which it is not the
 // kernel's on purpose, as far as the comparison above does not show them.
 func TestSignFileDifferences(t *testing.T) {
 	theirs, ours := testmod.SignFile(t), ours(t)

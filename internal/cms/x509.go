@@ -63,7 +63,7 @@ func readOutline(der []byte) (*outline, error) {
 	o := &outline{raw: der}
 	whole := func() []byte { // a SEQUENCE that is not looked into
 		d.needAny()
-		if d.err == nil && d.tag != tagSequence {
+		if d.err == nil && d.tag|tagConstructed != tagSequence {
 			d.broken(d.start, "unexpected tag 0x%02x, want 0x%02x", d.tag, tagSequence)
 		}
 		return d.element()
@@ -100,9 +100,6 @@ func readOutline(der []byte) (*outline, error) {
 	if d.err == nil && d.pos != len(der) {
 		d.broken(d.pos, "%d bytes too many", len(der)-d.pos)
 	}
-	if d.err == nil && len(o.serial) == 0 {
-		d.broken(0, "empty serial number")
-	}
 	return o, d.err
 }
 
@@ -138,7 +135,7 @@ func (o *outline) certificate() *x509.Certificate {
 // signedInteger is the number in the contents of an INTEGER.
 func signedInteger(contents []byte) *big.Int {
 	n := new(big.Int).SetBytes(contents)
-	if contents[0] >= 0x80 {
+	if len(contents) > 0 && contents[0] >= 0x80 {
 		n.Sub(n, new(big.Int).Lsh(big.NewInt(1), uint(8*len(contents))))
 	}
 	return n

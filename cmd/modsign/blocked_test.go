@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// blocked reports whether a thread of the process waits for the other end of a pipe.
+func blocked(pid int) bool {
+	tasks, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task/*/wchan"))
+	for _, task := range tasks {
+		if data, err := os.ReadFile(task); err == nil && strings.Contains(string(data), "wait_for_partner") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestBlockedOpen interrupts commands that open a pipe to which nobody writes, in the
+// place of everything that is read before something is written.
+func TestBlockedOpen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root sees what a process with a key waits for")
+	}
+	key, cert := testmod.NewKey(t, "ecdsa:p256").Files(t)
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "tree")
+	if err := writeTree(tree, testmodules(t)); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	encrypted := filepath.Join(dir, "enc.pem")
+	testmod.Run(t, testmod.Program(t, "openssl", "openssl"), "pkcs8", "-topk8", "-in", key, "-passout", "pass:"+passphrase, "-out", encrypted)
+	if err := os.Chmod(encrypted, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := snapshot(t, tree)
+	for _, args := range [][]string{
+		{"sign", "--key", pipe, tree},
+		{"sign", "--key", key, "--cert", pipe, tree},
+		{"sign", "--key", encrypted, "--cert", cert, "--passphrase-file", pipe, tree},
+		{"verify", "--cert", pipe, tree},
+		{"verify", "--kernel", pipe, tree},
+		{"keygen", "--config", pipe, "--output", filepath.Join(dir, "new.pem")},
+		{"sign-digests", "--key", key, pipe},
+		{"attach", "--cert", pipe, tree},
+		{"attach", "--cert", cert, "--signatures", pipe, tree},
+		{"hashlist", "verify", "--list", pipe, tree},
+		{"hashlist", "sign", pipe, "--key", key},
+		{"hashlist", "sign", pipe, "--openpgp-key", key},
+		{"hashlist", "check", cert, "--cert", pipe},
+		{"hashlist", "check", cert, "--keyring", pipe},
+		{"hashlist", "diff", pipe, pipe},
+		{"agent", "receipt", pipe},
+		{"sign-file", "sha256", pipe, cert, filepath.Join(tree, "hello.ko")},
+		{"sign-file", "-s", pipe, "sha256", cert, filepath.Join(tree, "hello.ko")},
+	} {
+		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+			var stderr bytes.Buffer
+			cmd := exec.Command("modsign", args...)
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			await := func(what string, is func() bool) bool {
+				for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
+					select {
+					case err := <-ended:
+						ended <- err
+						return what == "end"
+					default:
+					}
+					if time.Now().After(deadline) {
+						cmd.Process.Kill()
+						t.Fatalf("%v: does not %s: %s", args, what, stderr.String())
+					}
+				}
+				return true
+			}
+			if !await("open the pipe", func() bool { return blocked(cmd.Process.Pid) }) {
+				t.Fatalf("%v does not come to the pipe: %s", args, stderr.String())
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			await("end", func() bool { return false })
+			<-ended
+			if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || stderr.String() != "modsign: interrupted\n" {
+				t.Errorf("%v: exit code %d, %q", args, code, stderr.String())
+			}
+		})
+	}
+	for _, d := range differences(snapshot(t, tree), before) {
+		t.Error(d)
+	}
+}

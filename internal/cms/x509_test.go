@@ -1,0 +1,174 @@
+package cms
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// oddCertificates are certificates of a key that crypto/x509 or the kernel refuses,
+// or both, and with which the kernel's sign-file signs, in DER.
+func oddCertificates(t *testing.T, key *testmod.Key) map[string]struct {
+	der        []byte
+	std, loads bool // whether crypto/x509 parses it, and a kernel would load it
+} {
+	t.Helper()
+	openssl := testmod.Program(t, "openssl", "openssl")
+	keyFile, _ := key.Files(t)
+	dir := t.TempDir()
+	request := func(args ...string) []byte {
+		config := testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"))
+		if args[0] == "-ext" {
+			config = testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"+args[1]+"\n"))
+			args = args[2:]
+		}
+		out := filepath.Join(dir, "odd.der")
+		testmod.Run(t, openssl, append([]string{"req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=odd", "-days", "9",
+			"-config", config, "-outform", "DER", "-out", out}, args...)...)
+		der, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	type odd = struct {
+		der        []byte
+		std, loads bool
+	}
+	return map[string]odd{
+		"negative serial number": {request("-set_serial", "-4711"), false, true},
+		"serial number 0":        {request("-set_serial", "0"), true, true},
+		"MD5":                    {request("-md5"), true, false},
+		"PSS":                    {request("-sigopt", "rsa_padding_mode:pss"), true, false},
+		"keyUsage of no bits":    {request("-ext", "keyUsage=DER:030100"), true, false},
+		"broken keyUsage":        {request("-ext", "keyUsage=DER:0500"), false, false},
+		"broken subjectAltName":  {request("-ext", "subjectAltName=DER:0500"), false, true},
+		"critical key id":        {request("-ext", "subjectKeyIdentifier=critical,hash"), false, true},
+	}
+}
+
+// TestOddCertificates signs with certificates that crypto/x509 refuses: the message is
+// the one that the kernel's sign-file writes.
+func TestOddCertificates(t *testing.T) {
+	key := testmod.NewKey(t, "rsa:2048")
+	keyFile, _ := key.Files(t)
+	signFile := testmod.SignFile(t)
+	data := []byte("module")
+	for name, odd := range oddCertificates(t, key) {
+		t.Run(name, func(t *testing.T) {
+			if _, err := x509.ParseCertificate(odd.der); (err == nil) != odd.std {
+				t.Errorf("crypto/x509 says %v", err)
+			}
+			if err := Loadable(odd.der); (err == nil) != odd.loads {
+				t.Errorf("the kernel's parser says %v", err)
+			}
+			cert, err := ParseX509(odd.der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(cert.Raw, odd.der) || cert.Subject.CommonName != "odd" || cert.SerialNumber == nil || len(cert.SubjectKeyId) != 20 {
+				t.Errorf("%q, serial number %v, key id %x", cert.Subject, cert.SerialNumber, cert.SubjectKeyId)
+			}
+			for _, useKeyID := range []bool{false, true} {
+				if useKeyID && (strings.Contains(name, "broken") || strings.Contains(name, "keyUsage")) {
+					continue // OpenSSL finds no key identifier beside a broken extension
+				}
+				// Raw alone is enough.
+				for _, cert := range []*x509.Certificate{cert, {Raw: odd.der}} {
+					signer, err := NewSigner(key.Private, cert, crypto.SHA256, useKeyID)
+					if err != nil {
+						t.Fatal(err)
+					}
+					sum := sha256.Sum256(data)
+					got, err := signer.Sign(sum[:])
+					if err != nil {
+						t.Fatal(err)
+					}
+					args := []string{"-d", "sha256", keyFile, testmod.WriteFile(t, "odd.x509", odd.der), testmod.WriteFile(t, "m.ko", data)}
+					if useKeyID {
+						args = append([]string{"-k"}, args...)
+					}
+					testmod.Run(t, signFile, args...)
+					want, err := os.ReadFile(args[len(args)-1] + ".p7s")
+					if err != nil {
+						t.Fatal(err)
+					}
+					testmod.DiffDER(t, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestCompressedPoint has an elliptic curve key in the form that crypto/x509 and the
+// kernel refuse.
+func TestCompressedPoint(t *testing.T) {
+	key := testmod.NewKey(t, "ecdsa:p384")
+	openssl := testmod.Program(t, "openssl", "openssl")
+	keyFile, _ := key.Files(t)
+	compressed := filepath.Join(t.TempDir(), "key.pem")
+	testmod.Run(t, openssl, "ec", "-in", keyFile, "-conv_form", "compressed", "-out", compressed)
+	block, _ := pem.Decode(testmod.Run(t, openssl, "req", "-new", "-x509", "-key", compressed, "-subj", "/CN=odd",
+		"-config", testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\n[dn]\n"))))
+	if block == nil {
+		t.Fatal("no certificate")
+	}
+	cert, err := ParseX509(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewSigner(key.Private, cert, crypto.SHA256, false); err != nil {
+		t.Error(err)
+	}
+	if err := Loadable(block.Bytes); err == nil {
+		t.Error("a kernel would load it")
+	}
+}
+
+// TestParseX509Refuses has what is no certificate, by any parser.
+func TestParseX509Refuses(t *testing.T) {
+	der := testmod.NewKey(t, "ecdsa:p256").Certificate.Raw
+	for i := range der {
+		if cert, err := ParseX509(der[:i]); err == nil {
+			t.Fatalf("cut off at %d: %v", i, cert)
+		}
+	}
+	if _, err := ParseX509(append(bytes.Clone(der), 0)); err == nil {
+		t.Error("a byte more")
+	}
+	if _, err := NewSigner(testmod.NewKey(t, "ecdsa:p256").Private, &x509.Certificate{Raw: der[:20]}, crypto.SHA256, false); err == nil {
+		t.Error("a signer of half a certificate")
+	}
+}
+
+func FuzzParseX509(f *testing.F) {
+	f.Add(testmod.NewKey(f, "ecdsa:p256").Certificate.Raw)
+	f.Add(testmod.NewKey(f, "rsa:2048").Certificate.Raw)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		cert, err := ParseX509(der)
+		if err != nil {
+			// One opinion: what the kernel loads, signatures can name.
+			if c, kernel := ParseCertificate(der); kernel == nil && len(c.Raw) == len(der) {
+				t.Errorf("the kernel takes what is refused here: %v", err)
+			}
+			return
+		}
+		if !bytes.Equal(cert.Raw, der) || len(cert.RawIssuer) == 0 || cert.SerialNumber == nil {
+			t.Errorf("incomplete: %+v", cert)
+		}
+		if c, err := ParseCertificate(der); err == nil {
+			serial, err := rawSerial(cert)
+			if err != nil || !bytes.Equal(serial, c.Serial) || !bytes.Equal(cert.RawIssuer, c.RawIssuer) || c.SubjectKeyID != nil && !bytes.Equal(cert.SubjectKeyId, c.SubjectKeyID) {
+				t.Errorf("%x, %x, %x, %v where the kernel has %x, %x, %x", serial, cert.RawIssuer, cert.SubjectKeyId, err, c.Serial, c.RawIssuer, c.SubjectKeyID)
+			}
+		}
+	})
+}
