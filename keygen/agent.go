@@ -137,7 +137,7 @@ type agentServer struct {
 
 // ServeAgent makes a one-time key and its certificate and keeps the key in the
 // memory of this process, which is to be a process of its own: it is made
-// undumpable, and on return connections are left open and no longer answered, to
+// undumpable, which [Hide] does earlier, and on return connections are left open and no longer answered, to
 // end with it. ready is called once the agent answers; after its error ServeAgent
 // ends the agent and returns that error.
 //
