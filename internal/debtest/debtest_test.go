@@ -195,9 +195,7 @@ func install(t testing.TB, k testmod.Kernel) *system {
 	if err := os.Mkdir(filepath.Join(root, "boot"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(k.Image, filepath.Join(root, s.image)); err != nil {
-		t.Fatal(err)
-	}
+	copyFile(t, k.Image, filepath.Join(root, s.image)) // a link would lead out of the root
 	copyFile(t, k.Config, filepath.Join(root, "boot/config-"+k.Version))
 	for i := 0; i < len(k.Modules) && len(s.files) < 5; i += len(k.Modules) / 5 {
 		name, err := filepath.Rel(k.Root, k.Modules[i])
