@@ -681,7 +681,7 @@ func (t *Tree) pass(ctx context.Context, signer maker, opts Options) (Summary, e
 	r.summary.Notes = encoder.Notes()
 	t.countLinks(&r.summary)
 	if t.lock != nil && t.lock.Unsupported {
-		r.summary.Notes = append(r.summary.Notes, "the file system knows no locks: nothing kept a second run from working on the same modules")
+		r.summary.Notes = append(r.summary.Notes, "no locks can be had: nothing kept a second run from working on the same modules")
 	}
 	r.summary.Duration = time.Since(start)
 	return r.summary, err

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -58,7 +59,7 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	if err := dir.CheckFile(name); err != nil {
 		return err
 	}
-	old, err := os.ReadFile(dir.Path(name))
+	old, err := readCert(dir, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -81,6 +82,16 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 		}
 	}
 	return nil
+}
+
+// readCert reads what may be a certificate, of which the beginning tells enough.
+func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
+	f, err := dir.Open(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
 }
 
 // keptStem is what the names of kept certificates begin with.
