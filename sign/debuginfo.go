@@ -43,7 +43,7 @@ func (r *run) body(ctx context.Context, m *module.File, j *job, result *Result) 
 	}
 	file, err := elfstrip.Parse(payload, result.Payload)
 	if errors.Is(err, elfstrip.ErrShape) && r.opts.SplitDebug == "" {
-		return r.stripWith(ctx, m, result, err)
+		return r.stripWith(ctx, m, nil, result, err)
 	}
 	if err != nil {
 		return nil, err
@@ -56,8 +56,8 @@ func (r *run) body(ctx context.Context, m *module.File, j *job, result *Result) 
 	}
 	image, err := file.Strip(link)
 	switch {
-	case errors.Is(err, elfstrip.ErrShape) && r.opts.SplitDebug == "":
-		return r.stripWith(ctx, m, result, err)
+	case errors.Is(err, elfstrip.ErrShape) && !file.IsLivepatch(): // which binutils would spoil
+		return r.stripWith(ctx, m, link, result, err)
 	case err != nil:
 		return nil, err
 	case image.Same():
@@ -70,8 +70,9 @@ func (r *run) body(ctx context.Context, m *module.File, j *job, result *Result) 
 	return &body{size: image.Size(), close: func() {}, reader: func() io.Reader { return module.Reader(ctx, image.Reader()) }}, nil
 }
 
-// stripWith has the program strip do what elfstrip does not, and why says.
-func (r *run) stripWith(ctx context.Context, m *module.File, result *Result, why error) (*body, error) {
+// stripWith has the program strip do what elfstrip does not, and why says. The link to
+// the debug file, where there is one, is added to what the program leaves.
+func (r *run) stripWith(ctx context.Context, m *module.File, link *elfstrip.Link, result *Result, why error) (*body, error) {
 	if r.opts.StripProgram == "" {
 		return nil, why
 	}
@@ -112,11 +113,26 @@ func (r *run) stripWith(ctx context.Context, m *module.File, result *Result, why
 		return nil, fmt.Errorf("what %s has left: %w", r.opts.StripProgram, err)
 	}
 	size := info.Size()
+	content := func() io.Reader { return io.NewSectionReader(out, 0, size) }
+	if link != nil {
+		image, err := withLink(out, size, link)
+		if err != nil {
+			out.Close()
+			return nil, fmt.Errorf("what %s has left: %w", r.opts.StripProgram, err)
+		}
+		size, content = image.Size(), image.Reader
+	}
 	result.ByProgram = true
 	result.Debug, result.Payload = result.Payload-size, size
-	return &body{size: size, close: func() { out.Close() }, reader: func() io.Reader {
-		return module.Reader(ctx, io.NewSectionReader(out, 0, size))
-	}}, nil
+	return &body{size: size, close: func() { out.Close() }, reader: func() io.Reader { return module.Reader(ctx, content()) }}, nil
+}
+
+func withLink(stripped io.ReaderAt, size int64, link *elfstrip.Link) (*elfstrip.Image, error) {
+	file, err := elfstrip.Parse(stripped, size)
+	if err != nil {
+		return nil, err
+	}
+	return file.AddLink(link)
 }
 
 // split writes the debug file of a module, where debuggers look for it, and returns

@@ -3,7 +3,9 @@ package sign
 import (
 	"bytes"
 	"crypto"
+	"debug/elf"
 	"errors"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -125,11 +127,22 @@ func TestStripProgram(t *testing.T) {
 			t.Errorf("%s: %+v, %v", program, s, results[0].Err)
 		}
 	}
-	// There is no debug file of such a one.
+	// Its debug file is made here all the same.
 	put(t, filepath.Join(dir, "odd.ko"), read(t, odd))
 	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{SplitDebug: t.TempDir(), StripProgram: testmod.Program(t, "strip", "binutils")})
-	if s.Failed != 1 || !errors.Is(results[0].Err, elfstrip.ErrShape) {
-		t.Errorf("split: %+v, %v", s, results[0].Err)
+	if s.Signed != 2 || s.ByProgram != 1 || s.DebugFiles != 1 || results[0].DebugFile == "" {
+		t.Fatalf("split: %+v, %v", s, results[0].Err)
+	}
+	f, err := elf.NewFile(bytes.NewReader(read(t, filepath.Join(dir, "odd.ko"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := f.Section(".gnu_debuglink").Data()
+	if err != nil || !bytes.HasPrefix(link, []byte("odd.ko.debug\x00")) || f.ByteOrder.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(read(t, results[0].DebugFile)) {
+		t.Errorf("link %q, %v", link, err)
+	}
+	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", filepath.Join(dir, "odd.ko"))); strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
+		t.Errorf("readelf says\n%s", out)
 	}
 }
 

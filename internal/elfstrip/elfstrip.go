@@ -54,6 +54,11 @@
 // as it is; Strip replaces it. A module of a linker with other habits is laid out
 // anew even where it has nothing to take out.
 //
+// Livepatches have relocations that are loaded, of the flag SHF_RELA_LIVEPATCH, for
+// symbols in the section SHN_LIVEPATCH. They stay where they are, with the new numbers
+// of their symbols. binutils takes them for ordinary ones and loses their symbols where
+// a section has no others.
+//
 // Where binutils corrects or loses something that the kernel would not notice,
 // so do we: the alignment of a section whose address is not aligned so, the size
 // of entries of arrays of functions, absolute symbols of value zero in
@@ -65,7 +70,7 @@
 // What modules do not have is refused with [ErrShape]: program headers, more
 // than one symbol table, sections that overlap or are inactive, types and flags
 // of sections other than the usual, a link or information in sections that
-// should have none, relocations that are loaded (livepatches) or for a section
+// should have none, relocations that are loaded (but those of livepatches) or for a section
 // without contents, or needed symbols of sections that go; thread-local symbols
 // and other types, bindings and special sections of symbols that modules do not
 // have. Numbers that point out of where they should point are errors of another
@@ -122,6 +127,7 @@ func malformed(offset uint64, format string, args ...any) error {
 // Constants that debug/elf does not have.
 const (
 	shfRelaLivepatch = 0x00100000      // SHF_RELA_LIVEPATCH of include/uapi/linux/elf.h
+	shnLivepatch     = 0xff20          // SHN_LIVEPATCH: of symbols that the kernel looks up when it patches
 	shfGNURetain     = 0x00200000      // SHF_GNU_RETAIN: of the attribute retain, as functions for BPF have it
 	shfMIPSNoStrip   = 0x08000000      // SHF_MIPS_NOSTRIP, of .MIPS.options
 	stbGNUUnique     = elf.SymBind(10) // STB_GNU_UNIQUE
@@ -155,6 +161,18 @@ type section struct {
 }
 
 func (s *section) has(flag elf.SectionFlag) bool { return s.flags&uint64(flag) != 0 }
+
+// isLivepatch reports whether a section has relocations for the kernel to apply when
+// what they are about is loaded (Documentation/livepatch/module-elf-format.rst).
+func (s *section) isLivepatch() bool {
+	return s.isRel() && s.has(elf.SHF_ALLOC) && s.flags&shfRelaLivepatch != 0
+}
+
+// IsLivepatch reports whether the module is a livepatch. strip of binutils loses the
+// symbols of its relocations where a section has no other ones.
+func (f *File) IsLivepatch() bool {
+	return slices.ContainsFunc(f.sections, func(s section) bool { return s.isLivepatch() })
+}
 
 func (s *section) isRel() bool { return s.kind == elf.SHT_REL || s.kind == elf.SHT_RELA }
 

@@ -2,10 +2,8 @@ package elfstrip
 
 import (
 	"debug/elf"
-	"fmt"
 	"math"
 	"slices"
-	"strings"
 )
 
 // Link is the contents of a section .gnu_debuglink, which says where the debug
@@ -32,6 +30,7 @@ const (
 	roleNull  role = iota
 	roleData       // contents that we carry along
 	roleRel        // relocations of another section
+	rolePatch      // the same, but loaded: for the kernel to apply, in a livepatch
 	roleGroup      // list of sections that belong together
 	roleTable      // made anew: symbols, their names, the names of sections
 )
@@ -45,6 +44,8 @@ type stripper struct {
 	number []uint32 // by section: its new index
 	hasRel bool     // whether the input has any relocations, be it of debug information
 
+	livepatch bool // there are sections of rolePatch
+
 	symtab, strtab, shndx uint32 // 0 for none
 	rels                  []relocations
 	groups                []group
@@ -54,8 +55,10 @@ type stripper struct {
 // Strip returns the file as strip --strip-debug would leave it. With a link it
 // gets a section .gnu_debuglink too, in the place of one that it may have.
 func (f *File) Strip(link *Link) (*Image, error) {
-	if link != nil && (link.Name == "" || strings.IndexByte(link.Name, 0) >= 0) {
-		return nil, fmt.Errorf("no name of a debug file: %q", link.Name)
+	if link != nil {
+		if err := link.check(); err != nil {
+			return nil, err
+		}
 	}
 	n := len(f.sections)
 	s := &stripper{f: f, role: make([]role, n), keep: make([]bool, n), relOf: make([]uint32, n), number: make([]uint32, n)}
@@ -66,7 +69,7 @@ func (f *File) Strip(link *Link) (*Image, error) {
 	}
 	for i := range f.sections {
 		t := &f.sections[i]
-		s.keep[i] = s.role[i] == roleData && !t.isDebug() && (link == nil || t.label != linkSection)
+		s.keep[i] = s.role[i] == rolePatch && t.size > 0 || s.role[i] == roleData && !t.isDebug() && (link == nil || t.label != linkSection)
 	}
 	for _, step := range []func() error{s.readGroups, s.checkKept, s.readRelocations, s.readSymbols} {
 		if err := step(); err != nil {
@@ -124,6 +127,9 @@ func (s *stripper) classify() error {
 			return shape("section %d is inactive", i)
 		case elf.SHT_REL, elf.SHT_RELA:
 			s.role[i] = roleRel
+			if t.isLivepatch() {
+				s.role[i], s.livepatch = rolePatch, true
+			}
 		case elf.SHT_GROUP:
 			s.role[i] = roleGroup
 		case elf.SHT_SYMTAB:
@@ -186,14 +192,15 @@ func (s *stripper) findTables() error {
 func (s *stripper) matchRelocations() error {
 	f := s.f
 	for i := range f.sections {
-		if s.role[i] != roleRel {
+		if s.role[i] != roleRel && s.role[i] != rolePatch {
 			continue
 		}
 		t := &f.sections[i]
-		if t.flags&shfRelaLivepatch != 0 {
-			return shape("section %d (%s) has relocations of a livepatch", i, t.label)
+		patch := s.role[i] == rolePatch
+		if !patch && t.flags&shfRelaLivepatch != 0 || patch && t.has(elf.SHF_GROUP) {
+			return shape("section %d (%s) has relocations of a livepatch, and flags %#x", i, t.label, t.flags)
 		}
-		if t.has(elf.SHF_ALLOC) {
+		if !patch && t.has(elf.SHF_ALLOC) {
 			return shape("section %d (%s) has relocations and is allocated", i, t.label)
 		}
 		if s.symtab == 0 {
@@ -211,11 +218,17 @@ func (s *stripper) matchRelocations() error {
 		if f.sections[t.info].kind == elf.SHT_NOBITS {
 			return shape("section %d has relocations of section %d (%s), which has no contents", i, t.info, f.sections[t.info].label)
 		}
+		s.hasRel = true
+		if patch {
+			if of := &f.sections[t.info]; of.isDebug() || of.label == linkSection {
+				return shape("section %d (%s) has relocations of a livepatch for section %d (%s), which does not stay", i, t.label, t.info, f.sections[t.info].label)
+			}
+			continue
+		}
 		if other := s.relOf[t.info]; other != 0 {
 			return shape("sections %d and %d both have relocations of section %d (%s)", other, i, t.info, f.sections[t.info].label)
 		}
 		s.relOf[t.info] = uint32(i)
-		s.hasRel = true
 	}
 	return nil
 }
@@ -349,7 +362,7 @@ func (s *stripper) order() []int {
 	for i, role := range s.role {
 		if role == roleRel {
 			i = int(s.f.sections[i].info)
-		} else if role != roleData && role != roleGroup {
+		} else if role != roleData && role != rolePatch && role != roleGroup {
 			continue
 		}
 		add(i)
@@ -388,7 +401,7 @@ func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 			(*out)[s.number[i]].title = names.add(t.label)
 			continue
 		}
-		add(i, &outSection{section: f.adjusted(i), src: t.off, title: names.add(t.label)})
+		add(i, &outSection{section: f.adjusted(i), src: t.off, title: names.add(t.label), data: data[uint32(i)]})
 		if rel := s.relOf[i]; rel != 0 && f.sections[rel].size > 0 {
 			add(int(rel), s.relocationSection(t, rel, data[rel], names))
 		}

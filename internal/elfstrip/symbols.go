@@ -59,7 +59,7 @@ func (s *stripper) readRelocations() error {
 	count := f.sections[s.symtab].size / uint64(f.layout.symbol)
 	s.symbols.used = make([]bool, count)
 	for i := range f.sections {
-		if s.role[i] != roleRel || !s.keep[f.sections[i].info] {
+		if s.role[i] != rolePatch && (s.role[i] != roleRel || !s.keep[f.sections[i].info]) {
 			continue
 		}
 		t := &f.sections[i]
@@ -285,6 +285,9 @@ func (s *stripper) symbolSection(i int, raw []byte, at uint64, extension []byte)
 		}
 		index = f.order.Uint32(extension[4*i:])
 	default:
+		if index == shnLivepatch && s.livepatch {
+			return 0, nil
+		}
 		if index >= uint32(elf.SHN_LORESERVE) {
 			return 0, shape("symbol %d is in the special section %#x", i, index)
 		}
