@@ -805,15 +805,16 @@ func FuzzAgentRequests(f *testing.F) {
 		"{\"op\":\"installed\"}\n{\"op\":\"installed\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"forget\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"forget\"}", "{\"op\":1}\n", "{\"op\":\"status\",\"more\":1}\n", "{}{}\n", "null\n", "\n", "GET / HTTP/1.1\r\n\r\n",
-		strings.Repeat("x", maxRequest+1) + "\n",
 	} {
-		f.Add([]byte(seed))
+		f.Add([]byte(seed), uint16(0))
 	}
+	f.Add([]byte("\n"), uint16(maxRequest+1)) // x, as often
 	pair, err := Generate(ECDSAP256, DefaultTemplate())
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, requests []byte) {
+	f.Fuzz(func(t *testing.T, requests []byte, long uint16) {
+		requests = append(bytes.Repeat([]byte("x"), int(long)), requests...)
 		dir := t.TempDir()
 		s := &agentServer{
 			AgentOptions: AgentOptions{Dir: dir, Installs: 2, Lifetime: time.Hour}, key: pair.Signer, pair: pair,

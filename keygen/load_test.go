@@ -734,11 +734,18 @@ func FuzzLoadKey(f *testing.F) {
 	})
 }
 
+// The inputs are files of certificates with a few changes.
 func FuzzLoadCertificates(f *testing.F) {
 	a, b := testmod.NewKey(f, "ecdsa:p384"), testmod.NewKey(f, "rsa:2048")
-	f.Add(slices.Concat(a.CertPEM, b.KeyPEM, b.CertPEM))
-	f.Add(slices.Concat(a.Certificate.Raw, b.Certificate.Raw))
-	f.Fuzz(func(t *testing.T, data []byte) {
+	files := [][]byte{
+		slices.Concat(a.CertPEM, b.KeyPEM, b.CertPEM), slices.Concat(a.Certificate.Raw, b.Certificate.Raw), a.CertPEM, a.Certificate.Raw,
+	}
+	for i := range files {
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0))
+		f.Add(uint8(i), uint64(30<<16|0x101), uint64(300<<16|0x403), uint64(900<<16|7))
+	}
+	f.Fuzz(func(t *testing.T, file uint8, one, two, three uint64) {
+		data := testmod.Edit(files[int(file)%len(files)], one, two, three)
 		first, firstErr := firstCertificate(data)
 		certs, err := parseCertificates(data)
 		if err != nil {

@@ -455,25 +455,45 @@ func FuzzReadManifest(f *testing.F) {
 	})
 }
 
+// The inputs are files of signatures with a few changes, with the sum of what they were or
+// of what they have become.
 func FuzzReadSignatures(f *testing.F) {
-	m := manifestOf(f, crypto.SHA384, "../testdata/modules/s390x/plain")
-	for _, algorithm := range []string{"rsa:2048", "ecdsa:p384"} {
-		signatures := text(f, signManifest(f, newSigner(f, algorithm, crypto.SHA384, true), m))
-		f.Add([]byte(signatures))
-		f.Add([]byte(signatures[:len(signatures)-7]))
+	m := manifestOf(f, crypto.SHA384, "../testdata/modules/s390x/plain/hello.ko")
+	var files []string
+	for _, algorithm := range []string{"ecdsa:p384", "rsa:2048"} {
+		files = append(files, text(f, signManifest(f, newSigner(f, algorithm, crypto.SHA384, true), m)))
 	}
-	f.Add([]byte(text(f, m)))
+	files = append(files, text(f, m))
+	for i := range files {
+		for _, right := range []bool{false, true} {
+			f.Add(uint8(i), right, uint64(0), uint64(0), uint64(0))
+			f.Add(uint8(i), right, uint64(200<<16|'x'), uint64(0), uint64(0))
+			f.Add(uint8(i), right, uint64(60<<16|0x400|30), uint64(7<<16|0x700), uint64(0))
+		}
+	}
 	c := testmod.NewKey(f, "ecdsa:p384").Certificate
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := ReadSignatures(bytes.NewReader(b))
-		if err != nil {
-			return
+	f.Fuzz(func(t *testing.T, file uint8, right bool, one, two, three uint64) {
+		s := files[int(file)%len(files)]
+		if right {
+			lines := slices.Collect(strings.Lines(s))
+			s = string(testmod.Edit([]byte(strings.Join(lines[:len(lines)-1], "")), one, two, three))
+			s = withSum(slices.Collect(strings.Lines(s))...)
+		} else {
+			s = string(testmod.Edit([]byte(s), one, two, three))
 		}
-		if text(t, s) != string(b) {
-			t.Errorf("read\n%q\nwhich is written\n%q", b, text(t, s))
-		}
-		if a, err := NewAttachment(t.Context(), c, s); err == nil && len(a.signatures) != len(s) {
-			t.Errorf("%d signatures became %d", len(s), len(a.signatures))
-		}
+		readSignatures(t, c, []byte(s))
 	})
+}
+
+func readSignatures(t *testing.T, c *x509.Certificate, b []byte) {
+	s, err := ReadSignatures(bytes.NewReader(b))
+	if err != nil {
+		return
+	}
+	if text(t, s) != string(b) {
+		t.Errorf("read\n%q\nwhich is written\n%q", b, text(t, s))
+	}
+	if a, err := NewAttachment(t.Context(), c, s); err == nil && len(a.signatures) != len(s) {
+		t.Errorf("%d signatures became %d", len(s), len(a.signatures))
+	}
 }

@@ -350,13 +350,19 @@ func FuzzParseCertificate(f *testing.F) {
 	})
 }
 
+// The inputs are lists of real certificates with a few changes.
 func FuzzParseCertificateList(f *testing.F) {
-	large, next := testdata(f, "rsa2048.x509"), testdata(f, "p384.x509")
-	f.Add(slices.Concat(large, next, testdata(f, "leaf.x509")))
-	f.Add(slices.Concat(large, testdata(f, "pss.x509"), next))
-	f.Add(slices.Concat(next, []byte{0x30, 0x81, 3, 1, 2, 3}, large))
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, der []byte) {
+	large, next := testdata(f, "rsa2048.x509"), testdata(f, "p256.x509")
+	lists := [][]byte{
+		slices.Concat(next, testdata(f, "leaf.x509")), slices.Concat(large, testdata(f, "pss.x509"), next),
+		slices.Concat(next, []byte{0x30, 0x81, 3, 1, 2, 3}, large), slices.Concat(testdata(f, "ed25519.x509"), next), next, {},
+	}
+	for i := range lists {
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0))
+		f.Add(uint8(i), uint64(3<<16|0x101), uint64(600<<16|7), uint64(500<<16|0x403))
+	}
+	f.Fuzz(func(t *testing.T, list uint8, one, two, three uint64) {
+		der := testmod.Edit(lists[int(list)%len(lists)], one, two, three)
 		certs, err := ParseCertificateList(der)
 		total := 0
 		for _, c := range certs {

@@ -52,24 +52,24 @@ func Window(f Format, r io.ReaderAt, size int64) int64 {
 // [Window] returns it.
 func ReaderMemory(f Format, window int64) int64 { return decoderMemory[f] + window }
 
-// encoderMemory is what a compressor of each format holds, in bytes; of zstd, one of
-// level 9 and one above. The xz program has its memory for itself.
-var encoderMemory = [len(formats)]int64{None: 0, Gzip: 2 << 20, XZ: 128 << 10, Zstd: 10 << 20}
-
-const (
-	bestZstdMemory   = 43 << 20
-	fallbackXZMemory = 12 << 20
-)
-
-// Memory returns how many bytes compressing a module with format f holds meanwhile.
+// Memory returns how many bytes compressing a module with format f holds meanwhile. The
+// xz program has its memory for itself.
 func (e *Encoder) Memory(f Format) int64 {
 	switch {
-	case f == Zstd && e.options.Level > 9:
-		return bestZstdMemory
+	case f == Gzip:
+		return 2 << 20
 	case f == XZ && e.xzProgram == "":
-		return fallbackXZMemory
+		return 12 << 20
+	case f == XZ:
+		return 128 << 10
+	case f == Zstd && e.options.Level > 9:
+		return 42 << 20
+	case f == Zstd && e.options.Level > 5:
+		return 10 << 20
+	case f == Zstd:
+		return 7 << 20
 	}
-	return encoderMemory[f]
+	return 0
 }
 
 // NewWindowReader is [NewReader] for a stream whose [Window] is known. A stream that

@@ -48,20 +48,31 @@ func FuzzCheckOpenPGP(f *testing.F) {
 	})
 }
 
+// The inputs are signatures of OpenSSL and ours, and certificates, with a few changes.
 func FuzzCheckCMS(f *testing.F) {
+	var keys [][]byte
+	var signatures [][]byte
 	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256"} {
 		key := testmod.NewKey(f, algorithm)
+		keys = append(keys, key.Certificate.Raw)
 		for _, args := range [][]string{nil, {"-md", "sha512"}, {"-md", "sha1"}, {"-nocerts"}, {"-noattr"}, {"-keyid"}, {"-nodetach"}, {"-stream"}} {
-			f.Add(key.Certificate.Raw, opensslSign(f, content, key, args...))
+			signatures = append(signatures, opensslSign(f, content, key, args...))
 		}
 		ours, err := SignCMS(content, key.Private, key.Certificate)
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(key.Certificate.Raw, ours)
+		signatures = append(signatures, ours)
+	}
+	for i := range signatures {
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0), uint64(0))
+		f.Add(uint8(i), uint64(4<<16|1), uint64(40<<16|0x101), uint64(0), uint64(0))
 	}
 	now := time.Now()
-	f.Fuzz(func(t *testing.T, der, signature []byte) {
+	f.Fuzz(func(t *testing.T, seed uint8, one, two, three, ofKey uint64) {
+		i := int(seed) % len(signatures)
+		signature := testmod.Edit(signatures[i], one, two, three)
+		der := testmod.Edit(keys[i*len(keys)/len(signatures)], ofKey)
 		if trusted, err := x509.ParseCertificates(der); err == nil {
 			goodForOne(t, func(content []byte) (*Signer, error) { return CheckCMS(content, signature, trusted, now) })
 		}

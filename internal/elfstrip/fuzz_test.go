@@ -190,28 +190,37 @@ func cutDebug(t testing.TB, b []byte) []byte {
 	return relayout(t, b, order, false)
 }
 
-func FuzzStrip(f *testing.F) {
-	for _, b := range smallSeeds(f) {
-		f.Add(b, false)
-		f.Add(b, true)
+// fuzzEdited fuzzes modules that are a seed with a few changes.
+func fuzzEdited(f *testing.F, check func(t *testing.T, b []byte)) {
+	seeds := smallSeeds(f)
+	seeds = append(seeds, withLivepatch(f))
+	for i, b := range seeds {
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0), uint64(0))
+		// Where the section headers are most is to be found.
+		at := parse(f, b).shoff
+		f.Add(uint8(i), (at+4)<<16|7, (at+64)<<16|0x108, uint64(0), uint64(0))
 	}
-	f.Fuzz(func(t *testing.T, b []byte, linked bool) {
+	f.Fuzz(func(t *testing.T, seed uint8, one, two, three, four uint64) {
+		check(t, testmod.Edit(seeds[int(seed)%len(seeds)], one, two, three, four))
+	})
+}
+
+func FuzzStrip(f *testing.F) {
+	fuzzEdited(f, func(t *testing.T, b []byte) {
 		file, err := Parse(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
 		}
-		var link *Link
-		if linked {
-			link = &Link{"x.debug", 0x12345678}
-		}
-		m, err := file.Strip(link)
-		if err != nil {
-			if m != nil {
-				t.Fatalf("%v, and an image", err)
+		for _, link := range []*Link{nil, {"x.debug", 0x12345678}} {
+			m, err := file.Strip(link)
+			if err != nil {
+				if m != nil {
+					t.Fatalf("%v, and an image", err)
+				}
+				return
 			}
-			return
+			checkOutput(t, b, m, link)
 		}
-		checkOutput(t, b, m, link)
 	})
 }
 
@@ -249,10 +258,7 @@ func hasNoSymbols(f *File) bool {
 }
 
 func FuzzDebugFile(f *testing.F) {
-	for _, b := range smallSeeds(f) {
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
+	fuzzEdited(f, func(t *testing.T, b []byte) {
 		file, err := Parse(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return

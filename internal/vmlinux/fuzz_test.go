@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 // fixtures returns the files of testdata that match, and checks that there are
@@ -127,12 +130,18 @@ func checkCertificates(t *testing.T, c *Certificates, err error) {
 	}
 }
 
-// FuzzNew opens anything as a kernel image.
+// FuzzNew opens anything as a kernel image: one of our images with a few changes.
 func FuzzNew(f *testing.F) {
-	for _, data := range images(f) {
-		f.Add(data)
+	all := images(f)
+	names := slices.Sorted(maps.Keys(all))
+	for i, name := range names {
+		end := uint64(len(all[name])) - 1
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0), uint64(0))
+		f.Add(uint8(i), uint64(40<<16|0x101), end<<16|0x101, uint64(0), uint64(0))
+		f.Add(uint8(i), end/2<<16|0x700, uint64(0), uint64(0), uint64(0))
 	}
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(t *testing.T, image uint8, one, two, three, four uint64) {
+		data := testmod.Edit(all[names[int(image)%len(names)]], one, two, three, four)
 		im, err := New(bytes.NewReader(data), int64(len(data)))
 		if err != nil {
 			return
@@ -148,17 +157,31 @@ func FuzzNew(f *testing.F) {
 	})
 }
 
-// FuzzScan looks for lists in the memory of a kernel without symbols.
+// FuzzScan looks for lists in the memory of a kernel without symbols, in which a few
+// changes were made.
 func FuzzScan(f *testing.F) {
 	p384, p256 := certOf(f, "ecdsa:p384"), certOf(f, "ecdsa:p256")
+	type kernel struct {
+		data      []byte
+		wide, big bool
+	}
+	var kernels []kernel
 	for _, wide := range []bool{true, false} {
 		for _, big := range []bool{true, false} {
-			f.Add(memoryOf(wide, big, p384, 0, len(p384), nil), wide, big)
-			f.Add(memoryOf(wide, big, join(p384, p256), 4096, len(p384), p256), wide, big)
-			f.Add(memoryOf(wide, big, p384, 0, 0, p256), wide, big)
+			for _, data := range [][]byte{
+				memoryOf(wide, big, p384, 0, len(p384), nil), memoryOf(wide, big, join(p384, p256), 4096, len(p384), p256), memoryOf(wide, big, p384, 0, 0, p256),
+			} {
+				kernels = append(kernels, kernel{data, wide, big})
+			}
 		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte, wide, big bool) {
+	for i := range kernels {
+		f.Add(uint8(i), uint64(0), uint64(0), uint64(0))
+		f.Add(uint8(i), uint64(10<<16|0x101), uint64(300<<16|0x403), uint64(0))
+	}
+	f.Fuzz(func(t *testing.T, seed uint8, one, two, three uint64) {
+		k := kernels[int(seed)%len(kernels)]
+		data, wide, big := testmod.Edit(k.data, one, two, three), k.wide, k.big
 		file := makeELF(order(big), wide, 1<<20, data)
 		im, err := New(bytes.NewReader(file), int64(len(file)))
 		if err != nil {
