@@ -736,7 +736,7 @@ func FuzzLoadKey(f *testing.F) {
 
 // The inputs are files of certificates with a few changes.
 func FuzzLoadCertificates(f *testing.F) {
-	a, b := testmod.NewKey(f, "ecdsa:p384"), testmod.NewKey(f, "rsa:2048")
+	a, b := testmod.NewKey(f, "ecdsa:p384"), testmod.NewKey(f, "ecdsa:p256")
 	files := [][]byte{
 		slices.Concat(a.CertPEM, b.KeyPEM, b.CertPEM), slices.Concat(a.Certificate.Raw, b.Certificate.Raw), a.CertPEM, a.Certificate.Raw,
 	}
@@ -746,6 +746,7 @@ func FuzzLoadCertificates(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, file uint8, one, two, three uint64) {
 		data := testmod.Edit(files[int(file)%len(files)], one, two, three)
+		defer testmod.ShowInputs(t, data)
 		first, firstErr := firstCertificate(data)
 		certs, err := parseCertificates(data)
 		if err != nil {

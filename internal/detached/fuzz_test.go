@@ -73,6 +73,7 @@ func FuzzCheckCMS(f *testing.F) {
 		i := int(seed) % len(signatures)
 		signature := testmod.Edit(signatures[i], one, two, three)
 		der := testmod.Edit(keys[i*len(keys)/len(signatures)], ofKey)
+		defer testmod.ShowInputs(t, signature, der)
 		if trusted, err := x509.ParseCertificates(der); err == nil {
 			goodForOne(t, func(content []byte) (*Signer, error) { return CheckCMS(content, signature, trusted, now) })
 		}

@@ -1,6 +1,9 @@
 package testmod
 
-import "slices"
+import (
+	"slices"
+	"testing"
+)
 
 // Edit returns a copy of data with changes, for fuzz targets whose inputs are large:
 // their fuzzer chooses a seed and a few numbers. Go's fuzzer makes each input of bytes
@@ -38,4 +41,18 @@ func Edit(data []byte, changes ...uint64) []byte {
 		}
 	}
 	return b
+}
+
+// ShowInputs is deferred by fuzz targets whose seeds differ from process to process:
+// when they fail, it logs what they failed with, since the numbers alone tell nobody.
+func ShowInputs(t testing.TB, inputs ...[]byte) {
+	failure := recover()
+	if failure != nil || t.Failed() {
+		for i, input := range inputs {
+			t.Logf("input %d: %x", i+1, input)
+		}
+	}
+	if failure != nil {
+		panic(failure)
+	}
 }

@@ -182,6 +182,7 @@ func FuzzScan(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint8, one, two, three uint64) {
 		k := kernels[int(seed)%len(kernels)]
 		data, wide, big := testmod.Edit(k.data, one, two, three), k.wide, k.big
+		defer testmod.ShowInputs(t, data)
 		file := makeELF(order(big), wide, 1<<20, data)
 		im, err := New(bytes.NewReader(file), int64(len(file)))
 		if err != nil {
