@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/dirfd"
@@ -221,18 +222,38 @@ func (r *run) linkBuildID(id []byte, debug place) error {
 		if err == nil && is == target {
 			return nil
 		}
-		if err == nil {
-			if dir.Exists(name) {
-				continue // another module's
-			}
-			if err := dir.Remove(name); err != nil { // it leads nowhere
+		if err == nil && !dir.Exists(name) { // it leads nowhere
+			if err := dir.Remove(name); err != nil {
 				return err
 			}
 		}
 		if err := dir.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+		if err := checkDebugFile(debug.base, dir, filepath.Join(rel, is), name); err != nil {
+			return err
+		}
+		// It is another module's.
 	}
+}
+
+// checkDebugFile returns an error when a name in .build-id is neither a file nor a
+// link to one below the directory of debug files, which is at: debuggers would take
+// something else for the debug file of a module.
+func checkDebugFile(base, dir *dirfd.Dir, at, name string) error {
+	err := dir.CheckFile(name)
+	if err == nil || !filepath.IsLocal(at) {
+		return err
+	}
+	in, openErr := base.OpenDir(filepath.Dir(at))
+	if openErr != nil {
+		return err
+	}
+	defer in.Close()
+	if st, statErr := in.Lstat(filepath.Base(at)); statErr != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return err
+	}
+	return nil
 }
 
 // debugName is where the debug file of a module belongs, below the folder of all

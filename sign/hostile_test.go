@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
 )
@@ -82,6 +84,15 @@ func TestSwappedDirectory(t *testing.T) {
 func TestPlantedLinks(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	debug := read(t, debugModules(t)[0])
+	file, err := elfstrip.Parse(bytes.NewReader(debug), int64(len(debug)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := file.BuildID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buildID := fmt.Sprintf("%x/%x.debug", id[:1], id[1:])
 	tests := []struct {
 		name   string
 		link   string // in the working directory, leads to "victim" or "victim/file"
@@ -97,6 +108,9 @@ func TestPlantedLinks(t *testing.T) {
 		{"directory of debug files", "debug/sub", "victim", Source{}, Options{SplitDebug: "debug"}},
 		{"debug file", "debug/sub/m.ko.debug", "victim/file", Source{}, Options{SplitDebug: "debug"}},
 		{"build ids", "debug/.build-id", "victim", Source{}, Options{SplitDebug: "debug"}},
+		{"a build id", "debug/.build-id/" + buildID, "victim/file", Source{}, Options{SplitDebug: "debug"}},
+		{"module in an output", "out/sub/m.ko", "victim/file", Source{Output: "out"}, Options{}},
+		{"another form of the module", "tree/sub/m.ko.xz", "victim/file", Source{Compress: compress.XZ}, Options{}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -121,6 +135,23 @@ func TestPlantedLinks(t *testing.T) {
 				t.Errorf("the link is %q (%v)", is, err)
 			}
 		})
+	}
+}
+
+// Copies of a module have one build id: the second gets a number.
+func TestSameBuildID(t *testing.T) {
+	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
+	debug := read(t, debugModules(t)[0])
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"tree/a.ko", "tree/sub/b.ko"} {
+		put(t, name, debug)
+	}
+	for range 2 {
+		mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{SplitDebug: "debug"})
+	}
+	links, err := filepath.Glob("debug/.build-id/*/*.debug")
+	if err != nil || len(links) != 2 {
+		t.Errorf("links of build ids: %q (%v)", links, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -54,11 +55,15 @@ type run struct {
 	attested atomic.Int64
 	linking  sync.Mutex // of build ids to debug files
 
+	usedOutput bool // the output held something before
+
 	mu      sync.Mutex
 	queue   *ordered.Queue[Result]
 	done    Count
 	total   Count
 	summary Summary
+
+	separated int // names of files that become files of their own
 }
 
 func (r *run) do(ctx context.Context, jobs []*job) error {
@@ -97,6 +102,9 @@ func (r *run) parts(j *job) []*job {
 	if len(j.names) == 1 || r.signer == nil || !r.signer.byName() {
 		return []*job{j}
 	}
+	r.mu.Lock()
+	r.separated += len(j.names)
+	r.mu.Unlock()
 	parts := make([]*job, len(j.names))
 	for i := range j.names {
 		parts[i] = &job{names: j.names[i : i+1]}
@@ -361,6 +369,21 @@ func (r *run) targets(src source, j *job) (dirs []*dirfd.Dir, done func(), err e
 	return dirs, done, nil
 }
 
+// noteForms names what lies in an output beside a module that is the same in another
+// form of compression, as of an earlier run: depmod would take one of the two.
+func (r *run) noteForms(dir *dirfd.Dir, name string) {
+	if !r.source.elsewhere() || !r.usedOutput {
+		return
+	}
+	for f := compress.None; f <= compress.Zstd; f++ {
+		if other := module.BaseName(name) + f.Suffix(); other != name && dir.Exists(other) {
+			r.mu.Lock()
+			r.summary.Notes = append(r.summary.Notes, fmt.Sprintf("warning: %s is there beside %s: remove the one that is outdated", dir.Path(other), name))
+			r.mu.Unlock()
+		}
+	}
+}
+
 // put gives a file that is written anew all the names of an old one, and what else
 // that has.
 func (r *run) put(src source, m *module.File, j *job, write func(io.Writer) error) error {
@@ -369,6 +392,16 @@ func (r *run) put(src source, m *module.File, j *job, write func(io.Writer) erro
 		return err
 	}
 	defer done()
+	for i, name := range j.names {
+		if name.to == name.from {
+			continue
+		}
+		// The module's own place is its own; another name may be somebody's link.
+		if err := dirs[i].CheckFile(name.to.name()); err != nil {
+			return err
+		}
+		r.noteForms(dirs[i], name.to.name())
+	}
 	out, err := atomicfile.CreateIn(dirs[0], j.names[0].to.name(), 0o600)
 	if err != nil {
 		return err

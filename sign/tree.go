@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,6 +68,8 @@ type Tree struct {
 	entries   []module.Entry
 	targets   []place // where each entry goes, but for the suffix of Source.Compress
 	completed int
+	notes     []string
+	used      bool        // the output held something before
 	opened    atomic.Bool // and not closed
 	symlinks  links
 	behind    []string // modules that the links lead to, outside of what is worked on
@@ -168,10 +171,16 @@ func (t *Tree) openBases() error {
 		return nil
 	}
 	var err error
-	if t.bases.output, err = dirfd.Open(t.source.Output); errors.Is(err, fs.ErrNotExist) && t.source.DryRun {
-		err = nil // it is not made
+	t.bases.output, err = dirfd.Open(t.source.Output)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && t.source.DryRun:
+		return nil // it is not made
+	case err != nil:
+		return err
 	}
-	return err
+	names, err := t.bases.output.Names()
+	t.used = len(names) > 0 || err != nil
+	return nil
 }
 
 // checkOutput refuses an output that is the input, or lies in it: the next run
@@ -318,12 +327,15 @@ func (t *Tree) outdated(forms []int) (int, error) {
 	if same, err := samePayload(t.bases.of(a), t.bases.of(b)); err != nil || !same {
 		return -1, ambiguous
 	}
-	switch packedA, packedB := t.source.packedName(a.Path), t.source.packedName(b.Path); {
+	packedA, packedB := t.source.packedName(a.Path), t.source.packedName(b.Path)
+	switch {
 	case packedA != packedB:
 		return -1, nil
 	case packedA == b.Path:
+		t.notes = append(t.notes, fmt.Sprintf("%s takes the place of %s, the same module in another form", a.Path, b.Path))
 		return forms[1], nil
 	case packedB == a.Path:
+		t.notes = append(t.notes, fmt.Sprintf("%s takes the place of %s, the same module in another form", b.Path, a.Path))
 		return forms[0], nil
 	default:
 		return -1, fmt.Errorf("%s would both become %s: remove the one that is outdated", strings.Join(paths, " and "), packedA)
@@ -641,6 +653,9 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 		source: &t.source,
 		links:  &t.symlinks,
 		limits: module.SharedLimits(opts.MaxSize),
+
+		usedOutput: t.used,
+
 		queue: ordered.New(func(result Result) {
 			if opts.Report.Result != nil {
 				opts.Report.Result(result)
@@ -678,7 +693,11 @@ func (t *Tree) pass(ctx context.Context, signer maker, opts Options) (Summary, e
 		}
 	}
 	r.summary.Attested = int(r.attested.Load())
-	r.summary.Notes = encoder.Notes()
+	slices.Sort(r.summary.Notes)
+	r.summary.Notes = slices.Concat(t.notes, r.summary.Notes, encoder.Notes())
+	if r.separated > 0 && !opts.DryRun {
+		r.summary.Notes = append(r.summary.Notes, fmt.Sprintf("%d names of hard links have become files of their own, as each has its own proof", r.separated))
+	}
 	t.countLinks(&r.summary)
 	if t.lock != nil && t.lock.Unsupported {
 		r.summary.Notes = append(r.summary.Notes, "no locks can be had: nothing kept a second run from working on the same modules")

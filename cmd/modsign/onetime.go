@@ -10,9 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
@@ -23,12 +26,21 @@ import (
 type oneTimeCert struct {
 	path   string
 	chosen bool     // by the user: a path that may lead over links, or be a device
+	wait   bool     // for another run that has a certificate of this name
 	kept   []string // certificates of earlier runs beside it
+	lock   *atomicfile.Lock
+}
+
+// unlock lets other runs have the name of the certificate.
+func (c *oneTimeCert) unlock() {
+	if c.lock != nil {
+		c.lock.Unlock()
+	}
 }
 
 // write writes the certificate, and keeps an earlier one beside it under another
 // name: modules that this run does not reach carry its signature.
-func (c *oneTimeCert) write(pair *keygen.Pair) error {
+func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
 	path := c.path
 	if c.chosen {
 		// A link leads to the file that is meant.
@@ -38,6 +50,10 @@ func (c *oneTimeCert) write(pair *keygen.Pair) error {
 		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 			return pair.WriteCertificate(path, keygen.DER)
 		}
+	}
+	// Until the end of the run: only then it is known which certificates are needed.
+	if err := c.lockName(ctx, path); err != nil {
+		return err
 	}
 	dir, err := dirfd.Open(filepath.Dir(path))
 	if err != nil {
@@ -53,6 +69,20 @@ func (c *oneTimeCert) write(pair *keygen.Pair) error {
 	return nil
 }
 
+func (c *oneTimeCert) lockName(ctx context.Context, path string) (err error) {
+	for {
+		c.lock, err = atomicfile.LockName(path)
+		if _, locked := errors.AsType[*atomicfile.LockedError](err); !locked || !c.wait {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // keep renames the certificate of an earlier run, and finds those that are kept
 // already.
 func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
@@ -64,7 +94,7 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return err
-	case !bytes.Equal(old, now) && len(old) > 0:
+	case !bytes.Equal(old, now) && isCertificate(old):
 		sum := sha256.Sum256(old)
 		if err := dir.Rename(name, fmt.Sprintf("%s%x%s", keptStem(name), sum[:4], filepath.Ext(name))); err != nil {
 			return err
@@ -84,6 +114,13 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	return nil
 }
 
+// isCertificate reports whether data is one: anything else of that name is of no use
+// to anybody.
+func isCertificate(data []byte) bool {
+	_, err := cms.ParseX509(data)
+	return err == nil
+}
+
 // readCert reads what may be a certificate, of which the beginning tells enough.
 func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
 	f, err := dir.Open(name, os.O_RDONLY, 0)
@@ -97,9 +134,14 @@ func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
 // keptStem is what the names of kept certificates begin with.
 func keptStem(name string) string { return strings.TrimSuffix(name, filepath.Ext(name)) + "-" }
 
-// forget removes the kept certificates by which no module below roots is signed any
-// more.
+// forget removes the kept certificates by which no module is signed any more: none
+// below roots, and none in the directory of the certificate. Where the user has chosen
+// the path, modules may be anywhere, and all are kept.
 func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
+	if c.chosen {
+		return nil
+	}
+	roots = append(slices.Clone(roots), filepath.Dir(c.path))
 	var carried []string
 	for _, path := range c.kept {
 		keys := new(verify.Keyring)

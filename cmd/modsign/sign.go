@@ -151,7 +151,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	cert := oneTimeCert{chosen: o.certOut != ""}
+	cert := oneTimeCert{chosen: o.certOut != "", wait: o.wait}
+	defer cert.unlock()
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
 		cert.path = o.certPath(source.Roots)
@@ -161,7 +162,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
 		}
 		u.begin()
-		if err := cert.write(pair); err != nil {
+		if err := cert.write(ctx, pair); err != nil {
 			return err
 		}
 	}
@@ -262,7 +263,7 @@ func (o *signOptions) after(w *work, cert *oneTimeCert, kernel *kernel, roots []
 		}
 		u.note("the key is gone; its certificate is %s", w.cert)
 		for _, kept := range cert.kept {
-			u.note("kept %s: modules still carry signatures by this earlier certificate", kept)
+			u.note("kept %s, the certificate of an earlier run: modules may still carry its signature", kept)
 		}
 		if !o.detached && w.summary.Signed > 0 {
 			certs := ""

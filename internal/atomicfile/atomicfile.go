@@ -164,7 +164,9 @@ func tempStem(target string) string {
 // IsTemp reports whether a base name is that of a temporary file of this
 // package.
 func IsTemp(name string) bool {
-	return strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)
+	hex, ok := strings.CutPrefix(name, tempPrefix)
+	hex, end := strings.CutSuffix(hex, tempSuffix)
+	return ok && end && len(hex) == 33 && hex[16] == '-' && strings.Trim(hex, "0123456789abcdef-") == ""
 }
 
 // IsTempFor reports whether the temporary file of a name was to become target, the
@@ -185,12 +187,12 @@ func Leftovers(dir *dirfd.Dir, targets []string) ([]string, error) {
 	}), nil
 }
 
-// InUse reports whether the temporary file of a name is being written by another
-// process.
+// InUse reports whether the temporary file of a name may be in the hands of another
+// process: it is locked, or another user's whose lock cannot be seen.
 func InUse(dir *dirfd.Dir, name string) bool {
 	f, err := dir.Open(name, unix.O_RDONLY, 0)
 	if err != nil {
-		return false
+		return errors.Is(err, fs.ErrPermission)
 	}
 	defer f.Close()
 	return flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK

@@ -2,10 +2,12 @@ package atomicfile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -241,6 +243,11 @@ func TestLockHelper(t *testing.T) {
 	if paths == "" {
 		return
 	}
+	if os.Getenv("ATOMICFILE_NOBODY") != "" {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	written, read, _ := strings.Cut(paths, ";")
 	_, err := NewLock(strings.Fields(written), strings.Fields(read))
 	var locked *LockedError
@@ -252,6 +259,147 @@ func TestLockHelper(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Stdout.WriteString("free\n")
+	if os.Getenv("ATOMICFILE_HOLD") != "" {
+		io.Copy(io.Discard, os.Stdin)
+	}
+}
+
+const nobody = 65534
+
+// lockHelper is another process that locks paths.
+func lockHelper(paths string, env ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], "-test.run=^TestLockHelper$")
+	// The race detector sleeps for a second when a process ends.
+	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0", "ATOMICFILE_LOCK="+paths), env...)
+	return cmd
+}
+
+// Root and the owner of a tree exclude each other, and a stranger excludes neither.
+func TestLockOfTwoUsers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be another user too")
+	}
+	base, err := os.MkdirTemp("", "modsign-lock-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	theirs, ours := filepath.Join(base, "theirs"), filepath.Join(base, "ours")
+	err = errors.Join(os.Chmod(base, 0o755), os.MkdirAll(filepath.Join(theirs, "sub"), 0o755), os.Mkdir(ours, 0o755),
+		os.Chown(theirs, nobody, nobody), os.Chown(filepath.Join(theirs, "sub"), nobody, nobody))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		root, nobody string
+		free         bool
+	}{
+		{theirs, theirs, false},
+		{theirs, theirs + "/sub", false},
+		{theirs + "/sub", theirs, false},
+		{ours, ours, true}, // which nobody cannot write to
+		{ours, theirs, true},
+	} {
+		lock, err := NewLock([]string{test.root}, nil)
+		if err != nil || lock.Unsupported {
+			t.Fatalf("%+v: %v", test, err)
+		}
+		out, err := lockHelper(test.nobody+";", "ATOMICFILE_NOBODY=1").Output()
+		if err != nil {
+			t.Fatalf("%+v: %v", test, err)
+		}
+		if test.free != strings.HasPrefix(string(out), "free") || !test.free && !strings.Contains(string(out), "(pid ") {
+			t.Errorf("root has %s, and nobody %s: %s", test.root, test.nobody, out)
+		}
+		lock.Unlock()
+
+		cmd := lockHelper(test.nobody+";", "ATOMICFILE_NOBODY=1", "ATOMICFILE_HOLD=1")
+		stdin, err1 := cmd.StdinPipe()
+		stdout, err2 := cmd.StdoutPipe()
+		if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(stdout, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		lock, err = NewLock([]string{test.root}, nil)
+		if _, locked := errors.AsType[*LockedError](err); locked == test.free || err != nil && !locked {
+			t.Errorf("nobody has %s, and root %s: %v", test.nobody, test.root, err)
+		}
+		if lock != nil {
+			lock.Unlock()
+		}
+		stdin.Close()
+		cmd.Wait()
+	}
+}
+
+func TestLockName(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cert")
+	lock, err := LockName(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := LockName(path + "2"); err != nil {
+		t.Error(err)
+	} else {
+		other.Unlock()
+	}
+	if _, err := LockName(path); err == nil {
+		t.Error("two locks on one name")
+	}
+	lock.Unlock()
+	if lock, err = LockName(path); err != nil {
+		t.Error(err)
+	} else {
+		lock.Unlock()
+	}
+}
+
+// Names that somebody else has chosen are none of ours.
+func TestIsTemp(t *testing.T) {
+	for name, is := range map[string]bool{
+		tempName("a.ko"): true, ".modsign-mine.tmp": false, ".modsign-0123456789abcdef-0123456789abcdef.tmp": true,
+		".modsign-0123456789abcdef_0123456789abcdef.tmp": false, ".modsign-0123456789abcdeF-0123456789abcdef.tmp": false,
+	} {
+		if IsTemp(name) != is {
+			t.Errorf("IsTemp(%q) is not %v", name, is)
+		}
+	}
+}
+
+// Another user's temporary file that cannot be opened may be in use.
+func TestInUseOfAnother(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be another user too")
+	}
+	base, err := os.MkdirTemp("", "modsign-use-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	dir, err := dirfd.Open(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f, err := CreateIn(dir, "a.ko", 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Abort()
+	temp := filepath.Base(f.Name())
+	if !InUse(dir, temp) {
+		t.Error("a file that is being written is not in use")
+	}
+	runtime.LockOSThread() // and never unlock it: the thread ends with the test
+	if err := errors.Join(os.Chmod(base, 0o777), unix.Setfsuid(nobody)); err != nil {
+		t.Fatal(err)
+	}
+	if !InUse(dir, temp) {
+		t.Error("nobody takes root's file for one that is not in use")
+	}
+	unix.Setfsuid(0)
 }
 
 func TestLock(t *testing.T) {
@@ -299,9 +447,7 @@ func TestLock(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%+v: %v", test, err)
 		}
-		cmd := exec.Command(os.Args[0], "-test.run=^TestLockHelper$")
-		// The race detector sleeps for a second when a process ends.
-		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "ATOMICFILE_LOCK="+strings.Join(at(test.otherWritten), " ")+";"+strings.Join(at(test.otherRead), " "))
+		cmd := lockHelper(strings.Join(at(test.otherWritten), " ") + ";" + strings.Join(at(test.otherRead), " "))
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("%+v: %v", test, err)

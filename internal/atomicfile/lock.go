@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,13 +29,14 @@ import (
 // the process.
 //
 // The private directory is /run/modsign for root, and for others one of theirs below
-// /run/user or /tmp: runs of different users do not exclude each other. What keeps
-// them apart is that each replaces modules whole, and leaves another's temporary
-// files alone (see [InUse]).
+// /tmp, /run/user or their home. Root locks what belongs to another user in the
+// directory of that user too, so that root and the owner of a tree exclude each other.
+// Two users who may both write to a third one's tree do not; but each replaces modules
+// whole, and leaves the other's temporary files alone (see [InUse]).
 type Lock struct {
-	dir    *dirfd.Dir // of the lock files; nil where there is none
+	dirs   map[int]*dirfd.Dir // of the lock files, by user; nil where there is none
 	files  []lockFile
-	held   map[inode]int   // LOCK_EX or LOCK_SH; one file may have several names
+	held   map[lockID]int  // LOCK_EX or LOCK_SH; one file may have several names
 	given  map[string]bool // locked whole
 	shared map[string]bool // locked for sharing, as they lie above
 
@@ -44,7 +46,14 @@ type Lock struct {
 
 type lockFile struct {
 	*os.File
+	dir  *dirfd.Dir
 	name string
+}
+
+// lockID is a lock file: of what, and in whose directory.
+type lockID struct {
+	inode
+	user int
 }
 
 type inode struct{ dev, ino uint64 }
@@ -64,11 +73,7 @@ func (e *LockedError) Error() string {
 // read are locked for sharing: other readers may come, and writers to a part of
 // a directory, but nobody who writes to the whole.
 func NewLock(written, read []string) (*Lock, error) {
-	l := &Lock{held: make(map[inode]int), given: make(map[string]bool), shared: make(map[string]bool)}
-	l.dir = privateDir()
-	if l.dir == nil {
-		l.Unsupported = true
-	}
+	l := newLock()
 	for _, set := range []struct {
 		paths []string
 		how   int
@@ -108,19 +113,46 @@ func WaitLock(ctx context.Context, written, read []string, waiting func(*LockedE
 	}
 }
 
-// privateDir opens the directory of this user's lock files, nil if there can be
-// none. What another user has put in its place is passed over.
-func privateDir() *dirfd.Dir {
-	uid := os.Geteuid()
-	names := []string{"/run/modsign"}
-	if uid != 0 {
-		names = []string{fmt.Sprintf("/run/user/%d/modsign", uid)}
+func newLock() *Lock {
+	return &Lock{dirs: make(map[int]*dirfd.Dir), held: make(map[lockID]int), given: make(map[string]bool), shared: make(map[string]bool)}
+}
+
+// LockName locks a name in a directory, whether or not there is a file of that name,
+// or returns a [*LockedError] at once. It is for files that runs on different modules
+// have in common.
+func LockName(path string) (*Lock, error) {
+	info, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	base := fnv.New64a()
+	base.Write([]byte(filepath.Base(path)))
+	l := newLock()
+	if err := l.flockAs(path, info, fmt.Sprintf("-%x", base.Sum64()), unix.LOCK_EX); err != nil {
+		l.Unlock()
+		return nil, err
+	}
+	return l, nil
+}
+
+// privateDir opens the directory of a user's lock files, nil if there can be none.
+// What another user has put in its place is passed over.
+func privateDir(uid int) *dirfd.Dir {
+	var names []string
+	if uid == 0 {
+		names = append(names, "/run/modsign")
 	}
 	for i := range 8 {
 		names = append(names, fmt.Sprintf("/tmp/.modsign-lock-%d.%d", uid, i))
 	}
+	if uid == os.Geteuid() { // root makes nothing where another user could exchange it
+		names = append(names, fmt.Sprintf("/run/user/%d/modsign", uid))
+		if home, err := os.UserHomeDir(); err == nil {
+			names = append(names, filepath.Join(home, ".modsign-lock"))
+		}
+	}
 	for _, name := range names {
-		if err := os.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := makePrivate(name, uid); err != nil {
 			continue
 		}
 		above, err := dirfd.Open(filepath.Dir(name))
@@ -138,6 +170,19 @@ func privateDir() *dirfd.Dir {
 		dir.Close()
 	}
 	return nil
+}
+
+// makePrivate makes a directory that may be there. Root makes it for another user in
+// /tmp alone, where only root can exchange what is root's.
+func makePrivate(name string, uid int) error {
+	err := os.Mkdir(name, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil && uid != os.Geteuid() {
+		err = os.Lchown(name, uid, -1)
+	}
+	return err
 }
 
 // realPaths returns the paths without links, a folder before what is in it.
@@ -196,17 +241,55 @@ func (l *Lock) flock(path string, how int) error {
 	if err != nil {
 		return err
 	}
+	return l.flockAs(path, info, "", how)
+}
+
+// flockAs locks what info is of, in the directory of this user and in that of its
+// owner.
+func (l *Lock) flockAs(path string, info fs.FileInfo, suffix string, how int) error {
 	st := info.Sys().(*syscall.Stat_t)
-	id := inode{uint64(st.Dev), st.Ino}
-	if l.dir == nil || l.held[id] == how || l.held[id] == unix.LOCK_EX {
-		return nil
+	users := []int{os.Geteuid()}
+	if users[0] == 0 && st.Uid != 0 {
+		users = append(users, int(st.Uid))
 	}
-	name := fmt.Sprintf("%x-%x.lock", id.dev, id.ino)
-	for tries := 0; ; {
-		f, err := l.dir.Open(name, unix.O_RDWR|unix.O_CREAT, 0o600)
+	for _, user := range users {
+		id := lockID{inode{uint64(st.Dev), st.Ino}, user}
+		if l.held[id] == how || l.held[id] == unix.LOCK_EX {
+			continue
+		}
+		dir, known := l.dirs[user]
+		if !known {
+			dir = privateDir(user)
+			l.dirs[user] = dir
+		}
+		if dir == nil {
+			l.Unsupported = l.Unsupported || user == users[0]
+			continue
+		}
+		f, err := l.flockIn(dir, fmt.Sprintf("%x-%x%s.lock", id.dev, id.ino, suffix), user, how)
+		if locked, ok := err.(*LockedError); ok {
+			locked.Path = path
+		}
 		if err != nil {
-			l.Unsupported = true // no space left, say
-			return nil
+			return err
+		}
+		if f == nil {
+			l.Unsupported = l.Unsupported || user == users[0]
+			continue
+		}
+		l.files = append(l.files, *f)
+		l.held[id] = how
+	}
+	return nil
+}
+
+// flockIn locks a file in a directory of lock files, which is nil where that cannot be
+// had: no space is left, say.
+func (l *Lock) flockIn(dir *dirfd.Dir, name string, user, how int) (*lockFile, error) {
+	for tries := 0; ; {
+		f, err := openLock(dir, name, user)
+		if err != nil {
+			return nil, nil
 		}
 		switch err := flockRetry(int(f.Fd()), how|unix.LOCK_NB); {
 		case err == unix.EWOULDBLOCK && tries < 20:
@@ -218,29 +301,55 @@ func (l *Lock) flock(path string, how int) error {
 		case err == unix.EWOULDBLOCK:
 			holder := holderOf(f)
 			f.Close()
-			return &LockedError{Path: path, Holder: holder}
+			return nil, &LockedError{Holder: holder}
 		case err != nil:
 			f.Close()
-			l.Unsupported = true
-			return nil
+			return nil, nil
 		}
-		if l.removed(f, name) {
+		locked := &lockFile{f, dir, name}
+		if locked.removed() {
 			f.Close() // by the one who had it before
 			continue
 		}
-		l.files = append(l.files, lockFile{f, name})
-		l.held[id] = how
-		return nil
+		return locked, nil
 	}
 }
 
-// removed reports whether name is no longer that of the file.
-func (l *Lock) removed(f *os.File, name string) bool {
-	opened, err := inodeOf(f)
+// openLock opens a lock file, which belongs to the user whose directory it is in. What
+// that user may have put there instead is an error: root changes the owner of nothing
+// but the file that it has just made.
+func openLock(dir *dirfd.Dir, name string, user int) (*os.File, error) {
+	f, err := dir.Open(name, unix.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = dir.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			return openLock(dir, name, user)
+		}
+		if err == nil && user != os.Geteuid() {
+			err = f.Chown(user, -1)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || int(info.Sys().(*syscall.Stat_t).Uid) != user) {
+		err = fmt.Errorf("%s: not a lock file of this user", dir.Path(name))
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// removed reports whether the name is no longer that of the file.
+func (f *lockFile) removed() bool {
+	opened, err := inodeOf(f.File)
 	if err != nil {
 		return true
 	}
-	named, err := l.dir.Lstat(name)
+	named, err := f.dir.Lstat(f.name)
 	return err != nil || opened != inode{uint64(named.Dev), named.Ino}
 }
 
@@ -264,8 +373,8 @@ func flockRetry(fd, how int) error {
 func (l *Lock) Unlock() {
 	for _, f := range l.files {
 		// Who else shares it, or has just opened it, finds it removed or keeps it.
-		if flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && !l.removed(f.File, f.name) {
-			_ = l.dir.Remove(f.name)
+		if flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && !f.removed() {
+			_ = f.dir.Remove(f.name)
 		}
 		// Not left to Close alone: a child of this process that has not come to its exec
 		// yet has the file, and so the lock, too.
@@ -273,10 +382,12 @@ func (l *Lock) Unlock() {
 		f.Close()
 	}
 	l.files = nil
-	if l.dir != nil {
-		l.dir.Close()
-		l.dir = nil
+	for _, dir := range l.dirs {
+		if dir != nil {
+			dir.Close()
+		}
 	}
+	clear(l.dirs)
 }
 
 // holderOf finds who locks a file in /proc/locks, whose lines are
