@@ -106,9 +106,17 @@ func installedTree(dir, order, release string) (*hashedTree, error) {
 		return t, err
 	}
 	t.ordered = false
-	entries, err := module.Find([]string{dir}, nil)
+	links := 0
+	entries, err := module.Find([]string{dir}, func(_ module.Entry, kind fs.FileMode) {
+		if kind&fs.ModeSymlink != 0 {
+			links++
+		}
+	})
 	if err != nil {
 		return nil, err
+	}
+	if len(entries) == 0 && links > 0 {
+		return nil, fmt.Errorf("%w in %s; symbolic links are not followed, and there are %d", sign.ErrNoModules, dir, links)
 	}
 	if len(entries) == 0 {
 		return nil, fmt.Errorf("%w in %s", sign.ErrNoModules, dir)

@@ -90,6 +90,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	if found.Len() == 0 && !o.allowEmpty {
+		u.skipped(found.Skipped())
 		return withHint(fmt.Errorf("no kernel module found in %s, so that nothing is verified", strings.Join(roots, ", ")), "--allow-empty makes that a success")
 	}
 
