@@ -20,6 +20,21 @@ const interruptGrace = 500 * time.Millisecond
 // begin says that from now on the command writes, or has others write.
 func (u *ui) begin() { u.begun.Store(true) }
 
+// beginAt says that from now on the command writes to a path. What is no regular file
+// there, such as a pipe that nobody reads, may block until a signal comes: nothing has
+// been written then, and the first one ends the command.
+func (u *ui) beginAt(path string) {
+	if !isIrregular(path) {
+		u.begin()
+	}
+}
+
+// isIrregular reports whether a path leads to what is there and is no regular file.
+func isIrregular(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.Mode().IsRegular()
+}
+
 // interrupted ends the program, once the context has been ended, if the command
 // does not do so itself.
 func (u *ui) interrupted() {
