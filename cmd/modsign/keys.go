@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
 )
 
 // keyOptions say where the private key is.
@@ -40,7 +42,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
-		Note:          func(note string) { u.note("%s: %s", o.key, note) },
+		Note:          func(note string) { u.note("%s", note) },
 	})
 	return pair, nameInsecureFlag(err)
 }
@@ -50,6 +52,25 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 func nameInsecureFlag(err error) error {
 	if e, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		e.Hint += " # or sign with it as it is: --allow-insecure-key"
+	}
+	return err
+}
+
+// newSigner returns what signs with a key and its certificate. Its errors are about
+// the certificate, of which the file is given.
+func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, keyID)
+	if err != nil && certFile != "" {
+		return nil, fmt.Errorf("%s: %w", certFile, err)
+	}
+	return signer, err
+}
+
+// hintFor adds what to do about the file of a certificate, where something can be
+// done.
+func hintFor(path string, err error) error {
+	if e, ok := errors.AsType[*keyfile.HintError](err); ok && e.Hint != "" {
+		return withHint(err, "%s", strings.ReplaceAll(e.Hint, "FILE", quote(path)))
 	}
 	return err
 }

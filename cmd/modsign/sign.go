@@ -134,7 +134,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		}
 	}
 	warnUnloadable(u, o.certFile(), pair.Certificate)
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
+	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
 		}
-		u.begin()
+		u.beginAt(cert.path)
 		if err := cert.write(pair); err != nil {
 			return err
 		}
