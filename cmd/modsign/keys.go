@@ -28,6 +28,8 @@ type keyOptions struct {
 	cert           string
 	passphraseFile string
 	allowInsecure  bool
+
+	notes []string // what load has said
 }
 
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
@@ -42,7 +44,10 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
-		Note:          func(note string) { u.note("%s", note) },
+		Note: func(note string) {
+			o.notes = append(o.notes, note)
+			u.note("%s", note)
+		},
 	})
 	return pair, nameInsecureFlag(err)
 }
@@ -79,7 +84,8 @@ func hintFor(path string, err error) error {
 func (o *keyOptions) certFile() string { return cmp.Or(o.cert, o.key) }
 
 // refuseUnloadable refuses a certificate with which no kernel will verify what is
-// signed, for the modules of one that is installed.
+// signed, for the modules of one that is installed: it can be enrolled nowhere, and
+// the next run may skip the modules because they are signed.
 func refuseUnloadable(path string, cert *x509.Certificate) error {
 	if err := cms.Loadable(cert.Raw); err != nil {
 		return withHint(fmt.Errorf("%s: no kernel loads this certificate: %w", path, err), "modsign keygen makes one that kernels load")
@@ -88,11 +94,16 @@ func refuseUnloadable(path string, cert *x509.Certificate) error {
 }
 
 // warnUnloadable says that no kernel will verify what is signed with a certificate.
-// To sign with it is no error: sign-file does, and the kernel may be another one.
-func warnUnloadable(u *ui, path string, cert *x509.Certificate) {
-	if err := cms.Loadable(cert.Raw); err != nil {
-		u.note("warning: %s: no kernel loads this certificate: %v", path, err)
+// To sign with it is no error: sign-file does, and the kernel may be another one. It
+// returns what it says, for the summary in JSON.
+func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
+	err := cms.Loadable(cert.Raw)
+	if err == nil {
+		return nil
 	}
+	warning := fmt.Sprintf("warning: %s: no kernel loads this certificate: %v", path, err)
+	u.note("%s", warning)
+	return []string{warning}
 }
 
 // passphrase is asked for when a key turns out to need one.

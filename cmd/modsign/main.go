@@ -103,6 +103,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 	root := newRootCommand(u)
 	root.SetArgs(args[1:])
+	root.SetFlagErrorFunc(flagError(args[1:]))
 	root.SetIn(stdin)
 	root.SetOut(u.stdout)
 	root.SetErr(stderr)
@@ -142,7 +143,6 @@ kernel will take them.
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &failure{code: exitUsage, err: err} })
 	root.SetHelpTemplate("{{with (or .Long .Short)}}{{.}}{{end}}\n\n{{.UsageString}}\n" +
 		`{{with .Annotations.exit}}{{.}}{{else}}` + exitStatusHelp() + "{{end}}\n")
 	return root
