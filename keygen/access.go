@@ -50,9 +50,7 @@ func (a access) check(data []byte, note func(string)) error {
 		return nil
 	}
 	if a.mode&0o077 == 0o040 && a.gid != os.Getgid() && !a.acl {
-		if note != nil {
-			note(fmt.Sprintf("private key is readable for its group %d too: its mode is %04o", a.gid, a.mode))
-		}
+		note(fmt.Sprintf("private key is readable for its group %d too: its mode is %04o", a.gid, a.mode))
 		return nil
 	}
 	insecure := func(hint string) error { return refuse(hint, "%w: its mode is %04o", ErrInsecure, a.mode) }

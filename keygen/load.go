@@ -2,6 +2,8 @@ package keygen
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -60,6 +62,9 @@ func inFile(path string, err error) error {
 	if e, ok := errors.AsType[*LoadError](err); ok {
 		return &LoadError{Path: path, Err: e.Err, Hint: fileInHint.ReplaceAllLiteralString(e.Hint, shellWord(path))}
 	}
+	if e, ok := errors.AsType[*keyfile.HintError](err); ok {
+		return inFile(path, &LoadError{Err: err, Hint: e.Hint})
+	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	}
@@ -108,15 +113,16 @@ type LoadOptions struct {
 	// AllowInsecure takes a key file that group or others have access to.
 	AllowInsecure bool
 
-	// Note is told, in words for people, what is not wrong but worth knowing;
-	// it may be nil.
+	// Note is told, in words for people that begin with a file's path, what is
+	// not wrong but worth knowing; it may be nil.
 	Note func(string)
 }
 
 // Load reads a private key and its certificate as the kernel's sign-file does:
 // of the key's file the first PEM block of any kind of private key (the package
 // comment lists them), of the certificate's file the first certificate, PEM or
-// DER, whatever follows. An empty certPath means the certificate in the key's
+// DER, whatever follows; opts.Note is told where that is a certificate that is
+// damaged or that no kernel loads. An empty certPath means the certificate in the key's
 // file.
 //
 // A key in a regular file must be its owner's alone (mode & 077 = 0), whoever
@@ -149,7 +155,12 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	}
 	inKey := certPath == "" || certPath == keyPath
 	certFile := keyFile
-	if err := access.check(keyFile, opts.Note); err != nil && !opts.AllowInsecure {
+	note := func(path, text string) {
+		if opts.Note != nil {
+			opts.Note(path + ": " + text)
+		}
+	}
+	if err := access.check(keyFile, func(text string) { note(keyPath, text) }); err != nil && !opts.AllowInsecure {
 		return nil, inFile(keyPath, err)
 	}
 	if inKey {
@@ -176,10 +187,18 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		}
 		return nil, inFile(certPath, err)
 	}
+	if err := checkRest(certFile, cert); err != nil {
+		note(certPath, fmt.Sprintf("only the first certificate is used, and modsign verify refuses the file: %v", err))
+	}
 	if signer == nil {
 		if signer, err = block.privateKey(opts.Passphrase, defaultLimits()); err != nil {
 			return nil, inFile(keyPath, err)
 		}
+	}
+	switch cert.PublicKey.(type) {
+	case *rsa.PublicKey, *ecdsa.PublicKey:
+	default: // it is no matter whose it is
+		return nil, inFile(certPath, refuse("", "certificate's key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", cms.KeyAlgorithm(cert)))
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(cert.PublicKey) {
 		where := "in " + certPath
@@ -251,7 +270,7 @@ func ReadPrivate(path string, allowInsecure bool) ([]byte, error) {
 	}
 	data, access, err := readKeyFile(path)
 	if err == nil && !allowInsecure {
-		err = access.check(data, nil)
+		err = access.check(data, func(string) {})
 	}
 	if err != nil {
 		return nil, inFile(path, err)
@@ -286,7 +305,7 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	if isDER(data) {
-		for offset := 0; offset < len(data); {
+		for offset := 0; offset == 0 || !keyfile.IsPadding(data[offset:]); {
 			cert, err := parseCertificate(data, offset)
 			if err != nil {
 				return nil, err
@@ -312,6 +331,41 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
+// checkRest returns what is wrong with the certificates that follow the first of a
+// file, of which [firstCertificate] takes no notice.
+func checkRest(data []byte, first *x509.Certificate) error {
+	if isDER(data) {
+		for rest := data[len(first.Raw):]; !keyfile.IsPadding(rest); {
+			cert, err := parseCertificate(data, len(data)-len(rest))
+			if err == nil {
+				err = cms.Loadable(cert.Raw)
+			}
+			if err != nil {
+				return err
+			}
+			rest = rest[len(cert.Raw):]
+		}
+		return nil
+	}
+	number := 0
+	for block := range keyfile.Blocks(data) {
+		if !block.IsCertificate() {
+			continue
+		}
+		if number++; number == 1 {
+			continue
+		}
+		cert, err := pemBlock{block}.certificate()
+		if err != nil {
+			return err
+		}
+		if err := cms.Loadable(cert.Raw); err != nil {
+			return fmt.Errorf("certificate at line %d: %w", block.Line, err)
+		}
+	}
+	return nil
+}
+
 // isDER reports whether the data begin with a SEQUENCE of a length that a
 // certificate has.
 func isDER(data []byte) bool {
@@ -320,19 +374,19 @@ func isDER(data []byte) bool {
 
 // parseCertificate parses the DER certificate that begins at the offset.
 func parseCertificate(data []byte, offset int) (*x509.Certificate, error) {
-	s := cryptobyte.String(data[offset:])
-	var der cryptobyte.String
-	if !s.ReadASN1Element(&der, cbasn1.SEQUENCE) {
+	der := data[offset:]
+	cert, err := cms.ParseX509(der)
+	if err == nil {
+		return cert, nil
+	}
+	s := cryptobyte.String(der)
+	if !s.SkipASN1(cbasn1.SEQUENCE) {
 		return nil, fmt.Errorf("no whole DER certificate at offset %d", offset)
 	}
-	cert, err := cms.ParseX509(der)
-	if err != nil {
-		if what, hint := describeDER(der); what != "" {
-			return nil, refuse(hint, "%w but %s", errNoCertificate, what)
-		}
-		return nil, fmt.Errorf("certificate at offset %d: %w", offset, err)
+	if what, hint := describeDER(der[:len(der)-len(s)]); what != "" {
+		return nil, refuse(hint, "%w but %s", errNoCertificate, what)
 	}
-	return cert, nil
+	return nil, fmt.Errorf("certificate at offset %d: %w", offset, err)
 }
 
 // noCertificate says what is in a file instead of certificates.
@@ -342,8 +396,8 @@ func noCertificate(data []byte) error {
 	}
 	for block := range keyfile.Blocks(data) {
 		switch {
-		case block.Kind == "TRUSTED CERTIFICATE":
-			return refuse("openssl x509 -in FILE -out CERT.pem", "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", errNoCertificate)
+		case block.Kind == keyfile.Trusted:
+			return refuse(keyfile.TrustedHint, "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", errNoCertificate)
 		case block.IsPrivateKey():
 			return refuse("", "%w but a private key", errNoCertificate)
 		default:

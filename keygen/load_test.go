@@ -680,14 +680,15 @@ func TestLoadCertificates(t *testing.T) {
 	derFile := slices.Concat(a.Certificate.Raw, b.Certificate.Raw, c.Certificate.Raw)
 	extracted := filepath.Join(t.TempDir(), "extracted")
 	testmod.Run(t, testmod.ExtractCert(t), testmod.WriteFile(t, "all.pem", pemFile), extracted)
-	for _, path := range []string{testmod.WriteFile(t, "pem", pemFile), testmod.WriteFile(t, "der", derFile), extracted} {
+	filledUp := testmod.WriteFile(t, "filled-up", slices.Concat(derFile, make([]byte, 4)))
+	for _, path := range []string{testmod.WriteFile(t, "pem", pemFile), testmod.WriteFile(t, "der", derFile), filledUp, extracted} {
 		got, err := LoadCertificates(path)
 		if err != nil || !slices.EqualFunc(got, want, (*x509.Certificate).Equal) {
 			t.Errorf("%s: %d certificates, %v", path, len(got), err)
 		}
 	}
 	for name, data := range map[string][]byte{
-		"bytes after DER": slices.Concat(derFile, []byte{0}),
+		"bytes after DER": slices.Concat(derFile, []byte{0, 1}),
 		"one cut off":     derFile[:len(derFile)-1],
 		"one bad in PEM":  slices.Concat(a.CertPEM, b.CertPEM[:300], []byte("\n"), c.CertPEM),
 	} {

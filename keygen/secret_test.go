@@ -29,6 +29,13 @@ func mangled(data []byte) map[string][]byte {
 		"indented":        []byte("  " + strings.ReplaceAll(text, "\n", "\n  ") + "\n"),
 		"BOM and spaces":  []byte("\xef\xbb\xbf" + strings.ReplaceAll(text, "\n", " ")),
 		"UTF-16":          utf16LE(text),
+		"UTF-16, no BOM":  utf16LE(text)[2:],
+		`\n in quotes`:    []byte(`"` + strings.ReplaceAll(text, "\n", `\n`) + `"`),
+		"JSON":            []byte(`{"key": "` + strings.ReplaceAll(text, "\n", `\n`) + `\n"}` + "\n"),
+		"JSON of PHP":     []byte(`{"key":"` + strings.ReplaceAll(strings.ReplaceAll(text, "/", `\/`), "\n", `\n`) + `","n":1}`),
+		"quotes":          []byte(`"` + text + `"` + "\n"),
+		"NUL":             []byte(strings.ReplaceAll(text, "\n", "\x00") + "\x00"),
+		"END joined":      []byte(strings.ReplaceAll(text, "\n-----END", "-----END") + "\n"),
 		"after a comment": []byte("# the key\n" + strings.ReplaceAll(text, "\n", " ") + "\n"),
 	}
 }
@@ -57,13 +64,15 @@ func TestMangled(t *testing.T) {
 					t.Errorf("error quotes the file: %v", err)
 				}
 				e, _ := errors.AsType[*LoadError](err)
-				if name == "UTF-16" {
+				command := strings.TrimPrefix(e.Hint, "where that is spaces or quotes: ")
+				if strings.HasPrefix(name, "UTF-16") {
 					if !strings.Contains(err.Error(), "UTF-16") {
 						t.Error(err)
 					}
-					return
+					path = filepath.Join(t.TempDir(), "new.pem")
+					command = strings.ReplaceAll(command, "KEY.pem", path)
 				}
-				testmod.Run(t, "sh", "-c", strings.TrimPrefix(e.Hint, "where that is spaces: "))
+				testmod.Run(t, "sh", "-c", "umask 022; "+command)
 				if _, err := Load(path, cert, LoadOptions{}); err != nil {
 					t.Errorf("after %s: %v", e.Hint, err)
 				}
@@ -72,7 +81,7 @@ func TestMangled(t *testing.T) {
 		}
 		for name, data := range mangled(key.CertPEM) {
 			_, err := LoadCertificates(testmod.WriteFile(t, "cert", data))
-			if err == nil || strings.Contains(err.Error(), "PEM block") {
+			if err == nil || strings.Contains(err.Error(), "PEM block") && name != "END joined" {
 				t.Errorf("certificate, %s: %v", name, err)
 			}
 		}
@@ -311,7 +320,7 @@ func TestInsecureHints(t *testing.T) {
 		{access{mode: 0o644}, "its owner can: chmod 600 FILE"},
 		{access{mode: 0o644, mine: true, readOnly: true}, "its mount is read-only: have it mounted with mode 0400 (Kubernetes: defaultMode of the secret's volume)"},
 	} {
-		err := test.who.check(key.KeyPEM, nil)
+		err := test.who.check(key.KeyPEM, func(string) {})
 		if e, ok := errors.AsType[*LoadError](err); !ok || !errors.Is(err, ErrInsecure) || e.Hint != test.want {
 			t.Errorf("%+v: %v", test.who, err)
 		}

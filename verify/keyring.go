@@ -33,7 +33,7 @@ type Keyring struct {
 var ErrNoCertificates = errors.New("no certificate found")
 
 // AddFile trusts all certificates of a file of at most 4 MiB: PEM, whose other
-// blocks are skipped, or DER, one after the other. One that no kernel would load is
+// blocks are skipped, or DER, one after the other, filled up with zero bytes or not. One that no kernel would load is
 // an error.
 func (k *Keyring) AddFile(path string) error {
 	if k == nil {
@@ -50,14 +50,25 @@ func (k *Keyring) AddFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if what, _ := keyfile.Mangled(b); len(certs) == 0 && what != "" {
-		return fmt.Errorf("%s: %w: file is %s", path, ErrNoCertificates, what)
-	}
 	if len(certs) == 0 {
-		return fmt.Errorf("%s: %w: it holds neither PEM certificates nor DER", path, ErrNoCertificates)
+		what, hint := noCertificates(b)
+		return &keyfile.HintError{Err: fmt.Errorf("%s: %w: %s", path, ErrNoCertificates, what), Hint: hint}
 	}
 	k.add(certs, nil, path)
 	return nil
+}
+
+// noCertificates says what a file is instead, and what to do.
+func noCertificates(b []byte) (what, hint string) {
+	if what, hint = keyfile.Mangled(b); what != "" {
+		return "file is " + what, hint
+	}
+	for block := range keyfile.Blocks(b) {
+		if block.Kind == keyfile.Trusted {
+			return "file is OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", keyfile.TrustedHint
+		}
+	}
+	return "it holds neither PEM certificates nor DER", ""
 }
 
 func parseFile(b []byte) ([]*cms.Certificate, error) {

@@ -42,7 +42,7 @@ installs, at the end of its lifetime, or when the object tree is gone.`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u), newAgentServeCommand())
+	cmd.AddCommand(newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u), newAgentServeCommand(u))
 	return cmd
 }
 
@@ -342,14 +342,14 @@ func parseKeep(keep string) (installs int, err error) {
 	return installs, nil
 }
 
-func newAgentServeCommand() *cobra.Command {
+func newAgentServeCommand(u *ui) *cobra.Command {
 	var o agentStart
 	cmd := &cobra.Command{
 		Use:    "serve",
 		Short:  "Be a key agent",
 		Hidden: true,
 		Args:   noArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return o.serve(cmd.Context()) },
+		RunE:   func(cmd *cobra.Command, _ []string) error { return o.serve(cmd.Context(), u) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Dir, "dir", "", "serve in `DIR`")
@@ -369,8 +369,8 @@ const agentReady = "ready"
 
 // serve is the key agent, in its own process. Until it answers, it speaks to who
 // started it over stdout and stderr; after that to nobody.
-func (o *agentStart) serve(interrupt context.Context) error {
-	hideFromStart()
+func (o *agentStart) serve(interrupt context.Context, u *ui) error {
+	hideFromStart(u)
 	if err := closeInherited(); err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ A module is replaced whole or not at all, as modsign sign does it.`,
 	flags.StringVar(&o.existing, "existing", "replace", "`WHAT` to do with a module that is signed already: replace its signatures, skip it, or refuse it")
 	flags.StringVar(&o.compress, "compress", "", "leave all modules in this `FORMAT`, as a kernel can load it: none, gz, xz or zst (default: each in its own)")
 	o.treeOptions.addFlags(flags, u)
-	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: attach although the kernel has not this certificate built in")
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: attach although this certificate is not built into the kernel")
 	return cmd
 }
 
@@ -99,15 +99,17 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	if kernel != nil && !o.forceUntrusted {
+	if kernel != nil {
 		if err := refuseUnloadable(o.cert, cert); err != nil {
 			return err
 		}
+	}
+	if kernel != nil && !o.forceUntrusted {
 		if err := kernel.guard(cert.Raw); err != nil {
 			return err
 		}
 	}
-	warnUnloadable(u, o.cert, cert)
+	said := warnUnloadable(u, o.cert, cert)
 	var attachment *sign.Attachment
 	if o.format == "lines" { // which need no tree to be checked
 		signatures, err := readSignatures(u, o.signatures)
@@ -138,7 +140,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	w := work{ui: u, verb: "signing", options: options}
+	w := work{ui: u, verb: "signing", options: options, said: said}
 	w.how = signedWith(&keygen.Pair{Certificate: cert}, attachment.Hash())
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Attach(ctx, attachment, options) })
 	if kernel != nil && !o.dryRun && o.output == "" {

@@ -40,14 +40,19 @@ func TestBlockedOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	pipe := filepath.Join(dir, "pipe")
-	if err := unix.Mkfifo(pipe, 0o600); err != nil {
-		t.Fatal(err)
+	for _, path := range []string{pipe, pipe + ".c"} {
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	encrypted := filepath.Join(dir, "enc.pem")
 	testmod.Run(t, testmod.Program(t, "openssl", "openssl"), "pkcs8", "-topk8", "-in", key, "-passout", "pass:"+passphrase, "-out", encrypted)
 	if err := os.Chmod(encrypted, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	manifest, list, newKey := filepath.Join(dir, "manifest"), filepath.Join(dir, "list"), filepath.Join(dir, "new-key.pem")
+	testmod.Run(t, "modsign", "digest", "-o", manifest, tree)
+	testmod.Run(t, "modsign", "hashlist", "build", "--release", "6", "-o", list, tree)
 	before := snapshot(t, tree)
 	for _, args := range [][]string{
 		{"sign", "--key", pipe, tree},
@@ -66,6 +71,15 @@ func TestBlockedOpen(t *testing.T) {
 		{"hashlist", "check", cert, "--keyring", pipe},
 		{"hashlist", "diff", pipe, pipe},
 		{"agent", "receipt", pipe},
+		// And of everything that is written, while nobody reads: nothing is written then.
+		{"digest", "-o", pipe, tree},
+		{"sign-digests", "-k", key, "-c", cert, "-o", pipe, manifest},
+		{"keygen", "-t", "ecdsa:p256", "-o", newKey, "--cert-out", pipe},
+		{"sign", "--one-time", "--key-type", "ecdsa:p256", "--cert-out", pipe, tree},
+		{"hashlist", "build", "--release", "6", "-q", "-o", pipe, tree},
+		{"hashlist", "build", "--release", "6", "-q", "--section", pipe, "-o", newKey, tree},
+		{"hashlist", "build", "--release", "6", "-q", "--section", newKey, "--source", pipe + ".c", tree},
+		{"hashlist", "sign", list, "-k", key, "-c", cert, "-o", pipe},
 		{"sign-file", "sha256", pipe, cert, filepath.Join(tree, "hello.ko")},
 		{"sign-file", "-s", pipe, "sha256", cert, filepath.Join(tree, "hello.ko")},
 	} {
@@ -105,6 +119,9 @@ func TestBlockedOpen(t *testing.T) {
 				t.Errorf("%v: exit code %d, %q", args, code, stderr.String())
 			}
 		})
+	}
+	if _, err := os.Lstat(newKey); err == nil {
+		t.Error("a run that wrote to no pipe has left a file")
 	}
 	for _, d := range differences(snapshot(t, tree), before) {
 		t.Error(d)

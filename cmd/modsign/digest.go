@@ -131,10 +131,11 @@ type written interface {
 
 // writeResult writes a result whole, to stdout or to a file.
 func writeResult(u *ui, file string, result written) error {
-	u.begin()
 	if file != "" {
+		u.beginAt(file)
 		return result.WriteFile(file)
 	}
+	u.begin()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.erase()

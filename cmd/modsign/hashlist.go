@@ -349,33 +349,45 @@ func (o *hashlistBuildOptions) writesList() bool {
 	return o.output != "" || o.section == "" && o.source == "" && !o.proofs && !o.append
 }
 
-// write writes all that was asked for but the proofs that are appended.
+// write writes all that was asked for but the proofs that are appended. What goes
+// into pipes comes first: until somebody reads them, nothing is written.
 func (o *hashlistBuildOptions) write(u *ui, tree *hashedTree, h *moduleHashes) error {
 	e := h.embedded()
-	u.begin()
+	type output struct {
+		path  string
+		write func(path string) error
+	}
+	var outputs []output
 	if o.section != "" {
 		order, err := byteOrder(tree)
 		if err != nil {
 			return err
 		}
-		if err := e.WriteSection(o.section, order); err != nil {
-			return err
-		}
+		outputs = append(outputs, output{o.section, func(path string) error { return e.WriteSection(path, order) }})
 	}
 	if o.source != "" {
-		if err := e.WriteSource(o.source); err != nil {
-			return err
-		}
+		outputs = append(outputs, output{o.source, e.WriteSource})
 	}
 	if o.proofs {
-		if err := hashlist.NewProofs(h.names, h.leaves).Write(tree.dir); err != nil {
-			return err
+		outputs = append(outputs, output{"", func(string) error {
+			return hashlist.NewProofs(h.names, h.leaves).Write(tree.dir)
+		}})
+	}
+	if o.writesList() {
+		outputs = append(outputs, output{o.output, func(path string) error { return writeResult(u, path, h.list) }})
+	}
+	for _, first := range []bool{true, false} {
+		for _, out := range outputs {
+			if isIrregular(out.path) != first {
+				continue
+			}
+			u.beginAt(out.path)
+			if err := out.write(out.path); err != nil {
+				return err
+			}
 		}
 	}
-	if !o.writesList() {
-		return nil
-	}
-	return writeResult(u, o.output, h.list)
+	return nil
 }
 
 // byteOrder is that of the kernel, which is that of its modules.

@@ -91,7 +91,7 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 	if err != nil {
 		return err
 	}
-	u.begin()
+	u.beginAt(output)
 	if err := atomicfile.WriteOutput(output, signature, true); err != nil {
 		return err
 	}

@@ -13,8 +13,11 @@ var isProgram bool
 // from its first instruction. It costs a few milliseconds, and so is for commands that
 // make a key which is nowhere else, and is called before they do anything. What the
 // system does not have, the key agent says of itself.
-func hideFromStart() {
-	if isProgram {
-		_ = keygen.Hide(os.Args, os.Environ())
+func hideFromStart(u *ui) {
+	// A signal between here and the new program must not go with the old one.
+	if !isProgram || u.signals.stop() {
+		return
 	}
+	_ = keygen.Hide(os.Args, os.Environ())
+	u.signals.start()
 }

@@ -467,7 +467,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
+	signer, err := newSigner(pair, path, hash, false)
 	return signer, signedWith(pair, hash), err
 }
 

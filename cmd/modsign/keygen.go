@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"strings"
@@ -69,21 +70,45 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	var pipe *os.File
+	if isIrregular(o.certOut) {
+		// Before the key is written: a run that waits in vain for somebody to read
+		// the pipe leaves none.
+		if pipe, err = os.OpenFile(o.certOut, os.O_WRONLY, 0); err != nil {
+			return err
+		}
+		defer pipe.Close()
+	}
 	u.begin()
 	if err := pair.WriteFile(o.output); err != nil {
 		return err
 	}
-	if o.certOut != "" {
-		encoding := keygen.DER
-		if strings.HasSuffix(o.certOut, ".pem") || strings.HasSuffix(o.certOut, ".crt") {
-			encoding = keygen.PEM
-		}
-		if err := pair.WriteCertificate(o.certOut, encoding); err != nil {
-			return err
-		}
+	if err := o.writeCert(pair, pipe); err != nil {
+		return err
 	}
 	u.say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
 	return nil
+}
+
+// writeCert writes the certificate alone where that was asked for: to a pipe that is
+// open, or to a file.
+func (o *keygenOptions) writeCert(pair *keygen.Pair, pipe *os.File) error {
+	encoding := keygen.DER
+	if strings.HasSuffix(o.certOut, ".pem") || strings.HasSuffix(o.certOut, ".crt") {
+		encoding = keygen.PEM
+	}
+	switch {
+	case o.certOut == "":
+		return nil
+	case pipe == nil:
+		return pair.WriteCertificate(o.certOut, encoding)
+	}
+	data := pair.Certificate.Raw
+	if encoding == keygen.PEM {
+		data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: data})
+	}
+	_, err := pipe.Write(data)
+	return err
 }
 
 // template is the profile that configuration and flags make together.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/sign"
 )
 
 // keyOptions say where the private key is.
@@ -26,6 +28,8 @@ type keyOptions struct {
 	cert           string
 	passphraseFile string
 	allowInsecure  bool
+
+	notes []string // what load has said
 }
 
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
@@ -40,7 +44,10 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
-		Note:          func(note string) { u.note("%s: %s", o.key, note) },
+		Note: func(note string) {
+			o.notes = append(o.notes, note)
+			u.note("%s", note)
+		},
 	})
 	return pair, nameInsecureFlag(err)
 }
@@ -54,11 +61,31 @@ func nameInsecureFlag(err error) error {
 	return err
 }
 
+// newSigner returns what signs with a key and its certificate. Its errors are about
+// the certificate, of which the file is given.
+func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, keyID)
+	if err != nil && certFile != "" {
+		return nil, fmt.Errorf("%s: %w", certFile, err)
+	}
+	return signer, err
+}
+
+// hintFor adds what to do about the file of a certificate, where something can be
+// done.
+func hintFor(path string, err error) error {
+	if e, ok := errors.AsType[*keyfile.HintError](err); ok && e.Hint != "" {
+		return withHint(err, "%s", strings.ReplaceAll(e.Hint, "FILE", quote(path)))
+	}
+	return err
+}
+
 // certFile is the file of the certificate.
 func (o *keyOptions) certFile() string { return cmp.Or(o.cert, o.key) }
 
 // refuseUnloadable refuses a certificate with which no kernel will verify what is
-// signed, for the modules of one that is installed.
+// signed, for the modules of one that is installed: it can be enrolled nowhere, and
+// the next run may skip the modules because they are signed.
 func refuseUnloadable(path string, cert *x509.Certificate) error {
 	if err := cms.Loadable(cert.Raw); err != nil {
 		return withHint(fmt.Errorf("%s: no kernel loads this certificate: %w", path, err), "modsign keygen makes one that kernels load")
@@ -67,11 +94,16 @@ func refuseUnloadable(path string, cert *x509.Certificate) error {
 }
 
 // warnUnloadable says that no kernel will verify what is signed with a certificate.
-// To sign with it is no error: sign-file does, and the kernel may be another one.
-func warnUnloadable(u *ui, path string, cert *x509.Certificate) {
-	if err := cms.Loadable(cert.Raw); err != nil {
-		u.note("warning: %s: no kernel loads this certificate: %v", path, err)
+// To sign with it is no error: sign-file does, and the kernel may be another one. It
+// returns what it says, for the summary in JSON.
+func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
+	err := cms.Loadable(cert.Raw)
+	if err == nil {
+		return nil
 	}
+	warning := fmt.Sprintf("warning: %s: no kernel loads this certificate: %v", path, err)
+	u.note("%s", warning)
+	return []string{warning}
 }
 
 // passphrase is asked for when a key turns out to need one.

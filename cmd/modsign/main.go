@@ -11,10 +11,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -85,24 +83,17 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
-		if !signal.Ignored(s) { // as nohup and a shell's & leave them
-			signal.Notify(signals, s)
-		}
-	}
-	defer signal.Stop(signals)
 	u := newUI(stdin, stdout, stderr)
-	go func() {
-		<-signals
-		// The second one ends the program at once, as if nobody listened.
-		signal.Stop(signals)
+	u.signals = &listener{interrupt: func() {
 		cancel(errInterrupted)
-		u.interrupted()
-	}()
+		go u.interrupted()
+	}}
+	u.signals.start()
+	defer u.signals.stop()
 
 	root := newRootCommand(u)
 	root.SetArgs(args[1:])
+	root.SetFlagErrorFunc(flagError(args[1:]))
 	root.SetIn(stdin)
 	root.SetOut(u.stdout)
 	root.SetErr(stderr)
@@ -142,7 +133,6 @@ kernel will take them.
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &failure{code: exitUsage, err: err} })
 	root.SetHelpTemplate("{{with (or .Long .Short)}}{{.}}{{end}}\n\n{{.UsageString}}\n" +
 		`{{with .Annotations.exit}}{{.}}{{else}}` + exitStatusHelp() + "{{end}}\n")
 	return root

@@ -27,6 +27,20 @@ func noSuchCommand(cmd *cobra.Command, words []string) error {
 	return err
 }
 
+// flagError returns what a flag that is wrong in these arguments ends with. Behind a
+// word that is no command every flag is unknown, and the word is what is wrong.
+func flagError(args []string) func(*cobra.Command, error) error {
+	return func(cmd *cobra.Command, err error) error {
+		if cmd.HasSubCommands() {
+			_, words, _ := cmd.Root().Find(args)
+			if len(words) > 0 && !strings.HasPrefix(words[0], "-") {
+				return noSuchCommand(cmd, words)
+			}
+		}
+		return &failure{code: exitUsage, err: err}
+	}
+}
+
 // nearestCommand returns the command that a misspelled word may have meant, empty if
 // none is like it.
 func nearestCommand(cmd *cobra.Command, word string) string {

@@ -54,6 +54,10 @@ name, links to it in the tree get the new name, too.
 With --one-time nothing has to be configured: a key is made, used and dropped,
 and only its certificate is kept.
 
+With --installed, the kernel must have the certificate built in. --force-untrusted
+is for one that is enrolled by other means, as a key of the machine's owner; one
+that no kernel loads is refused all the same.
+
 What the installation of a kernel for a distribution takes can be done on the
 way, in the one order that is right: old signature off, debug information out,
 sign, compress.`,
@@ -72,7 +76,7 @@ sign, compress.`,
 	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: the `TYPE` of key, as in keygen --type (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	o.addFlags(flags, u)
-	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although the kernel has not this certificate built in")
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: sign although this certificate is not built into the kernel")
 	return cmd
 }
 
@@ -90,7 +94,7 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 // and the key before anything is written.
 func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if o.oneTime {
-		hideFromStart()
+		hideFromStart(u)
 	}
 	options, err := o.options()
 	if err != nil {
@@ -125,16 +129,18 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	if kernel != nil && !o.forceUntrusted {
+	if kernel != nil {
 		if err := refuseUnloadable(o.certFile(), pair.Certificate); err != nil {
 			return err
 		}
+	}
+	if kernel != nil && !o.forceUntrusted {
 		if err := kernel.guard(pair.Certificate.Raw); err != nil {
 			return err
 		}
 	}
-	warnUnloadable(u, o.certFile(), pair.Certificate)
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
+	said := warnUnloadable(u, o.certFile(), pair.Certificate)
+	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
 	}
@@ -147,7 +153,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	w := work{ui: u, verb: "signing", options: options}
-	w.how = signedWith(pair, hash)
+	w.how, w.said = signedWith(pair, hash), append(o.notes, said...)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -161,7 +167,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 			return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
 				"choose another name with --cert-out, or sign all anew without --existing=skip")
 		}
-		u.begin()
+		u.beginAt(cert.path)
 		if err := cert.write(ctx, pair); err != nil {
 			return err
 		}

@@ -62,7 +62,7 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	}
 	warnUnloadable(u, o.certFile(), pair.Certificate)
 	hash := m[0].Hash
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, o.keyID)
+	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ encrypted needs its passphrase in KBUILD_SIGN_PIN.
 It has this manner under every name that begins or ends with sign-file, and as
 kmodsign.
 
-It differs from the kernel's in five things:
+It differs from the kernel's in six things:
   - a signature that is there is replaced, where the kernel's signs it as a part
     of the module
   - a <dest> that is the module under another name is signed in place, where the
@@ -43,7 +43,13 @@ It differs from the kernel's in five things:
     they lead to stay the same module. To sign a copy, give a <dest>
   - a private key that others can read is warned of, once for all that one build
     or other job signs with it
-  - what is wrong is said in one line, where the kernel's shows OpenSSL's errors`
+  - what is wrong is said in one line, where the kernel's shows OpenSSL's errors
+  - some keys and certificates are refused with which the kernel's signs:
+    RSA keys of other sizes than 1024, 1536, 2048, 3072 and 4096 bits, RSA-PSS,
+    DSA, elliptic curves other than P-256, P-384 and P-521 (P-192, P-224,
+    secp256k1, Brainpool) or with explicit parameters, keys encrypted with
+    Camellia or ARIA, and certificates with an empty issuer; and hashes that
+    no kernel verifies, such as md5`
 
 // signFileExit is the end of its help: the exit codes are the kernel's.
 const signFileExit = `Exit status:
@@ -166,7 +172,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, a.keyID)
+	signer, err := newSigner(pair, certPath, hash, a.keyID)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -106,9 +107,10 @@ type work struct {
 	start   time.Time
 	options sign.Options
 	summary sign.Summary
-	cert    string // where a one-time certificate was written
-	foreign bool   // the owner of a module could not be kept
-	how     string // "with rsa:4096 and sha512, as ..."
+	cert    string   // where a one-time certificate was written
+	foreign bool     // the owner of a module could not be kept
+	said    []string // before the work began, for the summary in JSON
+	how     string   // "with rsa:4096 and sha512, as ..."
 	stale   staleIndexes
 }
 
@@ -128,7 +130,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 			Failed: summary.Failed, Replaced: summary.Replaced, Stacked: summary.Stacked, Elsewhere: summary.Elsewhere,
 			Debug: summary.Debug, DebugBytes: summary.DebugBytes, DebugFiles: summary.DebugFiles, ByProgram: summary.ByProgram,
 			Bytes: summary.Bytes, Seconds: summary.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert,
-			Links: summary.Links.Found, Relinked: summary.Links.Renamed, Behind: summary.Links.Behind, Irregular: summary.Links.Irregular, Notes: w.notes(summary),
+			Links: summary.Links.Found, Relinked: summary.Links.Renamed, Behind: summary.Links.Behind, Irregular: summary.Links.Irregular, Notes: append(slices.Clip(w.said), w.notes(summary)...),
 		})
 	}
 	w.ui.note("%s", w.sentence(summary))

@@ -33,11 +33,12 @@ import (
 
 // ui is where all output goes.
 type ui struct {
-	stdin  io.Reader
-	stdout *bufio.Writer
-	stderr io.Writer
-	json   bool
-	quiet  bool
+	signals *listener
+	stdin   io.Reader
+	stdout  *bufio.Writer
+	stderr  io.Writer
+	json    bool
+	quiet   bool
 
 	begun atomic.Bool // see begin
 	ended sync.Mutex  // held from exit on: one end is said

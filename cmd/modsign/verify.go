@@ -140,7 +140,7 @@ func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 		}
 		for _, path := range o.certs {
 			if err := keys.AddFile(path); err != nil {
-				return nil, err
+				return nil, hintFor(path, err)
 			}
 		}
 		return keys, nil

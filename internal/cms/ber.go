@@ -47,6 +47,8 @@ type decoder struct {
 	frames [10]frame // the grammars here need nine
 	depth  int
 
+	anyLength bool // lengths may have as many octets as OpenSSL takes; the kernel takes two
+
 	notDER bool // a length was not written the shortest way, or a tag not as DER has it
 }
 
@@ -142,7 +144,7 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 		indefinite, d.notDER = true, true
 	case length > 0x80:
 		octets := length - 0x80
-		if octets > 2 {
+		if octets > 2 && !d.anyLength {
 			return d.broken(at, "length of %d octets", octets)
 		}
 		if d.end-d.pos < octets {
@@ -150,6 +152,9 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 		}
 		length = 0
 		for range octets {
+			if length > len(d.data) {
+				return d.broken(at, "element of more bytes than are left")
+			}
 			length = length<<8 | int(d.data[d.pos])
 			d.pos++
 		}

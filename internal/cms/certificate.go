@@ -137,10 +137,10 @@ func ParseCertificate(der []byte) (*Certificate, error) {
 }
 
 // ParseCertificates reads one certificate after the other, each as
-// [ParseCertificate] does, up to the end of der.
+// [ParseCertificate] does, up to the end of der or to the zero bytes that fill it up.
 func ParseCertificates(der []byte) ([]*Certificate, error) {
 	var certs []*Certificate
-	for rest := der; len(rest) > 0; {
+	for rest := der; len(bytes.TrimLeft(rest, "\x00")) > 0; {
 		c, err := ParseCertificate(rest[:min(len(rest), MaxSize)])
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d at offset %d: %w", len(certs)+1, len(der)-len(rest), err)

@@ -19,7 +19,7 @@ import (
 func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signature []byte) ([]byte, error) {
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", keyAlgorithm(cert))
+		return nil, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", KeyAlgorithm(cert))
 	}
 	s, err := NewSigner(madeAlready{public, signature}, cert, h, useKeyID)
 	if err != nil {
@@ -51,7 +51,7 @@ func (k madeAlready) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) 
 func RSAHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return 0, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", keyAlgorithm(cert))
+		return 0, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", KeyAlgorithm(cert))
 	}
 	if len(signature) != public.Size() {
 		return 0, fmt.Errorf("%d bytes: an RSA signature by the certificate's key has %d", len(signature), public.Size())

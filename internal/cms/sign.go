@@ -63,7 +63,7 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 			return nil, fmt.Errorf("elliptic curve %s: the kernel verifies P-256, P-384 and P-521", c.Params().Name)
 		}
 	default:
-		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA", keyAlgorithm(cert))
+		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA", KeyAlgorithm(cert))
 	}
 	if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
 		return nil, errors.New("private key does not match certificate")
@@ -78,9 +78,12 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 		if err != nil {
 			return nil, err
 		}
+		if len(cert.RawIssuer) == 2 {
+			return nil, errors.New("certificate's issuer is empty: no kernel loads such a certificate, or reads a signature that names it")
+		}
 		s.version, s.sid = 1, serialIdentifier(cert.RawIssuer, serial)
 	}
-	// An empty issuer, or one that fills the message: sign-file writes it all the same.
+	// An issuer that fills the message: sign-file writes it all the same.
 	longest := make([]byte, 4096/8)
 	if _, err := Parse(encode(s.version, s.digest, s.sid, s.algorithm, longest)); err != nil {
 		return nil, fmt.Errorf("the kernel could not read a signature with this certificate's identifier: %w", err)

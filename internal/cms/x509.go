@@ -13,7 +13,8 @@ import (
 	"math/big"
 )
 
-// ParseX509 parses the certificate of a signer. Where crypto/x509 refuses what the
+// ParseX509 parses the certificate of a signer. What follows it is ignored, as
+// sign-file does, and is not in Raw. Where crypto/x509 refuses what the
 // kernel or its sign-file would take (a negative serial number, for one), it
 // returns a certificate with what a signature needs of it, and nothing else: Raw,
 // RawTBSCertificate, RawIssuer, RawSubject, RawSubjectPublicKeyInfo, Issuer,
@@ -22,12 +23,15 @@ import (
 //
 // Whether a kernel would load the certificate is for [Loadable] to say.
 func ParseX509(der []byte) (*x509.Certificate, error) {
-	cert, err := x509.ParseCertificate(der)
-	if err == nil {
-		return cert, nil
-	}
 	o, broken := readOutline(der)
-	if broken != nil {
+	if broken == nil {
+		der = o.raw
+	}
+	cert, err := x509.ParseCertificate(der)
+	switch {
+	case err == nil:
+		return cert, nil
+	case broken != nil:
 		return nil, err // the better known words
 	}
 	return o.certificate(), nil
@@ -53,14 +57,13 @@ type outline struct {
 	serial, keyID                  []byte
 }
 
-// readOutline reads a certificate's structure, and of its values only those that
-// are wanted: they are not judged.
+// readOutline reads the structure of the certificate with which der begins, and of
+// its values only those that are wanted: they are not judged. Sizes, lengths and
+// an empty list of extensions may be what OpenSSL takes and the kernel does not.
 func readOutline(der []byte) (*outline, error) {
-	if len(der) > MaxSize {
-		return nil, tooLarge(len(der))
-	}
 	d := newDecoder(der)
-	o := &outline{raw: der}
+	d.anyLength = true
+	o := &outline{}
 	whole := func() []byte { // a SEQUENCE that is not looked into
 		d.needAny()
 		if d.err == nil && d.tag|tagConstructed != tagSequence {
@@ -85,7 +88,7 @@ func readOutline(der []byte) (*outline, error) {
 	d.maybe(primitive0 + 2)
 	if d.maybe(constructed0 + 3) {
 		d.need(tagSequence)
-		for more := true; more; more = d.again() {
+		for d.again() {
 			o.extension(&d)
 		}
 		d.leave()
@@ -97,10 +100,11 @@ func readOutline(der []byte) (*outline, error) {
 	whole() // signatureAlgorithm
 	d.need(tagBitString)
 	d.leave()
-	if d.err == nil && d.pos != len(der) {
-		d.broken(d.pos, "%d bytes too many", len(der)-d.pos)
+	if d.err != nil {
+		return nil, d.err
 	}
-	return o, d.err
+	o.raw = d.element()
+	return o, nil
 }
 
 // extension takes an extension, and notes the subject key identifier.
@@ -210,9 +214,9 @@ func rawSerial(cert *x509.Certificate) ([]byte, error) {
 	return o.serial, nil
 }
 
-// keyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
+// KeyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
 // know.
-func keyAlgorithm(cert *x509.Certificate) string {
+func KeyAlgorithm(cert *x509.Certificate) string {
 	d := newDecoder(cert.RawSubjectPublicKeyInfo)
 	d.need(tagSequence)
 	d.need(tagSequence)

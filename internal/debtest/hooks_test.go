@@ -174,16 +174,16 @@ func kernelHash(t testing.TB, config string) string {
 func TestHooksConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ line, want string }{
-		{"sing=yes", "line 2: there is no setting sing"},
-		{"sign=true", "line 2: sign=true: yes or no is needed"},
+		{"sing=yes", "line 2: no setting has this name"},
+		{"sign=true", "line 2: sign: yes or no is needed"},
 		{`key="/etc/key.pem"`, "line 2: key: the value stands without quotes"},
-		{"key=key.pem", "line 2: key=key.pem: the full path of a file is needed"},
-		{"on_failure=ignore", "line 2: on_failure=ignore: warn or fail is needed"},
+		{"key=key.pem", "line 2: key: the full path of a file is needed"},
+		{"on_failure=ignore", "line 2: on_failure: warn or fail is needed"},
 		{"sign", "line 2: not NAME=VALUE"},
 		{"touch RAN", "line 2: not NAME=VALUE"},
-		{"hash=$(touch RAN)", "--hash"},
+		{"hash=$(touch RAN)", "line 2: hash: the name of a hash is needed"},
 		{"key=/$(touch RAN)`touch RAN`; touch RAN", "touch RAN"},
-		{"*=*", "line 2: there is no setting *"},
+		{"*=*", "line 2: no setting has this name"},
 	} {
 		t.Run(test.line, func(t *testing.T) {
 			t.Parallel()
@@ -459,7 +459,7 @@ func TestSignFile(t *testing.T) {
 		sign("KBUILD_SIGN_PIN=" + secret).silent(t)
 		write(t, conf, 0o644, "passphrase_file=/etc/modsign/passphrase\n")
 		sign().want(t, 1, file)
-		for content, code := range map[string]int{secret: 0, secret + "\n": 0, secret + "\r\nmore\n": 0, "": 1, "\n" + secret: 1, "wrong\n": 1} {
+		for content, code := range map[string]int{secret: 0, secret + "\n": 0, secret + "\r\nmore\n": 0, "\ufeff" + secret + "\r\n": 0, "\ufeff\n" + secret: 1, "-----BEGIN PRIVATE KEY-----\n": 1, "": 1, "\n" + secret: 1, "wrong\n": 1} {
 			write(t, file, 0o600, content)
 			if r := sign(); r.code != code || code == 0 && r.output != "" || code != 0 && r.output == "" {
 				t.Errorf("passphrase file %q: exit code %d:\n%s", content, r.code, r.output)
@@ -467,7 +467,7 @@ func TestSignFile(t *testing.T) {
 		}
 		sign("KBUILD_SIGN_PIN=" + secret).silent(t) // which goes before the configured one
 		write(t, conf, 0o644, "passphrase_file=relative\n")
-		sign().want(t, 1, "line 1: passphrase_file=relative")
+		sign().want(t, 1, "line 1: passphrase_file: the full path")
 
 		// No argument of any process holds it.
 		write(t, conf, 0o644, "passphrase_file=/etc/modsign/passphrase\n")

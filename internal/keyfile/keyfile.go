@@ -14,6 +14,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -51,6 +52,10 @@ func ReadFrom(r io.Reader) ([]byte, error) {
 // TrimBOM takes off the byte order mark of UTF-8, with which no DER and no
 // OpenPGP packet begins.
 func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) }
+
+// IsPadding reports whether what follows a certificate in DER is nothing, or zero
+// bytes that fill the file up.
+func IsPadding(rest []byte) bool { return len(bytes.TrimLeft(rest, "\x00")) == 0 }
 
 // Block is a PEM block that is not decoded yet. encoding/pem passes over a block
 // that is damaged and takes the next: of several keys, that may be another one
@@ -113,14 +118,37 @@ func (b Block) IsCertificate() bool {
 	return b.Kind == "CERTIFICATE" || b.Kind == "X509 CERTIFICATE"
 }
 
-// Decode decodes the block.
+// A HintError is an error with what to do about it, in which FILE stands for the
+// file.
+type HintError struct {
+	Err  error
+	Hint string // may be empty
+}
+
+func (e *HintError) Error() string { return e.Err.Error() }
+func (e *HintError) Unwrap() error { return e.Err }
+
+// Trusted is the label of a certificate in a form of OpenSSL's own, and TrustedHint
+// makes one of it that others take.
+const (
+	Trusted     = "TRUSTED CERTIFICATE"
+	TrustedHint = "openssl x509 -in FILE -out CERT.pem"
+)
+
+// Decode decodes the block. The error is a *HintError where something can be done.
 func (b Block) Decode() (*pem.Block, error) {
 	block, _ := pem.Decode(b.text)
+	if block == nil && endJoined.Match(b.text) {
+		return nil, &HintError{fmt.Errorf("PEM block %s at line %d has lost the line break before its END", b.Label(), b.Line),
+			`sed -i -E 's/([^-])(-----END )/\1\n\2/' FILE`}
+	}
 	if block == nil {
 		return nil, fmt.Errorf("PEM block %s at line %d is damaged or cut off", b.Label(), b.Line)
 	}
 	return block, nil
 }
+
+var endJoined = regexp.MustCompile(`[A-Za-z0-9+/=] *-----END [A-Z0-9 ]+-----`)
 
 // The labels of RFC 7468 and of OpenSSL's, OpenSSH's and GnuPG's own.
 var labels = []string{
@@ -144,8 +172,14 @@ func (b Block) Label() string {
 // it has them, and a command that brings them back, in which FILE stands for the
 // file. Both are empty if that is not what is wrong.
 func Mangled(data []byte) (what, hint string) {
+	const utf16 = "text in UTF-16, and PEM is ASCII"
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
-		return "text in UTF-16, and PEM is ASCII", "iconv -f UTF-16 -t ASCII FILE -o KEY.pem"
+		return utf16, "(umask 077; iconv -f UTF-16 -t ASCII FILE -o KEY.pem)"
+	}
+	for order, separator := range map[string]string{"LE": "-\x00", "BE": "\x00-"} {
+		if bytes.HasPrefix(data, []byte(strings.Repeat(separator, 5))) {
+			return utf16, "(umask 077; iconv -f UTF-16" + order + " -t ASCII FILE -o KEY.pem)"
+		}
 	}
 	for line := range bytes.Lines(data) {
 		if _, ok := boundary(line, beginning); ok {
@@ -166,9 +200,11 @@ func mangled(before, rest []byte) (what, hint string) {
 	tail = bytes.TrimRight(tail, " \t\r\n")
 	switch {
 	case len(before) > 0 && len(tail) == 0:
-		return "PEM with something before a BEGIN", `where that is spaces: sed -i 's/^[ \t]*//' FILE`
+		return "PEM with something before a BEGIN", `where that is spaces or quotes: sed -i -E 's/^.*(-----BEGIN )/\1/; s/^[ \t]+//; s/(-----END [A-Z0-9 ]+-----).*/\1/' FILE`
 	case bytes.HasPrefix(tail, []byte(`\n`)), bytes.HasPrefix(tail, []byte(`\r`)):
-		return lost + `: they are written as \n`, `sed -i 's/\\r//g; s/\\n/\n/g' FILE`
+		return lost + `: they are written as \n`, `sed -i -E 's/\\r//g; s/\\n/\n/g; s,\\/,/,g; s/(-----END [A-Z0-9 ]+-----)/\1\n/g; s/[^\n]*(-----BEGIN )/\1/g' FILE`
+	case bytes.HasPrefix(tail, []byte("\x00")):
+		return lost + ": zero bytes stand for them", `sed -i 's/\x00/\n/g' FILE`
 	case bytes.HasPrefix(tail, []byte("\r")):
 		return lost + ": carriage returns stand for them", `sed -i 's/\r/\n/g' FILE`
 	case bytes.Contains(tail, []byte("DEK-Info:")):
