@@ -1,6 +1,7 @@
 package keygen
 
 import (
+	"bytes"
 	"crypto"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -266,10 +268,29 @@ func TestAgentStopped(t *testing.T) {
 	if err := syscall.Kill(run.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	awaitStopped(t, run.pid)
 	_, err := agent.Status()
 	if err == nil || !strings.Contains(err.Error(), "does not answer: nothing came within ") {
 		t.Errorf("error is %v", err)
 	}
+}
+
+// awaitStopped waits until all threads of a process have seen SIGSTOP.
+func awaitStopped(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("process %d has no threads: %v", pid, err)
+		}
+		if !slices.ContainsFunc(threads, func(path string) bool {
+			status, err := os.ReadFile(path)
+			return err == nil && !bytes.Contains(status, []byte("\nState:\tT"))
+		}) {
+			return
+		}
+	}
+	t.Fatalf("process %d does not stop", pid)
 }
 
 // TestAgentNotHidden has a system that executes nothing from a memfd: the agent works,
