@@ -41,7 +41,7 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return &Dir{fd, path}, nil
+	return &Dir{fd, filepath.Clean(path)}, nil
 }
 
 // OpenReal opens the directory at an absolute path that holds no symbolic link, as
@@ -65,7 +65,20 @@ func (d *Dir) Close() error { return unix.Close(d.fd) }
 
 // Path is the path of a name in the directory, for people: the directory may have
 // moved since it was opened.
-func (d *Dir) Path(name string) string { return filepath.Join(d.path, name) }
+func (d *Dir) Path(name string) string { return join(d.path, name) }
+
+// join is filepath.Join for clean paths, and cheaper: it is called for every module.
+func join(dir, name string) string {
+	switch {
+	case name == "" || name == ".":
+		return dir
+	case dir == ".":
+		return name
+	case dir == "/":
+		return dir + name
+	}
+	return dir + "/" + name
+}
 
 func (d *Dir) failed(op, name string, err error) error {
 	if err == nil {
