@@ -86,8 +86,12 @@ func isIrregular(path string) bool {
 // does not do so itself.
 func (u *ui) interrupted() {
 	time.Sleep(interruptGrace)
-	if !u.begun.Load() {
+	switch {
+	case u.begun.Load():
+	case u.parsed.Load():
 		os.Exit(u.exit(errInterrupted))
+	default: // how to say it, the command line does not tell yet
+		os.Exit(exitInterrupted)
 	}
 }
 

@@ -115,6 +115,7 @@ kernel will take them.
 		Args:          noSuchCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			u.parsed.Store(true)
 			if beginsAtOnce(cmd) {
 				u.begin()
 			}

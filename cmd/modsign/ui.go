@@ -40,8 +40,9 @@ type ui struct {
 	json    bool
 	quiet   bool
 
-	begun atomic.Bool // see begin
-	ended sync.Mutex  // held from exit on: one end is said
+	begun  atomic.Bool // see begin
+	parsed atomic.Bool // the flags are: json and quiet can be read by other goroutines
+	ended  sync.Mutex  // held from exit on: one end is said
 
 	mu       sync.Mutex
 	terminal bool   // stderr is one
