@@ -205,7 +205,7 @@ make %[2]s clean
 `, u.jobs, o, allconfig, root)
 	// What processes of the name modsign open for writing. strace ends with the
 	// last process that it follows, the agent among them.
-	cmd := u.command(srctree, testmod.Program(t, "strace", "strace"), "-f", "--seccomp-bpf", "-Y", "-qq", "-e", "signal=none",
+	cmd := u.command(srctree, testmod.Program(t, "strace", "strace"), "-f", "--seccomp-bpf", "-Y", "-y", "-qq", "-e", "signal=none",
 		"-e", "trace=open,openat,openat2,creat,rename,renameat,renameat2,linkat", "-o", "|grep '<modsign>' >"+trace, "sh", "-c", script)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -470,16 +470,28 @@ func decompress(t testing.TB, path string) []byte {
 	return b
 }
 
-// Lines of strace, for the processes of the name modsign. A call that another one
-// interrupts has its arguments in the first of its two lines.
+// Lines of strace -Y -y, for the processes of the name modsign: a path is given by a
+// descriptor, behind which strace shows its directory, and a name. A call that another
+// one interrupts has its arguments in the first of its two lines.
+const tracedPath = `(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"`
+
 var (
-	opened  = regexp.MustCompile(`^\d+<modsign>\s+(?:open|creat|openat|openat2)\([^"]*"([^"]*)", (.*)`)
-	renamed = regexp.MustCompile(`^\d+<modsign>\s+(?:rename|renameat|renameat2|linkat)\([^"]*"([^"]*)", [^"]*"([^"]*)"`)
+	opened  = regexp.MustCompile(`^\d+<modsign>\s+(?:open|creat|openat|openat2)\(` + tracedPath + `, (.*)`)
+	renamed = regexp.MustCompile(`^\d+<modsign>\s+(?:rename|renameat|renameat2|linkat)\(` + tracedPath + `, ` + tracedPath)
+	locked  = regexp.MustCompile(`^(/run/modsign|/tmp/\.modsign-lock-\d+\.\d)/[0-9a-f-]+\.lock$`)
 )
 
+// traced is the path of a directory and a name.
+func traced(dir, name string) string {
+	if filepath.IsAbs(name) {
+		return filepath.Clean(name)
+	}
+	return filepath.Join(dir, name)
+}
+
 // checkTrace looks at every file that a process of modsign has opened for writing:
-// the certificate, the modules, the receipt, and what the hook itself keeps. All are
-// written under another name first.
+// the certificate, the modules, the receipt, locks, and what the hook itself keeps. All
+// but the locks are written under another name first.
 func checkTrace(t *testing.T, trace, objtree, root string, modules int) {
 	t.Helper()
 	text, err := os.ReadFile(trace)
@@ -489,18 +501,19 @@ func checkTrace(t *testing.T, trace, objtree, root string, modules int) {
 	final := make(map[string]string)
 	for line := range strings.Lines(string(text)) {
 		if m := renamed.FindStringSubmatch(line); m != nil {
-			final[m[1]] = m[2]
+			final[traced(m[1], m[2])] = traced(m[3], m[4])
 		}
 	}
 	count := make(map[string]int)
 	for line := range strings.Lines(string(text)) {
 		m := opened.FindStringSubmatch(line)
-		if m == nil || !strings.Contains(m[2], "O_WRONLY") && !strings.Contains(m[2], "O_RDWR") && !strings.Contains(m[2], "O_CREAT") {
+		if m == nil || !strings.Contains(m[3], "O_WRONLY") && !strings.Contains(m[3], "O_RDWR") && !strings.Contains(m[3], "O_CREAT") {
 			continue
 		}
-		path := cmp.Or(final[m[1]], m[1])
+		path := traced(m[1], m[2])
+		path = cmp.Or(final[path], path)
 		switch name := strings.TrimPrefix(path, objtree+"/"); {
-		case path == os.DevNull:
+		case path == os.DevNull || locked.MatchString(path):
 		case strings.HasPrefix(path, root+"/lib/modules/") && strings.Contains(filepath.Base(path), ".ko"):
 			count["modules"]++
 		case name == ".modsign/certificate.pem", name == ".modsign/unfinished", name == "scripts/sign-file":
