@@ -206,7 +206,7 @@ make %[2]s clean
 	// What processes of the name modsign open for writing. strace ends with the
 	// last process that it follows, the agent among them.
 	cmd := u.command(srctree, testmod.Program(t, "strace", "strace"), "-f", "--seccomp-bpf", "-Y", "-y", "-qq", "-e", "signal=none",
-		"-e", "trace=open,openat,openat2,creat,rename,renameat,renameat2,linkat", "-o", "|grep '<modsign>' >"+trace, "sh", "-c", script)
+		"-e", "trace=open,openat,openat2,creat,rename,renameat,renameat2,linkat", "-o", "|grep -E '<(modsign|[0-9]+)>' >"+trace, "sh", "-c", script)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -472,12 +472,14 @@ func decompress(t testing.TB, path string) []byte {
 
 // Lines of strace -Y -y, for the processes of the name modsign: a path is given by a
 // descriptor, behind which strace shows its directory, and a name. A call that another
-// one interrupts has its arguments in the first of its two lines.
+// one interrupts has its arguments in the first of its two lines. The process that
+// holds a one-time key executes itself from a descriptor, whose number strace takes for
+// its name.
 const tracedPath = `(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"`
 
 var (
-	opened  = regexp.MustCompile(`^\d+<modsign>\s+(?:open|creat|openat|openat2)\(` + tracedPath + `, (.*)`)
-	renamed = regexp.MustCompile(`^\d+<modsign>\s+(?:rename|renameat|renameat2|linkat)\(` + tracedPath + `, ` + tracedPath)
+	opened  = regexp.MustCompile(`^\d+<(?:modsign|\d+)>\s+(?:open|creat|openat|openat2)\(` + tracedPath + `, (.*)`)
+	renamed = regexp.MustCompile(`^\d+<(?:modsign|\d+)>\s+(?:rename|renameat|renameat2|linkat)\(` + tracedPath + `, ` + tracedPath)
 	locked  = regexp.MustCompile(`^(/run/modsign|/tmp/\.modsign-lock-\d+\.\d)/[0-9a-f-]+\.lock$`)
 )
 
