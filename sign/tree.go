@@ -247,10 +247,11 @@ func (t *Tree) chooseTargets() error {
 
 // newLock locks what a run writes and reads, and waits for it where that is wanted.
 func (s *Source) newLock(ctx context.Context, written, read []string) (*atomicfile.Lock, error) {
+	lock := func() (*atomicfile.Lock, error) { return atomicfile.NewLock(written, read) }
 	if s.Wait == nil {
-		return atomicfile.NewLock(written, read)
+		return lock()
 	}
-	return atomicfile.WaitLock(ctx, written, read, s.Wait)
+	return atomicfile.Wait(ctx, lock, s.Wait)
 }
 
 // elsewhere reports whether what is written is another tree.

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/cms"
@@ -70,17 +69,13 @@ func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
 }
 
 func (c *oneTimeCert) lockName(ctx context.Context, path string) (err error) {
-	for {
-		c.lock, err = atomicfile.LockName(path)
-		if _, locked := errors.AsType[*atomicfile.LockedError](err); !locked || !c.wait {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(100 * time.Millisecond):
-		}
+	lock := func() (*atomicfile.Lock, error) { return atomicfile.LockName(path) }
+	if c.wait {
+		c.lock, err = atomicfile.Wait(ctx, lock, nil)
+	} else {
+		c.lock, err = lock()
 	}
+	return err
 }
 
 // keep renames the certificate of an earlier run, and finds those that are kept

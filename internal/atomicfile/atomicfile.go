@@ -266,13 +266,3 @@ func (f *File) Abort() {
 	f.names = nil
 	f.Close()
 }
-
-// SyncFS waits until all that was written to the file system of dir is on disk.
-func SyncFS(dir string) error {
-	d, err := dirfd.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.SyncFS()
-}

@@ -93,11 +93,12 @@ func NewLock(written, read []string) (*Lock, error) {
 	return l, nil
 }
 
-// WaitLock is [NewLock], and waits for who holds a lock until the context ends. It
-// calls waiting, once, with the first holder.
-func WaitLock(ctx context.Context, written, read []string, waiting func(*LockedError)) (*Lock, error) {
+// Wait calls lock, which is [NewLock] or [LockName], until nobody else holds what it
+// locks or the context ends. It calls waiting, once, with the first holder; waiting may
+// be nil.
+func Wait(ctx context.Context, lock func() (*Lock, error), waiting func(*LockedError)) (*Lock, error) {
 	for first := true; ; first = false {
-		l, err := NewLock(written, read)
+		l, err := lock()
 		locked, ok := errors.AsType[*LockedError](err)
 		if !ok {
 			return l, err
