@@ -79,17 +79,22 @@ func jobFolder(runtimeDir string) (string, error) {
 	case !filepath.IsAbs(runtimeDir):
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("modsign-jobs-%d", os.Geteuid()))
 	}
+	return dir, ownFolder(dir)
+}
+
+// ownFolder makes the folder, or sees that nobody else can have put anything in it.
+func ownFolder(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+		return err
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
-		return "", err
+		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return "", fmt.Errorf("%s is not a folder that this user alone can write to", dir)
+		return fmt.Errorf("%s is not a folder that this user alone can write to", dir)
 	}
-	return dir, nil
+	return nil
 }
 
 // clearJobs removes the files of process groups that have ended, but for the group's
