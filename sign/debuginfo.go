@@ -309,12 +309,7 @@ func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string,
 }
 
 func (r *run) unsplit(ctx context.Context, at place, e module.Entry, dir string) (bool, error) {
-	opened, err := at.open()
-	if err != nil {
-		return false, nil
-	}
-	defer opened.Close()
-	m, err := module.OpenIn(ctx, opened, at.name(), r.limits)
+	m, err := at.read(ctx, r.limits)
 	if err != nil {
 		return false, context.Cause(ctx)
 	}

@@ -1,6 +1,7 @@
 package sign
 
 import (
+	"context"
 	"path/filepath"
 
 	"github.com/modsign/modsign/internal/dirfd"
@@ -60,6 +61,14 @@ func (p place) make() (*dirfd.Dir, error) {
 		return p.open()
 	}
 	return p.base.MakeDir(filepath.Dir(p.rel))
+}
+
+// read opens the module of the place for who does nothing but read it.
+func (p place) read(ctx context.Context, limits module.Limits) (*module.File, error) {
+	if p.base == nil {
+		return module.Open(ctx, p.rel, limits)
+	}
+	return module.OpenBelow(ctx, p.base, p.rel, limits)
 }
 
 // in calls f with the directory of the place, and the name there.

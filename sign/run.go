@@ -190,9 +190,14 @@ func (r *run) count(result Result) {
 
 func (r *run) module(ctx context.Context, j *job) Result {
 	var result Result
-	err := j.names[0].from.in(func(dir *dirfd.Dir, name string) error {
-		return r.work(ctx, source{dir, name}, j, &result)
-	})
+	var err error
+	if _, digests := r.signer.(digester); digests {
+		err = r.digest(ctx, j, &result)
+	} else {
+		err = j.names[0].from.in(func(dir *dirfd.Dir, name string) error {
+			return r.work(ctx, source{dir, name}, j, &result)
+		})
+	}
 	if err != nil {
 		return Result{Path: j.names[0].path, Action: Failed, Format: result.Format, Err: err}
 	}
@@ -216,28 +221,9 @@ func (r *run) work(ctx context.Context, src source, j *job, result *Result) erro
 		return err
 	}
 	defer m.Close()
-	result.Path, result.Format = j.names[0].path, m.Format
-
-	layers, err := module.Layers(m, m.Size)
+	layers, err := r.look(m, j, result)
 	if err != nil {
 		return err
-	}
-	result.Payload = module.PayloadSize(layers, m.Size)
-	if err := module.CheckELF(m, result.Payload); err != nil {
-		return err
-	}
-
-	if _, ok := r.signer.(digester); ok {
-		result.Action = Digested
-		content, err := r.body(ctx, m, j, result)
-		if err != nil {
-			return err
-		}
-		defer content.close()
-		if _, err := r.sign(io.Discard, content, j, result); err != nil {
-			return err
-		}
-		return m.Unchanged(src.dir, src.name)
 	}
 	switch {
 	case r.signer != nil && len(layers) > 0 && r.opts.Existing == Skip:
@@ -278,10 +264,42 @@ func (r *run) work(ctx context.Context, src source, j *job, result *Result) erro
 	return r.replace(ctx, src, m, content, j, result)
 }
 
+// look reads what a module is: its signatures, and how long it is without them.
+func (r *run) look(m *module.File, j *job, result *Result) ([]module.Layer, error) {
+	result.Path, result.Format = j.names[0].path, m.Format
+	layers, err := module.Layers(m, m.Size)
+	if err != nil {
+		return nil, err
+	}
+	result.Payload = module.PayloadSize(layers, m.Size)
+	return layers, module.CheckELF(m, result.Payload)
+}
+
+// digest hashes one module, and writes nothing.
+func (r *run) digest(ctx context.Context, j *job, result *Result) error {
+	m, err := j.names[0].from.read(ctx, r.limits)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if _, err := r.look(m, j, result); err != nil {
+		return err
+	}
+	result.Action = Digested
+	content, err := r.body(ctx, m, j, result)
+	if err != nil {
+		return err
+	}
+	defer content.close()
+	if _, err := r.sign(io.Discard, content, j, result); err != nil {
+		return err
+	}
+	return m.Untouched()
+}
+
 // encoderMemory is what the compressor holds for a module that is written, in bytes.
 func (r *run) encoderMemory(j *job) int64 {
-	_, digests := r.signer.(digester)
-	if digests || r.opts.DryRun || r.opts.Detached {
+	if r.opts.DryRun || r.opts.Detached {
 		return 0
 	}
 	return r.encoder.Memory(r.target(compress.FromName(j.names[0].path)))

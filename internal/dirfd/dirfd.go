@@ -100,27 +100,61 @@ func (d *Dir) OpenDir(rel string) (*Dir, error) {
 	if !filepath.IsLocal(rel) {
 		return nil, d.failed("open", rel, errors.New("not a path below this directory"))
 	}
-	if !noOpenat2.Load() {
-		fd, err := retry(func() (int, error) {
-			return unix.Openat2(d.fd, rel, &unix.OpenHow{
-				Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-				Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-			})
-		})
-		switch err {
-		case nil:
-			return &Dir{fd, d.Path(rel)}, nil
-		case unix.ENOSYS, unix.EPERM, unix.EAGAIN: // EAGAIN: something was renamed on the way
-			if err != unix.EAGAIN {
-				noOpenat2.Store(true)
-			}
-		case unix.ELOOP:
-			return nil, d.failed("open", d.firstLink(rel), ErrLink)
-		default:
-			return nil, d.failed("open", rel, err)
-		}
+	fd, err := d.beneath(rel, unix.O_PATH|unix.O_DIRECTORY)
+	switch err {
+	case nil:
+		return &Dir{fd, d.Path(rel)}, nil
+	case unix.ENOSYS:
+		return d.descend(rel, false)
 	}
-	return d.descend(rel, false)
+	return nil, d.beneathError(rel, err)
+}
+
+// OpenBelow opens a file below this directory for reading. It is [Dir.OpenDir] and
+// [Dir.Open] in one call of the system.
+func (d *Dir) OpenBelow(rel string) (*os.File, error) {
+	fd, err := d.beneath(rel, unix.O_RDONLY|unix.O_NONBLOCK)
+	switch err {
+	case nil:
+		return os.NewFile(uintptr(fd), d.Path(rel)), nil
+	case unix.ENOSYS:
+		dir, err := d.OpenDir(filepath.Dir(rel))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		return dir.Open(filepath.Base(rel), unix.O_RDONLY, 0)
+	}
+	return nil, d.beneathError(rel, err)
+}
+
+// beneath is openat2(2) without symbolic links. ENOSYS stands for all that another way
+// of opening may be free of.
+func (d *Dir) beneath(rel string, flags uint64) (int, error) {
+	if noOpenat2.Load() || !filepath.IsLocal(rel) {
+		return -1, unix.ENOSYS
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Openat2(d.fd, rel, &unix.OpenHow{
+			Flags:   flags | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+		})
+	})
+	switch err {
+	case unix.EAGAIN: // something was renamed on the way
+		err = unix.ENOSYS
+	case unix.ENOSYS, unix.EPERM:
+		noOpenat2.Store(true)
+		err = unix.ENOSYS
+	}
+	return fd, err
+}
+
+func (d *Dir) beneathError(rel string, err error) error {
+	if err == unix.ELOOP {
+		return d.failed("open", d.firstLink(rel), ErrLink)
+	}
+	return d.failed("open", rel, err)
 }
 
 // MakeDir is [Dir.OpenDir], and makes the directories that are not there, with mode
