@@ -1,23 +1,18 @@
 package hashlist
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/internal/ordered"
 )
 
 // Verdict is what a kernel with these hashes makes of a module.
@@ -177,7 +172,6 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 		return nil, err
 	}
 	entries := found.Entries
-	var mu sync.Mutex
 	summary := make(Summary)
 	missing := make(map[string]bool, len(r.names))
 	for _, name := range r.names {
@@ -194,27 +188,10 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 			opts.Result(result)
 		}
 	}
-	queue := ordered.New(report)
 	limits := module.SharedLimits(0)
-	var group errgroup.Group
-	group.SetLimit(cmp.Or(opts.Jobs, 2*runtime.GOMAXPROCS(0)))
-	for i, e := range entries {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			result := r.entry(ctx, e, limits)
-			if ctx.Err() == nil {
-				mu.Lock()
-				defer mu.Unlock()
-				queue.Put(i, result)
-			}
-			return nil
-		})
-	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return summary, context.Cause(ctx)
+	work := func(i int) Result { return r.entry(ctx, entries[i], limits) }
+	if err := batch.Map(ctx, len(entries), opts.Jobs, work, report); err != nil {
+		return summary, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(missing)) {
 		report(Result{Name: name, Verdict: Missing})

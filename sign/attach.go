@@ -18,13 +18,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 )
@@ -65,24 +63,16 @@ func refusals(errs []error) error {
 	return &RefusedError{errs}
 }
 
-// each does f for n things, as many at once as there are processors, and returns
-// what is refused in the order of the things.
+// each does f for n things in parallel, and returns what is refused in the order of
+// the things.
 func each(ctx context.Context, n int, f func(i int) error) error {
 	errs := make([]error, n)
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i := range n {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			errs[i] = f(i)
-			return nil
-		})
-	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	err := batch.Each(ctx, n, 0, func(i int) error {
+		errs[i] = f(i)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return refusals(errs)
 }

@@ -15,10 +15,10 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
@@ -285,18 +285,13 @@ func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string,
 	}
 	r := t.newRun(nil, &opts)
 	unsplit := make([]bool, len(t.entries))
-	var group errgroup.Group
-	group.SetLimit(opts.Jobs)
-	for i, e := range t.entries {
-		if e.Err != nil || ctx.Err() != nil {
-			continue
-		}
-		group.Go(func() (err error) {
+	err := batch.Each(ctx, len(t.entries), opts.Jobs, func(i int) (err error) {
+		if e := t.entries[i]; e.Err == nil {
 			unsplit[i], err = r.unsplit(ctx, t.bases.of(&e), e, dir)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	var paths []string
@@ -305,7 +300,7 @@ func (t *Tree) Unsplit(ctx context.Context, dir string, opts Options) ([]string,
 			paths = append(paths, e.Path)
 		}
 	}
-	return paths, context.Cause(ctx)
+	return paths, nil
 }
 
 func (r *run) unsplit(ctx context.Context, at place, e module.Entry, dir string) (bool, error) {

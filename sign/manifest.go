@@ -14,7 +14,6 @@ import (
 	"io"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,9 +21,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 )
@@ -165,41 +163,28 @@ func (m Manifest) Sign(ctx context.Context, signer *Signer, opts Options) (Signa
 	if len(m) == 0 {
 		return nil, errors.New("there is no module to sign")
 	}
-	if opts.Jobs == 0 {
-		opts.Jobs = 2 * runtime.GOMAXPROCS(0)
-	}
 	signed := make(Signatures, len(m))
 	var mu sync.Mutex
 	done := 0
-	group, inner := errgroup.WithContext(ctx)
-	group.SetLimit(opts.Jobs)
-	for i, d := range m {
-		if inner.Err() != nil {
-			break
+	err := batch.Each(ctx, len(m), opts.Jobs, func(i int) error {
+		d := m[i]
+		if d.Hash != signer.hash() {
+			return fmt.Errorf("%s: its digest is %s, and the signer is for %s", d.Path, cms.HashName(d.Hash), cms.HashName(signer.hash()))
 		}
-		group.Go(func() error {
-			if d.Hash != signer.hash() {
-				return fmt.Errorf("%s: its digest is %s, and the signer is for %s", d.Path, cms.HashName(d.Hash), cms.HashName(signer.hash()))
-			}
-			message, err := signer.signature(d.Path, d.Sum)
-			if err != nil {
-				return fmt.Errorf("%s: %w", d.Path, err)
-			}
-			signed[i] = Signature{Digest: d, Message: message}
-			if opts.Report.Progress != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				done++
-				opts.Report.Progress(Count{Modules: done}, Count{Modules: len(m)})
-			}
-			return nil
-		})
-	}
-	err := group.Wait()
-	switch {
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case err != nil:
+		message, err := signer.signature(d.Path, d.Sum)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Path, err)
+		}
+		signed[i] = Signature{Digest: d, Message: message}
+		if opts.Report.Progress != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			done++
+			opts.Report.Progress(Count{Modules: done}, Count{Modules: len(m)})
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	return signed, nil

@@ -14,14 +14,13 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/internal/ordered"
 )
 
 // ErrSigned says that a module is signed already, where that is refused.
@@ -58,7 +57,7 @@ type run struct {
 	usedOutput bool // the output held something before
 
 	mu      sync.Mutex
-	queue   *ordered.Queue[Result]
+	queue   *batch.Queue[Result]
 	done    Count
 	total   Count
 	summary Summary
@@ -69,30 +68,20 @@ type run struct {
 func (r *run) do(ctx context.Context, jobs []*job) error {
 	// The largest first, so that none of them is begun when all others are done.
 	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
-	// The group's own context is not used: one module that fails does not stop the
-	// others.
-	var group errgroup.Group
-	group.SetLimit(r.opts.Jobs)
-	for _, j := range jobs {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			for _, part := range r.parts(j) {
-				start := time.Now()
-				result := r.module(ctx, part)
-				result.Duration = time.Since(start)
-				// What an interrupt kept from being done did not fail.
-				if result.Err == nil || ctx.Err() == nil {
-					r.finish(part, result)
-				}
+	err := batch.Each(ctx, len(jobs), r.opts.Jobs, func(i int) error {
+		for _, part := range r.parts(jobs[i]) {
+			start := time.Now()
+			result := r.module(ctx, part)
+			result.Duration = time.Since(start)
+			// What an interrupt kept from being done did not fail.
+			if result.Err == nil || ctx.Err() == nil {
+				r.finish(part, result)
 			}
-			return nil
-		})
-	}
-	group.Wait()
+		}
+		return nil // a module that fails does not stop the others
+	})
 	r.queue.Close()
-	return context.Cause(ctx)
+	return err
 }
 
 // parts are what is done for a job, one after the other: each of a file's names by

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -19,10 +18,10 @@ import (
 	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/internal/ordered"
 )
 
 // Source names the modules of a run.
@@ -645,9 +644,6 @@ func (t *Tree) Prove(ctx context.Context, p Prover, opts Options) (Summary, erro
 // newRun returns a run over the tree; opts are completed.
 func (t *Tree) newRun(signer maker, opts *Options) *run {
 	opts.DryRun = opts.DryRun || t.source.DryRun
-	if opts.Jobs <= 0 {
-		opts.Jobs = 2 * runtime.GOMAXPROCS(0)
-	}
 	return &run{
 		opts:   *opts,
 		signer: signer,
@@ -657,7 +653,7 @@ func (t *Tree) newRun(signer maker, opts *Options) *run {
 
 		usedOutput: t.used,
 
-		queue: ordered.New(func(result Result) {
+		queue: batch.NewQueue(func(result Result) {
 			if opts.Report.Result != nil {
 				opts.Report.Result(result)
 			}

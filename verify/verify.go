@@ -18,15 +18,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"runtime"
 	"syscall"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/internal/ordered"
 )
 
 // Verdict is what the kernel would say to a module.
@@ -68,7 +65,7 @@ type Result struct {
 
 // Options bound what verifying a tree may cost.
 type Options struct {
-	Jobs     int   // modules looked at at once; 0 stands for the number of processors
+	Jobs     int   // modules looked at at once; 0 stands for twice the number of processors
 	MaxSize  int64 // of a decompressed module in bytes; 0 stands for 2 GiB
 	Progress func(modules int)
 }
@@ -93,13 +90,10 @@ func (f *Found) Verify(ctx context.Context, keys *Keyring, opts Options, report 
 	if err := opts.check(); err != nil {
 		return err
 	}
-	if opts.Jobs == 0 {
-		opts.Jobs = runtime.GOMAXPROCS(0)
-	}
 	limits := module.SharedLimits(opts.MaxSize)
 	done := 0
 	var outcome outcome
-	results := ordered.New(func(r Result) {
+	emit := func(r Result) {
 		done++
 		outcome.add(r)
 		if opts.Progress != nil {
@@ -108,23 +102,10 @@ func (f *Found) Verify(ctx context.Context, keys *Keyring, opts Options, report 
 		if report != nil {
 			report(r)
 		}
-	})
-	var group errgroup.Group
-	group.SetLimit(opts.Jobs)
-	for i, e := range f.entries {
-		if ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			if r := file(ctx, keys, e, limits); ctx.Err() == nil {
-				results.Put(i, r)
-			}
-			return nil
-		})
 	}
-	group.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	work := func(i int) Result { return file(ctx, keys, f.entries[i], limits) }
+	if err := batch.Map(ctx, len(f.entries), opts.Jobs, work, emit); err != nil {
+		return err
 	}
 	return outcome.err(len(f.entries))
 }

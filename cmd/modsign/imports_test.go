@@ -22,6 +22,7 @@ const thisModule = "github.com/modsign/modsign/"
 // command meets everything.
 var mayImport = map[string][]string{
 	"internal/atomicfile": {"internal/dirfd"},
+	"internal/batch":      nil,
 	"internal/cms":        nil,
 	"internal/compress":   nil,
 	"internal/detached":   nil,
@@ -29,17 +30,16 @@ var mayImport = map[string][]string{
 	"internal/elfstrip":   nil,
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
-	"internal/ordered":    nil,
 	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/dirfd", "internal/keyfile", "internal/module", "kbuild", "keygen", "sign", "verify"},
-	"hashlist":            {"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/ordered", "internal/vmlinux"},
+	"hashlist":            {"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch", "internal/vmlinux"},
 	"internal/module":     {"internal/compress", "internal/dirfd"},
 	"internal/treedir":    nil,
 	"internal/undump":     nil,
 	"internal/vmlinux":    {"internal/compress"},
 	"kbuild":              {"internal/atomicfile", "internal/treedir"},
 	"keygen":              {"internal/atomicfile", "internal/cms", "internal/keyfile", "internal/treedir", "internal/undump"},
-	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/ordered"},
-	"verify":              {"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module", "internal/ordered", "internal/vmlinux"},
+	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch"},
+	"verify":              {"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module", "internal/batch", "internal/vmlinux"},
 	"internal/testmod":    nil,
 
 	// For tests alone, as testmod is.
@@ -65,7 +65,7 @@ var doors = map[string][]string{
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
-	"golang.org/x/sync":               {"hashlist", "internal/module", "sign", "verify"},
+	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/undump", "keygen", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 

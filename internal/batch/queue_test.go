@@ -1,4 +1,4 @@
-package ordered
+package batch
 
 import (
 	"math/rand"
@@ -10,7 +10,7 @@ import (
 func TestQueue(t *testing.T) {
 	const n = 1000
 	var got []int
-	q := New(func(i int) { got = append(got, i) })
+	q := NewQueue(func(i int) { got = append(got, i) })
 	var wg sync.WaitGroup
 	for _, i := range rand.Perm(n) {
 		wg.Go(func() { q.Put(i, i) })
@@ -23,7 +23,7 @@ func TestQueue(t *testing.T) {
 
 func TestQueueClose(t *testing.T) {
 	var got []int
-	q := New(func(i int) { got = append(got, i) })
+	q := NewQueue(func(i int) { got = append(got, i) })
 	for _, i := range []int{7, 0, 3, 1} {
 		q.Put(i, i)
 	}

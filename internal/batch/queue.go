@@ -1,6 +1,4 @@
-// Package ordered puts the results of parallel work back into the order of its
-// input.
-package ordered
+package batch
 
 import "sync"
 
@@ -13,8 +11,8 @@ type Queue[T any] struct {
 	emit    func(T)
 }
 
-// New returns a Queue that hands its results to emit, one at a time.
-func New[T any](emit func(T)) *Queue[T] {
+// NewQueue returns a Queue that hands its results to emit, one at a time.
+func NewQueue[T any](emit func(T)) *Queue[T] {
 	return &Queue[T]{waiting: make(map[int]T), emit: emit}
 }
 
