@@ -9,10 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -81,29 +79,9 @@ func (r *run) stripWith(ctx context.Context, m *module.File, link *elfstrip.Link
 		result.ByProgram = true
 		return &body{size: result.Payload, close: func() {}}, nil
 	}
-	dir, err := os.MkdirTemp("", ".modsign-strip-")
+	out, err := elfstrip.StripWith(ctx, r.opts.StripProgram, module.Reader(ctx, m.Payload(result.Payload)), result.Payload)
 	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "m.ko")
-	in, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = copyBuffer(in, module.Reader(ctx, m.Payload(result.Payload)))
-	if err := errors.Join(err, in.Close()); err != nil {
-		return nil, err
-	}
-	// Of odd files strip can make very large ones.
-	limit := strconv.FormatInt((2*result.Payload+1<<20)/512, 10)
-	cmd := exec.CommandContext(ctx, "sh", "-c", `ulimit -f "$2" && exec "$0" --strip-debug "$1"`, r.opts.StripProgram, path, limit)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w; and %s --strip-debug: %w: %s", why, r.opts.StripProgram, err, strings.TrimSpace(string(out)))
-	}
-	out, err := os.Open(path)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; and %w", why, err)
 	}
 	info, err := out.Stat()
 	if err == nil {
