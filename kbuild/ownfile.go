@@ -6,7 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/modsign/modsign/internal/treedir"
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 // maxOwnFile bounds what is read of a file of ours.
@@ -21,19 +22,29 @@ type ownFile struct {
 
 func (f ownFile) String() string { return filepath.Join(f.tree, f.name) }
 
-// in opens the tree for as long as something is done to the file.
-func (f ownFile) in(do func(*treedir.Dir) error) error {
-	dir, err := treedir.Open(f.tree)
+// in calls do with the directory of the file, and its name there.
+func (f ownFile) in(do func(dir *dirfd.Dir, name string) error) error {
+	return f.open((*dirfd.Dir).OpenDir, do)
+}
+
+// open is in, with a way to open the directory below the tree.
+func (f ownFile) open(below func(*dirfd.Dir, string) (*dirfd.Dir, error), do func(dir *dirfd.Dir, name string) error) error {
+	tree, err := dirfd.Open(f.tree)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	dir, err := below(tree, filepath.Dir(f.name))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return do(dir)
+	return do(dir, filepath.Base(f.name))
 }
 
 func (f ownFile) read() (text []byte, err error) {
-	err = f.in(func(dir *treedir.Dir) error {
-		text, err = dir.ReadFile(f.name, maxOwnFile)
+	err = f.in(func(dir *dirfd.Dir, name string) (err error) {
+		text, err = dir.ReadFile(name, maxOwnFile)
 		return err
 	})
 	return text, err
@@ -44,48 +55,37 @@ func (f ownFile) write(text string, mode fs.FileMode) error {
 	if err := os.MkdirAll(f.tree, 0o777); err != nil {
 		return err
 	}
-	return f.in(func(dir *treedir.Dir) error { return dir.WriteFile(f.name, []byte(text), mode, false) })
+	return f.open((*dirfd.Dir).MakeDir, func(dir *dirfd.Dir, name string) error {
+		return atomicfile.WriteIn(dir, name, []byte(text), mode, false)
+	})
 }
 
-// rename moves the file within its tree.
+// rename gives the file, or the link that it is, another name in its directory.
 func (f ownFile) rename(to string) error {
-	return f.in(func(dir *treedir.Dir) error { return dir.Rename(f.name, to) })
+	return f.in(func(dir *dirfd.Dir, name string) error { return dir.Rename(name, filepath.Base(to)) })
 }
 
 // remove removes the file if it is there, and the directory .modsign with its last.
 func (f ownFile) remove() error {
-	if !exists(f.tree) {
-		return nil
+	err := Remove(f.tree, f.name)
+	if err == nil && filepath.Dir(f.name) == Dir {
+		_ = ownFile{f.tree, Dir}.in((*dirfd.Dir).RemoveDir) // fails while something is left in it
 	}
-	return f.in(func(dir *treedir.Dir) error {
-		if err := dir.Remove(f.name); err != nil {
-			return err
-		}
-		if filepath.Dir(f.name) == Dir {
-			_ = dir.Remove(Dir) // fails while something is left in it
-		}
-		return nil
-	})
+	return err
 }
 
 // exists reports whether there is anything at the name, a link to nowhere too.
 func (f ownFile) exists() bool {
-	return f.in(func(dir *treedir.Dir) error {
-		_, err := dir.Lstat(f.name)
+	return f.in(func(dir *dirfd.Dir, name string) error {
+		_, err := dir.Lstat(name)
 		return err
 	}) == nil
 }
 
 // state tells what the file is.
 func (f ownFile) state() (State, error) {
-	var text []byte
-	err := f.in(func(dir *treedir.Dir) (err error) {
-		if _, err = dir.Lstat(f.name); err == nil {
-			text, err = dir.ReadFile(f.name, maxOwnFile)
-		}
-		return err
-	})
-	_, planted := errors.AsType[*treedir.PlantedError](err)
+	text, err := f.read()
+	_, planted := errors.AsType[*dirfd.PlantedError](err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Absent, nil
@@ -114,23 +114,30 @@ func WriteHashList(objtree string, text []byte) error {
 	return ownFile{objtree, HashList}.write(string(text), 0o666)
 }
 
-// Remove removes a file of ours from an object tree if it is there, as Certificate.
+// Remove removes a file of ours from an object tree if it is there, as Certificate, or
+// a directory of ours that is empty.
 func Remove(objtree, name string) error {
-	return ownFile{objtree, name}.in(func(dir *treedir.Dir) error { return dir.Remove(name) })
+	return unlessMissing(ownFile{objtree, name}.in((*dirfd.Dir).Clear))
 }
 
 // RemoveReceipts removes all that key agents have left in an object tree.
 func RemoveReceipts(objtree string) error {
-	return ownFile{objtree, Dir}.in(func(dir *treedir.Dir) error {
-		names, err := dir.Names(Dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+	beside := ownFile{objtree, Certificate}
+	return unlessMissing(beside.in(func(dir *dirfd.Dir, _ string) error {
+		names, err := dir.Names()
 		for _, name := range names {
 			if receipt, _ := filepath.Match("receipt-*.json", name); receipt {
-				err = errors.Join(err, dir.Remove(filepath.Join(Dir, name)))
+				err = errors.Join(err, dir.Clear(name))
 			}
 		}
 		return err
-	})
+	}))
+}
+
+// unlessMissing is no error where there is nothing to remove anything from.
+func unlessMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -4,9 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 
-	"github.com/modsign/modsign/internal/treedir"
+	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 // TestPlanted has links at the names of the hook that lead to a file, or a directory,
@@ -48,7 +52,7 @@ func TestPlanted(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := do(h)
-			if planted, ok := errors.AsType[*treedir.PlantedError](err); !ok || planted.Path != path || planted.What != "a symbolic link" {
+			if planted, ok := errors.AsType[*dirfd.PlantedError](err); !ok || planted.Path != path || planted.What != "a symbolic link" {
 				t.Errorf("error is %v, want one about %s", err, path)
 			}
 			if to, err := os.Readlink(path); to != target || err != nil {
@@ -63,6 +67,65 @@ func TestPlanted(t *testing.T) {
 				t.Errorf("outside of the tree are %s", all)
 			}
 		})
+	}
+}
+
+// TestSwapped has somebody exchange the hook's directory with a link all the time:
+// whatever is done in the tree, nothing is done behind the link.
+func TestSwapped(t *testing.T) {
+	h := newTrees(t)
+	outside := t.TempDir()
+	dir, link := filepath.Join(h.Objtree, Dir), filepath.Join(h.Objtree, "link")
+	hashes, receipt := ownFile{h.Objtree, HashList}, ownFile{h.Objtree, Dir + "/receipt-0123456789abcdef.json"}
+	behind := []string{"hashes", "receipt-0123456789abcdef.json"}
+	for _, name := range behind {
+		put(t, filepath.Join(outside, name), "precious", 0o644)
+	}
+	put(t, filepath.Join(dir, "something"), "", 0o644) // keeps the directory from being removed
+	if err := os.Symlink(outside, link); err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	ended := make(chan error)
+	go func() {
+		for !stop.Load() {
+			if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- nil
+	}()
+	done, refused := 0, 0
+	for range 400 {
+		errs := []error{hashes.write("ours", 0o644), receipt.write("ours", 0o644)}
+		text, err := hashes.read()
+		if string(text) == "precious" {
+			t.Error("a file behind the link was read")
+		}
+		errs = append(errs, err, hashes.rename("hashes.old"), hashes.remove(), RemoveReceipts(h.Objtree))
+		for _, err := range errs {
+			if err == nil {
+				done++
+			} else if errors.Is(err, dirfd.ErrLink) {
+				refused++
+			}
+		}
+	}
+	stop.Store(true)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if done == 0 || refused == 0 {
+		t.Errorf("%d things were done and %d refused: nothing was tried", done, refused)
+	}
+	if all := list(t, outside); all != strings.Join(behind, " ") {
+		t.Errorf("behind the link are %s", all)
+	}
+	for _, name := range behind {
+		if text, err := os.ReadFile(filepath.Join(outside, name)); err != nil || string(text) != "precious" {
+			t.Errorf("%s behind the link is %q (%v)", name, text, err)
+		}
 	}
 }
 

@@ -22,7 +22,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/modsign/modsign/internal/treedir"
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/undump"
 )
 
@@ -241,24 +242,24 @@ func (s *agentServer) publish() (err error) {
 		return err
 	}
 	certificate := pem.EncodeToMemory(s.pair.certificateBlock())
-	if err := dir.WriteFile(agentCertificate, certificate, 0o666, true); err != nil {
+	if err := atomicfile.WriteIn(dir, agentCertificate, certificate, 0o666, true); err != nil {
 		return fmt.Errorf("writing the certificate: %w", err)
 	}
 	// One that was killed could not take its socket away.
 	if dead, err := dir.Readlink(agentSocket); err == nil {
 		removeDead(dead, s.runtimeDir)
 	}
-	return dir.Symlink(s.socket, agentSocket)
+	return atomicfile.Symlink(dir, agentSocket, s.socket)
 }
 
 // openDir opens Dir, whose name the kernel's build makes up in a tree that may be
 // somebody else's. It is not kept open, as its file system could not be unmounted.
-func (s *agentServer) openDir() (*treedir.Dir, error) {
-	dir, err := treedir.OpenReal(s.Dir)
+func (s *agentServer) openDir() (*dirfd.Dir, error) {
+	dir, err := dirfd.OpenOwn(s.Dir)
 	if err != nil {
 		return nil, err
 	}
-	if info, err := dir.Info(); err != nil || !os.SameFile(info, s.watched[s.Dir]) {
+	if info, err := dir.Info("."); err != nil || !os.SameFile(info, s.watched[s.Dir]) {
 		dir.Close()
 		return nil, fmt.Errorf("%s: was replaced by another directory", s.Dir)
 	}

@@ -20,8 +20,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/keyfile"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // NoAgentError says that a folder has no key agent that answers, and why.
@@ -93,7 +93,7 @@ func DialAgent(dir string) (*Agent, error) {
 // agentAt returns the socket of the agent of a directory. The directory and what is in
 // it have names of modsign's own, in a tree that others may write.
 func agentAt(dir string) (socket string, err error) {
-	d, err := treedir.OpenReal(dir)
+	d, err := dirfd.OpenOwn(dir)
 	if err == nil {
 		defer d.Close()
 		socket, err = d.Readlink(agentSocket)
@@ -106,7 +106,7 @@ func agentAt(dir string) (socket string, err error) {
 
 // publishedCertificate reads certificate.pem.
 func publishedCertificate(dir string) (*x509.Certificate, error) {
-	d, err := treedir.OpenReal(dir)
+	d, err := dirfd.OpenOwn(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func noAgent(dir string) error {
 	none := func(began bool, format string, args ...any) error {
 		return &NoAgentError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
 	}
-	d, err := treedir.OpenReal(dir)
+	d, err := dirfd.OpenOwn(dir)
 	if err != nil {
 		return none(false, "none was started")
 	}
@@ -154,8 +154,8 @@ func noAgent(dir string) error {
 
 // newestReceipt returns the name of the receipt that was written last, if there
 // is one.
-func newestReceipt(d *treedir.Dir) (newest string, err error) {
-	names, err := d.Names(".")
+func newestReceipt(d *dirfd.Dir) (newest string, err error) {
+	names, err := d.Names()
 	if err != nil {
 		return "", err
 	}
@@ -164,7 +164,7 @@ func newestReceipt(d *treedir.Dir) (newest string, err error) {
 		if ok, _ := filepath.Match("receipt-*.json", name); !ok {
 			continue
 		}
-		if info, err := d.Lstat(name); err == nil && info.ModTime().After(written) {
+		if info, err := d.Info(name); err == nil && info.ModTime().After(written) {
 			newest, written = name, info.ModTime()
 		}
 	}
@@ -174,7 +174,7 @@ func newestReceipt(d *treedir.Dir) (newest string, err error) {
 // NewestReceipt returns the path of the receipt that was written last in the directory
 // of an agent. Without any the error is fs.ErrNotExist.
 func NewestReceipt(dir string) (string, error) {
-	d, err := treedir.OpenReal(dir)
+	d, err := dirfd.OpenOwn(dir)
 	if err != nil {
 		return "", err
 	}

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // TestAgentPlanted has links in the agent's directory that lead out of it.
@@ -87,7 +87,7 @@ func TestAgentPlanted(t *testing.T) {
 			t.Fatal(err)
 		}
 		agent := run.dial(t)
-		if _, planted := errors.AsType[*treedir.PlantedError](agent.Published()); !planted {
+		if _, planted := errors.AsType[*dirfd.PlantedError](agent.Published()); !planted {
 			t.Errorf("Published: %v", agent.Published())
 		}
 	})

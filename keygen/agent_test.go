@@ -27,8 +27,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // The test binary is also the agent, and a client of another user, in processes
@@ -179,7 +179,7 @@ func (r *agentRun) receipt(t *testing.T) *Receipt {
 	if len(receipts) != 1 {
 		t.Fatalf("receipts: %v", receipts)
 	}
-	dir, err := treedir.OpenReal(r.Dir)
+	dir, err := dirfd.OpenOwn(r.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}

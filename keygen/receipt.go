@@ -20,7 +20,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/modsign/modsign/internal/treedir"
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/dirfd"
 )
 
 // A Receipt is what a key agent leaves of its key: when it lived, what it signed,
@@ -203,16 +204,16 @@ func receiptName(cert *x509.Certificate) string {
 	return "receipt-" + fingerprint(cert)[:16] + ".json"
 }
 
-func (r *Receipt) write(dir *treedir.Dir, name string) error {
+func (r *Receipt) write(dir *dirfd.Dir, name string) error {
 	data, err := r.encode()
 	if err != nil {
 		return err
 	}
-	return dir.WriteFile(name, data, 0o644, true)
+	return atomicfile.WriteIn(dir, name, data, 0o644, true)
 }
 
 // checkedReceipt reads a receipt and checks it.
-func checkedReceipt(dir *treedir.Dir, name string) (*Receipt, error) {
+func checkedReceipt(dir *dirfd.Dir, name string) (*Receipt, error) {
 	data, err := dir.ReadFile(name, maxReceiptSize)
 	if err != nil {
 		return nil, err

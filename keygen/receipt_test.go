@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // newReceipt is the receipt of a key that signed one digest.
@@ -61,7 +61,7 @@ func TestReceipt(t *testing.T) {
 		if err := read.Check(); err != nil || !reflect.DeepEqual(read, r) {
 			t.Errorf("%v: got %+v, want %+v", err, read, r)
 		}
-		dir, err := treedir.Open(t.TempDir())
+		dir, err := dirfd.Open(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // mangled are the ways in which the line breaks of PEM get lost on the way through
@@ -132,7 +132,7 @@ func TestLabelsAreNotQuoted(t *testing.T) {
 			"certificates":  func(path string) error { _, err := LoadCertificates(path); return err },
 			"configuration": func(path string) error { return parseFile(path) },
 			"receipt": func(path string) error {
-				dir, err := treedir.Open(filepath.Dir(path))
+				dir, err := dirfd.Open(filepath.Dir(path))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -124,10 +124,11 @@ func (t *Tree) open(ctx context.Context) (err error) {
 		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
 	} else {
 		t.entries, err = module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
-			t.symlinks.add(e, kind)
+			at := t.bases.of(&e)
+			t.symlinks.add(e, at, kind)
 			// What is read alone may have another run at work on a part of it.
 			if t.source.Output == "" && kind&^fs.ModeSymlink == 0 && atomicfile.IsTemp(filepath.Base(e.Rel)) {
-				left = append(left, t.bases.of(&e))
+				left = append(left, at)
 			}
 		})
 	}

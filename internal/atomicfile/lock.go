@@ -156,12 +156,7 @@ func privateDir(uid int) *dirfd.Dir {
 		if err := makePrivate(name, uid); err != nil {
 			continue
 		}
-		above, err := dirfd.Open(filepath.Dir(name))
-		if err != nil {
-			continue
-		}
-		dir, err := above.OpenDir(filepath.Base(name))
-		above.Close()
+		dir, err := dirfd.OpenOwn(name)
 		if err != nil {
 			continue
 		}
