@@ -27,12 +27,12 @@ func trusting(t testing.TB) (keys *verify.Keyring, trusted string) {
 	if err := keys.AddFile(cert); err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+	signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
 	trusted = testmod.WriteFile(t, "good.ko", testmod.ELF())
-	if err := sign.File(signer, trusted, "", sign.FileOptions{}); err != nil {
+	if err := sign.File(t.Context(), signer, trusted, "", sign.FileOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return keys, trusted

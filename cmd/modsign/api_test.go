@@ -22,7 +22,7 @@ func TestPublicNames(t *testing.T) {
 		}
 	}
 	named := regexp.MustCompile(`\binternal/|\b(` + strings.Join(internal, "|") + `)\.[A-Z]`)
-	for _, name := range []string{"sign", "verify", "hashlist", "keygen", "kbuild"} {
+	for _, name := range []string{"sign", "sign/manifest", "verify", "hashlist", "keygen", "kbuild"} {
 		text := string(testmod.Run(t, "go", "doc", "-C", "../..", "-all", "./"+name))
 		if !strings.Contains(text, "TYPES") {
 			t.Errorf("%s: go doc says %q", name, text)

@@ -3,7 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -154,7 +154,7 @@ func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, plain, leaves 
 	}
 	// Nothing is written, so that nothing has to be locked either: a module that
 	// changes meanwhile fails.
-	tree, err := sign.Open(sign.Source{Roots: []string{t.dir}, Names: t.names, DryRun: true})
+	tree, err := sign.Open(ctx, sign.Source{Roots: []string{t.dir}, Names: t.names, DryRun: true})
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +164,8 @@ func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, plain, leaves 
 		position[name] = i
 	}
 	w := work{ui: u, verb: "hashing", start: time.Now()}
-	options := sign.Options{Jobs: jobs, StripDebug: t.strip, StripProgram: t.program, DryRun: true, Report: sign.Report{Progress: w.progress, Result: func(r sign.Result) {
+	debug := sign.DebugOptions{StripDebug: t.strip, StripProgram: t.program}
+	options := sign.ReadOptions{Jobs: jobs, Report: sign.Report{Progress: w.progress, Result: func(r sign.Result) {
 		if r.Err != nil {
 			u.say("%s", describe(r.Path, r.Err))
 			return
@@ -188,9 +189,9 @@ func (t *hashedTree) hashes(ctx context.Context, u *ui, jobs int, plain, leaves 
 	}
 	var summary sign.Summary
 	if leaves {
-		summary, err = tree.Hash(ctx, func(name string) hash.Hash { return newHash(uint32(position[name])) }, options)
+		summary, err = tree.Hash(ctx, func(name string) hash.Hash { return newHash(uint32(position[name])) }, options, debug)
 	} else {
-		summary, err = tree.Digest(ctx, crypto.SHA256, options)
+		summary, err = tree.Hash(ctx, func(string) hash.Hash { return sha256.New() }, options, debug)
 	}
 	u.progress(true, nil)
 	switch {
@@ -408,15 +409,14 @@ func byteOrder(tree *hashedTree) (binary.AppendByteOrder, error) {
 }
 
 func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, t *hashedTree, h *moduleHashes) error {
-	locks := treeOptions{wait: o.wait}
-	tree, err := locks.open(ctx, u, sign.Source{Roots: []string{t.dir}, Names: h.names})
+	tree, err := openTree(ctx, u, sign.Source{Roots: []string{t.dir}, Names: h.names}, o.wait)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	w := work{ui: u, verb: "proving", options: sign.Options{Jobs: o.jobs}}
+	w := work{ui: u, verb: "proving", options: sign.Options{WriteOptions: sign.WriteOptions{Jobs: o.jobs}}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
-		return tree.Prove(ctx, hashlist.NewProofs(h.names, h.leaves), options)
+		return tree.Prove(ctx, hashlist.NewProofs(h.names, h.leaves), sign.ProveOptions{WriteOptions: options.WriteOptions})
 	})
 }
 

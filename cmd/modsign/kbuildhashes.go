@@ -115,7 +115,7 @@ func (m *kbuildMake) installHashed(ctx context.Context, u *ui, tree *kbuild.Tree
 	return m.seal(ctx, u, tree, step, sealing{
 		verb: "proving", strips: strip != "", overrides: []string{"CONFIG_MODULE_HASHES_MERKLE=", "CONFIG_MODULE_INSTALL_STRIP=", "INSTALL_MOD_STRIP="},
 		do: func(modules *sign.Tree, options sign.Options) (sign.Summary, error) {
-			return modules.Prove(ctx, proofs, options)
+			return modules.Prove(ctx, proofs, sign.ProveOptions{WriteOptions: options.WriteOptions, DebugOptions: options.DebugOptions})
 		},
 	})
 }

@@ -468,7 +468,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 		return nil, "", fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
 	signer, err := newSigner(pair, path, hash, false)
-	return signer, signedWith(pair, hash), err
+	return signer, signedWith(pair.Certificate, hash), err
 }
 
 // agentPair is the agent's key. The certificate's file is not loaded as a key's: where
@@ -504,14 +504,15 @@ func (m *kbuildMake) sealTree(ctx context.Context, u *ui, tree *kbuild.Tree, s s
 	if err != nil {
 		return err
 	}
-	modules, err := sign.Open(sign.Source{Roots: []string{destination}, Names: names, Compress: format})
+	modules, err := sign.Open(ctx, sign.Source{Roots: []string{destination}, Names: names, Compress: format})
 	if err != nil {
 		return err
 	}
 	defer modules.Close()
 	// Twice as many, as by default: at any time half of them wait for the agent or the disk.
 	w := work{ui: u, verb: s.verb, how: s.how, options: sign.Options{
-		Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs, StripDebug: s.strips, StripProgram: stripProgram(tree),
+		WriteOptions: sign.WriteOptions{Jobs: 2 * max(m.flags.Jobs, 0), Sync: sign.SyncNone, Extend: installs},
+		DebugOptions: sign.DebugOptions{StripDebug: s.strips, StripProgram: stripProgram(tree)},
 	}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return s.do(modules, options) })
 }

@@ -64,7 +64,7 @@ func nameInsecureFlag(err error) error {
 // newSigner returns what signs with a key and its certificate. Its errors are about
 // the certificate, of which the file is given.
 func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, keyID)
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash, UseKeyID: keyID})
 	if err != nil && certFile != "" {
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
@@ -181,8 +181,8 @@ func passphraseFrom(path string) ([]byte, error) {
 }
 
 // signedWith says what modules are signed with.
-func signedWith(pair *keygen.Pair, hash crypto.Hash) string {
-	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Certificate.PublicKey), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
+	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other
