@@ -9,17 +9,19 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// What [Tree] ends with where not every module is Trusted. The error that wraps them
-// counts the modules, and wraps the Result.Err of the first ones.
+// Errors of [Tree]. The first two come wrapped in an error that counts the modules and
+// wraps the Result.Err of the first ones.
 var (
-	// ErrRefused reports modules that the kernel would refuse: the verdict is neither
-	// Trusted nor Unreadable.
+	// ErrRefused reports modules that the kernel would refuse to load: their verdict is
+	// neither Trusted nor Unreadable.
 	ErrRefused = errors.New("the kernel would refuse some modules")
-	// ErrIncomplete reports modules that are Unreadable, so that there is no verdict.
+	// ErrIncomplete reports modules without a verdict: they are Unreadable.
 	ErrIncomplete = errors.New("some modules could not be read")
+	// ErrNoModules reports that there is no module to verify or to describe.
+	ErrNoModules = errors.New("no kernel module found")
 )
 
-// Errors that a Result.Err, or the error of Inspect, may wrap.
+// Errors that a Result.Err, or the error of [Inspect], may wrap.
 var (
 	// ErrChanged reports a module that changed while it was being read.
 	ErrChanged = module.ErrChanged
@@ -35,7 +37,7 @@ var (
 // this one.
 type MisnamedError = module.MisnamedError
 
-var errNoKeyring = errors.New("nothing to verify with: the Keyring is nil")
+var errNoKeyring = errors.New("no keyring is given")
 
 // check refuses values that mean nothing.
 func (o *Options) check() error {

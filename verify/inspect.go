@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/failures"
 	"github.com/modsign/modsign/internal/module"
 )
 
@@ -47,17 +50,52 @@ type Signer struct {
 	HasAttribute bool   // signed attributes, which the kernel refuses for a module
 }
 
-// Inspect describes a module, over links too. A signature that cannot be read is
-// described as such, and is no error.
-func Inspect(ctx context.Context, path string, maxSize int64) (*Description, error) {
-	return inspect(ctx, module.Follow(nil, path), maxSize)
+// Inspect describes a module, over symbolic links too. A signature that cannot be parsed
+// is described as such, and is no error.
+func Inspect(ctx context.Context, path string) (*Description, error) {
+	return inspect(ctx, module.Follow(nil, path), module.Limits{})
 }
 
-func inspect(ctx context.Context, e module.Entry, maxSize int64) (*Description, error) {
-	if err := (&Options{MaxSize: maxSize}).check(); err != nil {
+// InspectTree describes the modules that [Tree] would verify, in the same order. For each
+// it calls result with the path, and the description or the error of [Inspect]. It
+// returns the links that were not followed, as [Summary] has them. The error is
+// [ErrIncomplete] if some modules could not be described, [ErrNoModules] if there are
+// none, or the cause of the context if that has ended.
+func InspectTree(ctx context.Context, roots []string, o Options, result func(path string, d *Description, err error)) (skipped []string, err error) {
+	found, err := o.find(roots)
+	if err != nil {
 		return nil, err
 	}
-	m, err := e.Open(ctx, module.Limits{MaxSize: maxSize})
+	if len(found.Entries) == 0 {
+		return found.Skipped, noModules(roots)
+	}
+	type described struct {
+		path string
+		d    *Description
+		err  error
+	}
+	var failed failures.List
+	limits := module.SharedLimits(o.MaxSize)
+	work := func(i int) described {
+		d, err := inspect(ctx, found.Entries[i], limits)
+		return described{found.Entries[i].Path, d, err}
+	}
+	err = batch.Map(ctx, len(found.Entries), o.Jobs, work, func(d described) {
+		if d.err != nil {
+			failed.Add(d.path, d.err)
+		}
+		if result != nil {
+			result(d.path, d.d, d.err)
+		}
+	})
+	if err != nil {
+		return found.Skipped, err
+	}
+	return found.Skipped, failed.Err(ErrIncomplete, fmt.Sprintf("%d of %d modules could not be described", failed.Len(), len(found.Entries)))
+}
+
+func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Description, error) {
+	m, err := e.Open(ctx, limits)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"crypto"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"github.com/modsign/modsign/internal/vmlinux"
 )
 
-// A Keyring is what a kernel trusts, and what it is told to refuse. The zero
-// value trusts nothing.
+// A Keyring holds the certificates that a kernel trusts, and those that it is told to
+// reject. The zero value trusts nothing. Fill it before it is used by several goroutines.
 type Keyring struct {
 	certs    []*cms.Certificate
 	bad      []*cms.Certificate
@@ -28,13 +29,31 @@ type Keyring struct {
 	warnings []string
 }
 
-// ErrNoCertificates says that there is nothing to trust in a place that was
-// named for it.
+// ErrNoCertificates reports a file or a kernel image without certificates.
 var ErrNoCertificates = errors.New("no certificate found")
 
-// AddFile trusts all certificates of a file of at most 4 MiB: PEM, whose other
-// blocks are skipped, or DER, one after the other, filled up with zero bytes or not. One that no kernel would load is
-// an error.
+// Add trusts a certificate. source says where it comes from, for Result.Source. A
+// certificate that no kernel would load is an error.
+func (k *Keyring) Add(cert *x509.Certificate, source string) error {
+	switch {
+	case k == nil:
+		return errNoKeyring
+	case cert == nil:
+		return errors.New("no certificate is given")
+	case len(cert.Raw) == 0:
+		return errors.New("certificate was not parsed: it has no encoding")
+	}
+	parsed, err := cms.ParseCertificate(cert.Raw)
+	if err != nil {
+		return err
+	}
+	k.add([]*cms.Certificate{parsed}, nil, source)
+	return nil
+}
+
+// AddFile trusts all certificates in a file of at most 4 MiB. The file holds PEM, of which
+// AddFile skips other blocks, or DER certificates one after the other; zero bytes may
+// follow them. A certificate that no kernel would load is an error.
 func (k *Keyring) AddFile(path string) error {
 	if k == nil {
 		return errNoKeyring
