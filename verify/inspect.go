@@ -15,39 +15,39 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// Description is what can be said of a module without knowing whom to trust.
+// Description describes a module, without a verdict.
 type Description struct {
 	Path     string
-	Target   string  // the file, when a symbolic link was followed to it
+	Target   string  // the file, if Path leads to it over symbolic links
 	Format   string  // none, gzip, xz, zstd
-	FileSize int64   // in bytes, as it lies on disk
-	Size     int64   // decompressed, with signatures
-	Payload  int64   // decompressed, without
+	FileSize int64   // on disk, in bytes
+	Size     int64   // decompressed, with signatures, in bytes
+	Payload  int64   // decompressed, without signatures, in bytes
 	Layers   []Layer // the outermost first
 	Warnings []string
 }
 
 // Layer is one appended signature.
 type Layer struct {
-	Type    string // as modinfo names it: PKCS#7, X509, PGP; Merkle
-	Offset  int64  // where it begins: how many bytes it signs
-	Size    int    // of the signature itself, in bytes, without the name and the id of its signer
+	Type    string // as modinfo names it (PKCS#7, X509, PGP), or Merkle
+	Offset  int64  // where it begins, which is how many bytes it signs
+	Size    int    // of the signature in bytes, without the name and the key id of its signer
 	Signers []Signer
-	Problem string   // why it cannot be read
-	Notes   []string // in what it differs from what sign-file writes, and why no kernel of today takes it
+	Problem string   // why it cannot be parsed
+	Notes   []string // how it differs from a signature of sign-file, and why current kernels reject it
 }
 
-// Signer is one SignerInfo of a signature, or the signer of a signature of the format of
+// Signer is one SignerInfo of a signature, or the signer of a signature in the format used
 // before Linux 4.3.
 type Signer struct {
-	Name         string // of the certificate's subject, in the format of before Linux 4.3
-	Issuer       string // as the kernel names it; empty where the key id names the signer
-	Serial       string // hexadecimal, as modinfo's sig_key without colons
+	Name         string // of the subject of the certificate; only in the format used before Linux 4.3
+	Issuer       string // as the kernel names it; empty if the key id names the signer
+	Serial       string // hexadecimal, as in modinfo's sig_key but without colons
 	KeyID        string // the subject key identifier, hexadecimal
 	Hash         string // sha512, sha3-256, ...
 	Algorithm    string // rsa, ecdsa, ...
 	Size         int    // of the signature value, in bytes
-	HasAttribute bool   // signed attributes, which the kernel refuses for a module
+	HasAttribute bool   // it has signed attributes, which the kernel rejects for modules
 }
 
 // Inspect describes a module, over symbolic links too. A signature that cannot be parsed
@@ -163,9 +163,8 @@ func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
 	return nil
 }
 
-// describeOld describes a signature of the format of before Linux 4.3, in which all
-// that is known of it stands beside it. Another type that has these fields is taken
-// to mean the same by them.
+// describeOld describes a signature in the format used before Linux 4.3, whose algorithms
+// and signer are fields beside it. The fields are read the same way for other types.
 func (d *Layer) describeOld(m *module.File, l module.Layer) error {
 	name, err := l.Signer(m)
 	if err != nil {
@@ -188,7 +187,7 @@ func (d *Layer) describeOld(m *module.File, l module.Layer) error {
 			return err
 		}
 		if n < 0 {
-			d.Problem = "the length before the signature value is not that of the signature value"
+			d.Problem = "the length field does not fit the signature value"
 		} else {
 			s.Size = n
 		}

@@ -77,17 +77,17 @@ func (k *Keyring) AddFile(path string) error {
 	return nil
 }
 
-// noCertificates says what a file is instead, and what to do.
+// noCertificates describes a file without certificates, and what to do.
 func noCertificates(b []byte) (what, hint string) {
 	if what, hint = keyfile.Mangled(b); what != "" {
 		return "file is " + what, hint
 	}
 	for block := range keyfile.Blocks(b) {
 		if block.Kind == keyfile.Trusted {
-			return "file is OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", keyfile.TrustedHint
+			return "file is an OpenSSL TRUSTED CERTIFICATE, which the kernel's tools do not accept", keyfile.TrustedHint
 		}
 	}
-	return "it holds neither PEM certificates nor DER", ""
+	return "neither PEM certificates nor DER", ""
 }
 
 func parseFile(b []byte) ([]*cms.Certificate, error) {
@@ -112,9 +112,9 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 	return certs, nil
 }
 
-// AddImage trusts what a kernel image has built in, a vmlinux or an x86 bzImage,
-// and refuses what it is built to refuse. A System.map beside it is used where
-// the image needs one.
+// AddImage trusts the certificates built into a kernel image (a vmlinux or an x86
+// bzImage), and rejects those that the image is built to reject. If the image has no
+// symbols, AddImage uses a System.map beside it.
 func (k *Keyring) AddImage(path string) error {
 	if k == nil {
 		return errNoKeyring
@@ -126,7 +126,7 @@ func (k *Keyring) AddImage(path string) error {
 	defer image.Close()
 	lists, err := image.Certificates()
 	if err != nil {
-		// Its refusal is the better explanation when the map does not help.
+		// The first error explains more if the map does not help.
 		if useSystemMap(image, path) == nil {
 			lists, err = image.Certificates()
 		}
@@ -134,7 +134,7 @@ func (k *Keyring) AddImage(path string) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	// What the kernel leaves out of its keyring when it boots is no error here.
+	// A certificate that the kernel leaves out when it boots is no error.
 	certs, err := cms.ParseCertificateList(lists.Builtin)
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
@@ -148,14 +148,14 @@ func (k *Keyring) AddImage(path string) error {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
 	}
 	if len(certs) == 0 {
-		return fmt.Errorf("%s: %w that the kernel could use", path, ErrNoCertificates)
+		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
 	k.add(certs, revoked, path)
 	return nil
 }
 
-// useSystemMap looks for the System.map-VERSION that Debian and Fedora install
-// beside vmlinuz-VERSION.
+// useSystemMap reads the System.map-VERSION that Debian and Fedora install beside
+// vmlinuz-VERSION.
 func useSystemMap(image *vmlinux.Image, path string) error {
 	dir, name := filepath.Split(path)
 	_, version, ok := strings.Cut(name, "-")
@@ -204,10 +204,10 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
 }
 
-// Len is how many certificates the keyring trusts.
+// Len returns how many certificates the keyring trusts.
 func (k *Keyring) Len() int { return len(k.list()) }
 
-// list is what it trusts; nothing, if it is nil.
+// list returns the trusted certificates, none if the keyring is nil.
 func (k *Keyring) list() []*cms.Certificate {
 	if k == nil {
 		return nil
@@ -215,8 +215,7 @@ func (k *Keyring) list() []*cms.Certificate {
 	return k.certs
 }
 
-// Warnings tell of certificates that a kernel image holds and the kernel cannot
-// use.
+// Warnings describes certificates in kernel images that the kernel cannot use.
 func (k *Keyring) Warnings() []string {
 	if k == nil {
 		return nil
@@ -224,7 +223,7 @@ func (k *Keyring) Warnings() []string {
 	return k.warnings
 }
 
-// Names are the trusted certificates in the words of the kernel's log.
+// Names returns the trusted certificates in the words of the kernel's log.
 func (k *Keyring) Names() []string {
 	names := make([]string, k.Len())
 	for i, c := range k.list() {
@@ -233,7 +232,7 @@ func (k *Keyring) Names() []string {
 	return names
 }
 
-// Holds reports whether a certificate in DER is one of those that are trusted.
+// Holds reports whether the keyring trusts a certificate, given in DER.
 func (k *Keyring) Holds(der []byte) bool {
 	return slices.ContainsFunc(k.list(), func(c *cms.Certificate) bool { return bytes.Equal(c.Raw, der) })
 }

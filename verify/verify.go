@@ -131,14 +131,13 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 
 // check follows module_sig_check and the steps behind it.
 func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size int64) {
-	// The outermost layer alone is the kernel's business; an inner one that is
-	// malformed is none.
+	// The kernel looks at the outermost layer only: an inner one may be malformed.
 	outer, err := module.Check(m, size, module.TypePKCS7)
 	if format, ok := errors.AsType[*module.FormatError](err); ok {
 		switch {
 		case errors.Is(err, module.ErrIDType):
 			if format.Info.IDType == module.TypeMerkle {
-				err = errors.New("a Merkle proof, which a kernel that goes by signatures does not know")
+				err = errors.New("a Merkle proof instead of a signature")
 			}
 			*r = r.refuse(Unsupported, format.Errno(), err, "module: not signed with expected PKCS#7 message")
 		case errors.Is(err, module.ErrInfoFields):
@@ -158,7 +157,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		return
 	}
 	if r.Layers = countLayers(m, size); r.Layers > 1 {
-		r.Warnings = append(r.Warnings, "signed more than once: the outermost signature counts, and the others are dead weight")
+		r.Warnings = append(r.Warnings, "signed more than once: the kernel checks only the outermost signature")
 	}
 	message, err := parse(m, outer)
 	if err == nil {
@@ -188,7 +187,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
-	// What the signature says of the module is true; whether it is one comes next.
+	// The signature fits the content. Next comes whether that is a module.
 	if err := module.CheckELF(m, outer.Offset); err != nil {
 		*r = r.refuse(Malformed, syscall.ENOEXEC, err)
 		return
@@ -196,14 +195,14 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	r.Verdict = Trusted
 }
 
-// countLayers returns how many signatures a module has. What stops the count, an inner
-// layer that does not fit, is no business of the kernel.
+// countLayers returns how many signatures a module has, up to an inner one that is
+// malformed.
 func countLayers(m io.ReaderAt, size int64) int {
 	layers, _ := module.Layers(m, size)
 	return len(layers)
 }
 
-// parse reads the CMS message of a layer, whose claimed length may be anything.
+// parse reads the CMS message of a layer, which may claim any length.
 func parse(m io.ReaderAt, l module.Layer) (*cms.Message, error) {
 	if l.Info.SigLen > cms.MaxSize {
 		return nil, &cms.Error{Kind: cms.Malformed, Errno: syscall.EMSGSIZE,
@@ -224,7 +223,7 @@ var verdictOf = map[cms.Kind]Verdict{
 	cms.Revoked:      Revoked,
 }
 
-// refuse says what the kernel makes of an error: three of them it forgives
+// refuse returns the result of an error in the kernel. The kernel tolerates three of them
 // unless it enforces signatures (module_sig_check).
 func (r Result) refuse(verdict Verdict, cause syscall.Errno, err error, dmesg ...string) Result {
 	r.Verdict, r.Cause, r.Err, r.Dmesg = verdict, cause, err, dmesg
