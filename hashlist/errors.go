@@ -18,8 +18,16 @@ var (
 	ErrIncomplete = errors.New("some modules could not be read")
 )
 
-// ErrChanged reports a module that changed while it was being read.
-var ErrChanged = module.ErrChanged
+// ErrNoModules reports a directory without modules.
+var ErrNoModules = errors.New("no kernel module found (*.ko, *.ko.gz, *.ko.xz, *.ko.zst)")
+
+// Errors that the error of a single module may wrap.
+var (
+	// ErrChanged reports a module that changed while it was being read.
+	ErrChanged = module.ErrChanged
+	// ErrNotModule reports a file that is not a whole kernel module in ELF.
+	ErrNotModule = module.ErrNotModule
+)
 
 // A MisnamedError reports a file whose name promises another compression than its
 // content has: by its first bytes it Is of another format, and the Right base name is

@@ -68,6 +68,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // Hash is a SHA-256 hash: of a module, a leaf or a node.
@@ -76,12 +77,12 @@ type Hash [sha256.Size]byte
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
 // Sum returns the hash of a module as it stands in a list, and its size in bytes.
-func Sum(module io.Reader) (hash Hash, size int64, err error) {
-	if module == nil {
+func Sum(r io.Reader) (hash Hash, size int64, err error) {
+	if r == nil {
 		return Hash{}, 0, errors.New("no module to hash is given")
 	}
 	h := sha256.New()
-	if size, err = io.Copy(h, module); err != nil {
+	if size, err = module.Copy(h, r); err != nil {
 		return Hash{}, 0, err
 	}
 	return Hash(h.Sum(nil)), size, nil

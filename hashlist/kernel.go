@@ -23,12 +23,23 @@ type Embedded struct {
 	Root   *Root
 }
 
-// Format says which of the two it is, in the words of the kernel's configuration.
-func (e *Embedded) Format() string {
+// Format is a form in which a kernel has the hashes of its modules, as the end of
+// CONFIG_MODULE_HASHES_LIST and CONFIG_MODULE_HASHES_MERKLE spells it.
+type Format string
+
+const (
+	FormatList   Format = "list"   // the hashes themselves
+	FormatMerkle Format = "merkle" // the root of a Merkle tree: see [Tree]
+)
+
+var formatWords = map[Format]string{FormatList: "list", FormatMerkle: "Merkle tree"}
+
+// Format returns the form of the hashes.
+func (e *Embedded) Format() Format {
 	if e != nil && e.Root != nil {
-		return "Merkle tree"
+		return FormatMerkle
 	}
-	return "list"
+	return FormatList
 }
 
 // String says for people what it is.
@@ -159,7 +170,7 @@ func Embed(path string, e *Embedded) (*Kernel, error) {
 	if old.packing != "vmlinux" {
 		return nil, fmt.Errorf("%s is a %s: give the vmlinux, before the boot image is made of it", path, old.packing)
 	}
-	if err := old.Fits(e); err != nil {
+	if err := old.CheckRoom(e); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if old.Has(e) {
@@ -185,8 +196,8 @@ func (k *Kernel) Has(e *Embedded) bool {
 	return e != nil && k != nil && k.section != nil && bytes.Equal(k.section.Data, k.bytes(e))
 }
 
-// Fits tells why hashes have no place in a kernel; nil if they have.
-func (k *Kernel) Fits(e *Embedded) error {
+// CheckRoom returns an error if hashes do not fit into the section of a kernel.
+func (k *Kernel) CheckRoom(e *Embedded) error {
 	if k == nil || k.Embedded == nil {
 		return errors.New("the kernel was not opened: OpenKernel does so")
 	}
@@ -196,7 +207,7 @@ func (k *Kernel) Fits(e *Embedded) error {
 	room := k.Embedded
 	switch {
 	case room.Format() != e.Format():
-		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), and this is a %s", room.Format(), e.Format())
+		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), and this is a %s", formatWords[room.Format()], formatWords[e.Format()])
 	case len(room.Hashes) != len(e.Hashes):
 		return fmt.Errorf("the kernel was linked with room for %d hashes, and there are %d modules: remove vmlinux and run make again", len(room.Hashes), len(e.Hashes))
 	}

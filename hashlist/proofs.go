@@ -16,37 +16,6 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// NewDigest begins both hashes of the module at a position, in one pass over it: the
-// one that stands in a list, and the leaf. [SplitDigest] takes its sum apart.
-func NewDigest(position uint32) hash.Hash {
-	return digest{sha256.New(), NewLeaf(position)}
-}
-
-type digest struct{ hash, leaf hash.Hash }
-
-func (d digest) Reset() {
-	d.hash.Reset()
-	d.leaf.Reset()
-}
-
-func (d digest) Write(b []byte) (int, error) {
-	d.hash.Write(b)
-	return d.leaf.Write(b)
-}
-
-func (d digest) Sum(b []byte) []byte { return d.leaf.Sum(d.hash.Sum(b)) }
-func (d digest) Size() int           { return 2 * sha256.Size }
-func (d digest) BlockSize() int      { return sha256.BlockSize }
-
-// SplitDigest takes the sum of a [NewDigest] apart. Of anything else it returns zeros,
-// which are the hash of no module.
-func SplitDigest(sum []byte) (hash, leaf Hash) {
-	if len(sum) != 2*sha256.Size {
-		return Hash{}, Hash{}
-	}
-	return Hash(sum[:sha256.Size]), Hash(sum[sha256.Size:])
-}
-
 // Proofs are those of all modules of a tree, each by the name of its module. It is a
 // sign.Prover.
 type Proofs struct {

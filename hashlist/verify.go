@@ -141,8 +141,8 @@ func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
 	return r, nil
 }
 
-// Options say how modules are verified.
-type Options struct {
+// VerifyOptions say how [Reference.Verify] works.
+type VerifyOptions struct {
 	Jobs int // modules worked on at once; 0 stands for twice the number of processors
 	// Root is the root directory of the system that the modules belong to, in which
 	// symbolic links are resolved; if it is empty, it is the machine's own.
@@ -156,12 +156,12 @@ type Options struct {
 // all modules are Trusted: it is [ErrRefused], with [ErrIncomplete] if some could not be
 // read, or what ended the run early, such as the context's cause. That there are no
 // modules is no error.
-func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
+func (r *Reference) Verify(ctx context.Context, root string, opts VerifyOptions) (Summary, error) {
 	switch {
 	case r == nil || r.known == nil && r.root == nil:
 		return nil, errNoReference
 	case opts.Jobs < 0:
-		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
+		return nil, fmt.Errorf("negative VerifyOptions.Jobs: %d", opts.Jobs)
 	}
 	in, err := module.NewRoot(opts.Root)
 	if err != nil {
@@ -265,7 +265,7 @@ func (r *Reference) proven(m *module.File, layer module.Layer, payload io.Reader
 		return nil
 	}
 	leaf := NewLeaf(proof.Position)
-	if _, err := io.Copy(leaf, payload); err != nil {
+	if _, err := module.Copy(leaf, payload); err != nil {
 		return err
 	}
 	switch err := r.root.Check(Hash(leaf.Sum(nil)), proof); {
@@ -301,7 +301,7 @@ func (r *Reference) explain(m *module.File, size int64, result *Result) error {
 		return nil
 	}
 	h := sha256.New()
-	if _, err := io.Copy(h, image.Reader()); err != nil {
+	if _, err := module.Copy(h, image.Reader()); err != nil {
 		return err
 	}
 	if _, ok := r.known[Hash(h.Sum(nil))]; ok {

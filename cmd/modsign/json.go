@@ -132,10 +132,10 @@ func newJSONHashed(r hashlist.Result) jsonHashed {
 }
 
 type jsonHashlistSummary struct {
-	Type     string         `json:"message_type"` // summary
-	Modules  int            `json:"modules"`
-	Verdicts map[string]int `json:"verdicts"`
-	Seconds  float64        `json:"seconds"`
+	Type     string           `json:"message_type"` // summary
+	Modules  int              `json:"modules"`
+	Verdicts hashlist.Summary `json:"verdicts"`
+	Seconds  float64          `json:"seconds"`
 }
 
 type jsonInspected struct {

@@ -153,7 +153,7 @@ func (m *kbuildMake) verifyInstalled(ctx context.Context, u *ui, tree *kbuild.Tr
 		return withHint(err, "run make first")
 	}
 	refused := 0
-	_, err = reference.Verify(ctx, modlib, hashlist.Options{Result: func(r hashlist.Result) {
+	_, err = reference.Verify(ctx, modlib, hashlist.VerifyOptions{Result: func(r hashlist.Result) {
 		if r.Verdict == hashlist.Trusted || !slices.Contains(order, r.Name) && !strings.HasPrefix(r.Name, "kernel/") {
 			return // modules of others have other ways
 		}

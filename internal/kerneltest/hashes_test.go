@@ -303,7 +303,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 			t.Fatal(err)
 		}
 		var verdict hashlist.Verdict
-		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.Options{Result: func(r hashlist.Result) {
+		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.VerifyOptions{Result: func(r hashlist.Result) {
 			if r.Path != "" {
 				verdict = r.Verdict
 			}

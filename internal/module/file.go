@@ -408,6 +408,18 @@ func (r *reader) Read(b []byte) (int, error) {
 	return r.r.Read(b)
 }
 
+// copies holds the buffers of [Copy].
+var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// Copy is io.Copy through a large buffer that the next call uses again: a tree has
+// thousands of modules, and most of them are read in one step.
+func Copy(dst io.Writer, src io.Reader) (int64, error) {
+	buf := copies.Get().(*[256 << 10]byte)
+	defer copies.Put(buf)
+	// Plain values, so that neither side takes another way than through buf.
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}
+
 // Close closes the file and lets go of the content.
 func (m *File) Close() error {
 	if m.release != nil {
