@@ -113,6 +113,11 @@ type LoadOptions struct {
 	// AllowInsecure takes a key file that group or others have access to.
 	AllowInsecure bool
 
+	// KeyOf is asked for the key of a key file that holds a certificate and no private
+	// key, which is kept elsewhere; package agent has one that asks a key agent. It
+	// returns nil where it knows of none. It may be nil.
+	KeyOf func(path string, cert *x509.Certificate) (crypto.Signer, error)
+
 	// Note is told, in words for people that begin with a file's path, what is
 	// not wrong but worth knowing; it may be nil.
 	Note func(string)
@@ -131,11 +136,6 @@ type LoadOptions struct {
 // opts.Note is told. What is no regular file, such as a pipe, is not looked at.
 // Both are read once and in order, the key first, so that either may be a pipe. A
 // byte order mark of UTF-8 is skipped.
-//
-// A key file that holds a certificate and no private key, and lies beside the
-// agent.sock of a key agent ([ServeAgent]) whose certificate that is, stands for
-// the agent's key: the Signer is that of [Agent.Pair]. When the agent has ended,
-// the error holds a [*NoAgentError], which says why.
 //
 // Errors are of type [*LoadError]; the variables ErrInsecure, ErrNoPassphrase,
 // ErrWrongPassphrase, ErrMismatch and ErrNoPKCS11 tell the ones apart that a
@@ -175,7 +175,7 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	var signer crypto.Signer
 	block, err := findKey(keyFile)
 	if err != nil {
-		if signer, err = agentFor(keyPath, keyFile, err); err != nil {
+		if signer, err = opts.keyElsewhere(keyPath, keyFile, err); err != nil {
 			return nil, inFile(keyPath, err)
 		}
 	}
@@ -210,6 +210,20 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	return &Pair{Signer: signer, Certificate: cert}, nil
 }
 
+// keyElsewhere returns the key of a file that holds a certificate alone, or else the
+// error about the file.
+func (o LoadOptions) keyElsewhere(path string, data []byte, noKey error) (crypto.Signer, error) {
+	cert, err := firstCertificate(data)
+	if err != nil || o.KeyOf == nil {
+		return nil, noKey
+	}
+	signer, err := o.KeyOf(path, cert)
+	if err == nil && signer == nil {
+		err = noKey
+	}
+	return signer, err
+}
+
 // isToken reports whether a path is a PKCS #11 URI (RFC 7512).
 func isToken(path string) bool {
 	const scheme = "pkcs11:"
@@ -239,7 +253,7 @@ func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, inFile(path, err)
 	}
-	certs, err := parseCertificates(data)
+	certs, err := ParseCertificates(data)
 	if err != nil {
 		return nil, inFile(path, err)
 	}
@@ -302,7 +316,9 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 	return nil, noCertificate(data)
 }
 
-func parseCertificates(data []byte) ([]*x509.Certificate, error) {
+// ParseCertificates returns all certificates of a file's contents, at least one, as
+// [LoadCertificates] does. No error quotes the data.
+func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	if isDER(data) {
 		for offset := 0; offset == 0 || !keyfile.IsPadding(data[offset:]); {

@@ -749,7 +749,7 @@ func FuzzLoadCertificates(f *testing.F) {
 		data := testmod.Edit(files[int(file)%len(files)], one, two, three)
 		defer testmod.ShowInputs(t, data)
 		first, firstErr := firstCertificate(data)
-		certs, err := parseCertificates(data)
+		certs, err := ParseCertificates(data)
 		if err != nil {
 			return
 		}
@@ -763,7 +763,7 @@ func FuzzLoadCertificates(f *testing.F) {
 		if !isDER(der) {
 			return // too short for a certificate in DER, as sign-file sees it
 		}
-		again, err := parseCertificates(der)
+		again, err := ParseCertificates(der)
 		if err != nil || !slices.EqualFunc(again, certs, (*x509.Certificate).Equal) {
 			t.Errorf("%d certificates come back as %d: %v", len(certs), len(again), err)
 		}

@@ -24,7 +24,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/kbuild"
-	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 )
 
 func newAgentCommand(u *ui) *cobra.Command {
@@ -77,13 +77,13 @@ func interruptible(ctx context.Context, do func() error) error {
 	}
 }
 
-func dialAgent(objtree string) (*keygen.Agent, error) {
-	return keygen.DialAgent(filepath.Join(objtree, kbuild.Dir))
+func dialAgent(objtree string) (*agent.Client, error) {
+	return agent.Dial(filepath.Join(objtree, kbuild.Dir))
 }
 
 type jsonAgent struct {
 	Type string `json:"message_type"` // agent
-	keygen.AgentStatus
+	agent.Status
 }
 
 func newAgentStatusCommand(u *ui) *cobra.Command {
@@ -95,18 +95,18 @@ func newAgentStatusCommand(u *ui) *cobra.Command {
 says why, and exits with 1.`,
 		Args: treeArg(&objtree),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var agent *keygen.Agent
-			var s keygen.AgentStatus
+			var client *agent.Client
+			var s agent.Status
 			err := interruptible(cmd.Context(), func() (err error) {
-				if agent, err = dialAgent(objtree); err == nil {
-					s, err = agent.Status()
+				if client, err = dialAgent(objtree); err == nil {
+					s, err = client.Status()
 				}
 				return err
 			})
 			if err != nil {
 				return err
 			}
-			defer agent.Close()
+			defer client.Close()
 			if u.json {
 				u.object(jsonAgent{"agent", s})
 				return nil
@@ -114,7 +114,7 @@ says why, and exits with 1.`,
 			field := func(name, format string, args ...any) { u.result("%-16s%s", name+":", fmt.Sprintf(format, args...)) }
 			field("pid", "%d", s.PID)
 			field("key", "%s", s.Algorithm)
-			field("certificate", "%q, SHA-256 %s", agent.Certificate().Subject.CommonName, s.Certificate)
+			field("certificate", "%q, SHA-256 %s", client.Certificate().Subject.CommonName, s.Certificate)
 			field("born", "%s", s.Born.Format(time.RFC3339))
 			field("ends", "%s at the latest", s.Ends.Format(time.RFC3339))
 			allowed := "any number allowed"
@@ -150,12 +150,12 @@ is gone and its receipt is written. Without an agent it says why, and exits with
 		Args: treeArg(&objtree),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := interruptible(cmd.Context(), func() error {
-				agent, err := dialAgent(objtree)
+				client, err := dialAgent(objtree)
 				if err != nil {
 					return err
 				}
-				defer agent.Close()
-				return agent.Forget()
+				defer client.Close()
+				return client.Forget()
 			})
 			if err != nil {
 				return err
@@ -170,7 +170,7 @@ is gone and its receipt is written. Without an agent it says why, and exits with
 
 type jsonReceipt struct {
 	Type string `json:"message_type"` // receipt
-	*keygen.Receipt
+	*agent.Receipt
 	Modules int `json:"modules"`
 }
 
@@ -200,7 +200,7 @@ who was allowed to use the agent could have had it sign a receipt of their own.`
 
 func showReceipt(ctx context.Context, u *ui, path string, roots []string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		if path, err = keygen.NewestReceipt(filepath.Join(path, kbuild.Dir)); err != nil {
+		if path, err = agent.NewestReceipt(filepath.Join(path, kbuild.Dir)); err != nil {
 			return err
 		}
 		u.note("%s:", path)
@@ -210,7 +210,7 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 		return err
 	}
 	defer f.Close()
-	r, err := keygen.ReadReceipt(f)
+	r, err := agent.ReadReceipt(f)
 	if err == nil {
 		err = r.Check()
 	}
@@ -254,7 +254,7 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 
 // matchReceipt checks that the modules are those that the key signed, and returns
 // how many they are.
-func matchReceipt(ctx context.Context, r *keygen.Receipt, roots []string) (int, error) {
+func matchReceipt(ctx context.Context, r *agent.Receipt, roots []string) (int, error) {
 	found, err := module.FindLoadable(nil, roots)
 	if err != nil {
 		return 0, err
@@ -268,7 +268,7 @@ func matchReceipt(ctx context.Context, r *keygen.Receipt, roots []string) (int, 
 	if err != nil {
 		return 0, err
 	}
-	digests := make(keygen.Digests)
+	digests := make(agent.Digests)
 	for _, e := range entries {
 		if err := addDigest(ctx, digests, e, cms.NewKeyring(signer)); err != nil {
 			if ctx.Err() != nil {
@@ -289,7 +289,7 @@ func matchReceipt(ctx context.Context, r *keygen.Receipt, roots []string) (int, 
 }
 
 // addDigest adds the digest that the signature of a module is over.
-func addDigest(ctx context.Context, digests keygen.Digests, e module.Entry, keys *cms.Keyring) error {
+func addDigest(ctx context.Context, digests agent.Digests, e module.Entry, keys *cms.Keyring) error {
 	m, err := e.Open(ctx, module.Limits{})
 	if err != nil {
 		return err
@@ -388,7 +388,7 @@ func (o *agentStart) serve(interrupt context.Context, u *ui) error {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(interrupt))
 	defer cancel(nil)
 	defer context.AfterFunc(interrupt, func() { cancel(errors.New("a signal")) })()
-	return keygen.ServeAgent(ctx, keygen.AgentOptions{
+	return agent.Serve(ctx, agent.Options{
 		Algorithm:  algorithm,
 		Template:   template,
 		Dir:        o.Dir,
@@ -442,7 +442,7 @@ func silence() error {
 
 // startAgent starts a key agent, and returns when it answers. It lives on when
 // this program ends, in a session of its own.
-func startAgent(ctx context.Context, o agentStart) (*keygen.Agent, error) {
+func startAgent(ctx context.Context, o agentStart) (*agent.Client, error) {
 	for _, path := range []*string{&o.Dir, &o.Tree, &o.Genkey} {
 		if *path == "" {
 			continue
@@ -492,7 +492,7 @@ func startAgent(ctx context.Context, o agentStart) (*keygen.Agent, error) {
 	var last string
 	for lines.Scan() {
 		if lines.Text() == agentReady && stop() { // else it has been told to end
-			return keygen.DialAgent(o.Dir)
+			return agent.Dial(o.Dir)
 		}
 		if !strings.HasPrefix(lines.Text(), "modsign: hint: ") {
 			last = strings.TrimPrefix(lines.Text(), "modsign: ")

@@ -19,6 +19,7 @@ import (
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 )
 
 func newKbuildCommand(u *ui) *cobra.Command {
@@ -163,9 +164,9 @@ func kbuildDisable(u *ui, hook *kbuild.Hook) error {
 	if !enabled {
 		u.say("modsign is not enabled in %s", hook.Objtree)
 		// An earlier disable may have been interrupted before it came to the key.
-		if agent, err := keygen.DialAgent(m.path(kbuild.Dir)); err == nil {
-			agent.Close()
-		} else if _, none := errors.AsType[*keygen.NoAgentError](err); none {
+		if client, err := agent.Dial(m.path(kbuild.Dir)); err == nil {
+			client.Close()
+		} else if _, none := errors.AsType[*agent.UnavailableError](err); none {
 			return nil
 		}
 	}
@@ -279,8 +280,8 @@ func showKey(objtree string, tree *kbuild.Tree) string {
 	case key != kbuild.DefaultKey:
 		return key
 	}
-	agent, err := keygen.DialAgent(filepath.Join(objtree, kbuild.Dir))
-	if gone, ok := errors.AsType[*keygen.NoAgentError](err); ok {
+	client, err := agent.Dial(filepath.Join(objtree, kbuild.Dir))
+	if gone, ok := errors.AsType[*agent.UnavailableError](err); ok {
 		if exists(filepath.Join(objtree, kbuild.DefaultKey)) && !exists(filepath.Join(objtree, kbuild.Certificate)) {
 			return kbuild.DefaultKey + ", made by Kbuild"
 		}
@@ -289,8 +290,8 @@ func showKey(objtree string, tree *kbuild.Tree) string {
 	if err != nil {
 		return "a one-time key: " + err.Error()
 	}
-	defer agent.Close()
-	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keygen.KeyName(agent.Certificate().PublicKey))
+	defer client.Close()
+	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keygen.KeyName(client.Certificate().PublicKey))
 }
 
 func newKbuildInstallCommand(u *ui) *cobra.Command {

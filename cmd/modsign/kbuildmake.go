@@ -20,6 +20,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -246,20 +247,20 @@ func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) e
 	if err != nil {
 		return err
 	}
-	agent, err := keygen.DialAgent(o.Dir)
-	gone, isGone := errors.AsType[*keygen.NoAgentError](err)
+	client, err := agent.Dial(o.Dir)
+	gone, isGone := errors.AsType[*agent.UnavailableError](err)
 	switch {
 	case err == nil:
-		defer agent.Close()
-		status, err := agent.Status()
+		defer client.Close()
+		status, err := client.Status()
 		if err != nil {
 			return err
 		}
-		if status.Profile == o.Profile && m.certificateIs(agent) {
+		if status.Profile == o.Profile && m.certificateIs(client) {
 			return nil
 		}
 		u.note("the configuration of the key has changed: a new one-time key is made, and the kernel is linked with it")
-		if err := agent.Forget(); err != nil {
+		if err := client.Forget(); err != nil {
 			return err
 		}
 	case !isGone:
@@ -269,16 +270,16 @@ func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) e
 			u.say("%v: a new one-time key is made, and the kernel is linked with it", gone)
 		}
 	}
-	agent, err = startAgent(ctx, o)
+	client, err = startAgent(ctx, o)
 	if err != nil {
 		return fmt.Errorf("cannot make a one-time key: %w", err)
 	}
-	return agent.Close()
+	return client.Close()
 }
 
 // certificateIs reports whether the certificate in the tree is the agent's.
-func (m *kbuildMake) certificateIs(agent *keygen.Agent) bool {
-	return agent.Published() == nil
+func (m *kbuildMake) certificateIs(client *agent.Client) bool {
+	return client.Published() == nil
 }
 
 // agentOptions are the one-time key as the tree's configuration wants it.
@@ -427,7 +428,7 @@ func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kb
 // keyGone says that nobody can sign for the kernel of this tree any more.
 func (m *kbuildMake) keyGone() error {
 	err := errors.New("the one-time key of this kernel is gone")
-	if _, why := keygen.DialAgent(m.path(kbuild.Dir)); why != nil {
+	if _, why := agent.Dial(m.path(kbuild.Dir)); why != nil {
 		err = fmt.Errorf("%w: %w", err, why)
 	}
 	return withHint(err, "make makes a new one, and links the kernel with it; then install again")
@@ -446,9 +447,9 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 			path = m.path(path)
 		}
 		keepSecrets()
-		pair, err = keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN})
+		pair, err = keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf})
 	}
-	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
+	if _, gone := errors.AsType[*agent.UnavailableError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
 		return nil, "", m.keyGone()
 	}
 	if err != nil {
@@ -474,14 +475,14 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 // agentPair is the agent's key. The certificate's file is not loaded as a key's: where
 // the tree is another user's, it might lead to a key of root's.
 func (m *kbuildMake) agentPair() (*keygen.Pair, error) {
-	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
+	client, err := agent.Dial(m.path(kbuild.Dir))
 	if err == nil {
-		err = agent.Published()
+		err = client.Published()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return agent.Pair(), nil
+	return client.Pair(), nil
 }
 
 // sealTree does it to the modules that this tree installs, and no others.
@@ -556,15 +557,15 @@ func (m *kbuildMake) installed() error {
 	if m.extmod != "" {
 		return nil
 	}
-	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
-	if _, gone := errors.AsType[*keygen.NoAgentError](err); gone {
+	client, err := agent.Dial(m.path(kbuild.Dir))
+	if _, gone := errors.AsType[*agent.UnavailableError](err); gone {
 		return nil // another key has signed
 	}
 	if err != nil {
 		return err
 	}
-	defer agent.Close()
-	return agent.Installed()
+	defer client.Close()
+	return client.Installed()
 }
 
 // clean destroys the key, whatever make says of the rest.
@@ -584,11 +585,11 @@ func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
 
 // forget destroys the key, and reports whether there was one.
 func (m *kbuildMake) forget() (had bool, err error) {
-	agent, err := keygen.DialAgent(m.path(kbuild.Dir))
-	switch _, gone := errors.AsType[*keygen.NoAgentError](err); {
+	client, err := agent.Dial(m.path(kbuild.Dir))
+	switch _, gone := errors.AsType[*agent.UnavailableError](err); {
 	case err == nil:
-		defer agent.Close()
-		if err := agent.Forget(); err != nil {
+		defer client.Close()
+		if err := client.Forget(); err != nil {
 			return true, err
 		}
 		had = true

@@ -19,6 +19,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -43,6 +44,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
+		KeyOf:         agent.KeyOf,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
 		Note: func(note string) {
 			o.notes = append(o.notes, note)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -155,7 +156,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 		return err
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{Passphrase: buildPIN}
+	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
 	pair, err := keygen.Load(keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, and so must this one; but not in silence.

@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"errors"
@@ -133,6 +133,6 @@ func sinceBoot() time.Duration {
 // Hide starts this program again, in this process, so that other processes of its user
 // are kept out of its memory from its first instruction. It returns when they
 // are already, or with the reason why this system does not have it: then they
-// are kept out from now on. A program that calls [ServeAgent] calls it first of
+// are kept out from now on. A program that calls [Serve] calls it first of
 // all, with its own arguments and the environment that it wants to have.
 func Hide(args, env []string) error { return undump.Exec(args, env) }

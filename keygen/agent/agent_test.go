@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"bufio"
@@ -27,14 +27,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/keygen"
 )
 
 // The test binary is also the agent, and a client of another user, in processes
 // of their own.
 func TestMain(m *testing.M) {
-	switch os.Getenv("KEYGEN_TEST") {
+	switch os.Getenv("AGENT_TEST") {
 	case "agent":
 		if err := Hide(os.Args, os.Environ()); err != nil {
 			fmt.Fprintln(os.Stderr, "hide:", err)
@@ -52,25 +54,25 @@ func TestMain(m *testing.M) {
 // agentProcess serves with the options in its environment. It says that it is
 // ready on stdout, and how it ended on stderr.
 func agentProcess() {
-	var o AgentOptions
-	if err := json.Unmarshal([]byte(os.Getenv("KEYGEN_AGENT")), &o); err != nil {
+	var o Options
+	if err := json.Unmarshal([]byte(os.Getenv("AGENT_OPTIONS")), &o); err != nil {
 		panic(err)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)
 	go func() { <-terminate; cancel(errors.New("a signal")) }()
-	err := ServeAgent(ctx, o, func() error { _, err := fmt.Println("ready"); return err })
+	err := Serve(ctx, o, func() error { _, err := fmt.Println("ready"); return err })
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// clientProcess loads the key of the agent in the folder KEYGEN_DIR, signs, and
+// clientProcess loads the key of the agent in the folder AGENT_DIR, signs, and
 // prints what went wrong.
 func clientProcess() {
-	pair, err := Load(filepath.Join(os.Getenv("KEYGEN_DIR"), agentCertificate), "", LoadOptions{})
+	pair, err := keygen.Load(filepath.Join(os.Getenv("AGENT_DIR"), certificateName), "", keygen.LoadOptions{KeyOf: KeyOf})
 	if err == nil {
 		digest := sha256.Sum256([]byte("x"))
 		_, err = pair.Signer.Sign(rand.Reader, digest[:], crypto.SHA256)
@@ -80,15 +82,15 @@ func clientProcess() {
 
 // agentCommand is an agent in a new folder. It keeps away from a test's own folder,
 // whose name may be too long for a socket.
-func agentCommand(t *testing.T, change func(*AgentOptions)) (*exec.Cmd, AgentOptions) {
+func agentCommand(t *testing.T, change func(*Options)) (*exec.Cmd, Options) {
 	t.Helper()
 	tree, err := os.MkdirTemp("", "modsign-agent-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(tree) })
-	o := AgentOptions{
-		Algorithm: ECDSAP384, Template: DefaultTemplate(), Lifetime: time.Hour, Profile: "a profile",
+	o := Options{
+		Algorithm: keygen.ECDSAP384, Template: keygen.DefaultTemplate(), Lifetime: time.Hour, Profile: "a profile",
 		Tree: tree, Dir: filepath.Join(tree, ".modsign"), RuntimeDir: filepath.Join(tree, "run"),
 	}
 	for dir, mode := range map[string]os.FileMode{o.Dir: 0o755, o.RuntimeDir: 0o700} {
@@ -104,20 +106,20 @@ func agentCommand(t *testing.T, change func(*AgentOptions)) (*exec.Cmd, AgentOpt
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"KEYGEN_TEST=agent", "KEYGEN_AGENT=" + string(options), "GORACE=atexit_sleep_ms=10", "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
+	cmd.Env = []string{"AGENT_TEST=agent", "AGENT_OPTIONS=" + string(options), "GORACE=atexit_sleep_ms=10", "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
 	return cmd, o
 }
 
 // agentRun is an agent's process.
 type agentRun struct {
-	AgentOptions
+	Options
 	pid    int
 	exited chan struct{}
 	stderr string // when it has exited
 }
 
 // startCommand starts an agent and waits until it is ready.
-func startCommand(t *testing.T, cmd *exec.Cmd, o AgentOptions) *agentRun {
+func startCommand(t *testing.T, cmd *exec.Cmd, o Options) *agentRun {
 	t.Helper()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -128,7 +130,7 @@ func startCommand(t *testing.T, cmd *exec.Cmd, o AgentOptions) *agentRun {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	run := &agentRun{AgentOptions: o, pid: cmd.Process.Pid, exited: make(chan struct{})}
+	run := &agentRun{Options: o, pid: cmd.Process.Pid, exited: make(chan struct{})}
 	line, _ := bufio.NewReader(stdout).ReadString('\n')
 	go func() {
 		cmd.Wait()
@@ -146,15 +148,15 @@ func startCommand(t *testing.T, cmd *exec.Cmd, o AgentOptions) *agentRun {
 	return run
 }
 
-func startAgent(t *testing.T, change func(*AgentOptions)) *agentRun {
+func startAgent(t *testing.T, change func(*Options)) *agentRun {
 	t.Helper()
 	cmd, o := agentCommand(t, change)
 	return startCommand(t, cmd, o)
 }
 
-func (r *agentRun) dial(t *testing.T) *Agent {
+func (r *agentRun) dial(t *testing.T) *Client {
 	t.Helper()
-	agent, err := DialAgent(r.Dir)
+	agent, err := Dial(r.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,23 +203,23 @@ func (r *agentRun) checkGone(t *testing.T, reason string) *Receipt {
 	if receipt.Reason != reason {
 		t.Errorf("reason is %q, want %q", receipt.Reason, reason)
 	}
-	for _, path := range []string{filepath.Join(r.Dir, agentSocket), filepath.Join(r.RuntimeDir, "*.sock")} {
+	for _, path := range []string{filepath.Join(r.Dir, socketName), filepath.Join(r.RuntimeDir, "*.sock")} {
 		if left, _ := filepath.Glob(path); len(left) > 0 {
 			t.Errorf("%v is left", left)
 		}
 	}
 	want := fmt.Sprintf("the one-time key is gone: %s at %s", reason, receipt.Died.Format(time.RFC3339))
-	_, err := DialAgent(r.Dir)
+	_, err := Dial(r.Dir)
 	checkNoAgent(t, err, want)
-	_, err = Load(filepath.Join(r.Dir, agentCertificate), "", LoadOptions{})
+	_, err = keygen.Load(filepath.Join(r.Dir, certificateName), "", keygen.LoadOptions{KeyOf: KeyOf})
 	checkNoAgent(t, err, want)
 	return receipt
 }
 
 func checkNoAgent(t *testing.T, err error, want string) {
 	t.Helper()
-	if none, ok := errors.AsType[*NoAgentError](err); !ok || !strings.Contains(none.Reason, want) {
-		t.Errorf("error is %v, want a NoAgentError with %q", err, want)
+	if none, ok := errors.AsType[*UnavailableError](err); !ok || !strings.Contains(none.Reason, want) {
+		t.Errorf("error is %v, want a UnavailableError with %q", err, want)
 	}
 }
 
@@ -237,27 +239,30 @@ func mustSign(t *testing.T, signer crypto.Signer, digest []byte, h crypto.Hash) 
 func TestAgent(t *testing.T) {
 	t.Parallel()
 	openssl, sortProgram := testmod.Program(t, "openssl", "openssl"), testmod.Program(t, "sort", "coreutils")
-	for _, algorithm := range []Algorithm{RSA2048, ECDSAP384} {
+	for _, algorithm := range []keygen.Algorithm{keygen.RSA2048, keygen.ECDSAP384} {
 		t.Run(algorithm.String(), func(t *testing.T) {
 			t.Parallel()
-			run := startAgent(t, func(o *AgentOptions) { o.Algorithm = algorithm })
+			run := startAgent(t, func(o *Options) { o.Algorithm = algorithm })
 			agent := run.dial(t)
-			path := filepath.Join(run.Dir, agentCertificate)
+			path := filepath.Join(run.Dir, certificateName)
 			if err := os.Chmod(path, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			pair, err := Load(path, "", LoadOptions{})
+			pair, err := keygen.Load(path, "", keygen.LoadOptions{KeyOf: KeyOf})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !pair.Certificate.Equal(agent.Certificate()) {
-				t.Error("Load and DialAgent have different certificates")
+				t.Error("Load and Dial have different certificates")
 			}
 
 			digests := make(Digests)
 			var lines []byte
 			for i, name := range []string{"sha1", "sha224", "sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512"} {
-				h := hashNamed(name)
+				h, err := cms.HashByName(name)
+				if err != nil {
+					t.Fatal(err)
+				}
 				digest := h.New()
 				fmt.Fprint(digest, i)
 				for _, signer := range []crypto.Signer{pair.Signer, agent.Pair().Signer} {
@@ -289,7 +294,7 @@ func TestAgent(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := AgentStatus{
+			want := Status{
 				PID: run.pid, Algorithm: algorithm.String(), Certificate: fingerprint(pair.Certificate), Profile: "a profile",
 				Born: status.Born, Ends: status.Born.Add(time.Hour), Signatures: 16, MemoryLocked: status.MemoryLocked, MemoryHidden: true, Warning: status.Warning,
 			}
@@ -326,7 +331,7 @@ func TestAgent(t *testing.T) {
 			public := filepath.Join(run.Tree, "public.pem")
 			testmod.Run(t, openssl, "x509", "-in", path, "-noout", "-pubkey", "-out", public)
 			padding := ""
-			if algorithm != ECDSAP384 {
+			if algorithm != keygen.ECDSAP384 {
 				padding = "-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:64 -sigopt rsa_mgf1_md:sha512"
 			}
 			testmod.Run(t, "sh", "-ec", fmt.Sprintf(`cd %s
@@ -342,11 +347,11 @@ func TestAgent(t *testing.T) {
 	}
 }
 
-// TestAgentConcurrent counts signatures that come all at once.
-func TestAgentConcurrent(t *testing.T) {
+// TestConcurrent counts signatures that come all at once.
+func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	const workers, each = 8, 500
-	run := startAgent(t, func(o *AgentOptions) { o.Algorithm = ECDSAP256 })
+	run := startAgent(t, func(o *Options) { o.Algorithm = keygen.ECDSAP256 })
 	agent := run.dial(t)
 	signer := agent.Pair().Signer
 	digests := make(Digests)
@@ -412,12 +417,12 @@ func TestForgetAmongSignatures(t *testing.T) {
 	}
 }
 
-// TestAgentEnds has the other ends.
-func TestAgentEnds(t *testing.T) {
+// TestEnds has the other ends.
+func TestEnds(t *testing.T) {
 	t.Parallel()
 	t.Run("installs", func(t *testing.T) {
 		t.Parallel()
-		run := startAgent(t, func(o *AgentOptions) { o.Installs = 2 })
+		run := startAgent(t, func(o *Options) { o.Installs = 2 })
 		agent := run.dial(t)
 		for i := range 2 {
 			if status, err := agent.Status(); err != nil || status.Installs != i || status.InstallsAllowed != 2 {
@@ -436,7 +441,7 @@ func TestAgentEnds(t *testing.T) {
 	})
 	t.Run("lifetime", func(t *testing.T) {
 		t.Parallel()
-		run := startAgent(t, func(o *AgentOptions) { o.Lifetime = 500 * time.Millisecond })
+		run := startAgent(t, func(o *Options) { o.Lifetime = 500 * time.Millisecond })
 		run.wait(t)
 		run.checkGone(t, "lifetime of 500ms over")
 	})
@@ -455,15 +460,15 @@ func TestAgentEnds(t *testing.T) {
 		run.wait(t)
 		_, err := agent.Pair().Signer.Sign(nil, sum("x"), crypto.SHA256)
 		checkNoAgent(t, err, "it died without a receipt: it was killed or it crashed")
-		_, err = DialAgent(run.Dir)
+		_, err = Dial(run.Dir)
 		checkNoAgent(t, err, "it died without a receipt")
-		_, err = Load(filepath.Join(run.Dir, agentCertificate), "", LoadOptions{})
+		_, err = keygen.Load(filepath.Join(run.Dir, certificateName), "", keygen.LoadOptions{KeyOf: KeyOf})
 		checkNoAgent(t, err, "it died without a receipt")
 		// The next one takes its place, and takes its socket away.
 		cmd, _ := agentCommand(t, nil)
-		options, _ := json.Marshal(run.AgentOptions)
-		cmd.Env[1] = "KEYGEN_AGENT=" + string(options)
-		next := startCommand(t, cmd, run.AgentOptions)
+		options, _ := json.Marshal(run.Options)
+		cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
+		next := startCommand(t, cmd, run.Options)
 		if sockets, _ := filepath.Glob(filepath.Join(run.RuntimeDir, "*")); len(sockets) != 1 {
 			t.Errorf("sockets: %v", sockets)
 		}
@@ -475,7 +480,7 @@ func TestAgentEnds(t *testing.T) {
 		"tree":       func(r *agentRun) string { return r.Tree },
 		"dir":        func(r *agentRun) string { return r.Dir },
 		"runtime":    func(r *agentRun) string { return r.RuntimeDir },
-		"agent.sock": func(r *agentRun) string { return filepath.Join(r.Dir, agentSocket) },
+		"agent.sock": func(r *agentRun) string { return filepath.Join(r.Dir, socketName) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -509,9 +514,9 @@ func TestAgentEnds(t *testing.T) {
 	}
 }
 
-// TestAgentUsers has nobody refused, at every door that could be left open, and
+// TestUsers has nobody refused, at every door that could be left open, and
 // root let in to nobody's agent, whose memory cannot be locked.
-func TestAgentUsers(t *testing.T) {
+func TestUsers(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		testmod.Missing(t, "a second user", "run the tests as root")
@@ -523,7 +528,7 @@ func TestAgentUsers(t *testing.T) {
 	}
 	client := func(dir string) string {
 		cmd := as(exec.Command("/proc/self/exe"))
-		cmd.Env = []string{"KEYGEN_TEST=client", "KEYGEN_DIR=" + dir, "GORACE=atexit_sleep_ms=10"}
+		cmd.Env = []string{"AGENT_TEST=client", "AGENT_DIR=" + dir, "GORACE=atexit_sleep_ms=10"}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Errorf("%v: %s", err, out)
@@ -538,7 +543,7 @@ func TestAgentUsers(t *testing.T) {
 	if out := client(run.Dir); !strings.Contains(out, "it belongs to uid 0, and takes orders of that user and of root alone") {
 		t.Errorf("behind a closed folder: %s", out)
 	}
-	socket, err := os.Readlink(filepath.Join(run.Dir, agentSocket))
+	socket, err := os.Readlink(filepath.Join(run.Dir, socketName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -587,14 +592,14 @@ func TestAgentUsers(t *testing.T) {
 
 	// Root does not take the word of somebody else's server.
 	_, o = agentCommand(t, nil)
-	socket, err = os.Readlink(filepath.Join(theirs.Dir, agentSocket))
+	socket, err = os.Readlink(filepath.Join(theirs.Dir, socketName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(socket, filepath.Join(o.Dir, agentSocket)); err != nil {
+	if err := os.Symlink(socket, filepath.Join(o.Dir, socketName)); err != nil {
 		t.Fatal(err)
 	}
-	_, err = DialAgent(o.Dir)
+	_, err = Dial(o.Dir)
 	checkNoAgent(t, err, "what answers belongs to uid 65534, who is neither the folder's owner nor root")
 
 	if err := agent.Forget(); err != nil {
@@ -607,7 +612,7 @@ func TestAgentUsers(t *testing.T) {
 
 // startNobody starts an agent through a program that has to find the test binary,
 // in whose folder only we may look: as descriptor 3.
-func startNobody(t *testing.T, cmd *exec.Cmd, o AgentOptions) *agentRun {
+func startNobody(t *testing.T, cmd *exec.Cmd, o Options) *agentRun {
 	t.Helper()
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -619,8 +624,8 @@ func startNobody(t *testing.T, cmd *exec.Cmd, o AgentOptions) *agentRun {
 	return startCommand(t, cmd, o)
 }
 
-// TestAgentWrites has strace list the files that an agent writes.
-func TestAgentWrites(t *testing.T) {
+// TestWrites has strace list the files that an agent writes.
+func TestWrites(t *testing.T) {
 	t.Parallel()
 	strace := testmod.Program(t, "strace", "strace")
 	if os.Geteuid() != 0 {
@@ -666,9 +671,9 @@ func TestAgentWrites(t *testing.T) {
 	}
 	temp := regexp.QuoteMeta(filepath.Join(run.Dir, ".modsign-")) + `[0-9A-Za-z-]+\.tmp`
 	want := []string{
-		`open keygen\.test`, // the program, in memory
-		"open " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, agentCertificate)),
-		"name " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, agentSocket)),
+		`open agent\.test`, // the program, in memory
+		"open " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, certificateName)),
+		"name " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, socketName)),
 		"open " + temp, "name " + regexp.QuoteMeta(filepath.Join(run.Dir, "receipt-")) + `[0-9a-f]{16}\.json`,
 	}
 	if !regexp.MustCompile("^" + strings.Join(want, "\n") + "$").MatchString(strings.Join(wrote, "\n")) {
@@ -676,8 +681,8 @@ func TestAgentWrites(t *testing.T) {
 	}
 }
 
-// TestAgentMemory looks at what the system says of the process.
-func TestAgentMemory(t *testing.T) {
+// TestMemory looks at what the system says of the process.
+func TestMemory(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", run.pid))
@@ -720,15 +725,15 @@ func TestOneAgent(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
 	cmd, _ := agentCommand(t, nil)
-	options, _ := json.Marshal(run.AgentOptions)
-	cmd.Env[1] = "KEYGEN_AGENT=" + string(options)
+	options, _ := json.Marshal(run.Options)
+	cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "has a key agent already") {
 		t.Errorf("a second one: %v, %s", err, out)
 	}
 	mustSign(t, run.dial(t).Pair().Signer, sum("x"), crypto.SHA256)
 
 	// Another certificate in the place of the agent's: nothing is signed.
-	path, other := filepath.Join(run.Dir, agentCertificate), testmod.NewKey(t, "ecdsa:p256")
+	path, other := filepath.Join(run.Dir, certificateName), testmod.NewKey(t, "ecdsa:p256")
 	own, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -736,31 +741,31 @@ func TestOneAgent(t *testing.T) {
 	if err := os.WriteFile(path, other.CertPEM, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run.dial(t).Pair().Signer.Sign(nil, sum("x"), crypto.SHA256); !errors.Is(err, ErrMismatch) {
+	if _, err := run.dial(t).Pair().Signer.Sign(nil, sum("x"), crypto.SHA256); !errors.Is(err, keygen.ErrMismatch) {
 		t.Errorf("with another certificate.pem: %v", err)
 	}
-	if _, err := Load(path, "", LoadOptions{}); !errors.Is(err, ErrMismatch) {
+	if _, err := keygen.Load(path, "", keygen.LoadOptions{KeyOf: KeyOf}); !errors.Is(err, keygen.ErrMismatch) {
 		t.Errorf("Load of another certificate.pem: %v", err)
 	}
 	_, otherCert := other.Files(t)
 	if err := os.WriteFile(path, own, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path, otherCert, LoadOptions{}); !errors.Is(err, ErrMismatch) {
+	if _, err := keygen.Load(path, otherCert, keygen.LoadOptions{KeyOf: KeyOf}); !errors.Is(err, keygen.ErrMismatch) {
 		t.Errorf("Load with another certificate: %v", err)
 	}
 	der := filepath.Join(t.TempDir(), "cert.der")
 	if err := os.WriteFile(der, run.dial(t).Certificate().Raw, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path, der, LoadOptions{}); err != nil {
+	if _, err := keygen.Load(path, der, keygen.LoadOptions{KeyOf: KeyOf}); err != nil {
 		t.Errorf("Load with the certificate elsewhere too: %v", err)
 	}
 
-	_, err = DialAgent(t.TempDir())
+	_, err = Dial(t.TempDir())
 	checkNoAgent(t, err, "none was started")
 	// A certificate's file where no agent was is just that.
-	if _, err := Load(otherCert, "", LoadOptions{}); err == nil || !strings.Contains(err.Error(), "no private key: file is a certificate") {
+	if _, err := keygen.Load(otherCert, "", keygen.LoadOptions{KeyOf: KeyOf}); err == nil || !strings.Contains(err.Error(), "no private key: file is a certificate") {
 		t.Errorf("Load of a certificate: %v", err)
 	}
 }
@@ -795,9 +800,9 @@ func TestRuntimeFolder(t *testing.T) {
 	}
 }
 
-// FuzzAgentRequests has an agent read anything at all. Whatever comes, it answers in
+// FuzzRequests has an agent read anything at all. Whatever comes, it answers in
 // lines of JSON, hangs up, and can sign for the next.
-func FuzzAgentRequests(f *testing.F) {
+func FuzzRequests(f *testing.F) {
 	for _, seed := range []string{
 		"{\"op\":\"certificate\"}\n",
 		"{\"op\":\"sign\",\"hash\":\"sha256\",\"digest\":\"ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=\"}\n{\"op\":\"status\"}\n",
@@ -809,15 +814,15 @@ func FuzzAgentRequests(f *testing.F) {
 		f.Add([]byte(seed), uint16(0))
 	}
 	f.Add([]byte("\n"), uint16(maxRequest+1)) // x, as often
-	pair, err := Generate(ECDSAP256, DefaultTemplate())
+	pair, err := keygen.Generate(keygen.ECDSAP256, keygen.DefaultTemplate())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, requests []byte, long uint16) {
 		requests = append(bytes.Repeat([]byte("x"), int(long)), requests...)
-		s := &agentServer{
+		s := &server{
 			// A receipt, for which there is no folder, would wait for the disk.
-			AgentOptions: AgentOptions{Dir: "/nonexistent", Installs: 2, Lifetime: time.Hour}, key: pair.Signer, pair: pair,
+			Options: Options{Dir: "/nonexistent", Installs: 2, Lifetime: time.Hour}, key: pair.Signer, cert: pair.Certificate,
 			digests: make(Digests), ended: make(chan struct{}), listener: closedListener{},
 		}
 		ours, theirs := net.Pipe()
@@ -835,7 +840,7 @@ func FuzzAgentRequests(f *testing.F) {
 		}
 		ours.Close()
 		for line := range bytes.Lines(answers) {
-			var response agentResponse
+			var response wireResponse
 			if err := decodeStrict(line, &response); err != nil {
 				t.Errorf("answer %q: %v", line, err)
 			}

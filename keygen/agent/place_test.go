@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestAgentPlanted has links in the agent's directory that lead out of it.
-func TestAgentPlanted(t *testing.T) {
+// TestPlanted has links in the agent's directory that lead out of it.
+func TestPlanted(t *testing.T) {
 	t.Parallel()
 	outside := testmod.WriteFile(t, "file", []byte("precious"))
 	untouched := func(t *testing.T) {
@@ -33,10 +33,10 @@ func TestAgentPlanted(t *testing.T) {
 	t.Run("certificate", func(t *testing.T) {
 		t.Parallel()
 		cmd, o := agentCommand(t, nil)
-		if err := os.Symlink(outside, filepath.Join(o.Dir, agentCertificate)); err != nil {
+		if err := os.Symlink(outside, filepath.Join(o.Dir, certificateName)); err != nil {
 			t.Fatal(err)
 		}
-		want := filepath.Join(o.Dir, agentCertificate) + ": is a symbolic link, and has to be a regular file"
+		want := filepath.Join(o.Dir, certificateName) + ": is a symbolic link, and has to be a regular file"
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -55,8 +55,8 @@ func TestAgentPlanted(t *testing.T) {
 		if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
 			t.Errorf("the other directory holds %v (%v)", left, err)
 		}
-		if _, err := DialAgent(o.Dir); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
-			t.Errorf("DialAgent: %v", err)
+		if _, err := Dial(o.Dir); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+			t.Errorf("Dial: %v", err)
 		}
 	})
 	t.Run("receipt", func(t *testing.T) {
@@ -74,13 +74,13 @@ func TestAgentPlanted(t *testing.T) {
 			t.Errorf("agent says %s", run.stderr)
 		}
 		untouched(t)
-		_, err := DialAgent(run.Dir)
+		_, err := Dial(run.Dir)
 		checkNoAgent(t, err, "is a symbolic link")
 	})
 	t.Run("certificate later", func(t *testing.T) {
 		t.Parallel()
 		run := startAgent(t, nil)
-		path := filepath.Join(run.Dir, agentCertificate)
+		path := filepath.Join(run.Dir, certificateName)
 		moved := filepath.Join(t.TempDir(), "certificate.pem") // the right one, but not there
 		testmod.Run(t, "mv", path, moved)
 		if err := os.Symlink(moved, path); err != nil {
@@ -93,9 +93,9 @@ func TestAgentPlanted(t *testing.T) {
 	})
 }
 
-// TestAgentBlockedName has another user's directory at the name in /tmp: the agent
+// TestBlockedName has another user's directory at the name in /tmp: the agent
 // takes a directory of a random name, and takes it away.
-func TestAgentBlockedName(t *testing.T) {
+func TestBlockedName(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		testmod.Missing(t, "a second user", "run the tests as root")
@@ -113,11 +113,11 @@ func TestAgentBlockedName(t *testing.T) {
 		}
 		t.Cleanup(func() { os.RemoveAll(name) })
 		start := func(dir string) *agentRun {
-			cmd, o := agentCommand(t, func(o *AgentOptions) { o.RuntimeDir = "" })
+			cmd, o := agentCommand(t, func(o *Options) { o.RuntimeDir = "" })
 			if dir != "" {
 				o.Tree, o.Dir = filepath.Dir(dir), dir
 				options, _ := json.Marshal(o)
-				cmd.Env[1] = "KEYGEN_AGENT=" + string(options)
+				cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
 			}
 			for _, dir := range []string{o.Tree, o.Dir} {
 				if err := os.Chown(dir, uid, uid); err != nil {
@@ -132,7 +132,7 @@ func TestAgentBlockedName(t *testing.T) {
 		if _, err := run.dial(t).Status(); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-		socket, err := os.Readlink(filepath.Join(run.Dir, agentSocket))
+		socket, err := os.Readlink(filepath.Join(run.Dir, socketName))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,12 +185,12 @@ func TestRemoveDead(t *testing.T) {
 	}
 }
 
-// TestAgentSilentConnections opens more connections than an agent keeps, and says
+// TestSilentConnections opens more connections than an agent keeps, and says
 // nothing on any: it still answers, and the silent ones give way.
-func TestAgentSilentConnections(t *testing.T) {
+func TestSilentConnections(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
-	socket, err := os.Readlink(filepath.Join(run.Dir, agentSocket))
+	socket, err := os.Readlink(filepath.Join(run.Dir, socketName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestAgentSilentConnections(t *testing.T) {
 		defer conn.Close()
 		silent = append(silent, conn)
 	}
-	for _, agent := range []*Agent{early, run.dial(t)} {
+	for _, agent := range []*Client{early, run.dial(t)} {
 		if _, err := agent.Status(); err != nil {
 			t.Errorf("among %d silent connections: %v", len(silent), err)
 		}
@@ -230,15 +230,15 @@ func TestAgentSilentConnections(t *testing.T) {
 	run.wait(t)
 }
 
-// TestAgentFewDescriptors has an agent that may open less descriptors than there are
+// TestFewDescriptors has an agent that may open less descriptors than there are
 // silent connections.
-func TestAgentFewDescriptors(t *testing.T) {
+func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	cmd, o := agentCommand(t, nil)
 	prlimit := testmod.Program(t, "prlimit", "util-linux")
 	cmd.Path, cmd.Args = prlimit, []string{"prlimit", "--nofile=64:64", "/proc/self/exe"}
 	run := startNobody(t, cmd, o)
-	socket, err := os.Readlink(filepath.Join(run.Dir, agentSocket))
+	socket, err := os.Readlink(filepath.Join(run.Dir, socketName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,8 +260,8 @@ func TestAgentFewDescriptors(t *testing.T) {
 	run.checkGone(t, "forgotten")
 }
 
-// TestAgentStopped has a client of an agent that does not answer at all.
-func TestAgentStopped(t *testing.T) {
+// TestStopped has a client of an agent that does not answer at all.
+func TestStopped(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
 	agent := run.dial(t)
@@ -293,9 +293,9 @@ func awaitStopped(t *testing.T, pid int) {
 	t.Fatalf("process %d does not stop", pid)
 }
 
-// TestAgentNotHidden has a system that executes nothing from a memfd: the agent works,
+// TestNotHidden has a system that executes nothing from a memfd: the agent works,
 // and says that its memory was open.
-func TestAgentNotHidden(t *testing.T) {
+func TestNotHidden(t *testing.T) {
 	t.Parallel()
 	unshare := testmod.Program(t, "unshare", "util-linux")
 	const script = `echo 2 >/proc/sys/vm/memfd_noexec && exec /proc/self/fd/3`

@@ -1,4 +1,12 @@
-package keygen
+// Package agent keeps a one-time key in the memory of a process of its own, the key
+// agent: begin with [Serve] in that process, and with [Dial] in those that sign.
+//
+// Only the certificate is ever in a file. The agent signs for its user and for root,
+// over a socket, until it is told to forget the key, or its time is over, or its
+// folder is gone. Then it leaves a [Receipt], signed by the key as its last act.
+// Nothing is promised about the wiping of memory, which Go's crypto packages do not
+// offer: the key is gone when the process is.
+package agent
 
 import (
 	"bufio"
@@ -6,6 +14,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -23,20 +32,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/undump"
+	"github.com/modsign/modsign/keygen"
 )
 
 // Names in the folder of an agent.
 const (
-	agentCertificate = "certificate.pem"
-	agentSocket      = "agent.sock" // a symbolic link to the socket, whose path has to be short
+	certificateName = "certificate.pem"
+	socketName      = "agent.sock" // a symbolic link to the socket, whose path has to be short
 )
 
-// AgentOptions says what an agent makes, how long it lives, and where.
-type AgentOptions struct {
-	Algorithm Algorithm
-	Template  Template // of the certificate
+// Options says what an agent makes, how long it lives, and where.
+type Options struct {
+	Algorithm keygen.Algorithm
+	Template  keygen.Template // of the certificate
 
 	Dir  string // gets certificate.pem, agent.sock and, at the end, receipt-*.json
 	Tree string // the folder whose disappearance ends the agent
@@ -64,18 +75,18 @@ type AgentOptions struct {
 // A signature is PKCS #1 v1.5 or ECDSA in ASN.1. After a line that is no request
 // the agent hangs up, and so it does on a client that says nothing for a minute, or
 // sooner when others need its place.
-type agentRequest struct {
+type wireRequest struct {
 	Op     string `json:"op"`
 	Hash   string `json:"hash,omitempty"`
 	Digest []byte `json:"digest,omitempty"`
 }
 
-type agentResponse struct {
-	Error       string       `json:"error,omitempty"`
-	Gone        bool         `json:"gone,omitempty"`
-	Certificate []byte       `json:"certificate,omitempty"`
-	Signature   []byte       `json:"signature,omitempty"`
-	Status      *AgentStatus `json:"status,omitempty"`
+type wireResponse struct {
+	Error       string  `json:"error,omitempty"`
+	Gone        bool    `json:"gone,omitempty"`
+	Certificate []byte  `json:"certificate,omitempty"`
+	Signature   []byte  `json:"signature,omitempty"`
+	Status      *Status `json:"status,omitempty"`
 }
 
 const (
@@ -85,12 +96,12 @@ const (
 	idleTimeout    = time.Minute
 )
 
-// AgentStatus is what an agent says about itself.
-type AgentStatus struct {
+// Status is what an agent says about itself.
+type Status struct {
 	PID             int       `json:"pid"`
 	Algorithm       string    `json:"algorithm"`
 	Certificate     string    `json:"certificate_sha256"`
-	Profile         string    `json:"profile"` // AgentOptions.Profile
+	Profile         string    `json:"profile"` // Options.Profile
 	Born            time.Time `json:"born"`
 	Ends            time.Time `json:"ends"` // by its lifetime
 	Installs        int       `json:"installs"`
@@ -101,10 +112,10 @@ type AgentStatus struct {
 	Warning         string    `json:"warning,omitempty"` // swap may get to see the key
 }
 
-// agentServer is an agent from the inside.
-type agentServer struct {
-	AgentOptions
-	pair     *Pair // without Signer: that is key
+// server is an agent from the inside.
+type server struct {
+	Options
+	cert     *x509.Certificate
 	born     time.Time
 	deadline time.Duration // of the clock that sinceBoot reads
 	locked   bool
@@ -114,7 +125,7 @@ type agentServer struct {
 	randomDir  bool   // runtimeDir is this agent's own, and goes with it
 	socket     string // its path
 	listener   net.Listener
-	conns      agentConns
+	conns      connSet
 	watched    map[string]fs.FileInfo // by path: whose loss ends the agent
 
 	// Who uses the key holds use for reading; for the end it is held for writing.
@@ -136,13 +147,13 @@ type agentServer struct {
 	endErr error
 }
 
-// ServeAgent makes a one-time key and its certificate and keeps the key in the
+// Serve makes a one-time key and its certificate and keeps the key in the
 // memory of this process, which is to be a process of its own: it is made
 // undumpable, which [Hide] does earlier, and on return connections are left open and no longer answered, to
-// end with it. ready is called once the agent answers; after its error ServeAgent
+// end with it. ready is called once the agent answers; after its error Serve
 // ends the agent and returns that error.
 //
-// The agent ends at the first of: [Agent.Forget], the last of the allowed
+// The agent ends at the first of: [Client.Forget], the last of the allowed
 // installs, the end of its lifetime, the loss of Tree, Dir, agent.sock or the
 // socket, the context. Then it leaves its [Receipt] in Dir, as
 // receipt-<first 16 digits of the certificate's SHA-256>.json, unless Dir is
@@ -150,11 +161,11 @@ type agentServer struct {
 //
 // Only this user and root are answered (SO_PEERCRED). It is an error when another
 // agent serves Dir.
-func ServeAgent(ctx context.Context, o AgentOptions, ready func() error) error {
+func Serve(ctx context.Context, o Options, ready func() error) error {
 	if o.Lifetime <= 0 || o.Installs < 0 {
 		return fmt.Errorf("key agent with a lifetime of %v and %d installs: the lifetime has to be positive, and the installs not negative", o.Lifetime, o.Installs)
 	}
-	s := &agentServer{AgentOptions: o, digests: make(Digests), ended: make(chan struct{})}
+	s := &server{Options: o, digests: make(Digests), ended: make(chan struct{})}
 	var err error
 	for _, dir := range []*string{&s.Dir, &s.Tree} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
@@ -187,20 +198,24 @@ func ServeAgent(ctx context.Context, o AgentOptions, ready func() error) error {
 	return s.endErr
 }
 
-func (s *agentServer) makeKey() error {
-	pair, err := Generate(s.Algorithm, s.Template)
+func (s *server) makeKey() error {
+	pair, err := keygen.Generate(s.Algorithm, s.Template)
 	if err != nil {
 		return err
 	}
-	s.key, s.pair = pair.Signer, &Pair{Certificate: pair.Certificate}
+	s.key, s.cert = pair.Signer, pair.Certificate
 	s.born = time.Now().UTC().Truncate(time.Second)
 	s.deadline = sinceBoot() + s.Lifetime
 	return nil
 }
 
+func (s *server) certificatePEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
+}
+
 // publish makes the agent known: the socket, the certificate, and the link that
 // leads to the socket.
-func (s *agentServer) publish() (err error) {
+func (s *server) publish() (err error) {
 	s.watched = make(map[string]fs.FileInfo)
 	for _, dir := range []string{s.Tree, s.Dir} {
 		if s.watched[dir], err = os.Stat(dir); err != nil {
@@ -241,20 +256,19 @@ func (s *agentServer) publish() (err error) {
 	if err := otherAgent(s.Dir); err != nil {
 		return err
 	}
-	certificate := pem.EncodeToMemory(s.pair.certificateBlock())
-	if err := atomicfile.WriteIn(dir, agentCertificate, certificate, 0o666, true); err != nil {
+	if err := atomicfile.WriteIn(dir, certificateName, s.certificatePEM(), 0o666, true); err != nil {
 		return fmt.Errorf("writing the certificate: %w", err)
 	}
 	// One that was killed could not take its socket away.
-	if dead, err := dir.Readlink(agentSocket); err == nil {
+	if dead, err := dir.Readlink(socketName); err == nil {
 		removeDead(dead, s.runtimeDir)
 	}
-	return atomicfile.Symlink(dir, agentSocket, s.socket)
+	return atomicfile.Symlink(dir, socketName, s.socket)
 }
 
 // openDir opens Dir, whose name the kernel's build makes up in a tree that may be
 // somebody else's. It is not kept open, as its file system could not be unmounted.
-func (s *agentServer) openDir() (*dirfd.Dir, error) {
+func (s *server) openDir() (*dirfd.Dir, error) {
 	dir, err := dirfd.OpenOwn(s.Dir)
 	if err != nil {
 		return nil, err
@@ -267,7 +281,7 @@ func (s *agentServer) openDir() (*dirfd.Dir, error) {
 }
 
 // unlisten removes the socket.
-func (s *agentServer) unlisten() {
+func (s *server) unlisten() {
 	if s.listener != nil {
 		s.listener.Close()
 	}
@@ -278,7 +292,7 @@ func (s *agentServer) unlisten() {
 
 // otherAgent is an error when an agent serves the folder.
 func otherAgent(dir string) error {
-	other, err := DialAgent(dir)
+	other, err := Dial(dir)
 	if err != nil {
 		return nil // none that answers us
 	}
@@ -287,7 +301,7 @@ func otherAgent(dir string) error {
 }
 
 // wait returns when the agent has ended.
-func (s *agentServer) wait(ctx context.Context) {
+func (s *server) wait(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -305,7 +319,7 @@ func (s *agentServer) wait(ctx context.Context) {
 }
 
 // over returns why the agent has to end, if it has.
-func (s *agentServer) over() string {
+func (s *server) over() string {
 	if sinceBoot() >= s.deadline {
 		return fmt.Sprintf("lifetime of %v over", s.Lifetime)
 	}
@@ -314,7 +328,7 @@ func (s *agentServer) over() string {
 			return path + " removed"
 		}
 	}
-	link := filepath.Join(s.Dir, agentSocket)
+	link := filepath.Join(s.Dir, socketName)
 	if target, err := os.Readlink(link); isMissing(err) || err == nil && target != s.socket {
 		return link + " removed"
 	}
@@ -323,7 +337,7 @@ func (s *agentServer) over() string {
 
 // there reports whether a path is what it was. A disk that cannot say so now may
 // say it a second later.
-func (s *agentServer) there(path string) bool {
+func (s *server) there(path string) bool {
 	info, err := os.Stat(path)
 	if err != nil {
 		return !isMissing(err)
@@ -337,7 +351,7 @@ func isMissing(err error) bool {
 
 // end drops the key, after its last signature, and leaves the receipt. It returns
 // when that is done, whoever was the first to want it.
-func (s *agentServer) end(reason string) error {
+func (s *server) end(reason string) error {
 	s.ending.Do(func() {
 		defer close(s.ended)
 		s.use.Lock()
@@ -357,7 +371,7 @@ func (s *agentServer) end(reason string) error {
 }
 
 // leave writes the receipt and takes agent.sock away, unless Dir is gone.
-func (s *agentServer) leave(receipt *Receipt) error {
+func (s *server) leave(receipt *Receipt) error {
 	if !s.there(s.Dir) {
 		return nil
 	}
@@ -366,9 +380,9 @@ func (s *agentServer) leave(receipt *Receipt) error {
 		return err
 	}
 	defer dir.Close()
-	err = receipt.write(dir, receiptName(s.pair.Certificate))
-	if target, err := dir.Readlink(agentSocket); err == nil && target == s.socket {
-		dir.Remove(agentSocket)
+	err = receipt.write(dir, receiptName(s.cert))
+	if target, err := dir.Readlink(socketName); err == nil && target == s.socket {
+		dir.Remove(socketName)
 	}
 	return err
 }
@@ -379,15 +393,14 @@ func goneSince(reason string, died time.Time) string {
 }
 
 // receipt is signed by the key, and nothing after it.
-func (s *agentServer) receipt(reason string) (*Receipt, error) {
+func (s *server) receipt(reason string) (*Receipt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cert := s.pair.Certificate
 	r := &Receipt{
 		Version:           receiptVersion,
-		Certificate:       string(pem.EncodeToMemory(s.pair.certificateBlock())),
-		CertificateSHA256: fingerprint(cert),
-		Algorithm:         KeyName(cert.PublicKey),
+		Certificate:       string(s.certificatePEM()),
+		CertificateSHA256: fingerprint(s.cert),
+		Algorithm:         keygen.KeyName(s.cert.PublicKey),
 		Born:              s.born,
 		Died:              time.Now().UTC().Truncate(time.Second),
 		Reason:            strings.ToValidUTF8(reason, "\uFFFD"), // it may hold a path
@@ -400,7 +413,7 @@ func (s *agentServer) receipt(reason string) (*Receipt, error) {
 	return r, r.sign(s.key)
 }
 
-func (s *agentServer) accept() {
+func (s *server) accept() {
 	for {
 		conn, err := s.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -417,10 +430,10 @@ func (s *agentServer) accept() {
 }
 
 // serve answers the requests of a connection.
-func (s *agentServer) serve(conn net.Conn) {
+func (s *server) serve(conn net.Conn) {
 	defer s.conns.remove(conn)
 	if uid, err := peerUID(conn); err != nil || uid != 0 && uid != os.Geteuid() {
-		respond(conn, agentResponse{Error: fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())})
+		respond(conn, wireResponse{Error: fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())})
 		conn.Close()
 		return
 	}
@@ -431,20 +444,20 @@ func (s *agentServer) serve(conn net.Conn) {
 
 // converse reports whether the connection is to be closed now, and not with the
 // process.
-func (s *agentServer) converse(conn net.Conn) bool {
+func (s *server) converse(conn net.Conn) bool {
 	lines := bufio.NewReaderSize(conn, maxRequest)
 	for {
 		conn.SetReadDeadline(time.Now().Add(idleTimeout))
 		line, err := lines.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
-			respond(conn, agentResponse{Error: fmt.Sprintf("request has more than %d bytes", maxRequest)})
+			respond(conn, wireResponse{Error: fmt.Sprintf("request has more than %d bytes", maxRequest)})
 		}
 		if err != nil {
 			return true
 		}
-		var request agentRequest
+		var request wireRequest
 		if err := decodeStrict(line, &request); err != nil {
-			respond(conn, agentResponse{Error: "not a request: " + err.Error()})
+			respond(conn, wireResponse{Error: "not a request: " + err.Error()})
 			return true
 		}
 		s.answering.RLock()
@@ -465,7 +478,7 @@ func (s *agentServer) converse(conn net.Conn) bool {
 	}
 }
 
-func respond(conn net.Conn, response agentResponse) error {
+func respond(conn net.Conn, response wireResponse) error {
 	conn.SetWriteDeadline(time.Now().Add(idleTimeout))
 	return writeLine(conn, response)
 }
@@ -494,11 +507,11 @@ func decodeStrict(data []byte, v any) error {
 // errGone is of requests that come after the end.
 var errGone = errors.New("the one-time key is gone")
 
-func (s *agentServer) answer(request agentRequest) (response agentResponse) {
+func (s *server) answer(request wireRequest) (response wireResponse) {
 	var err error
 	switch request.Op {
 	case "certificate":
-		response.Certificate = s.pair.Certificate.Raw
+		response.Certificate = s.cert.Raw
 	case "sign":
 		response.Signature, err = s.sign(request.Hash, request.Digest)
 	case "status":
@@ -512,16 +525,16 @@ func (s *agentServer) answer(request agentRequest) (response agentResponse) {
 	}
 	switch {
 	case err == errGone:
-		return agentResponse{Error: s.gone, Gone: true} // nobody writes it any more
+		return wireResponse{Error: s.gone, Gone: true} // nobody writes it any more
 	case err != nil:
-		return agentResponse{Error: err.Error()}
+		return wireResponse{Error: err.Error()}
 	}
 	return response
 }
 
-func (s *agentServer) sign(name string, digest []byte) ([]byte, error) {
-	h := hashNamed(name)
-	if h == 0 || hashName(h) != name {
+func (s *server) sign(name string, digest []byte) ([]byte, error) {
+	h, err := cms.HashByName(name)
+	if err != nil || cms.HashName(h) != name {
 		return nil, fmt.Errorf("unknown hash %.20q", name)
 	}
 	if len(digest) != h.Size() {
@@ -543,7 +556,7 @@ func (s *agentServer) sign(name string, digest []byte) ([]byte, error) {
 	return signature, nil
 }
 
-func (s *agentServer) status() (*AgentStatus, error) {
+func (s *server) status() (*Status, error) {
 	s.use.RLock()
 	defer s.use.RUnlock()
 	if s.key == nil {
@@ -551,10 +564,10 @@ func (s *agentServer) status() (*AgentStatus, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &AgentStatus{
+	return &Status{
 		PID:             os.Getpid(),
-		Algorithm:       KeyName(s.pair.Certificate.PublicKey),
-		Certificate:     fingerprint(s.pair.Certificate),
+		Algorithm:       keygen.KeyName(s.cert.PublicKey),
+		Certificate:     fingerprint(s.cert),
 		Profile:         s.Profile,
 		Born:            s.born,
 		Ends:            s.born.Add(s.Lifetime),
@@ -567,7 +580,7 @@ func (s *agentServer) status() (*AgentStatus, error) {
 	}, nil
 }
 
-func (s *agentServer) installed() error {
+func (s *server) installed() error {
 	n, err := s.countInstall()
 	if err != nil || s.Installs == 0 || n < s.Installs {
 		return err
@@ -579,7 +592,7 @@ func (s *agentServer) installed() error {
 	return s.end(reason)
 }
 
-func (s *agentServer) countInstall() (int, error) {
+func (s *server) countInstall() (int, error) {
 	s.use.RLock()
 	defer s.use.RUnlock()
 	if s.key == nil {

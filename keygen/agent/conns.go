@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"net"
@@ -7,17 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// agentConns are the connections of an agent. When there are too many, the one that
+// connSet are the connections of an agent. When there are too many, the one that
 // gives way is one that never said anything or, where all did, the one that has been
 // idle longest: whoever comes new is heard, however many are silent.
-type agentConns struct {
+type connSet struct {
 	mu    sync.Mutex
 	max   int
 	clock int // of what happens, in order
 	open  map[net.Conn]*connUse
 }
 
-// connUse is when a connection was used last, by the clock of agentConns.
+// connUse is when a connection was used last, by the clock of connSet.
 type connUse struct {
 	at    int
 	spoke bool
@@ -33,7 +33,7 @@ func connectionLimit() int {
 	return int(min(maxConnections, limit.Cur/2))
 }
 
-func (c *agentConns) add(conn net.Conn) {
+func (c *connSet) add(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open == nil {
@@ -47,14 +47,14 @@ func (c *agentConns) add(conn net.Conn) {
 }
 
 // remove forgets a connection, and leaves it open.
-func (c *agentConns) remove(conn net.Conn) {
+func (c *connSet) remove(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.open, conn)
 }
 
 // busy notes that the answer to a connection's request begins or ends.
-func (c *agentConns) busy(conn net.Conn, busy bool) {
+func (c *connSet) busy(conn net.Conn, busy bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if use := c.open[conn]; use != nil {
@@ -64,13 +64,13 @@ func (c *agentConns) busy(conn net.Conn, busy bool) {
 }
 
 // makeRoom closes a connection.
-func (c *agentConns) makeRoom() {
+func (c *connSet) makeRoom() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.drop()
 }
 
-func (c *agentConns) drop() {
+func (c *connSet) drop() {
 	var victim net.Conn
 	var least *connUse
 	for conn, use := range c.open {

@@ -1,8 +1,7 @@
-package keygen
+package agent
 
 import (
 	"bufio"
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -20,21 +19,25 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/keygen"
 )
 
-// NoAgentError says that a folder has no key agent that answers, and why.
-type NoAgentError struct {
+// UnavailableError says that a folder has no key agent that answers, and why.
+type UnavailableError struct {
 	Dir    string
 	Reason string
 	Began  bool // there was one, or is one that does not answer us
 }
 
-func (e *NoAgentError) Error() string { return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason) }
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason)
+}
 
-// Agent is a key agent as its clients see it. It is safe for concurrent use.
-type Agent struct {
+// Client is a key agent as its clients see it. It is safe for concurrent use.
+type Client struct {
 	dir    string
 	socket string
 	cert   *x509.Certificate
@@ -43,10 +46,10 @@ type Agent struct {
 
 	// pool holds the connections that nobody uses, and nil for each that may
 	// be made yet. More than a few for each processor would gain nothing.
-	pool chan *agentConn
+	pool chan *clientConn
 }
 
-type agentConn struct {
+type clientConn struct {
 	net.Conn
 	lines *bufio.Reader
 	used  time.Time
@@ -61,19 +64,19 @@ const (
 	poolTimeout = idleTimeout / 2
 )
 
-// DialAgent reaches the agent of a folder. It must run as the folder's owner, as
-// root, or as this user (SO_PEERCRED). The error is a [*NoAgentError] when there
+// Dial reaches the agent of a folder. It must run as the folder's owner, as
+// root, or as this user (SO_PEERCRED). The error is a [*UnavailableError] when there
 // is none that answers.
-func DialAgent(dir string) (*Agent, error) {
-	socket, err := agentAt(dir)
+func Dial(dir string) (*Client, error) {
+	socket, err := socketOf(dir)
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{dir: dir, socket: socket, pool: make(chan *agentConn, 2*runtime.GOMAXPROCS(0))}
+	a := &Client{dir: dir, socket: socket, pool: make(chan *clientConn, 2*runtime.GOMAXPROCS(0))}
 	for range cap(a.pool) {
 		a.pool <- nil
 	}
-	response, err := a.call(agentRequest{Op: "certificate"})
+	response, err := a.call(wireRequest{Op: "certificate"})
 	if err == nil {
 		a.cert, err = x509.ParseCertificate(response.Certificate)
 	}
@@ -85,18 +88,18 @@ func DialAgent(dir string) (*Agent, error) {
 	if err != nil {
 		a.unfit = err
 	} else if !published.Equal(a.cert) {
-		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", ErrMismatch, filepath.Join(dir, agentCertificate))
+		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", keygen.ErrMismatch, filepath.Join(dir, certificateName))
 	}
 	return a, nil
 }
 
-// agentAt returns the socket of the agent of a directory. The directory and what is in
+// socketOf returns the socket of the agent of a directory. The directory and what is in
 // it have names of modsign's own, in a tree that others may write.
-func agentAt(dir string) (socket string, err error) {
+func socketOf(dir string) (socket string, err error) {
 	d, err := dirfd.OpenOwn(dir)
 	if err == nil {
 		defer d.Close()
-		socket, err = d.Readlink(agentSocket)
+		socket, err = d.Readlink(socketName)
 	}
 	if err != nil && (isMissing(err) || errors.Is(err, syscall.EINVAL)) {
 		return "", noAgent(dir)
@@ -111,13 +114,13 @@ func publishedCertificate(dir string) (*x509.Certificate, error) {
 		return nil, err
 	}
 	defer d.Close()
-	data, err := d.ReadFile(agentCertificate, keyfile.MaxSize)
+	data, err := d.ReadFile(certificateName, keyfile.MaxSize)
 	if err != nil {
 		return nil, err
 	}
-	certs, err := parseCertificates(data)
+	certs, err := keygen.ParseCertificates(data)
 	if err != nil {
-		return nil, inFile(d.Path(agentCertificate), err)
+		return nil, fmt.Errorf("%s: %w", d.Path(certificateName), err)
 	}
 	return certs[0], nil
 }
@@ -125,7 +128,7 @@ func publishedCertificate(dir string) (*x509.Certificate, error) {
 // noAgent finds out why nobody answers.
 func noAgent(dir string) error {
 	none := func(began bool, format string, args ...any) error {
-		return &NoAgentError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
+		return &UnavailableError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
 	}
 	d, err := dirfd.OpenOwn(dir)
 	if err != nil {
@@ -142,7 +145,7 @@ func noAgent(dir string) error {
 	receipt, err := checkedReceipt(d, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := d.Lstat(agentSocket); err != nil {
+		if _, err := d.Lstat(socketName); err != nil {
 			return none(false, "none was started, or it was killed and its agent.sock removed")
 		}
 		return none(true, "it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another machine, or outside of this container)")
@@ -187,7 +190,7 @@ func NewestReceipt(dir string) (string, error) {
 }
 
 // connect waits for an agent that has more connections than it can take at once.
-func (a *Agent) connect(timeout time.Duration) (net.Conn, error) {
+func (a *Client) connect(timeout time.Duration) (net.Conn, error) {
 	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.DialTimeout("unix", a.socket, timeout)
 		if !errors.Is(err, syscall.EAGAIN) {
@@ -199,12 +202,12 @@ func (a *Agent) connect(timeout time.Duration) (net.Conn, error) {
 	}
 }
 
-func (a *Agent) dial(timeout time.Duration) (*agentConn, error) {
+func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 	conn, err := a.connect(timeout)
 	if err != nil {
-		info, statErr := os.Lstat(filepath.Join(a.dir, agentSocket))
+		info, statErr := os.Lstat(filepath.Join(a.dir, socketName))
 		if errors.Is(err, fs.ErrPermission) && statErr == nil {
-			return nil, &NoAgentError{Dir: a.dir, Began: true,
+			return nil, &UnavailableError{Dir: a.dir, Began: true,
 				Reason: fmt.Sprintf("it belongs to uid %d, and takes orders of that user and of root alone", info.Sys().(*syscall.Stat_t).Uid)}
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) || isMissing(err) {
@@ -216,18 +219,18 @@ func (a *Agent) dial(timeout time.Duration) (*agentConn, error) {
 	if err == nil {
 		var uid int
 		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
-			err = &NoAgentError{Dir: a.dir, Began: true, Reason: fmt.Sprintf("what answers belongs to uid %d, who is neither the folder's owner nor root", uid)}
+			err = &UnavailableError{Dir: a.dir, Began: true, Reason: fmt.Sprintf("what answers belongs to uid %d, who is neither the folder's owner nor root", uid)}
 		}
 	}
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &agentConn{Conn: conn, lines: bufio.NewReaderSize(conn, 4096)}, nil
+	return &clientConn{Conn: conn, lines: bufio.NewReaderSize(conn, 4096)}, nil
 }
 
 // call sends a request and returns the response to it.
-func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
+func (a *Client) call(request wireRequest) (response wireResponse, err error) {
 	conn := <-a.pool
 	defer func() { a.pool <- conn }()
 	drop := func() { conn.Close(); conn = nil }
@@ -242,37 +245,37 @@ func (a *Agent) call(request agentRequest) (response agentResponse, err error) {
 	}
 	if conn == nil {
 		if conn, err = a.dial(timeoutOf(request)); err != nil {
-			return agentResponse{}, err
+			return wireResponse{}, err
 		}
 		response, err = conn.roundTrip(request)
 	}
 	switch {
 	case isHangup(err):
 		drop()
-		return agentResponse{}, noAgent(a.dir) // it ended under our hands
+		return wireResponse{}, noAgent(a.dir) // it ended under our hands
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		drop()
-		return agentResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir, timeoutOf(request))
+		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir, timeoutOf(request))
 	case err != nil:
 		drop()
-		return agentResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
+		return wireResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
 	case response.Gone || a.cert == nil && response.Error != "":
-		return agentResponse{}, &NoAgentError{Dir: a.dir, Began: true, Reason: response.Error}
+		return wireResponse{}, &UnavailableError{Dir: a.dir, Began: true, Reason: response.Error}
 	case response.Error != "":
-		return agentResponse{}, fmt.Errorf("key agent in %s: %s", a.dir, response.Error)
+		return wireResponse{}, fmt.Errorf("key agent in %s: %s", a.dir, response.Error)
 	}
 	if request.Op == "forget" {
 		// The kernel takes a process's memory first, and its descriptors after.
 		if _, err := conn.lines.ReadByte(); !isHangup(err) {
 			drop()
-			return agentResponse{}, fmt.Errorf("key agent in %s does not end: %w", a.dir, err)
+			return wireResponse{}, fmt.Errorf("key agent in %s does not end: %w", a.dir, err)
 		}
 		drop()
 	}
 	return response, nil
 }
 
-func timeoutOf(request agentRequest) time.Duration {
+func timeoutOf(request wireRequest) time.Duration {
 	if request.Op == "certificate" || request.Op == "status" {
 		return promptTimeout
 	}
@@ -285,7 +288,7 @@ func isHangup(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err error) {
+func (c *clientConn) roundTrip(request wireRequest) (response wireResponse, err error) {
 	c.SetDeadline(time.Now().Add(timeoutOf(request)))
 	// An agent that refuses has hung up by now, and yet said why.
 	writeErr := writeLine(c, request)
@@ -305,24 +308,24 @@ func (c *agentConn) roundTrip(request agentRequest) (response agentResponse, err
 }
 
 // Certificate returns the certificate of the agent's key.
-func (a *Agent) Certificate() *x509.Certificate { return a.cert }
+func (a *Client) Certificate() *x509.Certificate { return a.cert }
 
 // Published returns nil when certificate.pem in the agent's directory is the
 // certificate of its key, and else an error.
-func (a *Agent) Published() error { return a.unfit }
+func (a *Client) Published() error { return a.unfit }
 
 // Pair returns the certificate with a Signer that asks the agent. It makes the
 // signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked
 // with the certificate, which shows that the agent has the certificate's key. When certificate.pem in the agent's
 // folder is another certificate, it signs nothing. Errors are of type
-// [*NoAgentError] when the agent is no more.
-func (a *Agent) Pair() *Pair { return &Pair{Signer: agentSigner{a}, Certificate: a.cert} }
+// [*UnavailableError] when the agent is no more.
+func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a}, Certificate: a.cert} }
 
-type agentSigner struct{ agent *Agent }
+type remoteKey struct{ agent *Client }
 
-func (s agentSigner) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
+func (s remoteKey) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
 
-func (s agentSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if s.agent.unfit != nil {
 		return nil, s.agent.unfit
 	}
@@ -330,7 +333,7 @@ func (s agentSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([
 		return nil, errors.New("key agent makes no RSA-PSS signatures")
 	}
 	h := opts.HashFunc()
-	response, err := s.agent.call(agentRequest{Op: "sign", Hash: hashName(h), Digest: digest})
+	response, err := s.agent.call(wireRequest{Op: "sign", Hash: cms.HashName(h), Digest: digest})
 	if err != nil {
 		return nil, err
 	}
@@ -354,33 +357,33 @@ func verifies(cert *x509.Certificate, h crypto.Hash, digest, signature []byte) b
 }
 
 // Status asks the agent how it is.
-func (a *Agent) Status() (AgentStatus, error) {
-	response, err := a.call(agentRequest{Op: "status"})
+func (a *Client) Status() (Status, error) {
+	response, err := a.call(wireRequest{Op: "status"})
 	if err == nil && response.Status == nil {
 		err = fmt.Errorf("key agent in %s has no status", a.dir)
 	}
 	if err != nil {
-		return AgentStatus{}, err
+		return Status{}, err
 	}
 	return *response.Status, nil
 }
 
 // Installed tells the agent that an install is done. After the last one that is
 // allowed it ends.
-func (a *Agent) Installed() error {
-	_, err := a.call(agentRequest{Op: "installed"})
+func (a *Client) Installed() error {
+	_, err := a.call(wireRequest{Op: "installed"})
 	return err
 }
 
 // Forget ends the agent. It returns when the receipt is written and the process
 // is gone, and with it the key.
-func (a *Agent) Forget() error {
-	_, err := a.call(agentRequest{Op: "forget"})
+func (a *Client) Forget() error {
+	_, err := a.call(wireRequest{Op: "forget"})
 	return err
 }
 
 // Close closes the connections; the agent lives on.
-func (a *Agent) Close() error {
+func (a *Client) Close() error {
 	var err error
 	for range cap(a.pool) {
 		select {
@@ -395,24 +398,22 @@ func (a *Agent) Close() error {
 	return err
 }
 
-// agentFor returns the agent's key where a file holds a certificate and no
-// private key, and lies beside agent.sock. Where there never was an agent, the
-// error is the one about the file.
-func agentFor(path string, data []byte, noKey error) (crypto.Signer, error) {
-	cert, err := firstCertificate(data)
-	if err != nil {
-		return nil, noKey
-	}
-	agent, err := DialAgent(filepath.Dir(path))
-	if none, ok := errors.AsType[*NoAgentError](err); ok && !none.Began {
-		return nil, noKey
+// KeyOf returns the key of a certificate whose file lies beside the agent.sock of its
+// agent. It is for [keygen.LoadOptions]. Where there never was an agent it returns nil;
+// where one is gone, the error holds an [*UnavailableError].
+func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
+	agent, err := Dial(filepath.Dir(path))
+	if none, ok := errors.AsType[*UnavailableError](err); ok && !none.Began {
+		return nil, nil
 	}
 	if err != nil {
-		return nil, refuse("the next make makes a new key, and links its certificate into the kernel", "its private key was a key agent's: %w", err)
+		return nil, &keygen.LoadError{Err: fmt.Errorf("its private key was a key agent's: %w", err),
+			Hint: "the next make makes a new key, and links its certificate into the kernel"}
 	}
-	if !bytes.Equal(agent.cert.Raw, cert.Raw) {
-		return nil, refuse("", "%w: the key agent in the same folder has that of another certificate", ErrMismatch)
+	if !agent.cert.Equal(cert) {
+		agent.Close()
+		return nil, fmt.Errorf("%w: the key agent in the same folder has that of another certificate", keygen.ErrMismatch)
 	}
 	agent.unfit = nil
-	return agentSigner{agent}, nil
+	return remoteKey{agent}, nil
 }

@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"crypto"
@@ -8,12 +8,13 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/keygen"
 )
 
-// TestAgentSpied has a spy of the agent's own user open the memory of every new
+// TestSpied has a spy of the agent's own user open the memory of every new
 // process. It gets the key of an agent that closes its memory when it runs already,
 // and nothing of one that is closed from the start.
-func TestAgentSpied(t *testing.T) {
+func TestSpied(t *testing.T) {
 	program := testmod.BuildSpy(t)
 	for name, user := range testmod.SpiedUsers(t) {
 		t.Run(name, func(t *testing.T) { spiedAgent(t, program, user) })
@@ -49,10 +50,10 @@ func spiedAgent(t *testing.T, program string, user []string) {
 
 // spyOn starts an agent before the eyes of a spy. It returns what the agent says of
 // itself, what of it is open to its user, and whether the spy has its key.
-func spyOn(t *testing.T, mode, program string, user []string) (status AgentStatus, open string, prime bool) {
+func spyOn(t *testing.T, mode, program string, user []string) (status Status, open string, prime bool) {
 	t.Helper()
 	spy := testmod.StartSpy(t, program, user)
-	cmd, o := agentCommand(t, func(o *AgentOptions) { o.Algorithm = RSA2048 })
+	cmd, o := agentCommand(t, func(o *Options) { o.Algorithm = keygen.RSA2048 })
 	if os.Geteuid() == 0 && len(user) > 2 { // not root
 		for _, dir := range []string{o.Tree, o.Dir, o.RuntimeDir} {
 			if err := os.Chown(dir, 65534, 65534); err != nil {
@@ -60,7 +61,7 @@ func spyOn(t *testing.T, mode, program string, user []string) (status AgentStatu
 			}
 		}
 	}
-	cmd.Env[0] = "KEYGEN_TEST=" + mode
+	cmd.Env[0] = "AGENT_TEST=" + mode
 	cmd.Path, cmd.Args = user[0], append(slices.Clone(user), "/proc/self/exe")
 	run := startNobody(t, cmd, o)
 	agent := run.dial(t)

@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -187,6 +188,33 @@ func TestReadReceiptRefuses(t *testing.T) {
 
 // FuzzReadReceipt checks that what is read is written as it was, and that no
 // receipt is checked without its signature. Its inputs are receipts with a few changes.
+// TestReceiptIsNotQuoted puts a secret into what is given for a receipt.
+func TestReceiptIsNotQuoted(t *testing.T) {
+	t.Parallel()
+	const hidden = "SECRETSECRET"
+	for name, text := range map[string]string{
+		"text":             hidden + "\n",
+		"PEM":              "-----BEGIN " + hidden + " PRIVATE KEY-----\nAAAA\n-----END " + hidden + " PRIVATE KEY-----\n",
+		"cut off":          "-----BEGIN PRIVATE KEY-----\n" + hidden,
+		"JSON":             `{"` + hidden + `": "` + hidden + `"}`,
+		"a member's value": `{"version": "` + hidden + `"}`,
+		"a time":           `{"version": 2, "born": "` + hidden + `"}`,
+	} {
+		root := t.TempDir()
+		if err := os.WriteFile(filepath.Join(root, "receipt.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := dirfd.Open(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := checkedReceipt(dir, "receipt.json"); err == nil || strings.Contains(err.Error(), hidden) {
+			t.Errorf("%s: %v", name, err)
+		}
+		dir.Close()
+	}
+}
+
 func FuzzReadReceipt(f *testing.F) {
 	files := [][]byte{encoded(f, newReceipt(f, "ecdsa:p256")), encoded(f, newReceipt(f, "ecdsa:p384")), []byte(`{"version":1}`)}
 	for i := range files {

@@ -1,4 +1,4 @@
-package keygen
+package agent
 
 import (
 	"bytes"
@@ -17,11 +17,12 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/keygen"
 )
 
 // A Receipt is what a key agent leaves of its key: when it lived, what it signed,
@@ -65,7 +66,7 @@ type Digests map[string]struct{}
 
 // Add puts a digest in.
 func (d Digests) Add(h crypto.Hash, digest []byte) {
-	d[fmt.Sprintf("%s:%x\n", hashName(h), digest)] = struct{}{}
+	d[fmt.Sprintf("%s:%x\n", cms.HashName(h), digest)] = struct{}{}
 }
 
 // SHA256 returns the hexadecimal SHA-256 of the set: of one line for each digest,
@@ -170,7 +171,7 @@ func (r *Receipt) Check() error {
 	if r.CertificateSHA256 != fingerprint(cert) {
 		return errors.New("receipt names another SHA-256 than that of the certificate in it")
 	}
-	if name := KeyName(cert.PublicKey); r.Algorithm != name {
+	if name := keygen.KeyName(cert.PublicKey); r.Algorithm != name {
 		return fmt.Errorf("receipt is of another kind of key than the certificate in it, which has %s", name)
 	}
 	digest, err := r.digest()
@@ -231,9 +232,4 @@ func checkedReceipt(dir *dirfd.Dir, name string) (*Receipt, error) {
 func fingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:])
-}
-
-// hashName is the inverse of hashNamed: the name in CONFIG_MODULE_SIG_HASH.
-func hashName(h crypto.Hash) string {
-	return strings.Replace(strings.ToLower(h.String()), "sha-", "sha", 1)
 }
