@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen/agent"
 )
 
@@ -78,7 +78,7 @@ func interruptible(ctx context.Context, do func() error) error {
 }
 
 func dialAgent(objtree string) (*agent.Client, error) {
-	return agent.Dial(filepath.Join(objtree, kbuild.Dir))
+	return agent.Dial(filepath.Join(objtree, kbuildrun.Dir))
 }
 
 type jsonAgent struct {
@@ -160,7 +160,7 @@ is gone and its receipt is written. Without an agent it says why, and exits with
 			if err != nil {
 				return err
 			}
-			u.say("the one-time key of %s is gone; its receipt is in %s", objtree, filepath.Join(objtree, kbuild.Dir))
+			u.say("the one-time key of %s is gone; its receipt is in %s", objtree, filepath.Join(objtree, kbuildrun.Dir))
 			return nil
 		},
 	}
@@ -200,7 +200,7 @@ who was allowed to use the agent could have had it sign a receipt of their own.`
 
 func showReceipt(ctx context.Context, u *ui, path string, roots []string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		if path, err = agent.NewestReceipt(filepath.Join(path, kbuild.Dir)); err != nil {
+		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
 			return err
 		}
 		u.note("%s:", path)

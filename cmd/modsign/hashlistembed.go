@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 )
 
@@ -149,7 +150,7 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 	old, err := built.Embed(hashlist.ObjectTree{
 		Vmlinux:   filepath.Join(tree.Objtree, "vmlinux"),
 		BootFiles: tree.BootFiles,
-		WriteList: func(text []byte) error { return kbuild.WriteHashList(tree.Objtree, text) },
+		WriteList: func(text []byte) error { return kbuildrun.WriteHashList(tree.Objtree, text) },
 	})
 	if err != nil {
 		return nil, false, noHashes(err)

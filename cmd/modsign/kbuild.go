@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
@@ -58,7 +59,7 @@ func (o *kbuildTree) addFlags(flags *pflag.FlagSet) {
 }
 
 // hook is the tree's.
-func (o *kbuildTree) hook() (*kbuild.Hook, error) {
+func (o *kbuildTree) hook() (*kbuildrun.Hook, error) {
 	program, err := exec.LookPath(os.Args[0])
 	if err == nil {
 		program, err = filepath.Abs(program)
@@ -66,7 +67,7 @@ func (o *kbuildTree) hook() (*kbuild.Hook, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kbuild.NewHook(o.objtree, o.srctree, program)
+	return kbuildrun.NewHook(o.objtree, o.srctree, program)
 }
 
 func newKbuildEnableCommand(u *ui) *cobra.Command {
@@ -149,7 +150,7 @@ not enabled, disable says so, and it is no error.`,
 	return cmd
 }
 
-func kbuildDisable(u *ui, hook *kbuild.Hook) error {
+func kbuildDisable(u *ui, hook *kbuildrun.Hook) error {
 	enabled, err := hook.Left()
 	if err != nil {
 		return err
@@ -164,7 +165,7 @@ func kbuildDisable(u *ui, hook *kbuild.Hook) error {
 	if !enabled {
 		u.say("modsign is not enabled in %s", hook.Objtree)
 		// An earlier disable may have been interrupted before it came to the key.
-		if client, err := agent.Dial(m.path(kbuild.Dir)); err == nil {
+		if client, err := agent.Dial(m.path(kbuildrun.Dir)); err == nil {
 			client.Close()
 		} else if _, none := errors.AsType[*agent.UnavailableError](err); none {
 			return nil
@@ -174,12 +175,12 @@ func kbuildDisable(u *ui, hook *kbuild.Hook) error {
 	if err != nil {
 		return err
 	}
-	_ = kbuild.Remove(m.objtree, kbuild.Dir) // fails while receipts are in it
+	_ = kbuildrun.Remove(m.objtree, kbuildrun.Dir) // fails while receipts are in it
 	if enabled {
 		u.say("disabled in %s", hook.Objtree)
 	}
 	if had {
-		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; its receipt is in %s", hook.Objtree, m.path(kbuild.Dir))
+		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; its receipt is in %s", hook.Objtree, m.path(kbuildrun.Dir))
 	}
 	return nil
 }
@@ -237,10 +238,10 @@ func kbuildShow(u *ui, o *kbuildTree) error {
 	for _, path := range slices.Sorted(maps.Keys(states)) {
 		line("hook", fmt.Sprintf("%s: %s", path, states[path]))
 	}
-	if kbuild.Enabled(hook.Objtree) && states[filepath.Join(hook.Objtree, "scripts/sign-file")] == kbuild.Foreign {
+	if kbuildrun.Enabled(hook.Objtree) && states[filepath.Join(hook.Objtree, "scripts/sign-file")] == kbuildrun.Foreign {
 		u.hint("Kbuild has built scripts/sign-file over modsign's; the next make or modsign kbuild enable puts it back")
 	}
-	dirs, err := kbuild.Unfinished(hook.Objtree)
+	dirs, err := kbuildrun.Unfinished(hook.Objtree)
 	for _, dir := range dirs {
 		line("unfinished", dir)
 	}
@@ -280,9 +281,9 @@ func showKey(objtree string, tree *kbuild.Tree) string {
 	case key != kbuild.DefaultKey:
 		return key
 	}
-	client, err := agent.Dial(filepath.Join(objtree, kbuild.Dir))
+	client, err := agent.Dial(filepath.Join(objtree, kbuildrun.Dir))
 	if gone, ok := errors.AsType[*agent.UnavailableError](err); ok {
-		if exists(filepath.Join(objtree, kbuild.DefaultKey)) && !exists(filepath.Join(objtree, kbuild.Certificate)) {
+		if exists(filepath.Join(objtree, kbuild.DefaultKey)) && !exists(filepath.Join(objtree, kbuildrun.Certificate)) {
 			return kbuild.DefaultKey + ", made by Kbuild"
 		}
 		return "a one-time key: " + gone.Error()
@@ -325,7 +326,7 @@ func kbuildInstall(ctx context.Context, args []string) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.WriteString(kbuild.HookText(program))
+	_, err = f.WriteString(kbuildrun.HookText(program))
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
@@ -46,7 +47,7 @@ func (m *kbuildMake) hashes(ctx context.Context, u *ui, overrides []string) (don
 // newest is of what they depend on, the modules, vmlinux and the configuration. The
 // list is written last of all.
 func sinceHashed(tree *kbuild.Tree) (time.Duration, error) {
-	list, err := os.Stat(filepath.Join(tree.Objtree, kbuild.HashList))
+	list, err := os.Stat(filepath.Join(tree.Objtree, kbuildrun.HashList))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -82,8 +83,8 @@ func (m *kbuildMake) stillHashed() error {
 }
 
 // installHashed is install for a kernel that knows its modules by hashes.
-func (m *kbuildMake) installHashed(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuild.Step) error {
-	installs, merkle := step.Work == kbuild.Install, tree.Config.HashFormat() == "merkle"
+func (m *kbuildMake) installHashed(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuildrun.Step) error {
+	installs, merkle := step.Work == kbuildrun.Install, tree.Config.HashFormat() == "merkle"
 	strip, _ := tree.Vars.Lookup("INSTALL_MOD_STRIP")
 	switch was := tree.Config.InstallStrip(); {
 	case installs && strip != was:

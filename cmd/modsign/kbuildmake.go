@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
@@ -34,7 +35,7 @@ type kbuildMake struct {
 	keep        string
 	lifetime    time.Duration
 
-	flags kbuild.MakeFlags
+	flags kbuildrun.MakeFlags
 	vars  kbuild.Vars
 }
 
@@ -61,14 +62,14 @@ flags and variables of make come in MAKEFLAGS, as to any make below make.`,
 }
 
 func (m *kbuildMake) run(ctx context.Context, u *ui, goals []string) error {
-	m.flags = kbuild.ParseMakeFlags(os.Getenv("MAKEFLAGS"))
+	m.flags = kbuildrun.ParseMakeFlags(os.Getenv("MAKEFLAGS"))
 	m.vars = kbuild.Vars{Line: m.flags.Vars, LookupEnv: os.LookupEnv}
 	u.quiet = m.flags.Silent
 	if err := m.complain(u, goals); err != nil {
 		return err
 	}
 	var failed error
-	for _, step := range kbuild.Plan(goals) {
+	for _, step := range kbuildrun.Plan(goals) {
 		err := m.step(ctx, u, step)
 		if err != nil && (!m.flags.KeepGoing || ctx.Err() != nil) {
 			return err
@@ -81,7 +82,7 @@ func (m *kbuildMake) run(ctx context.Context, u *ui, goals []string) error {
 // complain tells of modules that an interrupted run may have left unsigned,
 // unless they are about to be installed again.
 func (m *kbuildMake) complain(u *ui, goals []string) error {
-	dirs, err := kbuild.Unfinished(m.objtree)
+	dirs, err := kbuildrun.Unfinished(m.objtree)
 	if err != nil || len(dirs) == 0 {
 		return err
 	}
@@ -97,18 +98,18 @@ func (m *kbuildMake) complain(u *ui, goals []string) error {
 	return nil
 }
 
-func (m *kbuildMake) step(ctx context.Context, u *ui, step kbuild.Step) error {
-	if m.extmod != "" && step.Work != kbuild.Install && step.Work != kbuild.Sign {
+func (m *kbuildMake) step(ctx context.Context, u *ui, step kbuildrun.Step) error {
+	if m.extmod != "" && step.Work != kbuildrun.Install && step.Work != kbuildrun.Sign {
 		return m.make(ctx, step.Goals)
 	}
 	switch step.Work {
-	case kbuild.Build:
+	case kbuildrun.Build:
 		return m.build(ctx, u, step.Goals)
-	case kbuild.Package:
+	case kbuildrun.Package:
 		return m.pack(ctx, u, step.Goals)
-	case kbuild.Install, kbuild.Sign:
+	case kbuildrun.Install, kbuildrun.Sign:
 		return m.install(ctx, u, step)
-	case kbuild.Clean, kbuild.Purge:
+	case kbuildrun.Clean, kbuildrun.Purge:
 		return m.clean(ctx, u, step)
 	}
 	return m.make(ctx, step.Goals)
@@ -142,8 +143,8 @@ func (m *kbuildMake) tree() (*kbuild.Tree, error) {
 	return kbuild.OpenTree(m.objtree, m.extmod, m.vars)
 }
 
-func (m *kbuildMake) hook() *kbuild.Hook {
-	return &kbuild.Hook{Objtree: m.objtree, Program: m.program}
+func (m *kbuildMake) hook() *kbuildrun.Hook {
+	return &kbuildrun.Hook{Objtree: m.objtree, Program: m.program}
 }
 
 func (m *kbuildMake) path(elem ...string) string {
@@ -225,16 +226,16 @@ func (m *kbuildMake) certificate(ctx context.Context, u *ui) (overrides []string
 		if err := m.oneTimeKey(ctx, u, tree); err != nil {
 			return nil, err
 		}
-	} else if !exists(m.path(kbuild.Certificate)) {
+	} else if !exists(m.path(kbuildrun.Certificate)) {
 		return nil, nil
 	}
-	return []string{"CONFIG_MODULE_SIG_KEY=" + kbuild.Certificate}, nil
+	return []string{"CONFIG_MODULE_SIG_KEY=" + kbuildrun.Certificate}, nil
 }
 
 // placeSignFile puts modsign in the place of a sign-file that Kbuild has built.
 func (m *kbuildMake) placeSignFile() error {
 	tree, err := m.tree()
-	if err != nil || m.idle() || !tree.Config.Bool("MODULE_SIG_FORMAT") || !kbuild.Enabled(m.objtree) {
+	if err != nil || m.idle() || !tree.Config.Bool("MODULE_SIG_FORMAT") || !kbuildrun.Enabled(m.objtree) {
 		return err
 	}
 	return m.hook().PlaceSignFile()
@@ -266,7 +267,7 @@ func (m *kbuildMake) oneTimeKey(ctx context.Context, u *ui, tree *kbuild.Tree) e
 	case !isGone:
 		return err
 	default:
-		if exists(m.path(kbuild.Certificate)) {
+		if exists(m.path(kbuildrun.Certificate)) {
 			u.say("%v: a new one-time key is made, and the kernel is linked with it", gone)
 		}
 	}
@@ -284,7 +285,7 @@ func (m *kbuildMake) certificateIs(client *agent.Client) bool {
 
 // agentOptions are the one-time key as the tree's configuration wants it.
 func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
-	o := agentStart{Dir: m.path(kbuild.Dir), Tree: m.objtree, Hash: tree.Config.SigHash(), Keep: m.keep, Lifetime: m.lifetime}
+	o := agentStart{Dir: m.path(kbuildrun.Dir), Tree: m.objtree, Hash: tree.Config.SigHash(), Keep: m.keep, Lifetime: m.lifetime}
 	var profile []byte
 	for _, genkey := range []string{m.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")} {
 		text, err := readLimited(genkey)
@@ -309,7 +310,7 @@ func (m *kbuildMake) agentOptions(tree *kbuild.Tree) (agentStart, error) {
 }
 
 // install is modules_install and modules_sign.
-func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error {
+func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuildrun.Step) error {
 	tree, err := m.tree()
 	if err != nil {
 		return err
@@ -320,8 +321,8 @@ func (m *kbuildMake) install(ctx context.Context, u *ui, step kbuild.Step) error
 	return m.installSigned(ctx, u, tree, step)
 }
 
-func (m *kbuildMake) installSigned(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuild.Step) error {
-	config, installs := tree.Config, step.Work == kbuild.Install
+func (m *kbuildMake) installSigned(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuildrun.Step) error {
+	config, installs := tree.Config, step.Work == kbuildrun.Install
 	signs := config.Bool("MODULES") && config.Bool("MODULE_SIG") && config.SigKey() != "" && (config.SigAll() || !installs)
 	if installs && !signs {
 		if m.idle() {
@@ -380,13 +381,13 @@ type sealing struct {
 }
 
 // seal has Kbuild install the modules, and does the rest to all of them at once.
-func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuild.Step, s sealing) error {
-	installs := step.Work == kbuild.Install
+func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kbuildrun.Step, s sealing) error {
+	installs := step.Work == kbuildrun.Install
 	modlib, err := tree.ModLib()
 	if err != nil {
 		return err
 	}
-	err = kbuild.Begin(m.objtree, modlib)
+	err = kbuildrun.MarkInstallStarted(m.objtree, modlib)
 	remembered := err == nil
 	switch {
 	case errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS):
@@ -418,7 +419,7 @@ func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kb
 		}
 	}
 	if remembered {
-		if err := kbuild.End(m.objtree, modlib); err != nil {
+		if err := kbuildrun.MarkInstallDone(m.objtree, modlib); err != nil {
 			return err
 		}
 	}
@@ -428,7 +429,7 @@ func (m *kbuildMake) seal(ctx context.Context, u *ui, tree *kbuild.Tree, step kb
 // keyGone says that nobody can sign for the kernel of this tree any more.
 func (m *kbuildMake) keyGone() error {
 	err := errors.New("the one-time key of this kernel is gone")
-	if _, why := agent.Dial(m.path(kbuild.Dir)); why != nil {
+	if _, why := agent.Dial(m.path(kbuildrun.Dir)); why != nil {
 		err = fmt.Errorf("%w: %w", err, why)
 	}
 	return withHint(err, "make makes a new one, and links the kernel with it; then install again")
@@ -439,8 +440,8 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 	path, oneTime := tree.Config.SigKey(), tree.Config.SigKey() == kbuild.DefaultKey
 	var pair *keygen.Pair
 	var err error
-	if oneTime && exists(m.path(kbuild.Certificate)) {
-		path = kbuild.Certificate
+	if oneTime && exists(m.path(kbuildrun.Certificate)) {
+		path = kbuildrun.Certificate
 		pair, err = m.agentPair()
 	} else { // the tree may have been built before modsign was enabled in it
 		if !filepath.IsAbs(path) {
@@ -475,7 +476,7 @@ func (m *kbuildMake) signer(tree *kbuild.Tree) (*sign.Signer, string, error) {
 // agentPair is the agent's key. The certificate's file is not loaded as a key's: where
 // the tree is another user's, it might lead to a key of root's.
 func (m *kbuildMake) agentPair() (*keygen.Pair, error) {
-	client, err := agent.Dial(m.path(kbuild.Dir))
+	client, err := agent.Dial(m.path(kbuildrun.Dir))
 	if err == nil {
 		err = client.Published()
 	}
@@ -557,7 +558,7 @@ func (m *kbuildMake) installed() error {
 	if m.extmod != "" {
 		return nil
 	}
-	client, err := agent.Dial(m.path(kbuild.Dir))
+	client, err := agent.Dial(m.path(kbuildrun.Dir))
 	if _, gone := errors.AsType[*agent.UnavailableError](err); gone {
 		return nil // another key has signed
 	}
@@ -569,7 +570,7 @@ func (m *kbuildMake) installed() error {
 }
 
 // clean destroys the key, whatever make says of the rest.
-func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
+func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuildrun.Step) error {
 	err := m.make(ctx, step.Goals)
 	if m.idle() || ctx.Err() != nil {
 		return err
@@ -577,7 +578,7 @@ func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
 	if _, forget := m.forget(); forget != nil {
 		return errors.Join(err, forget)
 	}
-	if step.Work == kbuild.Purge && err == nil {
+	if step.Work == kbuildrun.Purge && err == nil {
 		err = m.purge()
 	}
 	return err
@@ -585,7 +586,7 @@ func (m *kbuildMake) clean(ctx context.Context, u *ui, step kbuild.Step) error {
 
 // forget destroys the key, and reports whether there was one.
 func (m *kbuildMake) forget() (had bool, err error) {
-	client, err := agent.Dial(m.path(kbuild.Dir))
+	client, err := agent.Dial(m.path(kbuildrun.Dir))
 	switch _, gone := errors.AsType[*agent.UnavailableError](err); {
 	case err == nil:
 		defer client.Close()
@@ -596,8 +597,8 @@ func (m *kbuildMake) forget() (had bool, err error) {
 	case !gone:
 		return false, err
 	}
-	for _, name := range []string{kbuild.Certificate, kbuild.Dir + "/agent.sock", kbuild.HashList} {
-		if err := kbuild.Remove(m.objtree, name); err != nil {
+	for _, name := range []string{kbuildrun.Certificate, kbuildrun.Dir + "/agent.sock", kbuildrun.HashList} {
+		if err := kbuildrun.Remove(m.objtree, name); err != nil {
 			return had, err
 		}
 	}
@@ -606,7 +607,7 @@ func (m *kbuildMake) forget() (had bool, err error) {
 
 // purge removes the receipts too, as mrproper removes all but the source.
 func (m *kbuildMake) purge() error {
-	if err := kbuild.RemoveReceipts(m.objtree); err != nil {
+	if err := kbuildrun.RemoveReceipts(m.objtree); err != nil {
 		return err
 	}
 	return m.hook().Purge()

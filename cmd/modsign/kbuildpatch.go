@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/internal/kbuildrun"
 )
 
 type kbuildPatch struct {
@@ -53,7 +53,7 @@ func (o *kbuildPatch) run(u *ui) error {
 	if err != nil {
 		return withHint(err, "--srctree DIR names the kernel's source")
 	}
-	p, err := kbuild.OpenPatch(hook.Srctree)
+	p, err := kbuildrun.OpenPatch(hook.Srctree)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (o *kbuildPatch) run(u *ui) error {
 }
 
 // checkPatch ends with an exit code of its own where the patch is not applied.
-func checkPatch(u *ui, p *kbuild.Patch) error {
+func checkPatch(u *ui, p *kbuildrun.Patch) error {
 	state, err := p.State()
 	if err != nil {
 		return err

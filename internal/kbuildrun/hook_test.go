@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"os"
@@ -35,7 +35,7 @@ func put(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-// list returns the names of all files below a folder.
+// list returns the names of all files below a directory.
 func list(t *testing.T, dir string) string {
 	t.Helper()
 	var names []string
@@ -199,7 +199,7 @@ func TestPathsThatMakeCannotTake(t *testing.T) {
 	for _, name := range []string{"with space", "colon:", "percent%", "hash#", "dollar$", "quote'"} {
 		h := newTrees(t)
 		h.Objtree = filepath.Join(h.Objtree, name)
-		if err := h.Enable(); err == nil || !strings.Contains(err.Error(), "no space") {
+		if err := h.Enable(); err == nil || !strings.Contains(err.Error(), "make cannot read a path") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
@@ -247,7 +247,7 @@ func TestUnfinished(t *testing.T) {
 	h := newTrees(t)
 	first, second := filepath.Join(h.Srctree, "first"), filepath.Join(h.Srctree, "second")
 	for _, dir := range []string{first, second, first} {
-		if err := Begin(h.Objtree, dir); err != nil {
+		if err := MarkInstallStarted(h.Objtree, dir); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.MkdirAll(dir, 0o777); err != nil {
@@ -264,7 +264,7 @@ func TestUnfinished(t *testing.T) {
 	if dirs, err := Unfinished(h.Objtree); err != nil || strings.Join(dirs, " ") != first {
 		t.Errorf("unfinished are %v, %v, of which only %s is there", dirs, err, first)
 	}
-	if err := End(h.Objtree, first); err != nil {
+	if err := MarkInstallDone(h.Objtree, first); err != nil {
 		t.Fatal(err)
 	}
 	if got := list(t, h.Objtree); got != "" {

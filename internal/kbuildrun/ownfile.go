@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// maxOwnFile bounds what is read of a file of ours.
+// maxOwnFile is the most that modsign reads of a file of its own, in bytes.
 const maxOwnFile = 4 << 20
 
-// An ownFile has a name that modsign made up, in a tree that may be another user's: it
-// is a regular file below real directories, or refused.
+// An ownFile has a name that modsign made up, in a tree that may belong to another user. It
+// must be a regular file below real directories: a link is refused.
 type ownFile struct {
 	tree string // as its user spelled it
 	name string
@@ -22,12 +22,12 @@ type ownFile struct {
 
 func (f ownFile) String() string { return filepath.Join(f.tree, f.name) }
 
-// in calls do with the directory of the file, and its name there.
+// in calls do with the directory of the file and its name there.
 func (f ownFile) in(do func(dir *dirfd.Dir, name string) error) error {
 	return f.open((*dirfd.Dir).OpenDir, do)
 }
 
-// open is in, with a way to open the directory below the tree.
+// open is in, where below opens the directory in the tree.
 func (f ownFile) open(below func(*dirfd.Dir, string) (*dirfd.Dir, error), do func(dir *dirfd.Dir, name string) error) error {
 	tree, err := dirfd.Open(f.tree)
 	if err != nil {
@@ -50,7 +50,7 @@ func (f ownFile) read() (text []byte, err error) {
 	return text, err
 }
 
-// write writes the file, and makes the tree and the directory that it is in.
+// write writes the file, and makes the tree and the directory of the file.
 func (f ownFile) write(text string, mode fs.FileMode) error {
 	if err := os.MkdirAll(f.tree, 0o777); err != nil {
 		return err
@@ -60,12 +60,12 @@ func (f ownFile) write(text string, mode fs.FileMode) error {
 	})
 }
 
-// rename gives the file, or the link that it is, another name in its directory.
+// rename renames the file within its directory; if it is a link, the link itself.
 func (f ownFile) rename(to string) error {
 	return f.in(func(dir *dirfd.Dir, name string) error { return dir.Rename(name, filepath.Base(to)) })
 }
 
-// remove removes the file if it is there, and the directory .modsign with its last.
+// remove removes the file if it is there, and Dir with the last file in it.
 func (f ownFile) remove() error {
 	err := Remove(f.tree, f.name)
 	if err == nil && filepath.Dir(f.name) == Dir {
@@ -74,7 +74,7 @@ func (f ownFile) remove() error {
 	return err
 }
 
-// exists reports whether there is anything at the name, a link to nowhere too.
+// exists reports whether anything has the name, be it a link to nowhere.
 func (f ownFile) exists() bool {
 	return f.in(func(dir *dirfd.Dir, name string) error {
 		_, err := dir.Lstat(name)
@@ -82,7 +82,7 @@ func (f ownFile) exists() bool {
 	}) == nil
 }
 
-// state tells what the file is.
+// state tells whose the file is. A link is an error.
 func (f ownFile) state() (State, error) {
 	text, err := f.read()
 	_, planted := errors.AsType[*dirfd.PlantedError](err)
@@ -99,8 +99,7 @@ func (f ownFile) state() (State, error) {
 	return Foreign, nil
 }
 
-// link tells what the file is where a link is not refused: it is another's, and is
-// looked at or moved itself.
+// link is state for what inspects or moves the name itself: a link is Foreign.
 func (f ownFile) link() (State, error) {
 	state, err := f.state()
 	if state == Foreign {
@@ -109,18 +108,18 @@ func (f ownFile) link() (State, error) {
 	return state, err
 }
 
-// WriteHashList writes HashList, whole.
+// WriteHashList writes HashList in the object tree, whole.
 func WriteHashList(objtree string, text []byte) error {
 	return ownFile{objtree, HashList}.write(string(text), 0o666)
 }
 
-// Remove removes a file of ours from an object tree if it is there, as Certificate, or
-// a directory of ours that is empty.
+// Remove removes a file of modsign's, such as Certificate, from an object tree if it is
+// there, or an empty directory of modsign's.
 func Remove(objtree, name string) error {
 	return unlessMissing(ownFile{objtree, name}.in((*dirfd.Dir).Clear))
 }
 
-// RemoveReceipts removes all that key agents have left in an object tree.
+// RemoveReceipts removes the receipts that key agents left in an object tree.
 func RemoveReceipts(objtree string) error {
 	beside := ownFile{objtree, Certificate}
 	return unlessMissing(beside.in(func(dir *dirfd.Dir, _ string) error {
@@ -134,7 +133,7 @@ func RemoveReceipts(objtree string) error {
 	}))
 }
 
-// unlessMissing is no error where there is nothing to remove anything from.
+// unlessMissing drops the error of what is not there.
 func unlessMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

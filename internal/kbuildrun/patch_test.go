@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"bytes"
@@ -55,7 +55,21 @@ func patchable(t *testing.T) string {
 	return makeTree(t, files)
 }
 
-// contents returns all files below a folder.
+// makeTree writes files, named by their paths, into a directory of the test's own, and
+// returns the directory without symbolic links.
+func makeTree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		put(t, filepath.Join(root, name), text, 0o644)
+	}
+	return root
+}
+
+// contents returns all files below a directory.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -221,7 +235,7 @@ func TestPatchRefused(t *testing.T) {
 	}{
 		"another's change": {false, func(t *testing.T, source string) {
 			edit(t, filepath.Join(source, "include/linux/module_signature.h"), "PKEY_ID_PKCS7,", "PKEY_ID_PKCS8,")
-		}, []string{"the patch for Linux 6.12 does not fit", "Linux 6.12.3: include/linux/module_signature.h (hunk 1 of ", "nothing was written"}},
+		}, []string{"the patch for Linux 6.12 does not apply to", "Linux 6.12.3: include/linux/module_signature.h (hunk 1 of ", "nothing was written"}},
 		"a change like it": {false, func(t *testing.T, source string) { // fuzz would take it
 			edit(t, filepath.Join(source, "kernel/module/main.c"), "\tmod->sig_ok = info->sig_ok;\n\tif (!mod->sig_ok) {\n", "\tmod->sig_ok = info->sig_ok;\n\tif (mod->sig_ok) {\n")
 		}, []string{"kernel/module/main.c (hunk 1 of "}},
@@ -247,7 +261,7 @@ func TestPatchRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{": kernel/module/signing.c (", "not a regular file"}},
-		"a folder that is a link": {false, func(t *testing.T, source string) {
+		"a directory that is a link": {false, func(t *testing.T, source string) {
 			path := filepath.Join(source, "kernel")
 			if err := os.Rename(path, path+".real"); err != nil {
 				t.Fatal(err)
@@ -255,13 +269,13 @@ func TestPatchRefused(t *testing.T) {
 			if err := os.Symlink("kernel.real", path); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"/kernel is not a folder, and patch follows no links"}},
+		}, []string{"/kernel is not a directory, and patch follows no links"}},
 		"an edit of the patched": {true, func(t *testing.T, source string) {
 			edit(t, filepath.Join(source, "kernel/module/signing.c"), "module_hash_proven(", "module_hash_checked(")
-		}, []string{"has the patch in ", "in kernel/module/signing.c (hunk", "put them back as they were"}},
+		}, []string{"has the patch in ", "in kernel/module/signing.c (hunk", "put these back as they were"}},
 		"an edit of the new": {true, func(t *testing.T, source string) {
 			edit(t, filepath.Join(source, "kernel/module/hashes.c"), "\n#endif\n", "\n#endif\n/* mine */\n")
-		}, []string{"has the patch in ", "in kernel/module/hashes.c (", "put them back as they were"}},
+		}, []string{"has the patch in ", "in kernel/module/hashes.c (", "put these back as they were"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ func TestPlanted(t *testing.T) {
 		settings:          (*Hook).Enable,
 		Dir:               (*Hook).Enable,
 		"scripts":         (*Hook).PlaceSignFile,
-		unfinished:        func(h *Hook) error { return Begin(h.Objtree, h.Objtree) },
+		unfinished:        func(h *Hook) error { return MarkInstallStarted(h.Objtree, h.Objtree) },
 		HashList:          func(h *Hook) error { return WriteHashList(h.Objtree, []byte("x")) },
 		"disable":         (*Hook).Disable,
 		"remove":          func(h *Hook) error { return Remove(h.Objtree, Certificate) },

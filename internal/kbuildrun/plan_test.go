@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"fmt"

@@ -1,11 +1,11 @@
-package kbuild
+package kbuildrun
 
 import (
 	"strconv"
 	"strings"
 )
 
-// MakeFlags is what a make tells those that it runs, by the environment variable
+// MakeFlags is what make tells the programs that it runs, in the environment variable
 // MAKEFLAGS.
 type MakeFlags struct {
 	Silent    bool // -s
@@ -14,10 +14,10 @@ type MakeFlags struct {
 	Touch     bool // -t
 	Question  bool // -q
 
-	Jobs int // -j: 0 when it is not said, -1 when it is without limit
+	Jobs int // -j: 0 if not given, -1 without a limit
 
-	// Vars are the variables of the command line. A reference to another
-	// variable, as in X=$(Y), stays as it is.
+	// Vars are the variables of the command line. A reference to another variable, as in
+	// X=$(Y), stays as it is.
 	Vars map[string]string
 }
 
@@ -25,9 +25,9 @@ type MakeFlags struct {
 //
 //	ks -j4 --jobserver-auth=3,4 --no-print-directory -- X=a\ b Y:=c
 //
-// The first word is letters without a dash, and is missing where nothing is
-// before the first blank. A backslash protects the next character, and a dollar
-// is doubled. What it does not know it skips.
+// The first word is letters without a dash; it is missing if the text begins with a blank.
+// A backslash protects the next character, and a dollar is doubled. Options that it does
+// not know it skips.
 func ParseMakeFlags(s string) MakeFlags {
 	flags := MakeFlags{Vars: make(map[string]string)}
 	words := splitMakeFlags(strings.ReplaceAll(s, "$$", "$"))
@@ -57,15 +57,14 @@ func ParseMakeFlags(s string) MakeFlags {
 			}
 		}
 	}
-	// Make 4.0 and 4.1 say -j to a make that shares their limit.
+	// Make 4.0 and 4.1 pass -j to a make that shares their limit.
 	if jobserver && flags.Jobs < 0 {
 		flags.Jobs = 0
 	}
 	return flags
 }
 
-// splitMakeFlags splits at blanks, and takes the backslashes away. No word is
-// empty.
+// splitMakeFlags splits at blanks and removes the backslashes. No word is empty.
 func splitMakeFlags(s string) []string {
 	var words []string
 	var word strings.Builder
@@ -89,8 +88,8 @@ func splitMakeFlags(s string) []string {
 	return words
 }
 
-// letters reads options of a letter each, and reports whether the last one takes
-// the next word for its argument.
+// letters reads options of one letter each, and reports whether the last one takes the
+// next word as its argument.
 func (f *MakeFlags) letters(s, next string) (takesNext bool) {
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
@@ -117,15 +116,15 @@ func (f *MakeFlags) letters(s, next string) (takesNext bool) {
 			i = len(s) - len(rest) - 1
 		case 'C', 'E', 'I', 'W', 'f', 'o':
 			return i == len(s)-1
-		case 'O', 'l': // the argument is the rest, if there is one
+		case 'O', 'l': // the rest is the argument, if there is one
 			return false
 		}
 	}
 	return false
 }
 
-// long reads an option without its dashes. Make writes the letter where there is
-// one; long names are what users put into MAKEFLAGS.
+// long reads an option without its dashes. Make writes a letter if there is one, but users
+// put long names into MAKEFLAGS.
 func (f *MakeFlags) long(s string) {
 	name, value, _ := strings.Cut(s, "=")
 	switch name {
@@ -156,8 +155,7 @@ func (f *MakeFlags) jobs(number string) {
 	}
 }
 
-// define reads NAME=text, which make expands when it is used, or NAME:=value,
-// which it has expanded.
+// define reads NAME=text, which make expands on use, or NAME:=value, which is expanded.
 func (f *MakeFlags) define(word string) {
 	name, value, ok := strings.Cut(word, "=")
 	name, expanded := strings.CutSuffix(name, ":")

@@ -1,34 +1,33 @@
-package kbuild
+package kbuildrun
 
 import (
 	"slices"
 	"strings"
 )
 
-// Work is what a goal of the kernel's Makefile means for keys and modules.
+// Work is what a goal of the kernel's Makefile does to keys and modules.
 type Work uint8
 
 const (
 	Other   Work = iota // nothing
 	Build               // may link a kernel, which needs the certificate
-	Package             // builds, and installs by a make of its own
+	Package             // builds, and installs with a make of its own
 	Install             // modules_install
 	Sign                // modules_sign
 	Clean               // clean
 	Purge               // mrproper and distclean, which leave the source alone
 )
 
-// Step is a part of a call of make: goals that one make can have.
+// A Step is a part of a call of make: goals that one make can reach together.
 type Step struct {
 	Work  Work
-	Goals []string // none stands for the default goal
+	Goals []string // empty for the default goal
 }
 
-// Plan splits the goals of a call of make into steps, to be taken in this order:
-// modules are signed before the next goal sees them, and a configuration is
-// there before it is read. Goals that have no need of it stay together, for make
-// to do side by side. modules_sign beside modules_install is the same as
-// modules_install alone, as in Kbuild.
+// Plan splits the goals of a call of make into steps, to be taken in this order. So
+// modules are signed before the next goal sees them, and a configuration is complete
+// before modsign reads it. Other goals stay together, for make to reach in parallel. As in
+// Kbuild, modules_install includes modules_sign.
 func Plan(goals []string) []Step {
 	if len(goals) == 0 {
 		return []Step{{Work: Build}}
@@ -73,8 +72,8 @@ func workOf(goal string) Work {
 	return Build
 }
 
-// others are goals that neither link a kernel nor install modules nor clean up,
-// as make's patterns. The hook has them too, and leaves them to Makefile.
+// others are patterns of make for goals that neither link a kernel nor install modules nor
+// clean. The hook leaves them to Makefile.
 var others = []string{
 	"help%", "%help", "kernelrelease", "kernelversion", "image_name", "outputmakefile", "%config",
 	"cscope", "gtags", "tags", "TAGS", "%docs", "check%", "coccicheck", "includecheck", "versioncheck", "export_report",
@@ -84,8 +83,8 @@ var others = []string{
 	"%.a", "%.dtb", "%.dtbo", "%.i", "%.ko", "%.lds", "%.ll", "%.lst", "%.mod", "%.o", "%.rsi", "%.s", "%.symtypes", "%/",
 }
 
-// match reports whether a goal fits a pattern of make, in which one % stands for
-// any text but none.
+// match reports whether a goal matches a pattern of make, in which % stands for any text
+// but an empty one.
 func match(pattern, goal string) bool {
 	before, after, ok := strings.Cut(pattern, "%")
 	if !ok {

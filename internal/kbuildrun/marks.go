@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"errors"
@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// unfinished lists the folders to which modules were being installed, a line
-// each, from before the first module until the last one is signed.
+// unfinished lists the directories of installs under way, a line each: from before the
+// first module is installed until the last one is signed.
 const unfinished = Dir + "/unfinished"
 
-// Unfinished returns the folders that hold modules which an interrupted run may
-// have left unsigned. Folders that are gone do not count.
+// Unfinished returns the directories in which an interrupted install may have left
+// unsigned modules. Directories that are gone do not count.
 func Unfinished(objtree string) ([]string, error) {
 	text, err := ownFile{objtree, unfinished}.read()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -22,12 +22,12 @@ func Unfinished(objtree string) ([]string, error) {
 	return dirs, err
 }
 
-// Begin notes that modules are about to be installed to a folder. As long as it is
-// not there, there is nothing to remind of.
-func Begin(objtree, dir string) error { return note(objtree, dir, true) }
+// MarkInstallStarted notes that modules are about to be installed to a directory, which
+// need not exist yet.
+func MarkInstallStarted(objtree, dir string) error { return note(objtree, dir, true) }
 
-// End notes that they are all signed.
-func End(objtree, dir string) error { return note(objtree, dir, false) }
+// MarkInstallDone notes that all modules in the directory are signed.
+func MarkInstallDone(objtree, dir string) error { return note(objtree, dir, false) }
 
 func note(objtree, dir string, begun bool) error {
 	dirs, err := Unfinished(objtree)

@@ -1,4 +1,4 @@
-package kbuild
+package kbuildrun
 
 import (
 	"maps"
@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/kbuild"
 )
 
 // recipeEnv runs the real make and returns the environment that a recipe of it
@@ -111,7 +112,7 @@ func TestMakeVariablesRoundTrip(t *testing.T) {
 func TestVarsResolvesReferences(t *testing.T) {
 	t.Parallel()
 	env := recipeEnv(t, "all", "DESTDIR=/stage", "INSTALL_MOD_PATH=$(DESTDIR)/root")
-	vars := Vars{Line: ParseMakeFlags(env["MAKEFLAGS"]).Vars, LookupEnv: lookup(env)}
+	vars := kbuild.Vars{Line: ParseMakeFlags(env["MAKEFLAGS"]).Vars, LookupEnv: lookup(env)}
 	if got, ok := vars.Lookup("INSTALL_MOD_PATH"); got != "/stage/root" || !ok {
 		t.Errorf("INSTALL_MOD_PATH is %q, %v; MAKEFLAGS %q", got, ok, env["MAKEFLAGS"])
 	}
@@ -121,7 +122,7 @@ func TestVarsResolvesReferences(t *testing.T) {
 	if _, ok := vars.Lookup("PATH"); !ok {
 		t.Error("PATH is not in the environment")
 	}
-	if _, ok := (Vars{}).Lookup("PATH"); ok {
+	if _, ok := (kbuild.Vars{}).Lookup("PATH"); ok {
 		t.Error("PATH out of nothing")
 	}
 }
