@@ -199,11 +199,6 @@ func (h *Hook) Disable() error {
 	return nil
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // Enabled reports whether modsign is enabled in an object tree.
 func Enabled(objtree string) bool { return ownFile{objtree, settings}.exists() }
 

@@ -3,6 +3,7 @@ package kbuildrun
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 )
@@ -18,7 +19,10 @@ func Unfinished(objtree string) ([]string, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	dirs := slices.DeleteFunc(strings.Split(string(text), "\n"), func(dir string) bool { return dir == "" || !exists(dir) })
+	dirs := slices.DeleteFunc(strings.Split(string(text), "\n"), func(dir string) bool {
+		_, err := os.Lstat(dir)
+		return dir == "" || err != nil
+	})
 	return dirs, err
 }
 
