@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/vmlinux":    {"internal/compress"},
 	"kbuild":              {"internal/atomicfile", "internal/dirfd"},
 	"keygen":              {"internal/atomicfile", "internal/cms", "internal/keyfile"},
-	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/keyfile", "internal/undump", "keygen"},
+	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/keyfile", "internal/module", "internal/undump", "keygen"},
 	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch"},
 	"verify":              {"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module", "internal/batch", "internal/vmlinux"},
 	"internal/testmod":    nil,
@@ -65,7 +65,7 @@ var doors = map[string][]string{
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
-	"golang.org/x/sync":               {"internal/batch"},
+	"golang.org/x/sync":               {"internal/batch", "internal/module"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/undump", "keygen", "keygen/agent", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 
