@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/kbuildrun":  {"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent", "sign", "hashlist"},
 	"kbuild":              nil,
 	"keygen":              {"internal/atomicfile", "internal/cms", "internal/keyfile"},
-	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/keyfile", "internal/undump", "keygen"},
+	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/keyfile", "internal/module", "internal/undump", "keygen"},
 	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch"},
 	"verify":              {"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module", "internal/batch", "internal/vmlinux"},
 	"internal/testmod":    nil,

@@ -101,6 +101,10 @@ func (f kbuildFront) Embedded(e *kbuildrun.Embedding) {
 	f.note("hashed %s (%s), and vmlinux has %s, in %s", plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
 }
 
+func (f kbuildFront) Unsigned(extmod string, why error) {
+	f.say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until modsign sign --key FILE signs it", extmod, inOneLine(why))
+}
+
 func (f kbuildFront) Rejected(r hashlist.Result) {
 	if r.Err != nil {
 		f.say("%s", describe(r.Path, r.Err))

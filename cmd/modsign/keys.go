@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -54,15 +53,6 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	return pair, nameInsecureFlag(err)
 }
 
-// nameInsecureFlag adds the flag to the hint about a key that others can read: where
-// a group is to read it, or its mount has no modes, there is nothing to mend.
-func nameInsecureFlag(err error) error {
-	if e, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
-		e.Hint += " # or sign with it as it is: --allow-insecure-key"
-	}
-	return err
-}
-
 // newSigner returns what signs with a key and its certificate. Its errors are about
 // the certificate, of which the file is given.
 func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
@@ -71,15 +61,6 @@ func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool)
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
 	return signer, err
-}
-
-// hintFor adds what to do about the file of a certificate, where something can be
-// done.
-func hintFor(path string, err error) error {
-	if e, ok := errors.AsType[*keyfile.HintError](err); ok && e.Hint != "" {
-		return withHint(err, "%s", strings.ReplaceAll(e.Hint, "FILE", quote(path)))
-	}
-	return err
 }
 
 // certFile is the file of the certificate.

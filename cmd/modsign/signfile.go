@@ -135,7 +135,7 @@ func signFile(args []string, stderr io.Writer) int {
 	}
 	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
 	if err := a.run(warn); err != nil {
-		warn("%s", printable(err.Error()))
+		warn("%s", printable(inOneLine(err)))
 		return exitError
 	}
 	return exitDone
@@ -161,7 +161,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, and so must this one; but not in silence.
 		if firstOfJob(keyPath) {
-			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(insecure.Hint))
+			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(keyHint(err)))
 		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)

@@ -90,7 +90,7 @@ func TestSpied(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := out.Read(make([]byte, len(agentReady))); err != nil {
+				if _, err := out.Read(make([]byte, len("ready\n"))); err != nil {
 					t.Fatal(err)
 				}
 				client, err := agent.Dial(dir + "/.modsign")

@@ -55,8 +55,9 @@ type Front interface {
 
 	// Hash is hashlist.Build with a report.
 	Hash(ctx context.Context, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error)
-	// Embedded tells which hashes vmlinux got, and Rejected which module the kernel will
-	// not load.
+	// Embedded tells which hashes vmlinux got, Unsigned why an external module is installed
+	// without a signature, and Rejected which module the kernel will not load.
 	Embedded(e *Embedding)
+	Unsigned(extmod string, why error)
 	Rejected(r hashlist.Result)
 }

@@ -57,7 +57,7 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		if d.ExtMod == "" || !installs {
 			return err
 		}
-		d.Front.Say("%s is installed unsigned: %v; a kernel that requires signatures rejects it until modsign sign --key FILE signs it", d.ExtMod, err)
+		d.Front.Unsigned(d.ExtMod, err)
 		return d.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
 	return d.finish(ctx, tree, step, installStep{do: func(modules *sign.Tree, o sign.Options) error {
@@ -76,7 +76,7 @@ func signs(config kbuild.Config, installs bool) bool {
 func (d *Driver) installUnsigned(ctx context.Context, config kbuild.Config, step Step) error {
 	switch {
 	case step.Work != Install && config.SigKey() == "" && config.Bool("MODULE_SIG"):
-		return errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with; modsign sign --key FILE signs them")
+		return &HintError{errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with"), "sign them with modsign sign --key FILE"}
 	case step.Work != Install:
 		return d.make(ctx, step.Goals) // which says why not
 	case d.idle():

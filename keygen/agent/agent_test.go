@@ -727,7 +727,7 @@ func TestOneAgent(t *testing.T) {
 	cmd, _ := agentCommand(t, nil)
 	options, _ := json.Marshal(run.Options)
 	cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "has a key agent already") {
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "a key agent already serves this directory") {
 		t.Errorf("a second one: %v, %s", err, out)
 	}
 	mustSign(t, run.dial(t).Pair().Signer, sum("x"), crypto.SHA256)

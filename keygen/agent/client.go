@@ -407,8 +407,7 @@ func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &keygen.LoadError{Err: fmt.Errorf("its private key was a key agent's: %w", err),
-			Hint: "the next make makes a new key, and links its certificate into the kernel"}
+		return nil, fmt.Errorf("its private key was a key agent's: %w", err)
 	}
 	if !agent.cert.Equal(cert) {
 		agent.Close()

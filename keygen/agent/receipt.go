@@ -15,12 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
-	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/keygen"
 )
@@ -60,27 +57,6 @@ type Receipt struct {
 // receiptVersion is what is written. Version 1, which does not have MemoryHidden, is
 // read too.
 const receiptVersion = 2
-
-// Digests is a set of digests that were signed.
-type Digests map[string]struct{}
-
-// Add puts a digest in.
-func (d Digests) Add(h crypto.Hash, digest []byte) {
-	d[fmt.Sprintf("%s:%x\n", cms.HashName(h), digest)] = struct{}{}
-}
-
-// SHA256 returns the hexadecimal SHA-256 of the set: of one line for each digest,
-// the name of the hash as CONFIG_MODULE_SIG_HASH has it, a colon, the digest in
-// hexadecimal and a newline, such as "sha256:e3b0...b855\n"; the lines sorted by
-// their bytes (LC_ALL=C sort -u). The digest of a module is that of its payload,
-// decompressed and without signatures.
-func (d Digests) SHA256() string {
-	h := sha256.New()
-	for _, line := range slices.Sorted(maps.Keys(d)) {
-		io.WriteString(h, line)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
 
 // maxReceiptSize is well above the largest certificate in base64.
 const maxReceiptSize = 256 << 10

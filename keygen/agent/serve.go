@@ -290,6 +290,9 @@ func (s *server) unlisten() {
 	}
 }
 
+// ErrServed reports that the directory has an agent that answers.
+var ErrServed = errors.New("a key agent already serves this directory")
+
 // otherAgent is an error when an agent serves the folder.
 func otherAgent(dir string) error {
 	other, err := Dial(dir)
@@ -297,7 +300,7 @@ func otherAgent(dir string) error {
 		return nil // none that answers us
 	}
 	defer other.Close()
-	return fmt.Errorf("%s has a key agent already: modsign agent forget ends it", dir)
+	return fmt.Errorf("%s: %w", dir, ErrServed)
 }
 
 // wait returns when the agent has ended.
