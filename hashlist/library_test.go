@@ -44,7 +44,7 @@ func TestOutcome(t *testing.T) {
 		says            string
 	}{
 		{map[string][]byte{"a.ko": good}, false, false, ""},
-		{map[string][]byte{"a.ko": append(testmod.ELF(), 0)}, true, false, "1 of 1 modules are not those that the kernel trusts: "},
+		{map[string][]byte{"a.ko": append(testmod.ELF(), 0)}, true, false, "1 of 1 modules are not trusted: "},
 		{map[string][]byte{"a.ko": good, "b.ko": append(testmod.ELF(), 0)}, true, false, "b.ko: extra"},
 		{nil, true, false, "a.ko: missing"},
 		{map[string][]byte{"a.ko": good, "b.ko.xz": good}, true, true, "b.ko.xz: name and content disagree"},

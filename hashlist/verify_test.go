@@ -241,8 +241,8 @@ func TestReferenceRefuses(t *testing.T) {
 	}{
 		{all["blank root"], nil, "no hashes yet"},
 		{all["blank list"], nil, "no hashes yet"},
-		{all["list"], []string{"a.ko"}, "3 hashes, and modules.order 1 modules"},
-		{all["root"], []string{"a.ko"}, "tree of 3 levels, and modules.order has 1 modules"},
+		{all["list"], []string{"a.ko"}, "3 hashes, but modules.order has 1 modules"},
+		{all["root"], []string{"a.ko"}, "tree of 3 levels, but the 1 modules of modules.order make 1"},
 	} {
 		if _, err := NewKernelReference(test.e, test.order); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v: %v, want %q", test.e, err, test.want)

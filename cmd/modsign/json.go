@@ -103,14 +103,14 @@ func newJSONVerified(r verify.Result) jsonVerified {
 }
 
 type jsonVerifySummary struct {
-	Type         string         `json:"message_type"` // summary
-	Modules      int            `json:"modules"`
-	Linked       int            `json:"modules_over_links,omitempty"`
-	Skipped      []string       `json:"links_not_followed,omitempty"`
-	Verdicts     map[string]int `json:"verdicts"`
-	Certificates []string       `json:"certificates"`
-	Seconds      float64        `json:"seconds"`
-	Warnings     []string       `json:"warnings,omitempty"`
+	Type         string                 `json:"message_type"` // summary
+	Modules      int                    `json:"modules"`
+	Linked       int                    `json:"modules_over_links,omitempty"`
+	Skipped      []string               `json:"links_not_followed,omitempty"`
+	Verdicts     map[verify.Verdict]int `json:"verdicts"`
+	Certificates []string               `json:"certificates"`
+	Seconds      float64                `json:"seconds"`
+	Warnings     []string               `json:"warnings,omitempty"`
 }
 
 type jsonHashed struct {

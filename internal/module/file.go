@@ -63,7 +63,7 @@ type File struct {
 }
 
 // ErrChanged says that a module is no longer the one that was opened.
-var ErrChanged = errors.New("the file changed while it was being read: somebody else writes to it; run again when that is done")
+var ErrChanged = errors.New("file changed while it was being read: another process writes to it")
 
 // A MisnamedError is a file whose name promises another compression than its
 // content has: kmod and the kernel would not read it.
