@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
@@ -136,7 +137,8 @@ func (o *hashlistBuildOptions) objtreeModules(args []string) (hashlist.Source, h
 	if o.strip != "" {
 		tree.Vars.Line = map[string]string{"INSTALL_MOD_STRIP": o.strip}
 	}
-	return objtreeSource(tree)
+	source, options, err := kbuildrun.HashSource(tree)
+	return source, options, fromDriver(err)
 }
 
 // installedModules returns the modules of a directory, in the order of its

@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/kbuild"
 )
 
@@ -75,11 +74,18 @@ func (o *hashlistEmbedOptions) embedObjtree(ctx context.Context, u *ui) error {
 	if err != nil {
 		return err
 	}
-	e, changed, err := embedHashes(ctx, u, tree, o.jobs)
-	if err == nil && !changed {
-		u.note("vmlinux has %s already", e)
+	u.begin()
+	front := kbuildFront{u}
+	e, err := kbuildrun.EmbedHashes(ctx, tree, o.jobs, front.Hash)
+	switch {
+	case err != nil:
+		return fromDriver(err)
+	case e.Changed:
+		front.Embedded(e)
+	default:
+		u.note("vmlinux has %s already", e.Embedded)
 	}
-	return err
+	return nil
 }
 
 func (o *hashlistEmbedOptions) embedFile(u *ui, vmlinux string) error {
@@ -125,82 +131,4 @@ func (o *hashlistEmbedOptions) hashes(vmlinux string, kernel *hashlist.Kernel) (
 		return nil, fmt.Errorf("%s is the list of kernel %s, and %s is kernel %s", o.list, list.Release, vmlinux, kernel.Release)
 	}
 	return list.Embedded(), nil
-}
-
-// embedHashes brings the vmlinux of an object tree up to date with the modules that are
-// built there. It returns what vmlinux has now, and whether that is new.
-func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hashlist.Embedded, bool, error) {
-	u.begin()
-	format := tree.Config.HashFormat()
-	if format == "" {
-		return nil, false, withHint(fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree),
-			"modsign kbuild patch adds them to a kernel's source")
-	}
-	start := time.Now()
-	source, options, err := objtreeSource(tree)
-	if err != nil {
-		return nil, false, err
-	}
-	options.Format, options.Jobs = hashlist.Format(format), jobs
-	built, err := buildHashes(ctx, u, source, options)
-	if err != nil {
-		return nil, false, err
-	}
-	old, err := built.Embed(hashlist.ObjectTree{
-		Vmlinux:   filepath.Join(tree.Objtree, "vmlinux"),
-		BootFiles: tree.BootFiles,
-		WriteList: func(text []byte) error { return kbuild.WriteHashList(tree.Objtree, text) },
-	})
-	if err != nil {
-		return nil, false, noHashes(err)
-	}
-	e := built.Embedded()
-	if old.Has(e) {
-		return e, false, nil
-	}
-	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), e, seconds(time.Since(start)))
-	return e, true, nil
-}
-
-// objtreeSource returns the modules of an object tree, and how to hash them as
-// modules_install will install them.
-func objtreeSource(tree *kbuild.Tree) (source hashlist.Source, options hashlist.BuildOptions, err error) {
-	strip, given := tree.Vars.Lookup("INSTALL_MOD_STRIP")
-	if tree.Config.HashFormat() != "" {
-		frozen := tree.Config.InstallStrip()
-		if given && strip != frozen {
-			return source, options, stripsOtherwise(strip, frozen)
-		}
-		strip = frozen
-	}
-	source = hashlist.Source{Dir: tree.Objtree, Prefix: "kernel/", Release: tree.Release}
-	if source.Names, err = tree.Modules(); err != nil {
-		return source, options, err
-	}
-	if tree.Release == "" {
-		return source, options, fmt.Errorf("%s: the kernel has no release yet: run make first", tree.Objtree)
-	}
-	options.StripProgram = stripProgram(tree)
-	switch strip {
-	case "":
-	case "1", "--strip-debug", "-g":
-		options.Strip = true
-	default:
-		return source, options, fmt.Errorf("INSTALL_MOD_STRIP is %q: modsign can predict the installed modules only if it is empty or 1", strip)
-	}
-	return source, options, nil
-}
-
-// stripsOtherwise is the error of modules that would not be what was hashed.
-func stripsOtherwise(strip, frozen string) error {
-	return withHint(fmt.Errorf("INSTALL_MOD_STRIP is %q, but was %q when the kernel was built, and the kernel has the hashes of modules stripped that way", strip, frozen),
-		"use the same value, or run make with the new one first")
-}
-
-// stripProgram is the program strip of a build.
-func stripProgram(tree *kbuild.Tree) string {
-	if program, ok := tree.Vars.Lookup("STRIP"); ok {
-		return program
-	}
-	return "strip"
 }
