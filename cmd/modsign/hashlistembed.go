@@ -122,7 +122,8 @@ func (o *hashlistEmbedOptions) hashes(vmlinux string, kernel *hashlist.Kernel) (
 		return nil, err
 	}
 	if kernel.Release != "" && kernel.Release != list.Release {
-		return nil, fmt.Errorf("%s is the list of kernel %s, and %s is kernel %s", o.list, list.Release, vmlinux, kernel.Release)
+		return nil, fmt.Errorf("%s is the list of kernel %s, and %s is kernel %s",
+			o.list, list.Release, vmlinux, kernel.Release)
 	}
 	return list.Embedded(), nil
 }
@@ -133,8 +134,8 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 	u.begin()
 	format := tree.Config.HashFormat()
 	if format == "" {
-		return nil, false, withHint(fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree),
-			"modsign kbuild patch adds them to a kernel's source")
+		err := fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree)
+		return nil, false, withHint(err, "modsign kbuild patch adds them to a kernel's source")
 	}
 	start := time.Now()
 	source, options, err := objtreeSource(tree)
@@ -158,7 +159,8 @@ func embedHashes(ctx context.Context, u *ui, tree *kbuild.Tree, jobs int) (*hash
 	if old.Has(e) {
 		return e, false, nil
 	}
-	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), e, seconds(time.Since(start)))
+	u.note("hashed %s (%s), and vmlinux has %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), e,
+		seconds(time.Since(start)))
 	return e, true, nil
 }
 
@@ -186,15 +188,16 @@ func objtreeSource(tree *kbuild.Tree) (source hashlist.Source, options hashlist.
 	case "1", "--strip-debug", "-g":
 		options.Strip = true
 	default:
-		return source, options, fmt.Errorf("INSTALL_MOD_STRIP is %q: modsign can predict the installed modules only if it is empty or 1", strip)
+		return source, options, fmt.Errorf(
+			"INSTALL_MOD_STRIP is %q: modsign can predict the installed modules only if it is empty or 1", strip)
 	}
 	return source, options, nil
 }
 
 // stripsOtherwise is the error of modules that would not be what was hashed.
 func stripsOtherwise(strip, frozen string) error {
-	return withHint(fmt.Errorf("INSTALL_MOD_STRIP is %q, but was %q when the kernel was built, and the kernel has the hashes of modules stripped that way", strip, frozen),
-		"use the same value, or run make with the new one first")
+	err := fmt.Errorf("INSTALL_MOD_STRIP is %q, but was %q when the kernel was built and got the hashes", strip, frozen)
+	return withHint(err, "use the same value, or run make with the new one first")
 }
 
 // stripProgram is the program strip of a build.
