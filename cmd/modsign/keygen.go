@@ -48,7 +48,7 @@ ends in .pem or .crt, and otherwise in DER.
 The kernel does not check how long a certificate is valid.`,
 		Example: `  modsign keygen -o signing_key.pem
   modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
-  modsign keygen --subject "/O=Example/CN=Example module key" --days 3650 -o key.pem --cert-out key.der`,
+  modsign keygen --subject "/O=Example/CN=Example modules" --days 3650 -o key.pem --cert-out key.der`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), u) },
 	}

@@ -44,6 +44,8 @@ func TestMain(m *testing.M) {
 		agentProcess()
 	case "open agent":
 		agentProcess()
+	case "started agent":
+		startedProcess()
 	case "client":
 		clientProcess()
 	default:
