@@ -35,7 +35,7 @@ func newKeygenCommand(u *ui) *cobra.Command {
 		Short: "Make a key that signs modules",
 		Long: `Make a private key and its certificate, as the kernel's build makes
 certs/signing_key.pem with openssl. Both go to one PEM file of mode 0600: the key,
-not encrypted, and then the certificate. Keygen never replaces a file with a key.
+not encrypted, and then the certificate. The file must not exist yet.
 
 --config takes the subject, the extensions and the size of an RSA key from an
 OpenSSL configuration such as the kernel's certs/x509.genkey. Flags override the
