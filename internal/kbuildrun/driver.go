@@ -18,7 +18,8 @@ import (
 	"github.com/modsign/modsign/kbuild"
 )
 
-// A Driver takes the place of one call of make in a tree where modsign is enabled.
+// A Driver takes the place of one call of make in a tree where modsign is enabled. It calls
+// make in the current directory, as the hook was.
 type Driver struct {
 	Objtree  string
 	ExtMod   string        // directory of an external module; empty for the kernel's own modules
