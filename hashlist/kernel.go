@@ -97,7 +97,8 @@ func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 		return &Embedded{Root: &root}, nil
 	}
 	if len(b)%sha256.Size != 0 {
-		return nil, fmt.Errorf("section %s of %d bytes: it must have %d, or %d for each module", SectionName, len(b), RootSize, sha256.Size)
+		return nil, fmt.Errorf("section %s of %d bytes: it must have %d, or %d for each module",
+			SectionName, len(b), RootSize, sha256.Size)
 	}
 	e := &Embedded{Hashes: make([]Hash, len(b)/sha256.Size)}
 	for i := range e.Hashes {
@@ -206,9 +207,11 @@ func (k *Kernel) CheckRoom(e *Embedded) error {
 	room := k.Embedded
 	switch {
 	case room.Format() != e.Format():
-		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), not for a %s", formatWords[room.Format()], formatWords[e.Format()])
+		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), not for a %s",
+			formatWords[room.Format()], formatWords[e.Format()])
 	case len(room.Hashes) != len(e.Hashes):
-		return fmt.Errorf("the kernel was linked with room for %d hashes, but there are %d modules: remove vmlinux and run make again", len(room.Hashes), len(e.Hashes))
+		return fmt.Errorf("the kernel was linked with room for %d hashes, but there are %d modules: "+
+			"remove vmlinux and run make again", len(room.Hashes), len(e.Hashes))
 	}
 	return nil
 }

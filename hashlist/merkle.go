@@ -169,7 +169,8 @@ func (p Proof) Append(b []byte) []byte {
 // ParseProof is the inverse of [Proof.Append].
 func ParseProof(b []byte) (Proof, error) {
 	if len(b) < 4 || (len(b)-4)%sha256.Size != 0 || (len(b)-4)/sha256.Size > maxLevels {
-		return Proof{}, fmt.Errorf("proof: must have 4 bytes and %d for each of up to %d levels, not %d", sha256.Size, maxLevels, len(b))
+		return Proof{}, fmt.Errorf("proof: must have 4 bytes and %d for each of up to %d levels, not %d",
+			sha256.Size, maxLevels, len(b))
 	}
 	p := Proof{Position: binary.BigEndian.Uint32(b)}
 	for b = b[4:]; len(b) > 0; b = b[sha256.Size:] {

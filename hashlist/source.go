@@ -48,7 +48,8 @@ func (e *Embedded) c() string {
 	var b strings.Builder
 	b.WriteString("/* Made by modsign hashlist. */\n#include <linux/module_hashes.h>\n\n")
 	if e.Root != nil {
-		fmt.Fprintf(&b, "const struct module_hashes_root module_hashes_root __section(%q) = {\n\t.levels = %d,\n\t.hash = {\n%s\t},\n};\n",
+		fmt.Fprintf(&b, "const struct module_hashes_root module_hashes_root __section(%q) = {\n"+
+			"\t.levels = %d,\n\t.hash = {\n%s\t},\n};\n",
 			SectionName, e.Root.Levels, byteRows("\t\t", e.Root.Hash[:], ",\n"))
 	} else {
 		fmt.Fprintf(&b, "const u8 module_hashes[%d][%d] __section(%q) = {\n", len(e.Hashes), len(Hash{}), SectionName)
@@ -64,7 +65,8 @@ func (e *Embedded) assembly() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "/* Made by modsign hashlist. */\n\t.section %s, \"a\"\n\t.balign 8\n", SectionName)
 	if e.Root != nil {
-		fmt.Fprintf(&b, "\t.globl module_hashes_root\nmodule_hashes_root:\n\t.long %d\n%s", e.Root.Levels, byteRows("\t.byte ", e.Root.Hash[:], "\n"))
+		fmt.Fprintf(&b, "\t.globl module_hashes_root\nmodule_hashes_root:\n\t.long %d\n%s", e.Root.Levels,
+			byteRows("\t.byte ", e.Root.Hash[:], "\n"))
 	} else {
 		b.WriteString("\t.globl module_hashes\nmodule_hashes:\n")
 		for _, h := range e.Hashes {

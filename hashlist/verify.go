@@ -31,7 +31,8 @@ const (
 	Failed      Verdict = "failed"            // no verdict: it cannot be read
 )
 
-var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed, Failed}
+var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed,
+	Failed}
 
 // Result is the verdict on one module.
 type Result struct {
@@ -116,17 +117,19 @@ func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
 		return nil, errNoHashes
 	}
 	if e.Blank() {
-		return nil, errors.New("the kernel has no hashes yet: section " + SectionName + " is empty, and modsign hashlist embed fills it")
+		return nil, errors.New("the kernel has no hashes yet: its section " + SectionName + " is empty")
 	}
 	r := &Reference{kernel: true, root: e.Root, names: order}
 	if r.root != nil {
 		if n := levels(len(order)); order != nil && n != int(r.root.Levels) {
-			return nil, fmt.Errorf("the kernel has a tree of %d levels, but the %d modules of modules.order make %d: they are from different builds", r.root.Levels, len(order), n)
+			return nil, fmt.Errorf("the kernel has a tree of %d levels, but the %d modules of modules.order make %d: "+
+				"they are from different builds", r.root.Levels, len(order), n)
 		}
 		return r, nil
 	}
 	if order != nil && len(order) != len(e.Hashes) {
-		return nil, fmt.Errorf("the kernel has %d hashes, but modules.order has %d modules: they are from different builds", len(e.Hashes), len(order))
+		return nil, fmt.Errorf("the kernel has %d hashes, but modules.order has %d modules: they are from different builds",
+			len(e.Hashes), len(order))
 	}
 	r.known = make(map[Hash]string, len(e.Hashes))
 	r.named = make(map[string]Module, len(order))

@@ -68,7 +68,8 @@ func (o *outcome) add(r Result) {
 // err returns nil if all modules are trusted.
 func (o *outcome) err(modules int) error {
 	refused := o.refused.Err(ErrRefused, fmt.Sprintf("the kernel would refuse %d of %d modules", o.refused.Len(), modules))
-	unreadable := o.unreadable.Err(ErrIncomplete, fmt.Sprintf("%d of %d modules could not be read", o.unreadable.Len(), modules))
+	unreadable := o.unreadable.Err(ErrIncomplete,
+		fmt.Sprintf("%d of %d modules could not be read", o.unreadable.Len(), modules))
 	switch {
 	case refused == nil:
 		return unreadable

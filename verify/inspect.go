@@ -61,7 +61,8 @@ func Inspect(ctx context.Context, path string) (*Description, error) {
 // returns the links that were not followed, as [Summary] has them. The error is
 // [ErrIncomplete] if some modules could not be described, [ErrNoModules] if there are
 // none, or the cause of the context if that has ended.
-func InspectTree(ctx context.Context, roots []string, o Options, result func(path string, d *Description, err error)) (skipped []string, err error) {
+func InspectTree(ctx context.Context, roots []string, o Options,
+	result func(path string, d *Description, err error)) (skipped []string, err error) {
 	found, err := o.find(roots)
 	if err != nil {
 		return nil, err
@@ -91,7 +92,8 @@ func InspectTree(ctx context.Context, roots []string, o Options, result func(pat
 	if err != nil {
 		return found.Skipped, err
 	}
-	return found.Skipped, failed.Err(ErrIncomplete, fmt.Sprintf("%d of %d modules could not be described", failed.Len(), len(found.Entries)))
+	return found.Skipped, failed.Err(ErrIncomplete,
+		fmt.Sprintf("%d of %d modules could not be described", failed.Len(), len(found.Entries)))
 }
 
 func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Description, error) {
@@ -100,7 +102,8 @@ func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Descri
 		return nil, err
 	}
 	defer m.Close()
-	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size, Payload: m.Size}
+	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size,
+		Payload: m.Size}
 	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}

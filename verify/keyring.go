@@ -140,7 +140,8 @@ func (k *Keyring) AddImage(path string) error {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
 	}
 	if len(lists.Dropped) > 0 {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates", path, len(lists.Dropped)))
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
+			path, len(lists.Dropped)))
 	}
 	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return blacklisted(c, lists.BlacklistHashes) })
 	revoked, err := cms.ParseCertificateList(lists.Revoked)
@@ -179,7 +180,8 @@ func blacklisted(c *cms.Certificate, list []string) bool {
 		if !ok || err != nil {
 			continue
 		}
-		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
+		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512,
+			crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
 			if h.Size() != len(want) {
 				continue
 			}

@@ -114,7 +114,8 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 	m, err := e.Open(ctx, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
-		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) || errors.Is(err, module.ErrChanged) {
+		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) ||
+			errors.Is(err, module.ErrChanged) {
 			r.Verdict, r.Err = Unreadable, err
 			return r
 		}

@@ -41,12 +41,15 @@ func newHashlistBuildCommand(u *ui) *cobra.Command {
 directory lib/modules/KVER, or those in an object tree as modules_install will
 install them. It hashes the content of a module without compression and signature.
 
-It writes the list of all hashes as text to stdout or to --output, for people and for
-hashlist verify, diff and sign. For the kernel it writes the content of the section
-.module_hashes (--section), or source code for that section (--source), in --format
-list or merkle. A kernel with the root of a Merkle tree requires a proof of each
-module. --append appends it to the module, where a signature would be. --proofs writes
-it to NAME.merkle beside NAME.ko, where make modules_install finds it.`,
+It writes the list of all hashes as text, for people and for hashlist verify, diff and
+sign: to --output, or to stdout if nothing else is asked for. For the kernel it writes
+the content of the section .module_hashes (--section), or source code for that section
+(--source), in --format list or merkle. A kernel with the root of a Merkle tree requires
+a proof of each module. --append appends it to the module, where a signature would be.
+--proofs writes it to NAME.merkle beside NAME.ko, where make modules_install finds it.
+
+INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes from
+--strip, from the environment, or from the configuration of the kernel.`,
 		Example: `  modsign hashlist build /lib/modules/6.12.0 > hashes
   modsign hashlist build --objtree . --format merkle --section root.bin --proofs
   modsign hashlist build --format merkle --section root.bin --append /tmp/stage/lib/modules/6.12.0`,
@@ -57,13 +60,13 @@ it to NAME.merkle beside NAME.ko, where make modules_install finds it.`,
 	flags.StringVar(&o.objtree, "objtree", "", "hash the modules built in the object tree `DIR`")
 	o.installedOptions.addFlags(flags)
 	flags.StringVar(&o.format, "format", "list", "`FORMAT` of the kernel's hashes: list or merkle")
-	flags.StringVarP(&o.output, "output", "o", "", "write the list to `FILE` (default: stdout, unless something else is written)")
+	flags.StringVarP(&o.output, "output", "o", "", "write the list to `FILE` (default: stdout)")
 	flags.StringVar(&o.section, "section", "", "write the content of the section .module_hashes to `FILE`")
 	flags.StringVar(&o.source, "source", "", "write the section as C (.c) or assembler (.S, .s) to `FILE`")
 	flags.BoolVar(&o.proofs, "proofs", false, "write the proof of NAME.ko to NAME.merkle beside it")
 	flags.BoolVar(&o.append, "append", false, "append its proof to each module, replacing signatures")
 	flags.BoolVar(&o.wait, "wait", false, "with --append: wait for another run that has locked the modules")
-	flags.StringVar(&o.strip, "strip", "", "INSTALL_MOD_STRIP `VALUE` for --objtree (default: the environment's, or the kernel's)")
+	flags.StringVar(&o.strip, "strip", "", "with --objtree: `VALUE` of INSTALL_MOD_STRIP")
 	flags.StringVar(&o.release, "release", "", "release `KVER` of the kernel (default: the name of the directory)")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules read at once, `N` (default: twice the number of processors)")
@@ -110,7 +113,8 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 	if err := o.write(u, built); err != nil {
 		return err
 	}
-	u.note("hashed %s (%s) of %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), source.Release, seconds(time.Since(start)))
+	u.note("hashed %s (%s) of %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), source.Release,
+		seconds(time.Since(start)))
 	if !o.append || len(source.Names) == 0 {
 		return nil
 	}
@@ -128,7 +132,8 @@ func (o *hashlistBuildOptions) modules(u *ui, args []string) (hashlist.Source, h
 
 func (o *hashlistBuildOptions) objtreeModules(args []string) (hashlist.Source, hashlist.BuildOptions, error) {
 	if len(args) > 0 {
-		return hashlist.Source{}, hashlist.BuildOptions{}, usagef("--objtree names the modules: unexpected argument %q", args[0])
+		err := usagef("--objtree names the modules: unexpected argument %q", args[0])
+		return hashlist.Source{}, hashlist.BuildOptions{}, err
 	}
 	tree, err := kbuild.OpenTree(o.objtree, "", kbuild.Vars{LookupEnv: os.LookupEnv})
 	if err != nil {

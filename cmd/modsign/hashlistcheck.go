@@ -33,13 +33,15 @@ certificate that is revoked, or had expired when it signed, or has expired since
 does not look at modules: see modsign hashlist verify.`,
 		Example: `  gpg --export --armor release@example.org > release.asc
   modsign hashlist check hashes --keyring release.asc
-  modsign hashlist check hashes --cert signing_key.x509 && modsign hashlist verify --list hashes TREE`,
+  modsign hashlist check hashes --cert signing_key.x509
+  modsign hashlist verify --list hashes TREE`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(u, args) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&o.keyring, "keyring", "", "trust the OpenPGP keys in `FILE` (from gpg --export)")
-	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, and what they issued if CAs (repeatable)")
+	flags.StringArrayVarP(&o.certs, "cert", "c", nil,
+		"trust the certificates in `FILE`, and what they issued if CAs (repeatable)")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
 	return cmd
 }
@@ -80,14 +82,18 @@ func (o *hashlistCheckOptions) run(u *ui, args []string) error {
 	}
 	list, err := hashlist.Parse(bytes.NewReader(data))
 	if err != nil {
-		return &failure{code: exitRefused, err: fmt.Errorf("%s is signed by %q, but is not a whole hash list: %w", path, signer.Name, err)}
+		err = fmt.Errorf("%s is signed by %q, but is not a whole hash list: %w", path, signer.Name, err)
+		return &failure{code: exitRefused, err: err}
 	}
-	u.note("%s is %s, signed by %q on %s (%s)", path, listOf(list), signer.Name, signer.Time.UTC().Format("2006-01-02 15:04:05 UTC"), signer.Fingerprint)
+	u.note("%s is %s, signed by %q on %s (%s)", path, listOf(list), signer.Name,
+		signer.Time.UTC().Format("2006-01-02 15:04:05 UTC"), signer.Fingerprint)
 	return nil
 }
 
-// trust returns a function that checks signatures of the trusted signers.
-func (o *hashlistCheckOptions) trust() (func(content, signature []byte, now time.Time) (*detached.Signer, error), error) {
+// A signatureCheck checks that a trusted signer has signed content.
+type signatureCheck func(content, signature []byte, now time.Time) (*detached.Signer, error)
+
+func (o *hashlistCheckOptions) trust() (signatureCheck, error) {
 	if o.keyring != "" {
 		data, err := readLimited(o.keyring)
 		if err != nil {

@@ -60,6 +60,7 @@ func hashlistDiff(u *ui, pathA, pathB string) error {
 		u.note("the lists are the same: %s of %s", plural(len(a.Modules), "module"), a.Release)
 		return nil
 	}
-	u.note("of %d and %s: %d added, %d removed, %d changed", len(a.Modules), plural(len(b.Modules), "module"), added, removed, changed)
+	u.note("of %d and %s: %d added, %d removed, %d changed",
+		len(a.Modules), plural(len(b.Modules), "module"), added, removed, changed)
 	return exitStatus(exitRefused)
 }

@@ -128,7 +128,8 @@ func (o *hashlistEmbedOptions) hashes(vmlinux string, kernel *hashlist.Kernel) (
 		return nil, err
 	}
 	if kernel.Release != "" && kernel.Release != list.Release {
-		return nil, fmt.Errorf("%s is the list of kernel %s, and %s is kernel %s", o.list, list.Release, vmlinux, kernel.Release)
+		return nil, fmt.Errorf("%s is the list of kernel %s, and %s is kernel %s",
+			o.list, list.Release, vmlinux, kernel.Release)
 	}
 	return list.Embedded(), nil
 }

@@ -45,7 +45,8 @@ It refuses a file that is not a whole hash list.`,
 		Example: `  modsign hashlist sign hashes --openpgp-key release.asc
   gpg --verify hashes.asc hashes
   modsign hashlist sign hashes --key signing_key.pem
-  openssl cms -verify -binary -inform DER -in hashes.p7s -content hashes -CAfile cert.pem -out /dev/null`,
+  openssl cms -verify -binary -inform DER -in hashes.p7s -content hashes \
+          -CAfile cert.pem -out /dev/null`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
@@ -115,7 +116,8 @@ func (o *hashlistSignOptions) signOpenPGP(ctx context.Context, u *ui, data []byt
 	signature, err := key.Sign(data, now, func() ([]byte, error) { return options.passphrase(ctx, u) })
 	switch {
 	case errors.Is(err, keygen.ErrNoPassphrase):
-		return nil, "", withHint(fmt.Errorf("%s: %w", o.openPGP, err), "set KBUILD_SIGN_PIN, use --passphrase-file, or run on a terminal to be asked")
+		return nil, "", withHint(fmt.Errorf("%s: %w", o.openPGP, err),
+			"set KBUILD_SIGN_PIN, use --passphrase-file, or run on a terminal to be asked")
 	case err != nil:
 		return nil, "", fmt.Errorf("%s: %w", o.openPGP, err)
 	}

@@ -67,14 +67,15 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
-	summary, err := reference.Verify(ctx, dir, hashlist.VerifyOptions{Jobs: o.jobs, Root: kernel.rootDir(), Result: func(r hashlist.Result) {
+	options := hashlist.VerifyOptions{Jobs: o.jobs, Root: kernel.rootDir(), Result: func(r hashlist.Result) {
 		modules++
 		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
 			inPlace++
 		}
 		u.progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
 		o.show(u, r)
-	}})
+	}}
+	summary, err := reference.Verify(ctx, dir, options)
 	u.progress(true, nil)
 	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
 		return err

@@ -54,7 +54,7 @@ Verify lists the modules that are not trusted, one a line, and with --all every 
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, PEM or DER (repeatable)")
 	flags.StringVar(&o.image, "kernel", "", "trust the certificates built into the kernel `IMAGE`")
 	o.installedOptions.addFlags(flags)
-	flags.Lookup("root").Usage = "resolve all links in the system with root directory `DIR`"
+	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
 	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "succeed if there is no module")
 	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
@@ -92,7 +92,8 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		Result: func(r verify.Result) { o.show(u, r) },
 	})
 	u.progress(true, nil)
-	none, refused, unreadable := errors.Is(err, verify.ErrNoModules), errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
+	none := errors.Is(err, verify.ErrNoModules)
+	refused, unreadable := errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
 	switch {
 	case none && !o.allowEmpty:
 		u.skipped(summary.Skipped)
@@ -103,8 +104,8 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	took := time.Since(start)
 	if u.json {
 		u.object(jsonVerifySummary{
-			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped, Verdicts: summary.Verdicts,
-			Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
+			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
+			Verdicts: summary.Verdicts, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
 		})
 	}
 	u.note("%s", verdictSentence(summary, keys.Len(), took))
@@ -141,7 +142,8 @@ func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 		}
 		return keys, nil
 	}
-	return nil, withHint(errors.New("no certificate to verify with"), "use --cert FILE, or --kernel IMAGE for those built into a kernel")
+	return nil, withHint(errors.New("no certificate to verify with"),
+		"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 }
 
 func (o *verifyOptions) show(u *ui, r verify.Result) {
