@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// access is who can get at the file of a private key. The zero value is nobody
-// but its owner.
+// access says who can access the file of a private key. The zero value is its owner
+// alone.
 type access struct {
-	mode     fs.FileMode // its bits for group and others; 0 of what is no regular file
+	mode     fs.FileMode // permission bits; 0 for anything but a regular file
 	gid      int
-	acl      bool // more users or groups than the mode tells of
+	acl      bool // there is an ACL, with more users or groups than the mode shows
 	mine     bool // this user may change the mode
 	readOnly bool // nobody may: the mount is read-only
 }
@@ -39,12 +39,11 @@ func accessTo(f *os.File) (access, error) {
 	return a, nil
 }
 
-// check refuses a private key that others can get at. With a POSIX ACL the mode's
+// check refuses a private key that others can access. With a POSIX ACL the mode's
 // group bits are its mask, so an entry that lets somebody in shows here too.
 //
-// A group that was given the key on purpose is none of the user's own: root reads
-// a key of root:akmods, mode 0640. Where it is the user's primary group, everybody
-// in it may have got the key by a careless umask.
+// A group that is not the user's primary one was given the key on purpose: root reads a
+// key of root:akmods, mode 0640. The primary group may have got it by a careless umask.
 func (a access) check(data []byte, note func(string)) error {
 	if _, err := findKey(data); err != nil && !isOpenPGPKey(data) || a.mode&0o077 == 0 {
 		return nil

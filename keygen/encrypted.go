@@ -180,7 +180,9 @@ func readIterations(s *cryptobyte.String, limits kdfLimits) (int, error) {
 		return 0, errors.New("encrypted private key is damaged: iteration count")
 	}
 	if n.Cmp(big.NewInt(int64(limits.iterations))) > 0 {
-		return 0, fmt.Errorf("encrypted private key wants more than %d iterations of its key derivation, the most that is done", limits.iterations)
+		return 0, fmt.Errorf(
+			"encrypted private key wants more than %d iterations of its key derivation, the most that is done",
+			limits.iterations)
 	}
 	return int(n.Int64()), nil
 }
@@ -213,7 +215,8 @@ func (e *encryption) parseScrypt(s cryptobyte.String, keySize int, limits kdfLim
 	}
 	if cost(n, r).Cmp(big.NewInt(int64(limits.memory))) > 0 || cost(p, r).Cmp(big.NewInt(int64(limits.memory))) > 0 ||
 		cost(n, r, p).Cmp(big.NewInt(int64(limits.work))) > 0 {
-		return fmt.Errorf("encrypted private key wants scrypt with N=%d r=%d p=%d, and at most %d MiB are used for it", n, r, p, limits.memory>>20)
+		return fmt.Errorf("encrypted private key wants scrypt with N=%d r=%d p=%d, and at most %d MiB are used for it", n,
+			r, p, limits.memory>>20)
 	}
 	e.derive = func(passphrase []byte) (key, iv []byte, err error) {
 		key, err = scrypt.Key(passphrase, salt, int(n), int(r), int(p), keySize)
@@ -344,7 +347,8 @@ func decryptLegacy(block *pem.Block, ask Passphrase) ([]byte, error) {
 		return block.Bytes, nil
 	}
 	if !slices.Contains([]string{"AES-128-CBC", "AES-192-CBC", "AES-256-CBC", "DES-EDE3-CBC"}, name) {
-		if !slices.Contains([]string{"DES-CBC", "DES-EDE-CBC", "RC2-CBC", "IDEA-CBC", "BF-CBC", "CAST5-CBC", "SEED-CBC", "SM4-CBC",
+		if !slices.Contains([]string{"DES-CBC", "DES-EDE-CBC", "RC2-CBC", "IDEA-CBC", "BF-CBC", "CAST5-CBC", "SEED-CBC",
+			"SM4-CBC",
 			"CAMELLIA-128-CBC", "CAMELLIA-192-CBC", "CAMELLIA-256-CBC", "ARIA-128-CBC", "ARIA-192-CBC", "ARIA-256-CBC"}, name) {
 			name = "an unknown cipher"
 		}
@@ -360,7 +364,8 @@ func decryptLegacy(block *pem.Block, ask Passphrase) ([]byte, error) {
 		return nil, ErrWrongPassphrase
 	}
 	if err != nil {
-		return nil, errors.New("encrypted private key is damaged: its length, or its DEK-Info header") // the error may quote either
+		return nil, errors.New(
+			"encrypted private key is damaged: its length, or its DEK-Info header") // the error may quote either
 	}
 	return der, nil
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/modsign/modsign/keygen"
 )
 
-// A build makes its key, keeps it beside the tree, and loads it again to sign.
+// Make a key and its certificate, write both to a file, and load them to sign with them.
 func Example() {
 	dir, err := os.MkdirTemp("", "keygen")
 	if err != nil {

@@ -22,17 +22,16 @@ import (
 // algorithm is the RSA one of default_bits, or zero when there is none; it does
 // not bind: for an ECDSA key the kernel uses the same file.
 //
-// Understood are, in the section req, default_bits (2048, 3072, 4096),
+// In the section req, ParseConfig understands default_bits (2048, 3072, 4096),
 // default_md, distinguished_name, x509_extensions, prompt (only no) and
-// string_mask (only utf8only); what serves requests and key files alone is
-// skipped (req_extensions, attributes, default_keyfile, encrypt_key, ...). In
-// the section of the distinguished name: the types of [NewAttribute], with or
-// without a prefix that tells several apart (0.organizationName). In the section
-// of the extensions: basicConstraints, keyUsage, extendedKeyUsage,
-// subjectKeyIdentifier (only hash; it is added at the end when missing, as
-// OpenSSL does) and authorityKeyIdentifier (only keyid, which writes nothing,
-// and keyid:always). Everything else that would change the certificate is an
-// error that names the line.
+// string_mask (only utf8only). It skips what concerns requests and key files alone
+// (req_extensions, attributes, default_keyfile, encrypt_key, ...). In the section of
+// the distinguished name it understands the types of [NewAttribute], with or without a
+// prefix that tells several apart (0.organizationName); in the section of the
+// extensions basicConstraints, keyUsage, extendedKeyUsage, subjectKeyIdentifier (only
+// hash; it is added at the end when missing, as OpenSSL does) and
+// authorityKeyIdentifier (only keyid, which writes nothing, and keyid:always).
+// Anything else that would change the certificate is an error that names the line.
 func ParseConfig(r io.Reader) (Template, Algorithm, error) {
 	c, err := parseConf(r)
 	if err != nil {
@@ -62,9 +61,10 @@ func ParseConfig(r io.Reader) (Template, Algorithm, error) {
 		}
 	}
 	if e, ok := c.get("req", "prompt"); !ok {
-		return Template{}, 0, errors.New("[req] does not say prompt = no, without which OpenSSL takes the distinguished name for questions to ask")
+		return Template{}, 0, errors.New(
+			"[req] has no line prompt = no, without which OpenSSL takes the distinguished name for prompts")
 	} else if e.value != "no" {
-		return Template{}, 0, e.errorf("prompt: nobody is asked here: say prompt = no")
+		return Template{}, 0, e.errorf("prompt is not supported: write prompt = no")
 	}
 	if e, ok := c.get("req", "string_mask"); ok && e.value != "utf8only" {
 		return Template{}, 0, e.errorf("string_mask is not supported: the kernel's keys have utf8only")
@@ -76,7 +76,8 @@ func ParseConfig(r io.Reader) (Template, Algorithm, error) {
 	}
 	if e, ok := c.get("req", "default_md"); ok && e.value != "default" {
 		if t.Hash = hashNamed(e.value); t.Hash == 0 {
-			return Template{}, 0, e.errorf("default_md is not a hash that the kernel takes: use sha256, sha384, sha512, sha3-256, sha3-384 or sha3-512")
+			return Template{}, 0, e.errorf(
+				"default_md is not a hash that the kernel takes: use sha256, sha384, sha512, sha3-256, sha3-384 or sha3-512")
 		}
 	}
 
@@ -116,7 +117,8 @@ func ParseConfig(r io.Reader) (Template, Algorithm, error) {
 	}
 	if len(t.Extensions) == 0 {
 		// Versions of OpenSSL differ in what they make of it.
-		return Template{}, 0, errors.New("the section of the x509_extensions is empty: it needs at least subjectKeyIdentifier = hash")
+		return Template{}, 0, errors.New(
+			"the section of the x509_extensions is empty: it needs at least subjectKeyIdentifier = hash")
 	}
 	isKeyID := func(ext pkix.Extension) bool { return ext.Id.Equal(extension(14)) }
 	if !slices.ContainsFunc(t.Extensions, isKeyID) {
@@ -159,8 +161,11 @@ func configAttribute(e confEntry) (Attribute, error) {
 // configExtension reads a line of the extensions' section. The authority key
 // identifier may be one that is not written.
 func configExtension(e confEntry) (ext pkix.Extension, written bool, err error) {
-	if !slices.Contains([]string{"basicConstraints", "keyUsage", "extendedKeyUsage", "subjectKeyIdentifier", "authorityKeyIdentifier"}, e.name) {
-		return pkix.Extension{}, false, e.errorf("extension is not supported: it is basicConstraints, keyUsage, extendedKeyUsage, subjectKeyIdentifier or authorityKeyIdentifier")
+	if !slices.Contains([]string{"basicConstraints", "keyUsage", "extendedKeyUsage", "subjectKeyIdentifier",
+		"authorityKeyIdentifier"}, e.name) {
+		return pkix.Extension{}, false, e.errorf(
+			"extension is not supported: it is basicConstraints, keyUsage, extendedKeyUsage, subjectKeyIdentifier or " +
+				"authorityKeyIdentifier")
 	}
 	value, critical := strings.CutPrefix(e.value, "critical,")
 	list, err := valueList(value)

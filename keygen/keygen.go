@@ -1,5 +1,9 @@
 // Package keygen makes and loads the keys that sign kernel modules.
 //
+// Begin with [Load], which returns a private key and its certificate as a [Pair], or
+// with [Generate], which makes a new pair, and [Pair.WriteFile]. The Signer and the
+// Certificate of a pair are what package sign takes.
+//
 // # What is made
 //
 // [Generate] makes a private key and its self-signed X.509 certificate as the
@@ -28,14 +32,14 @@
 // An authorityKeyIdentifier of "keyid" is not written: OpenSSL 3 leaves it out
 // of self-signed certificates.
 //
-// [ParseConfig] reads the x509.genkey files by which distributions set the
-// subject and the extensions. Whatever in them would change the certificate and
-// is not understood is an error.
+// [ParseConfig] reads an x509.genkey, the file in which a distribution sets the
+// subject and the extensions. A line that would change the certificate, and that
+// ParseConfig does not understand, is an error.
 //
 // The kernel reads the list of its built-in certificates only as far as each
 // one begins with 30 82 (crypto/asymmetric_keys/x509_loader.c), that is, while
-// the contents of the outer SEQUENCE are 256 to 65535 bytes long. A certificate
-// outside of these bounds is not made.
+// the contents of the outer SEQUENCE are 256 to 65535 bytes long. Generate makes no
+// certificate outside of these bounds.
 //
 // # What is written
 //
@@ -47,8 +51,8 @@
 //
 // # What is loaded
 //
-// [Load] takes the files that sign-file takes. Of a PEM file it uses the first
-// block of any kind of private key, and skips all other blocks:
+// [Load] reads the files that the kernel's sign-file reads. In a PEM file it uses the
+// first block of a private key of any kind and skips all other blocks:
 //
 //	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958)
 //	ENCRYPTED PRIVATE KEY  PKCS #8 under PBES2 (RFC 8018): PBKDF2 with HMAC and
@@ -59,17 +63,17 @@
 //	RSA PRIVATE KEY        PKCS #1 (RFC 8017)
 //	EC PRIVATE KEY         SEC 1 (RFC 5915), with a named curve
 //
-// The last two also with OpenSSL's old encryption (Proc-Type and DEK-Info
-// headers: RFC 1421, 4.6.1). Keys are RSA of 1024 bits and more, or ECDSA on
-// P-256, P-384 or P-521. Certificates are PEM or DER.
+// The last two may have OpenSSL's old encryption (Proc-Type and DEK-Info headers:
+// RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
+// P-521. A certificate is PEM or DER.
 //
-// # What it is not
+// # Limits
 //
-// The package is no certificate authority: its certificates are self-signed. It
-// reads neither the environment nor the terminal: where a passphrase comes from
-// is the caller's business ([Passphrase]). Keys in a token (PKCS #11) and ML-DSA
-// keys are refused by name. Nothing is promised about the wiping of memory,
-// which Go's crypto packages do not offer.
+// All certificates are self-signed: the package is not a certificate authority. It
+// reads neither the environment nor the terminal: the caller supplies the passphrase
+// ([Passphrase]). It refuses keys in a token (PKCS #11) and ML-DSA keys. It does not
+// promise to wipe memory, which Go's crypto packages do not offer. Package agent keeps
+// a key in the memory of a process of its own.
 package keygen
 
 import (
@@ -85,8 +89,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 )
 
-// Algorithm is a kind of key that Generate makes. The zero value is none; it
-// stands for "not said".
+// Algorithm is a kind of key that Generate makes. The zero value is not one.
 type Algorithm uint8
 
 // The algorithms. The kernel's build offers RSA4096 (its default) and ECDSAP384.
@@ -124,8 +127,8 @@ func (a Algorithm) String() string {
 	return fmt.Sprintf("Algorithm(%d)", uint8(a))
 }
 
-// ParseAlgorithm returns the algorithm of that name. Beside the names that
-// String returns it takes their usual spellings, in any case: rsa4096, rsa-4096,
+// ParseAlgorithm returns the algorithm with a name. Besides the names that String
+// returns it takes their usual spellings, in upper or lower case: rsa4096, rsa-4096,
 // p384, P-384, ec:p384, ecdsa-p384, nistp384, and the names of the curves in
 // OpenSSL and SEC 2 (prime256v1, secp256r1, secp384r1, secp521r1).
 func ParseAlgorithm(name string) (Algorithm, error) {
@@ -150,8 +153,8 @@ func ParseAlgorithm(name string) (Algorithm, error) {
 	return 0, fmt.Errorf("unknown key algorithm %q: it is one of %s", name, strings.Join(known, ", "))
 }
 
-// KeyName returns the name of the algorithm that makes keys like this one, as
-// Algorithm.String has it: "rsa:2048", "ecdsa:p384".
+// KeyName returns the kind of a public key, in the form of Algorithm.String:
+// "rsa:2048", "ecdsa:p384".
 func KeyName(public crypto.PublicKey) string {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
@@ -165,7 +168,7 @@ func KeyName(public crypto.PublicKey) string {
 // Pair is a private key with its certificate. The key is RSA or ECDSA; its
 // public half is the one in the certificate. Both are safe for concurrent use.
 //
-// A one-time key is a Pair that is never written: who drops it has lost the key.
+// A one-time key is a Pair that is never written.
 type Pair struct {
 	Signer      crypto.Signer
 	Certificate *x509.Certificate
@@ -174,13 +177,12 @@ type Pair struct {
 // Generate makes a private key and its self-signed certificate. RSA4096 takes
 // seconds.
 //
-// It fails when the template has no subject, a subject that X.509 or OpenSSL
-// does not allow, no hash or one that the algorithm cannot be used with, or a
-// validity that ends before it begins or after the year 9999; and when no kernel
-// would load the certificate, or it would be too short or too long for the kernel's
-// built-in list.
+// Generate fails when the subject is empty or X.509 or OpenSSL does not allow it, when
+// the hash is missing or does not fit the algorithm, or when the validity ends before
+// it begins or after the year 9999. It also fails when no kernel would load the
+// certificate, or when the kernel's built-in list could not hold it.
 func Generate(a Algorithm, t Template) (*Pair, error) {
-	// The template's faults come to light before the long search for primes.
+	// Before the long search for primes.
 	if err := t.check(); err != nil {
 		return nil, err
 	}

@@ -212,7 +212,8 @@ func compareCertificates(t *testing.T, pair *Pair, genkey, hashName string, temp
 		t.Fatal(err)
 	}
 	config := testmod.WriteFile(t, "x509.genkey", []byte(genkey))
-	want := openssl(t, "req", "-new", "-nodes", "-utf8", "-"+hashName, "-days", fmt.Sprint(template.Days), "-batch", "-x509",
+	want := openssl(t, "req", "-new", "-nodes", "-utf8", "-"+hashName, "-days", fmt.Sprint(template.Days), "-batch",
+		"-x509",
 		"-config", config, "-key", keyFile, "-outform", "DER")
 	theirs, err := x509.ParseCertificate(want)
 	if err != nil {
@@ -313,13 +314,15 @@ func TestGenerateRefuses(t *testing.T) {
 		change func(*Template)
 		want   string
 	}{
-		"no subject":          {func(t *Template) { t.Subject = nil }, "no subject"},
-		"empty name":          {func(t *Template) { t.Subject = cn("") }, "at least 1"},
-		"long name":           {func(t *Template) { t.Subject = cn(strings.Repeat("ä", 65)) }, "at most 64"},
-		"not UTF-8":           {func(t *Template) { t.Subject = cn("\xff") }, "not valid UTF-8"},
-		"no type":             {func(t *Template) { t.Subject[0].Type = nil }, "not an object identifier"},
-		"bad type":            {func(t *Template) { t.Subject[0].Type = asn1.ObjectIdentifier{1, 40} }, "not an object identifier"},
-		"not printable":       {func(t *Template) { t.Subject = cn("a@b"); t.Subject[0].Tag = asn1.TagPrintableString }, "PrintableString"},
+		"no subject": {func(t *Template) { t.Subject = nil }, "no subject"},
+		"empty name": {func(t *Template) { t.Subject = cn("") }, "at least 1"},
+		"long name":  {func(t *Template) { t.Subject = cn(strings.Repeat("ä", 65)) }, "at most 64"},
+		"not UTF-8":  {func(t *Template) { t.Subject = cn("\xff") }, "not valid UTF-8"},
+		"no type":    {func(t *Template) { t.Subject[0].Type = nil }, "not an object identifier"},
+		"bad type": {func(t *Template) { t.Subject[0].Type = asn1.ObjectIdentifier{1, 40} },
+			"not an object identifier"},
+		"not printable": {func(t *Template) { t.Subject = cn("a@b"); t.Subject[0].Tag = asn1.TagPrintableString },
+			"PrintableString"},
 		"BMPString":           {func(t *Template) { t.Subject[0].Tag = asn1.TagBMPString }, "not one of the string types"},
 		"no days":             {func(t *Template) { t.Days = 0 }, "0 days"},
 		"too many days":       {func(t *Template) { t.Days = 3_000_000 }, "9999"},
@@ -391,7 +394,8 @@ func TestParseSubject(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		theirs, err := x509.ParseCertificate(openssl(t, "req", "-new", "-nodes", "-utf8", "-x509", "-config", config, "-key", keyFile, "-subj", s, "-outform", "DER"))
+		theirs, err := x509.ParseCertificate(openssl(t, "req", "-new", "-nodes", "-utf8", "-x509", "-config", config,
+			"-key", keyFile, "-subj", s, "-outform", "DER"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -408,13 +412,15 @@ func TestParseSubject(t *testing.T) {
 		testmod.DiffDER(t, ours.RawSubject, theirs.RawSubject)
 		testmod.DiffDER(t, ours.RawIssuer, theirs.RawIssuer)
 	}
-	for _, s := range []string{"", "CN=x", "/", "/CN", "/CN=", "/cn=x", "/CN=x/", "/CN=x\\", "/C=DEU", "/=x", "/CN=\xff", "/C=D_", "/emailAddress=ä"} {
+	for _, s := range []string{"", "CN=x", "/", "/CN", "/CN=", "/cn=x", "/CN=x/", "/CN=x\\", "/C=DEU", "/=x", "/CN=\xff",
+		"/C=D_", "/emailAddress=ä"} {
 		if subject, err := ParseSubject(s); err == nil {
 			t.Errorf("%q: %v", s, subject)
 		}
 	}
 	// openssl leaves out what it does not know.
-	if subject, err := ParseSubject("/1.2.3.4=v"); err != nil || len(subject) != 1 || subject[0].Type.String() != "1.2.3.4" {
+	if subject, err := ParseSubject("/1.2.3.4=v"); err != nil || len(subject) != 1 ||
+		subject[0].Type.String() != "1.2.3.4" {
 		t.Errorf("%v, %v", subject, err)
 	}
 }
@@ -480,7 +486,7 @@ func TestWriteCertificate(t *testing.T) {
 		}
 	}
 	if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 1 {
-		t.Errorf("folder holds %v", entries)
+		t.Errorf("directory holds %v", entries)
 	}
 	if err := pair.WriteCertificate(path, 7); err == nil {
 		t.Error("written in an encoding that is none")

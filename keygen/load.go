@@ -17,49 +17,45 @@ import (
 	"github.com/modsign/modsign/internal/keyfile"
 )
 
-// Passphrase returns the passphrase of an encrypted private key. It is asked
-// once a Load at most, and only when the key is encrypted. The bytes are taken
-// as they are: a newline at the end belongs to the passphrase.
+// Passphrase returns the passphrase of an encrypted private key. Load calls it at most
+// once, and only when the key is encrypted. A newline at the end belongs to the
+// passphrase.
 type Passphrase func() ([]byte, error)
 
-// LoadOptions says how Load goes about a private key. The zero value refuses
-// encrypted keys and keys that others can read.
+// LoadOptions are the options of [Load]. The zero value refuses encrypted keys and
+// keys that others can access.
 type LoadOptions struct {
-	// Passphrase is asked for the passphrase of an encrypted key; nil means
-	// that there is none to be had.
+	// Passphrase returns the passphrase of an encrypted key. It may be nil.
 	Passphrase Passphrase
 
-	// AllowInsecure takes a key file that group or others have access to.
+	// AllowInsecure accepts a key file that group or others can access.
 	AllowInsecure bool
 
-	// KeyOf is asked for the key of a key file that holds a certificate and no private
-	// key, which is kept elsewhere; package agent has one that asks a key agent. It
-	// returns nil where it knows of none. It may be nil.
+	// KeyOf returns the private key of a key file that holds a certificate alone,
+	// where the key is kept elsewhere: agent.KeyOf returns the key of a key agent.
+	// It returns nil where it knows of no key. It may be nil.
 	KeyOf func(path string, cert *x509.Certificate) (crypto.Signer, error)
 
-	// Note is told, in words for people that begin with a file's path, what is
-	// not wrong but worth knowing; it may be nil.
+	// Note takes remarks that are not errors, for people to read. Each begins with
+	// the path of a file. It may be nil.
 	Note func(string)
 }
 
-// Load reads a private key and its certificate as the kernel's sign-file does:
-// of the key's file the first PEM block of any kind of private key (the package
-// comment lists them), of the certificate's file the first certificate, PEM or
-// DER, whatever follows; opts.Note is told where that is a certificate that is
-// damaged or that no kernel loads. An empty certPath means the certificate in the key's
-// file.
+// Load reads a private key and its certificate as the kernel's sign-file does. The
+// key is the first PEM block of a private key of any kind (the package comment lists
+// them). The certificate is the first one in its file, PEM or DER; an empty certPath
+// stands for the file of the key. opts.Note gets a remark where a certificate that
+// follows is damaged, or where no kernel would load it.
 //
-// A key in a regular file must be its owner's alone (mode & 077 = 0), whoever
-// the owner is, or readable for its group too (mode & 077 = 040), where that is
-// not the primary group of this user, as a key of root:akmods is for root: then
-// opts.Note is told. What is no regular file, such as a pipe, is not looked at.
-// Both are read once and in order, the key first, so that either may be a pipe. A
-// byte order mark of UTF-8 is skipped.
+// A regular file of a key must be accessible to its owner alone (mode & 077 = 0),
+// whoever the owner is. Its group may read it too (mode & 077 = 040) where that is not
+// the primary group of this user, as root:akmods is not for root; opts.Note then gets a
+// remark. Load does not check the mode of any other kind of file, such as a pipe. It
+// reads each file once, the key first, so that either may be a pipe, and skips a byte
+// order mark of UTF-8.
 //
-// Errors are of type [*LoadError]; the variables ErrInsecure, ErrNoPassphrase,
-// ErrWrongPassphrase, ErrMismatch and ErrNoPKCS11 tell the ones apart that a
-// program may want to handle. What the Passphrase returns as its error is
-// wrapped.
+// Errors are of type [*LoadError], with a [Reason] that errors.Is finds. They wrap the
+// errors that Passphrase and KeyOf return.
 func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	if err := cmp.Or(notToken(keyPath, certPath), notPath(keyPath, certPath)); err != nil {
 		return nil, err
@@ -112,7 +108,8 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	switch cert.PublicKey.(type) {
 	case *rsa.PublicKey, *ecdsa.PublicKey:
 	default: // it is no matter whose it is
-		return nil, inFile(certPath, refuse("", "certificate's key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", cms.KeyAlgorithm(cert)))
+		return nil, inFile(certPath, refuse("",
+			"certificate's key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", cms.KeyAlgorithm(cert)))
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(cert.PublicKey) {
 		where := "in " + certPath
@@ -149,10 +146,9 @@ func subjectOf(cert *x509.Certificate) string {
 	return "nobody"
 }
 
-// LoadCertificates reads all certificates of a file, at least one: the
-// CERTIFICATE blocks of a PEM file, whose other blocks are skipped, or one DER
-// certificate after the other, as in the kernel's certs/signing_key.x509.
-// Errors are of type [*LoadError].
+// LoadCertificates returns all certificates in a file, at least one. The file is PEM,
+// whose other blocks are skipped, or one DER certificate after the other, as in the
+// kernel's certs/signing_key.x509. Errors are of type [*LoadError].
 func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	if err := cmp.Or(notToken(path), notPath(path)); err != nil {
 		return nil, err
@@ -168,8 +164,8 @@ func LoadCertificates(path string) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// readKeyFile reads the file of a private key. The access is that to the file which
-// was opened, not to whatever the path leads to a moment later.
+// readKeyFile reads the file of a private key, and who can access the file that was
+// opened, not whatever the path leads to a moment later.
 func readKeyFile(path string) ([]byte, access, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -184,14 +180,15 @@ func readKeyFile(path string) ([]byte, access, error) {
 	return data, who, err
 }
 
-// ReadPrivate reads the file of a private key that is not for [Load], one of OpenPGP,
-// and refuses it as Load does where others can get at it.
-func ReadPrivate(path string, allowInsecure bool) ([]byte, error) {
+// ReadPrivate reads the file of a private key that is not for [Load], such as an OpenPGP
+// key. Like Load, it refuses a key that others can access, unless opts.AllowInsecure is
+// set. It ignores the other options.
+func ReadPrivate(path string, opts LoadOptions) ([]byte, error) {
 	if err := notPath(path); err != nil {
 		return nil, err
 	}
 	data, access, err := readKeyFile(path)
-	if err == nil && !allowInsecure {
+	if err == nil && !opts.AllowInsecure {
 		err = access.check(data, func(string) {})
 	}
 	if err != nil {
@@ -221,7 +218,7 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 	return nil, noCertificate(data)
 }
 
-// ParseCertificates returns all certificates of a file's contents, at least one, as
+// ParseCertificates returns all certificates in data, the contents of a file, as
 // [LoadCertificates] does. No error quotes the data.
 func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
@@ -318,7 +315,8 @@ func noCertificate(data []byte) error {
 	for block := range keyfile.Blocks(data) {
 		switch {
 		case block.Kind == keyfile.Trusted:
-			return refuseMangled(ErrNoCertificate, keyfile.TrustedHint, "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", ErrNoCertificate)
+			return refuseMangled(ErrNoCertificate, keyfile.TrustedHint,
+				"%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", ErrNoCertificate)
 		case block.IsPrivateKey():
 			return refuse(ErrNoCertificate, "%w but a private key", ErrNoCertificate)
 		default:

@@ -56,10 +56,13 @@ func forms() []form {
 		{"compressed point", "ecdsa:p384", false, []string{"ec", "-conv_form", "compressed"}},
 		{"pkey -aes256", "rsa:2048", true, []string{"pkey", "-aes256", "-passout", pass}},
 		{"scrypt", "ecdsa:p384", true, []string{"pkcs8", "-topk8", "-scrypt", "-passout", pass}},
-		{"scrypt with other costs", "rsa:2048", true, []string{"pkcs8", "-topk8", "-scrypt", "-scrypt_N", "1024", "-scrypt_r", "4", "-scrypt_p", "3", "-v2", "aes-128-cbc", "-passout", pass}},
-		{"100000 iterations", "ecdsa:p384", true, []string{"pkcs8", "-topk8", "-v2", "aes-256-cbc", "-iter", "100000", "-passout", pass}},
+		{"scrypt with other costs", "rsa:2048", true, []string{"pkcs8", "-topk8", "-scrypt", "-scrypt_N", "1024",
+			"-scrypt_r", "4", "-scrypt_p", "3", "-v2", "aes-128-cbc", "-passout", pass}},
+		{"100000 iterations", "ecdsa:p384", true, []string{"pkcs8", "-topk8", "-v2", "aes-256-cbc", "-iter", "100000",
+			"-passout", pass}},
 		{"PKCS #12, 3DES", "ecdsa:p384", true, []string{"pkcs8", "-topk8", "-v1", "PBE-SHA1-3DES", "-passout", pass}},
-		{"PKCS #12, 3DES", "rsa:2048", true, []string{"pkcs8", "-topk8", "-v1", "PBE-SHA1-3DES", "-iter", "3", "-passout", pass}},
+		{"PKCS #12, 3DES", "rsa:2048", true, []string{"pkcs8", "-topk8", "-v1", "PBE-SHA1-3DES", "-iter", "3", "-passout",
+			pass}},
 		{"PKCS #12, 2-key 3DES", "ecdsa:p384", true, []string{"pkcs8", "-topk8", "-v1", "PBE-SHA1-2DES", "-passout", pass}},
 	}
 	for _, cipher := range []string{"aes-128-cbc", "aes-192-cbc", "aes-256-cbc", "des3"} {
@@ -97,10 +100,15 @@ func TestLoadForms(t *testing.T) {
 			}
 			_, cert := key.Files(t)
 			// Other blocks, and text around, are skipped.
-			data = slices.Concat([]byte("Bag Attributes\n    friendlyName: x\n"), key.CertPEM, []byte("\r\n"), data, key.KeyPEM[:100])
+			data = slices.Concat([]byte("Bag Attributes\n    friendlyName: x\n"), key.CertPEM, []byte("\r\n"), data,
+				key.KeyPEM[:100])
 			path := keyFile(t, data)
 			asked := 0
-			pair, err := Load(path, cert, LoadOptions{Passphrase: func() ([]byte, error) { asked++; return []byte(secret), nil }})
+			pair, err := Load(path, cert, LoadOptions{Passphrase: func() ([]byte, error) {
+				asked++
+				return []byte(secret),
+					nil
+			}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +121,8 @@ func TestLoadForms(t *testing.T) {
 			if _, err := Load(path, "", LoadOptions{Passphrase: passphrase(secret)}); err != nil {
 				t.Errorf("certificate in the key's file: %v", err)
 			}
-			testmod.Run(t, "env", "KBUILD_SIGN_PIN="+secret, signFile, "-d", "sha256", path, cert, testmod.WriteFile(t, "a.ko", []byte("x")))
+			testmod.Run(t, "env", "KBUILD_SIGN_PIN="+secret, signFile, "-d", "sha256", path, cert,
+				testmod.WriteFile(t, "a.ko", []byte("x")))
 			if !f.encrypted {
 				return
 			}
@@ -125,7 +134,10 @@ func TestLoadForms(t *testing.T) {
 			}
 			_, err = Load(path, cert, LoadOptions{})
 			checkNoPassphrase(t, err)
-			_, err = Load(path, cert, LoadOptions{Passphrase: func() ([]byte, error) { return nil, fmt.Errorf("no terminal: %w", ErrNoPassphrase) }})
+			_, err = Load(path, cert, LoadOptions{Passphrase: func() ([]byte, error) {
+				return nil,
+					fmt.Errorf("no terminal: %w", ErrNoPassphrase)
+			}})
 			checkNoPassphrase(t, err)
 			interrupted := errors.New("interrupted")
 			_, err = Load(path, cert, LoadOptions{Passphrase: func() ([]byte, error) { return nil, interrupted }})
@@ -166,7 +178,8 @@ func checkError(t *testing.T, err error, key *testmod.Key) {
 	}
 	block, _ := pem.Decode(key.KeyPEM)
 	for chunk := range slices.Chunk(block.Bytes, 12) {
-		for _, form := range []string{string(chunk), fmt.Sprintf("%x", chunk), fmt.Sprint(chunk), base64.StdEncoding.EncodeToString(chunk)} {
+		for _, form := range []string{string(chunk), fmt.Sprintf("%x", chunk), fmt.Sprint(chunk),
+			base64.StdEncoding.EncodeToString(chunk)} {
 			if len(chunk) == 12 && strings.Contains(text, form) {
 				t.Fatalf("error holds a part of the key: %s", text)
 			}
@@ -200,7 +213,8 @@ func TestPassphraseOfAnyBytes(t *testing.T) {
 	for _, secret := range []string{"caf\xe9", "🐧 and ü", strings.Repeat("long", 100)} {
 		file := testmod.WriteFile(t, "pass", []byte(secret))
 		for _, scheme := range [][]string{{"-v2", "aes-256-cbc"}, {"-v1", "PBE-SHA1-3DES"}, {"-scrypt"}} {
-			path := keyFile(t, openssl(t, append([]string{"pkcs8", "-topk8", "-in", plain, "-passout", "file:" + file}, scheme...)...))
+			path := keyFile(t, openssl(t, append([]string{"pkcs8", "-topk8", "-in", plain, "-passout", "file:" + file},
+				scheme...)...))
 			if _, err := Load(path, cert, LoadOptions{Passphrase: passphrase(secret)}); err != nil {
 				t.Errorf("%v: %v", scheme, err)
 			}
@@ -235,7 +249,8 @@ func TestLoadRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dsaParams := testmod.WriteFile(t, "dsa.pem", openssl(t, "genpkey", "-genparam", "-algorithm", "DSA", "-pkeyopt", "dsa_paramgen_bits:1024"))
+	dsaParams := testmod.WriteFile(t, "dsa.pem", openssl(t, "genpkey", "-genparam", "-algorithm", "DSA", "-pkeyopt",
+		"dsa_paramgen_bits:1024"))
 	dsa := generate("-paramfile", dsaParams)
 	dsaOld := openssl(t, "dsa", "-in", keyFile(t, dsa))
 	if !bytes.Contains(dsaOld, []byte("BEGIN DSA PRIVATE KEY")) {
@@ -247,59 +262,72 @@ func TestLoadRefuses(t *testing.T) {
 		want   string // in the text
 		reason Reason
 	}{
-		"empty":                    {nil, "file is empty", ""},
-		"text":                     {[]byte("hello\n"), "not PEM", ""},
-		"too big":                  {make([]byte, keyfile.MaxSize+1), "no key or certificate", ""},
-		"certificate":              {key.CertPEM, "file is a certificate", ErrCertificateAlone},
-		"public key":               {openssl(t, "pkey", "-in", plain, "-pubout"), "file is a public key", ErrPublicKey},
-		"request":                  {openssl(t, "req", "-new", "-key", plain, "-subj", "/CN=x"), "CERTIFICATE REQUEST", ""},
-		"DER PKCS #8":              {openssl(t, "pkey", "-in", plain, "-outform", "DER"), "a private key in DER", ErrDER},
-		"DER SEC 1":                {sec1("-outform", "DER"), "a private key in DER", ErrDER},
-		"DER PKCS #1":              {openssl(t, "rsa", "-in", rsaPlain, "-traditional", "-outform", "DER"), "a private key in DER", ErrDER},
-		"DER encrypted":            {decodePEM(t, encrypted), "encrypted private key in DER", ErrDER},
-		"DER certificate":          {key.Certificate.Raw, "a DER certificate", ErrCertificateAlone},
-		"DER public key":           {openssl(t, "pkey", "-in", plain, "-pubout", "-outform", "DER"), "a DER public key", ErrPublicKey},
-		"PKCS #12":                 {pkcs12Data, "PKCS #12 store", ErrPKCS12},
-		"OpenSSH":                  {sshData, "OpenSSH's own format", ErrOpenSSH},
-		"PuTTY":                    {[]byte("PuTTY-User-Key-File-3: ssh-rsa\n"), "PuTTY", ErrPuTTY},
-		"OpenPGP":                  {[]byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQ==\n=abcd\n-----END PGP PRIVATE KEY BLOCK-----\n"), "OpenPGP", ErrOpenPGP},
-		"Ed25519":                  {generate("-algorithm", "ED25519"), "Ed25519", ErrUnsupportedKey},
-		"Ed448":                    {generate("-algorithm", "ED448"), "Ed448", ErrUnsupportedKey},
-		"X25519":                   {generate("-algorithm", "X25519"), "X25519", ErrUnsupportedKey},
-		"RSA-PSS":                  {generate("-algorithm", "RSA-PSS"), "RSA-PSS", ErrUnsupportedKey},
-		"DSA":                      {dsa, "a DSA key", ErrUnsupportedKey},
-		"DSA, old":                 {dsaOld, "a DSA key", ErrUnsupportedKey},
-		"ML-DSA":                   {block("PRIVATE KEY", []byte{0x30, 0x13, 2, 1, 0, 0x30, 0x0b, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 3, 18, 4, 1, 0}), "ML-DSA", ErrUnsupportedKey},
-		"unknown algorithm":        {block("PRIVATE KEY", []byte{0x30, 0x0c, 2, 1, 0, 0x30, 4, 6, 2, 42, 3, 4, 1, 0}), "of an unknown algorithm", ErrUnsupportedKey},
-		"P-192":                    {curve("prime192v1"), "P-192", ErrUnsupportedKey},
-		"P-224":                    {curve("secp224r1"), "P-224", ErrUnsupportedKey},
-		"secp256k1":                {curve("secp256k1"), "secp256k1", ErrUnsupportedKey},
-		"Brainpool":                {curve("brainpoolP384r1"), "Brainpool", ErrUnsupportedKey},
-		"SM2":                      {generate("-algorithm", "SM2"), "SM2", ErrUnsupportedKey},
-		"other curve":              {curve("sect283k1"), "on an unknown elliptic curve", ErrUnsupportedKey},
-		"explicit curve":           {openssl(t, "pkey", "-in", plain, "-ec_param_enc", "explicit"), "spells its curve out", ErrUnnamedCurve},
-		"explicit curve, SEC 1":    {sec1("-param_enc", "explicit"), "spells its curve out", ErrUnnamedCurve},
-		"P-224, SEC 1":             {openssl(t, "ec", "-in", keyFile(t, curve("secp224r1"))), "P-224", ErrUnsupportedKey},
-		"SEC 1, no curve":          {block("EC PRIVATE KEY", []byte{0x30, 6, 2, 1, 1, 4, 1, 1}), "does not name its curve", ErrUnnamedCurve},
-		"RSA of 512 bits":          {generate("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:512"), "512 bits", ErrUnsupportedKey},
-		"other kind":               {block("FOO PRIVATE KEY", nil), "of an unknown kind", ErrUnsupportedKey},
-		"cut off":                  {key.KeyPEM[:100], `PEM block "PRIVATE KEY" at line 1 is damaged or cut off`, ""},
-		"cut off, another follows": {slices.Concat(rsaKey.KeyPEM[:200], []byte("\n"), key.KeyPEM), `at line 1 is damaged`, ""},
-		"bad base64":               {bytes.Replace(key.KeyPEM, key.KeyPEM[40:44], []byte("!!!!"), 1), "is damaged", ""},
-		"PKCS #8 cut inside":       {block("PRIVATE KEY", decodePEM(t, key.KeyPEM)[:60]), "damaged", ""},
-		"PKCS #1 cut inside":       {block("RSA PRIVATE KEY", decodePEM(t, rsaKey.KeyPEM)[:60]), "damaged", ""},
-		"too big inside":           {block("RSA PRIVATE KEY", make([]byte, maxKeySize+1)), "at most 32768", ""},
-		"PKCS #8 as PKCS #1":       {block("RSA PRIVATE KEY", decodePEM(t, rsaKey.KeyPEM)), "damaged", ""},
-		"PKCS #8 as SEC 1":         {block("EC PRIVATE KEY", decodePEM(t, key.KeyPEM)), "damaged", ""},
-		"nothing in PEM":           {block("PRIVATE KEY", nil), "damaged", ""},
-		"encrypted, cut inside":    {block("ENCRYPTED PRIVATE KEY", decodePEM(t, encrypted)[:60]), "damaged", ""},
-		"encrypted with RC2":       {openssl(t, "pkcs8", "-topk8", "-in", plain, "-provider", "legacy", "-provider", "default", "-v1", "PBE-MD5-DES", "-passout", "pass:"+secret), "encrypted with PBES1", ErrUnsupportedCipher},
-		"encrypted with Camellia":  {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "camellia-256-cbc", "-passout", "pass:"+secret), "encrypted with Camellia", ErrUnsupportedCipher},
-		"PRF SHA-512/256":          {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes128", "-v2prf", "hmacWithSHA512-256", "-passout", "pass:"+secret), "an unknown pseudorandom function", ErrUnsupportedCipher},
-		"legacy Camellia":          {openssl(t, "ec", "-in", plain, "-camellia256", "-passout", "pass:"+secret), `CAMELLIA-256-CBC`, ErrUnsupportedCipher},
-		"legacy, no DEK-Info":      {bytes.Replace(legacy, []byte("DEK-Info"), []byte("DEK-None"), 1), "no DEK-Info", ""},
-		"legacy, bad IV":           {bytes.Replace(legacy, []byte("DEK-Info: AES-128-CBC,"), []byte("DEK-Info: AES-128-CBC,zz"), 1), "damaged", ""},
-		"key of another":           {other.KeyPEM, "does not belong to the certificate in " + cert, ErrMismatch},
+		"empty":       {nil, "file is empty", ""},
+		"text":        {[]byte("hello\n"), "not PEM", ""},
+		"too big":     {make([]byte, keyfile.MaxSize+1), "no key or certificate", ""},
+		"certificate": {key.CertPEM, "file is a certificate", ErrCertificateAlone},
+		"public key":  {openssl(t, "pkey", "-in", plain, "-pubout"), "file is a public key", ErrPublicKey},
+		"request":     {openssl(t, "req", "-new", "-key", plain, "-subj", "/CN=x"), "CERTIFICATE REQUEST", ""},
+		"DER PKCS #8": {openssl(t, "pkey", "-in", plain, "-outform", "DER"), "a private key in DER", ErrDER},
+		"DER SEC 1":   {sec1("-outform", "DER"), "a private key in DER", ErrDER},
+		"DER PKCS #1": {openssl(t, "rsa", "-in", rsaPlain, "-traditional", "-outform", "DER"),
+			"a private key in DER", ErrDER},
+		"DER encrypted":   {decodePEM(t, encrypted), "encrypted private key in DER", ErrDER},
+		"DER certificate": {key.Certificate.Raw, "a DER certificate", ErrCertificateAlone},
+		"DER public key": {openssl(t, "pkey", "-in", plain, "-pubout", "-outform", "DER"), "a DER public key",
+			ErrPublicKey},
+		"PKCS #12": {pkcs12Data, "PKCS #12 store", ErrPKCS12},
+		"OpenSSH":  {sshData, "OpenSSH's own format", ErrOpenSSH},
+		"PuTTY":    {[]byte("PuTTY-User-Key-File-3: ssh-rsa\n"), "PuTTY", ErrPuTTY},
+		"OpenPGP":  {[]byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQ==\n=abcd\n-----END PGP PRIVATE KEY BLOCK-----\n"), "OpenPGP", ErrOpenPGP},
+		"Ed25519":  {generate("-algorithm", "ED25519"), "Ed25519", ErrUnsupportedKey},
+		"Ed448":    {generate("-algorithm", "ED448"), "Ed448", ErrUnsupportedKey},
+		"X25519":   {generate("-algorithm", "X25519"), "X25519", ErrUnsupportedKey},
+		"RSA-PSS":  {generate("-algorithm", "RSA-PSS"), "RSA-PSS", ErrUnsupportedKey},
+		"DSA":      {dsa, "a DSA key", ErrUnsupportedKey},
+		"DSA, old": {dsaOld, "a DSA key", ErrUnsupportedKey},
+		"ML-DSA": {block("PRIVATE KEY", []byte{0x30, 0x13, 2, 1, 0, 0x30, 0x0b, 6, 9, 0x60, 0x86, 0x48, 1,
+			0x65, 3, 4, 3, 18, 4, 1, 0}), "ML-DSA", ErrUnsupportedKey},
+		"unknown algorithm": {block("PRIVATE KEY", []byte{0x30, 0x0c, 2, 1, 0, 0x30, 4, 6, 2, 42, 3, 4, 1, 0}),
+			"of an unknown algorithm", ErrUnsupportedKey},
+		"P-192":       {curve("prime192v1"), "P-192", ErrUnsupportedKey},
+		"P-224":       {curve("secp224r1"), "P-224", ErrUnsupportedKey},
+		"secp256k1":   {curve("secp256k1"), "secp256k1", ErrUnsupportedKey},
+		"Brainpool":   {curve("brainpoolP384r1"), "Brainpool", ErrUnsupportedKey},
+		"SM2":         {generate("-algorithm", "SM2"), "SM2", ErrUnsupportedKey},
+		"other curve": {curve("sect283k1"), "on an unknown elliptic curve", ErrUnsupportedKey},
+		"explicit curve": {openssl(t, "pkey", "-in", plain, "-ec_param_enc", "explicit"), "spells its curve out",
+			ErrUnnamedCurve},
+		"explicit curve, SEC 1": {sec1("-param_enc", "explicit"), "spells its curve out", ErrUnnamedCurve},
+		"P-224, SEC 1":          {openssl(t, "ec", "-in", keyFile(t, curve("secp224r1"))), "P-224", ErrUnsupportedKey},
+		"SEC 1, no curve": {block("EC PRIVATE KEY", []byte{0x30, 6, 2, 1, 1, 4, 1, 1}), "does not name its curve",
+			ErrUnnamedCurve},
+		"RSA of 512 bits": {generate("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:512"), "512 bits",
+			ErrUnsupportedKey},
+		"other kind": {block("FOO PRIVATE KEY", nil), "of an unknown kind", ErrUnsupportedKey},
+		"cut off":    {key.KeyPEM[:100], `PEM block "PRIVATE KEY" at line 1 is damaged or cut off`, ""},
+		"cut off, another follows": {slices.Concat(rsaKey.KeyPEM[:200], []byte("\n"), key.KeyPEM), `at line 1 is damaged`,
+			""},
+		"bad base64":            {bytes.Replace(key.KeyPEM, key.KeyPEM[40:44], []byte("!!!!"), 1), "is damaged", ""},
+		"PKCS #8 cut inside":    {block("PRIVATE KEY", decodePEM(t, key.KeyPEM)[:60]), "damaged", ""},
+		"PKCS #1 cut inside":    {block("RSA PRIVATE KEY", decodePEM(t, rsaKey.KeyPEM)[:60]), "damaged", ""},
+		"too big inside":        {block("RSA PRIVATE KEY", make([]byte, maxKeySize+1)), "at most 32768", ""},
+		"PKCS #8 as PKCS #1":    {block("RSA PRIVATE KEY", decodePEM(t, rsaKey.KeyPEM)), "damaged", ""},
+		"PKCS #8 as SEC 1":      {block("EC PRIVATE KEY", decodePEM(t, key.KeyPEM)), "damaged", ""},
+		"nothing in PEM":        {block("PRIVATE KEY", nil), "damaged", ""},
+		"encrypted, cut inside": {block("ENCRYPTED PRIVATE KEY", decodePEM(t, encrypted)[:60]), "damaged", ""},
+		"encrypted with RC2": {openssl(t, "pkcs8", "-topk8", "-in", plain, "-provider", "legacy", "-provider",
+			"default", "-v1", "PBE-MD5-DES", "-passout", "pass:"+secret), "encrypted with PBES1", ErrUnsupportedCipher},
+		"encrypted with Camellia": {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "camellia-256-cbc", "-passout",
+			"pass:"+secret), "encrypted with Camellia", ErrUnsupportedCipher},
+		"PRF SHA-512/256": {openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes128", "-v2prf",
+			"hmacWithSHA512-256", "-passout", "pass:"+secret), "an unknown pseudorandom function", ErrUnsupportedCipher},
+		"legacy Camellia": {openssl(t, "ec", "-in", plain, "-camellia256", "-passout", "pass:"+secret),
+			`CAMELLIA-256-CBC`, ErrUnsupportedCipher},
+		"legacy, no DEK-Info": {bytes.Replace(legacy, []byte("DEK-Info"), []byte("DEK-None"), 1), "no DEK-Info", ""},
+		"legacy, bad IV": {bytes.Replace(legacy, []byte("DEK-Info: AES-128-CBC,"),
+			[]byte("DEK-Info: AES-128-CBC,zz"), 1), "damaged", ""},
+		"key of another": {other.KeyPEM, "does not belong to the certificate in " + cert, ErrMismatch},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -309,7 +337,8 @@ func TestLoadRefuses(t *testing.T) {
 			if pair != nil || err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("got %v, %v, want an error with %q", pair, err, test.want)
 			}
-			if e, _ := errors.AsType[*LoadError](err); e == nil || e.Reason != test.reason || test.reason != "" && !errors.Is(err, test.reason) {
+			if e, _ := errors.AsType[*LoadError](err); e == nil || e.Reason != test.reason || test.reason != "" &&
+				!errors.Is(err, test.reason) {
 				t.Errorf("%#v is not for the reason %q", err, test.reason)
 			}
 			checkError(t, err, key)
@@ -321,13 +350,15 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	t.Run("mismatch", func(t *testing.T) {
 		_, err := Load(keyFile(t, slices.Concat(other.KeyPEM, key.CertPEM)), "", LoadOptions{})
-		if checkError(t, err, key); !errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), "in the same file") || !strings.Contains(err.Error(), "modsign test key ecdsa:p384") {
+		if checkError(t, err, key); !errors.Is(err, ErrMismatch) || !strings.Contains(err.Error(), "in the same file") ||
+			!strings.Contains(err.Error(), "modsign test key ecdsa:p384") {
 			t.Error(err)
 		}
 	})
 	t.Run("no certificate", func(t *testing.T) {
 		_, err := Load(plain, "", LoadOptions{})
-		if checkError(t, err, key); !errors.Is(err, ErrKeyAlone) || !strings.HasSuffix(err.Error(), "a private key but no certificate") {
+		if checkError(t, err, key); !errors.Is(err, ErrKeyAlone) ||
+			!strings.HasSuffix(err.Error(), "a private key but no certificate") {
 			t.Error(err)
 		}
 	})
@@ -368,9 +399,11 @@ func TestCostLimits(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
 	plain, cert := key.Files(t)
-	made := decodePEM(t, openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes-256-cbc", "-iter", "100000", "-passout", "pass:"+secret))
+	made := decodePEM(t, openssl(t, "pkcs8", "-topk8", "-in", plain, "-v2", "aes-256-cbc", "-iter", "100000", "-passout",
+		"pass:"+secret))
 	scrypted := decodePEM(t, openssl(t, "pkcs8", "-topk8", "-in", plain, "-scrypt", "-passout", "pass:"+secret))
-	old := decodePEM(t, openssl(t, "pkcs8", "-topk8", "-in", plain, "-v1", "PBE-SHA1-3DES", "-iter", "100000", "-passout", "pass:"+secret))
+	old := decodePEM(t, openssl(t, "pkcs8", "-topk8", "-in", plain, "-v1", "PBE-SHA1-3DES", "-iter", "100000",
+		"-passout", "pass:"+secret))
 	replace := func(data []byte, old, new string) []byte {
 		if bytes.Count(data, []byte(old)) != 1 {
 			t.Fatalf("%x not once in %x", old, data)
@@ -389,10 +422,14 @@ func TestCostLimits(t *testing.T) {
 		"PBKDF2 negative":     replace(made, "\x02\x03\x01\x86\xa0", "\x02\x03\x81\x86\xa0"),
 		"PBKDF2 zero":         replace(made, "\x02\x03\x01\x86\xa0", "\x04\x03\x01\x86\xa0"),
 		"PKCS #12 iterations": replace(old, "\x02\x03\x01\x86\xa0", "\x02\x03\x9f\xff\xff"),
-		"scrypt N":            replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01", "\x02\x02\x3f\xff\x02\x01\x08\x02\x01\x01"),
-		"scrypt r":            replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01", "\x02\x02\x40\x00\x02\x01\x00\x02\x01\x01"),
-		"scrypt p":            replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01", "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x7f"),
-		"scrypt memory":       replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01", "\x02\x02\x40\x00\x02\x02\x08\x00\x02\x00"),
+		"scrypt N": replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01",
+			"\x02\x02\x3f\xff\x02\x01\x08\x02\x01\x01"),
+		"scrypt r": replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01",
+			"\x02\x02\x40\x00\x02\x01\x00\x02\x01\x01"),
+		"scrypt p": replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01",
+			"\x02\x02\x40\x00\x02\x01\x08\x02\x01\x7f"),
+		"scrypt memory": replace(scrypted, "\x02\x02\x40\x00\x02\x01\x08\x02\x01\x01",
+			"\x02\x02\x40\x00\x02\x02\x08\x00\x02\x00"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			ask := func() ([]byte, error) { t.Error("asked for a passphrase"); return nil, nil }
@@ -434,18 +471,19 @@ func TestModes(t *testing.T) {
 	}
 	// Nor is another kind of private key taken.
 	armored := []byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n")
-	for _, data := range [][]byte{armored, {0x95, 1, 2}, {0xc5, 1}, {0x99, 1, 2}, []byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")} {
+	for _, data := range [][]byte{armored, {0x95, 1, 2}, {0xc5, 1}, {0x99, 1, 2},
+		[]byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")} {
 		private := data[0] != 0x99 && !bytes.Contains(data, []byte("PUBLIC"))
 		path := keyFile(t, data)
 		for _, mode := range []fs.FileMode{0o600, 0o640, 0o604} {
 			if err := os.Chmod(path, mode); err != nil {
 				t.Fatal(err)
 			}
-			got, err := ReadPrivate(path, false)
+			got, err := ReadPrivate(path, LoadOptions{})
 			if open := private && mode != 0o600; open != errors.Is(err, ErrInsecure) || !open && !bytes.Equal(got, data) {
 				t.Errorf("%q, mode %o: %v", data, mode, err)
 			}
-			if got, err := ReadPrivate(path, true); err != nil || !bytes.Equal(got, data) {
+			if got, err := ReadPrivate(path, LoadOptions{AllowInsecure: true}); err != nil || !bytes.Equal(got, data) {
 				t.Errorf("%q, mode %o, allowed: %v", data, mode, err)
 			}
 		}
@@ -658,10 +696,11 @@ func TestCertificateFiles(t *testing.T) {
 		"cut, one follows": {slices.Concat(key.CertPEM[:200], []byte("\n"), key.CertPEM), "line 1 is damaged"},
 		"DER cut off":      {der[:100], "no whole DER certificate"},
 		"DER public key":   {openssl(t, "pkey", "-in", plain, "-pubout", "-outform", "DER"), "certificate"},
-		"DER RSA key":      {openssl(t, "pkey", "-in", keyFile(t, testmod.NewKey(t, "rsa:2048").KeyPEM), "-outform", "DER"), "a private key in DER"},
-		"trusted":          {openssl(t, "x509", "-trustout", "-in", cert), "TRUSTED CERTIFICATE"},
-		"request":          {openssl(t, "req", "-new", "-key", plain, "-subj", "/CN=x"), "CERTIFICATE REQUEST"},
-		"garbage in PEM":   {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "line 1"},
+		"DER RSA key": {openssl(t, "pkey", "-in", keyFile(t, testmod.NewKey(t, "rsa:2048").KeyPEM), "-outform", "DER"),
+			"a private key in DER"},
+		"trusted":        {openssl(t, "x509", "-trustout", "-in", cert), "TRUSTED CERTIFICATE"},
+		"request":        {openssl(t, "req", "-new", "-key", plain, "-subj", "/CN=x"), "CERTIFICATE REQUEST"},
+		"garbage in PEM": {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "line 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := testmod.WriteFile(t, "cert", test.data)
@@ -686,7 +725,8 @@ func TestLoadCertificates(t *testing.T) {
 	extracted := filepath.Join(t.TempDir(), "extracted")
 	testmod.Run(t, testmod.ExtractCert(t), testmod.WriteFile(t, "all.pem", pemFile), extracted)
 	filledUp := testmod.WriteFile(t, "filled-up", slices.Concat(derFile, make([]byte, 4)))
-	for _, path := range []string{testmod.WriteFile(t, "pem", pemFile), testmod.WriteFile(t, "der", derFile), filledUp, extracted} {
+	for _, path := range []string{testmod.WriteFile(t, "pem", pemFile), testmod.WriteFile(t, "der", derFile), filledUp,
+		extracted} {
 		got, err := LoadCertificates(path)
 		if err != nil || !slices.EqualFunc(got, want, (*x509.Certificate).Equal) {
 			t.Errorf("%s: %d certificates, %v", path, len(got), err)
@@ -744,7 +784,8 @@ func FuzzLoadKey(f *testing.F) {
 func FuzzLoadCertificates(f *testing.F) {
 	a, b := testmod.NewKey(f, "ecdsa:p384"), testmod.NewKey(f, "ecdsa:p256")
 	files := [][]byte{
-		slices.Concat(a.CertPEM, b.KeyPEM, b.CertPEM), slices.Concat(a.Certificate.Raw, b.Certificate.Raw), a.CertPEM, a.Certificate.Raw,
+		slices.Concat(a.CertPEM, b.KeyPEM, b.CertPEM), slices.Concat(a.Certificate.Raw,
+			b.Certificate.Raw), a.CertPEM, a.Certificate.Raw,
 	}
 	for i := range files {
 		f.Add(uint8(i), uint64(0), uint64(0), uint64(0))

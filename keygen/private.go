@@ -94,7 +94,8 @@ func describeDER(data []byte) (what string, reason Reason) {
 		}
 		var oid asn1.ObjectIdentifier
 		switch {
-		case version == 3 && tag == cbasn1.SEQUENCE && next.ReadASN1ObjectIdentifier(&oid) && strings.HasPrefix(oid.String(), "1.2.840.113549.1.7."):
+		case version == 3 && tag == cbasn1.SEQUENCE && next.ReadASN1ObjectIdentifier(&oid) &&
+			strings.HasPrefix(oid.String(), "1.2.840.113549.1.7."):
 			return "a PKCS #12 store", ErrPKCS12
 		case version == 0, version == 1:
 			return "a private key in DER, and the kernel's sign-file takes PEM", ErrDER
@@ -180,7 +181,8 @@ func (ask Passphrase) passphrase() ([]byte, error) {
 // unsupportedKey refuses a kind of key, which is one of the names here: what the
 // file calls its algorithm may be a part of the key where the file is damaged.
 func unsupportedKey(kind string) error {
-	return refuse(ErrUnsupportedKey, "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
+	return refuse(ErrUnsupportedKey, "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)",
+		kind)
 }
 
 // checkKey keeps the keys that modules are signed with here. It takes what the

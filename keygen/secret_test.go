@@ -21,18 +21,19 @@ import (
 func mangled(data []byte) map[string][]byte {
 	text := strings.TrimSuffix(string(data), "\n")
 	return map[string][]byte{
-		"spaces":          []byte(strings.ReplaceAll(text, "\n", " ") + "\n"),
-		"nothing":         []byte(strings.ReplaceAll(text, "\n", "")),
-		`\n`:              []byte(strings.ReplaceAll(text, "\n", `\n`)),
-		`\r\n`:            []byte(strings.ReplaceAll(text, "\n", `\r\n`)),
-		"CR":              []byte(strings.ReplaceAll(text, "\n", "\r") + "\r"),
-		"indented":        []byte("  " + strings.ReplaceAll(text, "\n", "\n  ") + "\n"),
-		"BOM and spaces":  []byte("\xef\xbb\xbf" + strings.ReplaceAll(text, "\n", " ")),
-		"UTF-16":          utf16LE(text),
-		"UTF-16, no BOM":  utf16LE(text)[2:],
-		`\n in quotes`:    []byte(`"` + strings.ReplaceAll(text, "\n", `\n`) + `"`),
-		"JSON":            []byte(`{"key": "` + strings.ReplaceAll(text, "\n", `\n`) + `\n"}` + "\n"),
-		"JSON of PHP":     []byte(`{"key":"` + strings.ReplaceAll(strings.ReplaceAll(text, "/", `\/`), "\n", `\n`) + `","n":1}`),
+		"spaces":         []byte(strings.ReplaceAll(text, "\n", " ") + "\n"),
+		"nothing":        []byte(strings.ReplaceAll(text, "\n", "")),
+		`\n`:             []byte(strings.ReplaceAll(text, "\n", `\n`)),
+		`\r\n`:           []byte(strings.ReplaceAll(text, "\n", `\r\n`)),
+		"CR":             []byte(strings.ReplaceAll(text, "\n", "\r") + "\r"),
+		"indented":       []byte("  " + strings.ReplaceAll(text, "\n", "\n  ") + "\n"),
+		"BOM and spaces": []byte("\xef\xbb\xbf" + strings.ReplaceAll(text, "\n", " ")),
+		"UTF-16":         utf16LE(text),
+		"UTF-16, no BOM": utf16LE(text)[2:],
+		`\n in quotes`:   []byte(`"` + strings.ReplaceAll(text, "\n", `\n`) + `"`),
+		"JSON":           []byte(`{"key": "` + strings.ReplaceAll(text, "\n", `\n`) + `\n"}` + "\n"),
+		"JSON of PHP": []byte(`{"key":"` + strings.ReplaceAll(strings.ReplaceAll(text, "/", `\/`), "\n", `\n`) +
+			`","n":1}`),
 		"quotes":          []byte(`"` + text + `"` + "\n"),
 		"NUL":             []byte(strings.ReplaceAll(text, "\n", "\x00") + "\x00"),
 		"END joined":      []byte(strings.ReplaceAll(text, "\n-----END", "-----END") + "\n"),
@@ -135,10 +136,11 @@ func TestLabelsAreNotQuoted(t *testing.T) {
 			"certificates":   func(path string) error { _, err := LoadCertificates(path); return err },
 			"configuration":  func(path string) error { return parseFile(path) },
 			"key and certs":  func(path string) error { _, err := Load(path, "", LoadOptions{}); return err },
-			"OpenPGP's file": func(path string) error { _, err := ReadPrivate(path, false); return err },
+			"OpenPGP's file": func(path string) error { _, err := ReadPrivate(path, LoadOptions{}); return err },
 		} {
 			err := load(keyFile(t, data))
-			if err == nil && place != "OpenPGP's file" || err != nil && (strings.Contains(err.Error(), hidden) || strings.Contains(err.Error(), "83.69")) {
+			if err == nil && place != "OpenPGP's file" || err != nil &&
+				(strings.Contains(err.Error(), hidden) || strings.Contains(err.Error(), "83.69")) {
 				t.Errorf("%s as %s: %v", name, place, err)
 			}
 		}
@@ -166,17 +168,24 @@ func TestConfigTellsNoSecret(t *testing.T) {
 	}
 	// A line that ends in = reads as a name with a value.
 	for line := range bytes.Lines(key.KeyPEM) {
-		files = append(files, []byte(genkey(string(line)+"=", "", "")), slices.Concat([]byte("[req]\n"), line[:20], []byte("=\n")))
+		files = append(files, []byte(genkey(string(line)+"=", "", "")),
+			slices.Concat([]byte("[req]\n"), line[:20], []byte("=\n")))
 	}
 	const hidden = "SECRETSECRET"
 	for _, config := range []string{
-		"[" + hidden, "[req]" + hidden, hidden, hidden + "=$no", "a = $" + hidden, "a = ${" + hidden, "a = $ENV::" + hidden, "." + hidden, ".include " + hidden, ".pragma" + hidden,
-		genkey("prompt = "+hidden+"\n", "", ""), genkey("string_mask = "+hidden+"\n", "", ""), genkey("default_bits = "+hidden+"\n", "", ""),
-		genkey("default_md = "+hidden+"\n", "", ""), genkey(hidden+" = y\n", "", ""), genkey("distinguished_name = "+hidden+"\n", "", ""),
-		genkey("x509_extensions = "+hidden+"\n", "", ""), genkey("", hidden+" = x\n", ""), genkey("", "CN = x\n+"+hidden+" = x\n", ""),
+		"[" + hidden, "[req]" + hidden, hidden, hidden + "=$no", "a = $" + hidden, "a = ${" + hidden, "a = $ENV::" +
+			hidden, "." + hidden, ".include " + hidden, ".pragma" + hidden,
+		genkey("prompt = "+hidden+"\n", "", ""), genkey("string_mask = "+hidden+"\n", "",
+			""), genkey("default_bits = "+hidden+"\n", "", ""),
+		genkey("default_md = "+hidden+"\n", "", ""), genkey(hidden+" = y\n", "",
+			""), genkey("distinguished_name = "+hidden+"\n", "", ""),
+		genkey("x509_extensions = "+hidden+"\n", "", ""), genkey("", hidden+" = x\n", ""), genkey("",
+			"CN = x\n+"+hidden+" = x\n", ""),
 		genkey("", "C = "+hidden+"\n", ""), genkey("", "emailAddress = ä"+hidden+"\n", ""), genkey("", "C = ä\n", ""),
-		genkey("", "", hidden+" = x\n"), genkey("", "", "keyUsage = "+hidden+"\n"), genkey("", "", "keyUsage = "+hidden+",\n"),
-		genkey("", "", "basicConstraints = CA:"+hidden+"\n"), genkey("", "", "basicConstraints = "+hidden+"\n"), genkey("", "", "basicConstraints = CA:TRUE,pathlen:"+hidden+"\n"),
+		genkey("", "", hidden+" = x\n"), genkey("", "", "keyUsage = "+hidden+"\n"), genkey("", "",
+			"keyUsage = "+hidden+",\n"),
+		genkey("", "", "basicConstraints = CA:"+hidden+"\n"), genkey("", "", "basicConstraints = "+hidden+"\n"), genkey("",
+			"", "basicConstraints = CA:TRUE,pathlen:"+hidden+"\n"),
 		genkey("", "", "extendedKeyUsage = "+hidden+"\n"), genkey("", "", "extendedKeyUsage = codeSigning:"+hidden+"\n"),
 		genkey("", "", "subjectKeyIdentifier = "+hidden+"\n"), genkey("", "", "authorityKeyIdentifier = "+hidden+"\n"),
 	} {
@@ -205,11 +214,13 @@ func TestTextAsPath(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p256")
 	plain, cert := key.Files(t)
-	for _, text := range []string{string(key.KeyPEM), string(mangled(key.KeyPEM)["spaces"]), strings.TrimPrefix(string(key.KeyPEM), "-----BEGIN PRIVATE KEY-----\n"), base64.StdEncoding.EncodeToString(decodePEM(t, key.KeyPEM))} {
+	for _, text := range []string{string(key.KeyPEM), string(mangled(key.KeyPEM)["spaces"]),
+		strings.TrimPrefix(string(key.KeyPEM),
+			"-----BEGIN PRIVATE KEY-----\n"), base64.StdEncoding.EncodeToString(decodePEM(t, key.KeyPEM))} {
 		_, err1 := Load(text, cert, LoadOptions{})
 		_, err2 := Load(plain, text, LoadOptions{})
 		_, err3 := LoadCertificates(text)
-		_, err4 := ReadPrivate(text, true)
+		_, err4 := ReadPrivate(text, LoadOptions{AllowInsecure: true})
 		for _, err := range []error{err1, err2, err3, err4} {
 			checkError(t, err, key)
 		}
@@ -233,7 +244,8 @@ func TestByteOrderMark(t *testing.T) {
 	if certs, err := LoadCertificates(testmod.WriteFile(t, "certs", mark(key.CertPEM))); err != nil || len(certs) != 1 {
 		t.Error(err)
 	}
-	if _, err := LoadCertificates(testmod.WriteFile(t, "empty", mark(nil))); err == nil || !strings.Contains(err.Error(), "empty") {
+	if _, err := LoadCertificates(testmod.WriteFile(t, "empty", mark(nil))); err == nil ||
+		!strings.Contains(err.Error(), "empty") {
 		t.Error(err)
 	}
 }
@@ -298,7 +310,8 @@ func TestGenerateLoadable(t *testing.T) {
 	t.Parallel()
 	template := DefaultTemplate()
 	template.Extensions[1].Value = []byte{3, 1, 0} // keyUsage without a bit
-	if pair, err := Generate(ECDSAP256, template); err == nil || !strings.Contains(err.Error(), "no kernel would load it") {
+	if pair, err := Generate(ECDSAP256, template); err == nil ||
+		!strings.Contains(err.Error(), "no kernel would load it") {
 		t.Errorf("%v, %v", pair, err)
 	}
 }

@@ -69,12 +69,12 @@ func attributeTypeOf(oid asn1.ObjectIdentifier) attributeType {
 	return attributeType{short: oid.String(), oid: oid, tag: asn1.TagUTF8String}
 }
 
-// NewAttribute returns the attribute of that name: OpenSSL's short or long name
-// (CN, commonName, O, emailAddress; the case counts), or an object identifier in
-// dots. The value is UTF-8. The errors are OpenSSL's: a name that it does not
-// know, a value that is too short, too long, or not made of the characters that
-// the type allows. They hold neither name nor value, which may come from a file
-// that is no configuration.
+// NewAttribute returns an attribute. The name is OpenSSL's short or long name (CN,
+// commonName, O, emailAddress; upper and lower case differ), or an object identifier
+// in dots. The value is UTF-8. Like OpenSSL, NewAttribute refuses a name that it does
+// not know, and a value that is too short, too long, or has a character that the type
+// does not allow. Its errors quote neither name nor value, as any file may have been
+// given for a configuration.
 func NewAttribute(name, value string) (Attribute, error) {
 	a := Attribute{Value: value}
 	for _, known := range attributeTypes() {
@@ -85,16 +85,17 @@ func NewAttribute(name, value string) (Attribute, error) {
 	if a.Type == nil {
 		oid, err := parseOID(name)
 		if err != nil {
-			return Attribute{}, errors.New("unknown type of attribute: use a name such as CN, O, OU, C, emailAddress, or an object identifier in dots")
+			return Attribute{}, errors.New(
+				"unknown type of attribute: use a name such as CN, O, OU, C, emailAddress, or an object identifier in dots")
 		}
 		a.Type = oid
 	}
 	return a, a.check()
 }
 
-// ParseSubject reads a distinguished name as "openssl req -subj" takes it:
-// /type=value/type=value..., where a backslash takes the next character as it
-// is. Types are those of [NewAttribute].
+// ParseSubject parses a distinguished name in the form of "openssl req -subj":
+// /type=value/type=value..., where a backslash escapes the next character. The types
+// are those of [NewAttribute].
 func ParseSubject(s string) ([]Attribute, error) {
 	rest, ok := strings.CutPrefix(s, "/")
 	if !ok {
@@ -161,10 +162,12 @@ func (a Attribute) check() error {
 	case asn1.TagIA5String:
 		kind, allowed = "IA5String", func(r rune) bool { return r < utf8.RuneSelf }
 	default:
-		return fmt.Errorf("%s: ASN.1 tag %d is not one of the string types UTF8String, PrintableString, IA5String", known.short, tag)
+		return fmt.Errorf("%s: ASN.1 tag %d is not one of the string types UTF8String, PrintableString, IA5String",
+			known.short, tag)
 	}
 	if i := strings.IndexFunc(a.Value, func(r rune) bool { return !allowed(r) }); i >= 0 {
-		return fmt.Errorf("%s is a %s, which cannot hold its character %d", known.short, kind, utf8.RuneCountInString(a.Value[:i])+1)
+		return fmt.Errorf("%s is a %s, which cannot hold its character %d", known.short, kind,
+			utf8.RuneCountInString(a.Value[:i])+1)
 	}
 	return nil
 }

@@ -209,7 +209,9 @@ func (t *Template) selfSigned(signer crypto.Signer) ([]byte, error) {
 		if der[1] <= 0x81 {
 			remedy = "a longer"
 		}
-		return nil, fmt.Errorf("certificate has %d bytes, and the kernel's built-in list takes only those of 260 to 65539: give it %s subject", len(der), remedy)
+		return nil, fmt.Errorf(
+			"certificate has %d bytes, and the kernel's built-in list takes only those of 260 to 65539: give it %s "+
+				"subject", len(der), remedy)
 	}
 	return der, nil
 }
@@ -245,7 +247,8 @@ func signatureOID(key crypto.PublicKey, h crypto.Hash) (asn1.ObjectIdentifier, e
 	case crypto.SHA3_512:
 		rsaOID, ecdsaOID = nist(16), nist(12)
 	default:
-		return nil, fmt.Errorf("certificate cannot be signed with hash %v: the kernel takes SHA-1, SHA-2, and SHA-3 of 256 bits and more", h)
+		return nil, fmt.Errorf(
+			"certificate cannot be signed with hash %v: the kernel takes SHA-1, SHA-2, and SHA-3 of 256 bits and more", h)
 	}
 	switch key.(type) {
 	case nil:

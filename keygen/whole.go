@@ -6,8 +6,8 @@ import (
 	"errors"
 )
 
-// check returns an error for a Pair that is not whole, as a zero one is, before
-// anything is written.
+// check returns an error for a Pair without a key or certificate, such as a zero one,
+// before anything is written.
 func (p *Pair) check() error {
 	if err := p.checkCertificate(); err != nil {
 		return err

@@ -44,7 +44,8 @@ func TestPairIsNotWhole(t *testing.T) {
 			}
 		}
 	}
-	if err := good.WriteCertificate(filepath.Join(dir, "cert"), keygen.Encoding(2)); err == nil || !strings.Contains(err.Error(), "Encoding(2)") {
+	if err := good.WriteCertificate(filepath.Join(dir, "cert"), keygen.Encoding(2)); err == nil ||
+		!strings.Contains(err.Error(), "Encoding(2)") {
 		t.Errorf("an encoding that there is not: %v", err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {

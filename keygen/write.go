@@ -15,9 +15,9 @@ import (
 	"github.com/modsign/modsign/internal/atomicfile"
 )
 
-// WritePEM writes the private key, as unencrypted PKCS #8, and then the
-// certificate: the form of the kernel's certs/signing_key.pem. It fails before
-// it writes anything when the key cannot be taken out of its Signer.
+// WritePEM writes the private key, as unencrypted PKCS #8, and then the certificate:
+// the form of the kernel's certs/signing_key.pem. It fails before it writes anything
+// when Signer is not a [*rsa.PrivateKey] or [*ecdsa.PrivateKey].
 func (p *Pair) WritePEM(w io.Writer) error {
 	if err := p.check(); err != nil {
 		return err
@@ -41,22 +41,23 @@ func (p *Pair) certificateBlock() *pem.Block {
 	return &pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate.Raw}
 }
 
-// WriteFile writes what WritePEM does to a new file of mode 0600, and to the
-// disk. It never replaces a file, nor follows a symlink: the error is then
-// fs.ErrExist. When it fails later it takes the file away again.
+// WriteFile writes key and certificate, in the form of WritePEM, to a new file of mode
+// 0600 and flushes it to disk. It never replaces a file or follows a symbolic link: the
+// error is then fs.ErrExist. When it fails later, it removes the file.
 func (p *Pair) WriteFile(path string) error {
 	if err := p.check(); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: a key is never written over what is there (choose another name, or move the old file away): %w", path, fs.ErrExist)
+		return fmt.Errorf("%s: a key never replaces a file (choose another name, or move the old file away): %w", path,
+			fs.ErrExist)
 	}
 	if err != nil {
 		return err
 	}
 	if err = errors.Join(p.WritePEM(f), f.Sync(), f.Close()); err == nil {
-		err = syncFolder(filepath.Dir(path))
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("writing the private key to %s: %w", path, err), os.Remove(path))
@@ -83,10 +84,9 @@ func (e Encoding) String() string {
 	return fmt.Sprintf("Encoding(%d)", uint8(e))
 }
 
-// WriteCertificate writes the certificate alone to a file, with the mode that
-// the umask leaves of 0666. A file that is there is replaced as a whole: nobody
-// ever sees half a certificate. What is no regular file, such as /dev/stdout, is
-// written to.
+// WriteCertificate writes the certificate alone to a file, with mode 0666 less the
+// umask. It replaces a regular file as a whole, so that nobody sees half a certificate,
+// and writes into any other kind of file, such as /dev/stdout.
 func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	if err := p.checkCertificate(); err != nil {
 		return err
@@ -106,11 +106,11 @@ func (p *Pair) WriteCertificate(path string, encoding Encoding) error {
 	return nil
 }
 
-// syncFolder brings a new name in the folder to the disk.
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
+// syncDir flushes a new name in a directory to disk.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return errors.Join(dir.Sync(), dir.Close())
 }

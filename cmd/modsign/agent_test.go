@@ -17,9 +17,9 @@ import (
 	"github.com/modsign/modsign/keygen/agent"
 )
 
-// agentFolders are an object tree, and a place for the socket whose name is short
+// agentDirs are an object tree, and a place for the socket whose name is short
 // enough.
-func agentFolders(t *testing.T) (tree, runtime string) {
+func agentDirs(t *testing.T) (tree, runtime string) {
 	t.Helper()
 	base, err := os.MkdirTemp("", "modsign-agent-")
 	if err != nil {
@@ -40,7 +40,8 @@ func TestAgentStarter(t *testing.T) {
 	if tree == "" {
 		return
 	}
-	client, err := startAgent(t.Context(), agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"})
+	client, err := startAgent(t.Context(), agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree,
+		KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func TestAgentStarter(t *testing.T) {
 // and 7: their readers see the end when the starter ends, although the agent lives.
 func TestAgentLetsGo(t *testing.T) {
 	t.Parallel()
-	tree, runtime := agentFolders(t)
+	tree, runtime := agentDirs(t)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +67,8 @@ func TestAgentLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer read.Close()
-	cmd := exec.Command("sh", "-c", `exec 7>&3; { "$0" -test.run='^TestAgentStarter$' 2>&1; echo "exit $?"; } | cat`, program)
+	cmd := exec.Command("sh", "-c", `exec 7>&3; { "$0" -test.run='^TestAgentStarter$' 2>&1; echo "exit $?"; } | cat`,
+		program)
 	cmd.Env = append(os.Environ(), "MODSIGN_TEST_TREE="+tree, "XDG_RUNTIME_DIR="+runtime, "KBUILD_SIGN_PIN="+passphrase)
 	cmd.ExtraFiles = []*os.File{write}
 	out, err := cmd.Output() // until all pipes are at their end
@@ -88,7 +90,8 @@ func TestAgentLetsGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := fmt.Sprintf("pid %d\n", status.PID); !strings.Contains(string(out), want) || !strings.HasSuffix(string(out), "exit 0\n") {
+	if want := fmt.Sprintf("pid %d\n", status.PID); !strings.Contains(string(out), want) ||
+		!strings.HasSuffix(string(out), "exit 0\n") {
 		t.Errorf("the starter said\n%s, want %s", out, want)
 	}
 
@@ -103,13 +106,14 @@ func TestAgentLetsGo(t *testing.T) {
 			continue // closed since
 		}
 		standard := len(e.Name()) == 1 && e.Name() <= "2"
-		own := strings.HasPrefix(to, "socket:") || strings.HasPrefix(to, "anon_inode:") || strings.HasPrefix(to, "/sys/fs/cgroup/")
+		own := strings.HasPrefix(to, "socket:") || strings.HasPrefix(to, "anon_inode:") ||
+			strings.HasPrefix(to, "/sys/fs/cgroup/")
 		if standard && to != os.DevNull || !standard && !own {
 			t.Errorf("descriptor %s is %s", e.Name(), to)
 		}
 	}
 	if cwd, err := os.Readlink(proc + "cwd"); err != nil || cwd != "/" {
-		t.Errorf("working folder is %s (%v)", cwd, err)
+		t.Errorf("working directory is %s (%v)", cwd, err)
 	}
 	if environ, err := os.ReadFile(proc + "environ"); err != nil || strings.Contains(string(environ), passphrase) {
 		t.Errorf("environment is %q (%v)", environ, err)
@@ -145,13 +149,14 @@ func TestAgentLetsGo(t *testing.T) {
 // and does not stay behind for a day.
 func TestAgentUnheard(t *testing.T) {
 	t.Parallel()
-	tree, runtime := agentFolders(t)
+	tree, runtime := agentDirs(t)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	read.Close()
-	cmd := exec.Command("modsign", "agent", "serve", "--dir", filepath.Join(tree, ".modsign"), "--tree", tree, "--key-type", "ecdsa:p256")
+	cmd := exec.Command("modsign", "agent", "serve", "--dir", filepath.Join(tree, ".modsign"), "--tree", tree,
+		"--key-type", "ecdsa:p256")
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+runtime)
 	cmd.Stdout = write
 	err = cmd.Run()
@@ -170,7 +175,7 @@ func TestAgentUnheard(t *testing.T) {
 
 // TestStartAgentFails has agents that cannot begin, and say why.
 func TestStartAgentFails(t *testing.T) {
-	tree, runtime := agentFolders(t)
+	tree, runtime := agentDirs(t)
 	t.Setenv("XDG_RUNTIME_DIR", runtime)
 	good := agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p256", Lifetime: time.Hour}
 	genkey := filepath.Join(tree, "x509.genkey")
@@ -178,7 +183,10 @@ func TestStartAgentFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*agentStart){
-		"nowhere: no such file or directory":                    func(o *agentStart) { o.Dir = filepath.Join(tree, "nowhere") },
+		"nowhere: no such file or directory": func(o *agentStart) {
+			o.Dir = filepath.Join(tree,
+				"nowhere")
+		},
 		"x509.genkey: there is no section":                      func(o *agentStart) { o.Genkey = genkey },
 		"the lifetime has to be positive":                       func(o *agentStart) { o.Lifetime = -time.Hour },
 		"--keep: \"never\" is not of the form":                  func(o *agentStart) { o.Keep = "never" },

@@ -93,7 +93,9 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 		u.note("%s", memoryOpen)
 	}
 	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
-		u.note("receipt is good, within the limits of an ECDSA key: anyone who was allowed to use the agent could have made it sign another one")
+		u.note(
+			"receipt is good, within the limits of an ECDSA key: anyone who was allowed to use the agent could have made " +
+				"it sign another one")
 	} else {
 		u.note("receipt is good")
 	}
@@ -125,7 +127,9 @@ func matchReceipt(ctx context.Context, r *agent.Receipt, roots []string) (int, e
 	}
 	n := len(found.Entries)
 	if !r.SignedExactly(digests) {
-		return 0, &failure{code: exitRefused, err: fmt.Errorf("the key did not sign exactly these %s: it signed others too, or these in another form, such as unstripped", plural(n, "module"))}
+		return 0, &failure{code: exitRefused, err: fmt.Errorf(
+			"the key did not sign exactly these %s: it signed others too, or these in another form, such as unstripped",
+			plural(n, "module"))}
 	}
 	return n, nil
 }

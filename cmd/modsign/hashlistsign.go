@@ -102,7 +102,7 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 // signOpenPGP returns the signature and the name of its signer.
 func (o *hashlistSignOptions) signOpenPGP(ctx context.Context, u *ui, data []byte) ([]byte, string, error) {
 	keepSecrets()
-	private, err := keygen.ReadPrivate(o.openPGP, o.allowInsecure)
+	private, err := keygen.ReadPrivate(o.openPGP, keygen.LoadOptions{AllowInsecure: o.allowInsecure})
 	if err != nil {
 		return nil, "", nameInsecureFlag(err)
 	}

@@ -33,13 +33,19 @@ func newKeygenCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keygen",
 		Short: "Make a key that signs modules",
-		Long: `Keygen makes a private key and its certificate, as the kernel's build makes
-certs/signing_key.pem with openssl: one PEM file with the key, not encrypted, and
-then the certificate, with mode 0600. A file that exists is never replaced.
+		Long: `Make a private key and its certificate, as the kernel's build makes
+certs/signing_key.pem with openssl. Both go to one PEM file of mode 0600: the key,
+not encrypted, and then the certificate. Keygen never replaces a file with a key.
 
-With --config the subject, the extensions and the size of an RSA key come from an
-OpenSSL configuration such as the kernel's certs/x509.genkey. What it does not
-say, and what flags say, is as in the kernel's build.`,
+--config takes the subject, the extensions and the size of an RSA key from an
+OpenSSL configuration such as the kernel's certs/x509.genkey. Flags override the
+configuration, and the defaults are those of the kernel's build.
+
+--cert-out writes the certificate alone as well: in PEM where the name of the file
+ends in .pem or .crt, and otherwise in DER.
+
+--type takes ` + strings.Join(types, ", ") + `.
+The kernel does not check how long a certificate is valid.`,
 		Example: `  modsign keygen -o signing_key.pem
   modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
   modsign keygen --subject "/O=Example/CN=Example module key" --days 3650 -o key.pem --cert-out key.der`,
@@ -49,12 +55,12 @@ say, and what flags say, is as in the kernel's build.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVarP(&o.output, "output", "o", "signing_key.pem", "write key and certificate to `FILE`")
-	flags.StringVar(&o.certOut, "cert-out", "", "write the certificate alone to `FILE` as well (DER, or PEM where the name ends in .pem or .crt)")
-	flags.StringVarP(&o.keyType, "type", "t", "", "`TYPE` of key: "+strings.Join(types, ", ")+" (default: rsa:4096, or the configuration's)")
-	flags.StringVar(&o.subject, "subject", "", "the certificate's `NAME`, as openssl req -subj takes it: /O=.../CN=...")
-	flags.IntVar(&o.days, "days", 0, "how many `DAYS` the certificate is valid (default: 36500); the kernel does not look at it")
-	flags.StringVar(&o.hash, "hash", "", "`NAME` of the hash that the certificate is signed with (default: sha512, or the configuration's)")
-	flags.StringVar(&o.config, "config", "", "take the profile from `FILE`, an x509.genkey")
+	flags.StringVar(&o.certOut, "cert-out", "", "write the certificate alone to `FILE` as well")
+	flags.StringVarP(&o.keyType, "type", "t", "", "key `TYPE` (default: the configuration's, else rsa:4096)")
+	flags.StringVar(&o.subject, "subject", "", "subject `NAME`, as for openssl req -subj: /O=.../CN=...")
+	flags.IntVar(&o.days, "days", 0, "number of `DAYS` the certificate is valid (default: 36500)")
+	flags.StringVar(&o.hash, "hash", "", "hash `NAME` for its signature (default: the configuration's, else sha512)")
+	flags.StringVar(&o.config, "config", "", "certificate profile `FILE`, an x509.genkey")
 	return cmd
 }
 
@@ -73,8 +79,8 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	}
 	var pipe *os.File
 	if isIrregular(o.certOut) {
-		// Before the key is written: a run that waits in vain for somebody to read
-		// the pipe leaves none.
+		// Before the key is written: a run that waits in vain for a reader of the pipe
+		// must leave no key.
 		if pipe, err = os.OpenFile(o.certOut, os.O_WRONLY, 0); err != nil {
 			return err
 		}
@@ -91,8 +97,8 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	return nil
 }
 
-// writeCert writes the certificate alone where that was asked for: to a pipe that is
-// open, or to a file.
+// writeCert writes the certificate alone, if it is to be written, to the open pipe or to
+// a file.
 func (o *keygenOptions) writeCert(pair *keygen.Pair, pipe *os.File) error {
 	encoding := keygen.DER
 	if strings.HasSuffix(o.certOut, ".pem") || strings.HasSuffix(o.certOut, ".crt") {

@@ -22,21 +22,21 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-// keyOptions say where the private key is.
+// keyOptions are the flags about the private key.
 type keyOptions struct {
 	key            string
 	cert           string
 	passphraseFile string
 	allowInsecure  bool
 
-	notes []string // what load has said
+	notes []string // the remarks of load
 }
 
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM)")
-	flags.StringVarP(&o.cert, "cert", "c", "", "its certificate, in `FILE` (PEM or DER; default: the one in the key's file)")
-	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "the passphrase of the key is the first line of `FILE` (else KBUILD_SIGN_PIN, else the terminal is asked)")
-	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "take a private key that others can read")
+	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE`, PEM or DER (default: the key's file)")
+	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "passphrase in the first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
+	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "accept a private key that others can access")
 }
 
 func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
@@ -53,8 +53,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	return pair, nameInsecureFlag(err)
 }
 
-// newSigner returns what signs with a key and its certificate. Its errors are about
-// the certificate, of which the file is given.
+// newSigner returns the signer for a key and its certificate. Its errors name certFile.
 func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, keyID)
 	if err != nil && certFile != "" {
@@ -63,22 +62,23 @@ func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool)
 	return signer, err
 }
 
-// certFile is the file of the certificate.
+// certFile returns the name of the certificate's file.
 func (o *keyOptions) certFile() string { return cmp.Or(o.cert, o.key) }
 
-// refuseUnloadable refuses a certificate with which no kernel will verify what is
-// signed, for the modules of one that is installed: it can be enrolled nowhere, and
-// the next run may skip the modules because they are signed.
+// refuseUnloadable refuses a certificate that no kernel loads, for the modules of an
+// installed kernel: it can be enrolled nowhere, and the next run may skip the modules
+// because they are signed.
 func refuseUnloadable(path string, cert *x509.Certificate) error {
 	if err := cms.Loadable(cert.Raw); err != nil {
-		return withHint(fmt.Errorf("%s: no kernel loads this certificate: %w", path, err), "modsign keygen makes one that kernels load")
+		return withHint(fmt.Errorf("%s: no kernel loads this certificate: %w", path, err),
+			"modsign keygen makes one that kernels load")
 	}
 	return nil
 }
 
-// warnUnloadable says that no kernel will verify what is signed with a certificate.
-// To sign with it is no error: sign-file does, and the kernel may be another one. It
-// returns what it says, for the summary in JSON.
+// warnUnloadable warns of a certificate that no kernel loads. It is not an error:
+// sign-file signs with it, and the kernel may be another one. The result is the warning,
+// for the summary in JSON.
 func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 	err := cms.Loadable(cert.Raw)
 	if err == nil {
@@ -89,7 +89,7 @@ func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 	return []string{warning}
 }
 
-// passphrase is asked for when a key turns out to need one.
+// passphrase returns the passphrase of a key that needs one.
 func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if o.passphraseFile != "" {
 		return passphraseFrom(o.passphraseFile)
@@ -106,7 +106,7 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	return readPassphrase(ctx, int(stdin.Fd()))
 }
 
-// buildPIN is the passphrase of a kernel's build, which asks nobody.
+// buildPIN returns the passphrase of a kernel's build, which does not prompt.
 func buildPIN() ([]byte, error) {
 	if pin, ok := os.LookupEnv("KBUILD_SIGN_PIN"); ok {
 		return []byte(pin), nil
@@ -114,8 +114,8 @@ func buildPIN() ([]byte, error) {
 	return nil, keygen.ErrNoPassphrase
 }
 
-// readPassphrase reads a line from a terminal that does not show it. An interrupt
-// ends it, and leaves the terminal as it was.
+// readPassphrase reads a line from a terminal that does not show it. At an interrupt it
+// stops and restores the terminal.
 func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
 	before, err := term.GetState(fd)
 	if err != nil {
@@ -154,24 +154,25 @@ func passphraseFrom(path string) ([]byte, error) {
 	line = bytes.TrimSuffix(line, []byte("\r"))
 	switch {
 	case len(line) == 0:
-		return nil, fmt.Errorf("%s: the first line is empty, and should be the passphrase", path)
+		return nil, fmt.Errorf("%s: the first line is empty; it must be the passphrase", path)
 	case len(line) >= limit:
-		return nil, fmt.Errorf("%s: the first line has %d bytes or more, and should be the passphrase", path, limit)
+		return nil, fmt.Errorf("%s: the first line has %d bytes or more; it must be the passphrase", path, limit)
 	case bytes.HasPrefix(line, []byte("-----BEGIN ")):
-		return nil, fmt.Errorf("%s: file is PEM, and its first line should be the passphrase", path)
+		return nil, fmt.Errorf("%s: file is PEM; its first line must be the passphrase", path)
 	}
 	return line, nil
 }
 
-// signedWith says what modules are signed with.
+// signedWith describes what modules are signed with.
 func signedWith(pair *keygen.Pair, hash crypto.Hash) string {
-	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(pair.Certificate.PublicKey), cms.HashName(hash), pair.Certificate.Subject.CommonName)
+	cert := pair.Certificate
+	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other
-// processes of the same user, as far as the system can. It is called before a key
-// is in memory.
+// processes of the same user, as far as the system can. Call it before a key is in
+// memory.
 func keepSecrets() {
-	// What fails here was not promised.
+	// Best effort: nothing is promised.
 	_ = errors.Join(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 }

@@ -20,29 +20,29 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// oneTimeCert is the certificate of a one-time key on disk: all that is left of the
-// key, and the only proof of what it has signed.
+// oneTimeCert is the certificate of a one-time key on disk: all that is left of the key,
+// and the only means to verify what it signed.
 type oneTimeCert struct {
 	path   string
-	chosen bool     // by the user: a path that may lead over links, or be a device
-	wait   bool     // for another run that has a certificate of this name
+	chosen bool     // the user gave the path, which may lead over links or be a device
+	wait   bool     // wait for another run with a certificate of this name
 	kept   []string // certificates of earlier runs beside it
 	lock   *atomicfile.Lock
 }
 
-// unlock lets other runs have the name of the certificate.
+// unlock releases the name of the certificate to other runs.
 func (c *oneTimeCert) unlock() {
 	if c.lock != nil {
 		c.lock.Unlock()
 	}
 }
 
-// write writes the certificate, and keeps an earlier one beside it under another
-// name: modules that this run does not reach carry its signature.
+// write writes the certificate and keeps an earlier one beside it under another name:
+// modules that this run does not reach have a signature by its key.
 func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
 	path := c.path
 	if c.chosen {
-		// A link leads to the file that is meant.
+		// The target of a link is replaced, not the link.
 		if real, err := filepath.EvalSymlinks(path); err == nil {
 			path = real
 		}
@@ -50,7 +50,7 @@ func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
 			return pair.WriteCertificate(path, keygen.DER)
 		}
 	}
-	// Until the end of the run: only then it is known which certificates are needed.
+	// Until the end of the run, which shows which certificates are still needed.
 	if err := c.lockName(ctx, path); err != nil {
 		return err
 	}
@@ -78,8 +78,7 @@ func (c *oneTimeCert) lockName(ctx context.Context, path string) (err error) {
 	return err
 }
 
-// keep renames the certificate of an earlier run, and finds those that are kept
-// already.
+// keep renames the certificate of an earlier run, and lists those that are kept already.
 func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	if err := dir.CheckFile(name); err != nil {
 		return err
@@ -109,14 +108,14 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	return nil
 }
 
-// isCertificate reports whether data is one: anything else of that name is of no use
-// to anybody.
+// isCertificate reports whether data is a certificate. Any other file of that name is not
+// worth keeping.
 func isCertificate(data []byte) bool {
 	_, err := cms.ParseX509(data)
 	return err == nil
 }
 
-// readCert reads what may be a certificate, of which the beginning tells enough.
+// readCert reads the beginning of a file, enough to tell whether it is a certificate.
 func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
 	f, err := dir.Open(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -126,12 +125,12 @@ func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 64<<10))
 }
 
-// keptStem is what the names of kept certificates begin with.
+// keptStem returns the beginning of the names of kept certificates.
 func keptStem(name string) string { return strings.TrimSuffix(name, filepath.Ext(name)) + "-" }
 
-// forget removes the kept certificates by which no module is signed any more: none
-// below roots, and none in the directory of the certificate. Where the user has chosen
-// the path, modules may be anywhere, and all are kept.
+// forget removes the kept certificates that no module needs any more, neither below
+// roots nor in the directory of the certificate. Where the user chose the path, modules
+// may be anywhere, and all certificates stay.
 func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 	if c.chosen {
 		return nil
@@ -141,7 +140,7 @@ func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 	for _, path := range c.kept {
 		keys := new(verify.Keyring)
 		if err := keys.AddFile(path); err != nil {
-			carried = append(carried, path) // not ours, perhaps
+			carried = append(carried, path) // perhaps not one of modsign's
 			continue
 		}
 		is, err := carries(ctx, keys, roots)
@@ -158,8 +157,8 @@ func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 	return nil
 }
 
-// carries reports whether a module may be signed by a key: one that cannot be read
-// may.
+// carries reports whether any module may be signed by a key of keys. A module that
+// cannot be read counts.
 func carries(ctx context.Context, keys *verify.Keyring, roots []string) (bool, error) {
 	is := false
 	_, err := verify.Tree(ctx, keys, roots, verify.Options{Result: func(r verify.Result) {

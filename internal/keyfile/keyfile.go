@@ -139,7 +139,8 @@ const (
 func (b Block) Decode() (*pem.Block, error) {
 	block, _ := pem.Decode(b.text)
 	if block == nil && endJoined.Match(b.text) {
-		return nil, &HintError{fmt.Errorf("PEM block %s at line %d has lost the line break before its END", b.Label(), b.Line),
+		return nil, &HintError{fmt.Errorf("PEM block %s at line %d has lost the line break before its END", b.Label(),
+			b.Line),
 			`sed -i -E 's/([^-])(-----END )/\1\n\2/' FILE`}
 	}
 	if block == nil {

@@ -73,7 +73,8 @@ func Exec(args, env []string) error {
 		return err
 	}
 	if strings.HasPrefix(executable(), memfdPrefix) {
-		return errors.New("the kernel leaves a process open whose program cannot be read (fs.suid_dumpable is 1, or it is traced)")
+		return errors.New(
+			"the kernel leaves a process open whose program cannot be read (fs.suid_dumpable is 1, or it is traced)")
 	}
 	program, err := copyProgram()
 	if err != nil {
@@ -107,7 +108,8 @@ func copyProgram() (fd int, err error) {
 		err = os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o111))
 	}
 	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS,
+			unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 		err = os.NewSyscallError("fcntl", err)
 	}
 	if err != nil {

@@ -69,7 +69,7 @@ func agentProcess() {
 	}
 }
 
-// clientProcess loads the key of the agent in the folder AGENT_DIR, signs, and
+// clientProcess loads the key of the agent in the directory AGENT_DIR, signs, and
 // prints what went wrong.
 func clientProcess() {
 	pair, err := keygen.Load(filepath.Join(os.Getenv("AGENT_DIR"), certificateName), "", keygen.LoadOptions{KeyOf: KeyOf})
@@ -80,7 +80,7 @@ func clientProcess() {
 	fmt.Print(err)
 }
 
-// agentCommand is an agent in a new folder. It keeps away from a test's own folder,
+// agentCommand is an agent in a new directory. It keeps away from a test's own directory,
 // whose name may be too long for a socket.
 func agentCommand(t *testing.T, change func(*Options)) (*exec.Cmd, Options) {
 	t.Helper()
@@ -106,7 +106,8 @@ func agentCommand(t *testing.T, change func(*Options)) (*exec.Cmd, Options) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"AGENT_TEST=agent", "AGENT_OPTIONS=" + string(options), "GORACE=atexit_sleep_ms=10", "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
+	cmd.Env = []string{"AGENT_TEST=agent", "AGENT_OPTIONS=" + string(options), "GORACE=atexit_sleep_ms=10",
+		"GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
 	return cmd, o
 }
 
@@ -317,7 +318,9 @@ func TestAgent(t *testing.T) {
 				t.Errorf("agent says %s", run.stderr)
 			}
 			receipt := run.checkGone(t, "forgotten")
-			if receipt.Signatures != 16 || receipt.DigestsSHA256 != digests.SHA256() || receipt.Algorithm != algorithm.String() || !receipt.Born.Equal(status.Born) || receipt.MemoryLocked != status.MemoryLocked || !receipt.MemoryHidden {
+			if receipt.Signatures != 16 || receipt.DigestsSHA256 != digests.SHA256() ||
+				receipt.Algorithm != algorithm.String() || !receipt.Born.Equal(status.Born) ||
+				receipt.MemoryLocked != status.MemoryLocked || !receipt.MemoryHidden {
 				t.Errorf("receipt is %+v", receipt)
 			}
 			for _, signer := range []crypto.Signer{pair.Signer, agent.Pair().Signer} {
@@ -500,7 +503,7 @@ func TestEnds(t *testing.T) {
 			switch name {
 			case "tree", "dir":
 				if left, err := os.ReadDir(removed); err != nil || len(left) > 0 {
-					t.Errorf("a strange folder holds %v (%v)", left, err)
+					t.Errorf("a strange directory holds %v (%v)", left, err)
 				}
 			case "runtime":
 				socket := regexp.MustCompile(`/modsign-\w+\.sock removed$`)
@@ -540,8 +543,9 @@ func TestUsers(t *testing.T) {
 	if err := os.Chmod(run.Tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out := client(run.Dir); !strings.Contains(out, "it belongs to uid 0, and takes orders of that user and of root alone") {
-		t.Errorf("behind a closed folder: %s", out)
+	if out := client(run.Dir); !strings.Contains(out,
+		"it belongs to uid 0, and takes orders of that user and of root alone") {
+		t.Errorf("behind a closed directory: %s", out)
 	}
 	socket, err := os.Readlink(filepath.Join(run.Dir, socketName))
 	if err != nil {
@@ -552,7 +556,8 @@ func TestUsers(t *testing.T) {
 	}
 	os.Chmod(run.RuntimeDir, 0o777)
 	os.Chmod(socket, 0o666)
-	if out := client(run.Dir); !strings.Contains(out, "refused: the key agent of uid 0 takes orders of that user and of root alone") {
+	if out := client(run.Dir); !strings.Contains(out,
+		"refused: the key agent of uid 0 takes orders of that user and of root alone") {
 		t.Errorf("at an open socket: %s", out)
 	}
 	if status, err := run.dial(t).Status(); err != nil || status.Signatures != 0 {
@@ -600,7 +605,7 @@ func TestUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Dial(o.Dir)
-	checkNoAgent(t, err, "what answers belongs to uid 65534, who is neither the folder's owner nor root")
+	checkNoAgent(t, err, "the process that answers belongs to uid 65534, which is neither the directory's owner nor root")
 
 	if err := agent.Forget(); err != nil {
 		t.Error(err)
@@ -611,7 +616,7 @@ func TestUsers(t *testing.T) {
 }
 
 // startNobody starts an agent through a program that has to find the test binary,
-// in whose folder only we may look: as descriptor 3.
+// in whose directory only we may look: as descriptor 3.
 func startNobody(t *testing.T, cmd *exec.Cmd, o Options) *agentRun {
 	t.Helper()
 	self, err := os.Open("/proc/self/exe")
@@ -637,7 +642,8 @@ func TestWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-y", "-e", "trace=open,openat,openat2,creat,memfd_create,rename,renameat,renameat2,symlinkat,linkat", "-o", log, self}
+	cmd.Path, cmd.Args = strace, []string{"strace", "-f", "-y", "-e",
+		"trace=open,openat,openat2,creat,memfd_create,rename,renameat,renameat2,symlinkat,linkat", "-o", log, self}
 	run := startCommand(t, cmd, o)
 	agent := run.dial(t)
 	mustSign(t, agent.Pair().Signer, sum("x"), crypto.SHA256)
@@ -720,14 +726,15 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestOneAgent has two agents for a folder, and folders without any.
+// TestOneAgent has two agents for a directory, and directories without any.
 func TestOneAgent(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
 	cmd, _ := agentCommand(t, nil)
 	options, _ := json.Marshal(run.Options)
 	cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "a key agent already serves this directory") {
+	if out, err := cmd.CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "a key agent already serves this directory") {
 		t.Errorf("a second one: %v, %s", err, out)
 	}
 	mustSign(t, run.dial(t).Pair().Signer, sum("x"), crypto.SHA256)
@@ -765,21 +772,24 @@ func TestOneAgent(t *testing.T) {
 	_, err = Dial(t.TempDir())
 	checkNoAgent(t, err, "none was started")
 	// A certificate's file where no agent was is just that.
-	if _, err := keygen.Load(otherCert, "", keygen.LoadOptions{KeyOf: KeyOf}); err == nil || !strings.Contains(err.Error(), "no private key: file is a certificate") {
+	if _, err := keygen.Load(otherCert, "", keygen.LoadOptions{KeyOf: KeyOf}); err == nil ||
+		!strings.Contains(err.Error(), "no private key: file is a certificate") {
 		t.Errorf("Load of a certificate: %v", err)
 	}
 }
 
-// TestRuntimeFolder has folders that a socket must not be in.
-func TestRuntimeFolder(t *testing.T) {
+// TestRuntimeDir has directories that a socket must not be in.
+func TestRuntimeDir(t *testing.T) {
 	base, err := os.MkdirTemp("", "modsign-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(base)
 	own := filepath.Join(base, "own")
-	open, link, deep := filepath.Join(base, "open"), filepath.Join(base, "link"), filepath.Join(base, strings.Repeat("x", 80))
-	for _, err := range []error{os.Mkdir(own, 0o700), os.Mkdir(open, 0o755), os.Symlink(own, link), os.Mkdir(deep, 0o700)} {
+	open, link, deep := filepath.Join(base, "open"), filepath.Join(base, "link"), filepath.Join(base,
+		strings.Repeat("x", 80))
+	for _, err := range []error{os.Mkdir(own, 0o700), os.Mkdir(open, 0o755), os.Symlink(own, link),
+		os.Mkdir(deep, 0o700)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -787,13 +797,14 @@ func TestRuntimeFolder(t *testing.T) {
 	fallback := sharedRuntimeDir()
 	for dir, want := range map[string]string{
 		own: own, own + "/": own,
-		"": fallback, open: fallback, link: fallback, link + "/": fallback, deep: fallback, "relative": fallback, filepath.Join(base, "none"): fallback,
+		"": fallback, open: fallback, link: fallback, link +
+			"/": fallback, deep: fallback, "relative": fallback, filepath.Join(base, "none"): fallback,
 	} {
-		if got, random, err := runtimeFolder(dir); err != nil || got != want || random {
-			t.Errorf("for %q the folder is %q (%v), want %q", dir, got, err, want)
+		if got, random, err := runtimeDir(dir); err != nil || got != want || random {
+			t.Errorf("for %q the directory is %q (%v), want %q", dir, got, err, want)
 		}
 	}
-	for path, want := range map[string]string{open: "its mode is 0755", link: "is no folder"} {
+	for path, want := range map[string]string{open: "its mode is 0755", link: "is not a directory"} {
 		if err := checkPrivate(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -821,7 +832,7 @@ func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, requests []byte, long uint16) {
 		requests = append(bytes.Repeat([]byte("x"), int(long)), requests...)
 		s := &server{
-			// A receipt, for which there is no folder, would wait for the disk.
+			// A receipt, for which there is not a directory, would wait for the disk.
 			Options: Options{Dir: "/nonexistent", Installs: 2, Lifetime: time.Hour}, key: pair.Signer, cert: pair.Certificate,
 			digests: make(Digests), ended: make(chan struct{}), listener: closedListener{},
 		}

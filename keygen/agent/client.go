@@ -25,27 +25,27 @@ import (
 	"github.com/modsign/modsign/keygen"
 )
 
-// UnavailableError says that a folder has no key agent that answers, and why.
+// UnavailableError reports that no key agent of a directory answers, and why.
 type UnavailableError struct {
 	Dir    string
 	Reason string
-	Began  bool // there was one, or is one that does not answer us
+	Began  bool // there was an agent, or there is one that does not answer this user
 }
 
 func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason)
 }
 
-// Client is a key agent as its clients see it. It is safe for concurrent use.
+// Client is a connection to a key agent. It is safe for concurrent use.
 type Client struct {
 	dir    string
 	socket string
 	cert   *x509.Certificate
-	unfit  error       // why nothing is to be signed with its key
-	proven atomic.Bool // that it has the certificate's key, by a signature
+	unfit  error       // why its key must not sign
+	proven atomic.Bool // a signature has shown that it has the certificate's key
 
-	// pool holds the connections that nobody uses, and nil for each that may
-	// be made yet. More than a few for each processor would gain nothing.
+	// pool holds the idle connections, and nil for each that may still be made. More
+	// than a few for each processor would gain nothing.
 	pool chan *clientConn
 }
 
@@ -56,17 +56,17 @@ type clientConn struct {
 }
 
 const (
-	// An agent that has much to do may take its time to sign, and to end.
+	// A busy agent may need time to sign and to end.
 	responseTimeout = 2 * time.Minute
-	// What it knows it says at once.
+	// It answers at once what it knows.
 	promptTimeout = 10 * time.Second
 	// A connection that was idle so long may be closed by the agent soon.
 	poolTimeout = idleTimeout / 2
 )
 
-// Dial reaches the agent of a folder. It must run as the folder's owner, as
-// root, or as this user (SO_PEERCRED). The error is a [*UnavailableError] when there
-// is none that answers.
+// Dial connects to the agent of a directory. The agent must run as the owner of the
+// directory, as root, or as this user (SO_PEERCRED). The error is an
+// [*UnavailableError] when no agent answers.
 func Dial(dir string) (*Client, error) {
 	socket, err := socketOf(dir)
 	if err != nil {
@@ -88,7 +88,8 @@ func Dial(dir string) (*Client, error) {
 	if err != nil {
 		a.unfit = err
 	} else if !published.Equal(a.cert) {
-		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", keygen.ErrMismatch, filepath.Join(dir, certificateName))
+		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", keygen.ErrMismatch,
+			filepath.Join(dir, certificateName))
 	}
 	return a, nil
 }
@@ -125,7 +126,7 @@ func publishedCertificate(dir string) (*x509.Certificate, error) {
 	return certs[0], nil
 }
 
-// noAgent finds out why nobody answers.
+// noAgent finds out why no agent answers.
 func noAgent(dir string) error {
 	none := func(began bool, format string, args ...any) error {
 		return &UnavailableError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
@@ -148,15 +149,16 @@ func noAgent(dir string) error {
 		if _, err := d.Lstat(socketName); err != nil {
 			return none(false, "none was started, or it was killed and its agent.sock removed")
 		}
-		return none(true, "it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another machine, or outside of this container)")
+		return none(true,
+			"it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another "+
+				"machine, or outside of this container)")
 	case err != nil:
 		return none(true, "it left a receipt that is not to be trusted: %v", err)
 	}
 	return none(true, "%s", goneSince(receipt.Reason, receipt.Died))
 }
 
-// newestReceipt returns the name of the receipt that was written last, if there
-// is one.
+// newestReceipt returns the name of the receipt that was written last, or "".
 func newestReceipt(d *dirfd.Dir) (newest string, err error) {
 	names, err := d.Names()
 	if err != nil {
@@ -189,7 +191,7 @@ func NewestReceipt(dir string) (string, error) {
 	return d.Path(name), err
 }
 
-// connect waits for an agent that has more connections than it can take at once.
+// connect waits for an agent that has no room for a connection yet.
 func (a *Client) connect(timeout time.Duration) (net.Conn, error) {
 	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := net.DialTimeout("unix", a.socket, timeout)
@@ -208,7 +210,8 @@ func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 		info, statErr := os.Lstat(filepath.Join(a.dir, socketName))
 		if errors.Is(err, fs.ErrPermission) && statErr == nil {
 			return nil, &UnavailableError{Dir: a.dir, Began: true,
-				Reason: fmt.Sprintf("it belongs to uid %d, and takes orders of that user and of root alone", info.Sys().(*syscall.Stat_t).Uid)}
+				Reason: fmt.Sprintf("it belongs to uid %d, and takes orders of that user and of root alone",
+					info.Sys().(*syscall.Stat_t).Uid)}
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) || isMissing(err) {
 			return nil, noAgent(a.dir)
@@ -218,8 +221,11 @@ func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 	owner, err := os.Stat(a.dir)
 	if err == nil {
 		var uid int
-		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
-			err = &UnavailableError{Dir: a.dir, Began: true, Reason: fmt.Sprintf("what answers belongs to uid %d, who is neither the folder's owner nor root", uid)}
+		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() &&
+			uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
+			err = &UnavailableError{Dir: a.dir, Began: true,
+				Reason: fmt.Sprintf("the process that answers belongs to uid %d, which is neither the directory's owner nor root",
+					uid)}
 		}
 	}
 	if err != nil {
@@ -252,10 +258,11 @@ func (a *Client) call(request wireRequest) (response wireResponse, err error) {
 	switch {
 	case isHangup(err):
 		drop()
-		return wireResponse{}, noAgent(a.dir) // it ended under our hands
+		return wireResponse{}, noAgent(a.dir) // the agent exited during the request
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		drop()
-		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir, timeoutOf(request))
+		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir,
+			timeoutOf(request))
 	case err != nil:
 		drop()
 		return wireResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
@@ -310,15 +317,15 @@ func (c *clientConn) roundTrip(request wireRequest) (response wireResponse, err 
 // Certificate returns the certificate of the agent's key.
 func (a *Client) Certificate() *x509.Certificate { return a.cert }
 
-// Published returns nil when certificate.pem in the agent's directory is the
-// certificate of its key, and else an error.
+// Published returns an error unless certificate.pem in the agent's directory is the
+// certificate of its key.
 func (a *Client) Published() error { return a.unfit }
 
-// Pair returns the certificate with a Signer that asks the agent. It makes the
-// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked
-// with the certificate, which shows that the agent has the certificate's key. When certificate.pem in the agent's
-// folder is another certificate, it signs nothing. Errors are of type
-// [*UnavailableError] when the agent is no more.
+// Pair returns the certificate with a Signer that asks the agent. The Signer makes the
+// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. It checks the first one with
+// the certificate, which shows that the agent has the key, and signs nothing when
+// [Client.Published] returns an error. Its error is an [*UnavailableError] when the agent
+// has ended.
 func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a}, Certificate: a.cert} }
 
 type remoteKey struct{ agent *Client }
@@ -356,7 +363,7 @@ func verifies(cert *x509.Certificate, h crypto.Hash, digest, signature []byte) b
 	return false
 }
 
-// Status asks the agent how it is.
+// Status returns the state of the agent.
 func (a *Client) Status() (Status, error) {
 	response, err := a.call(wireRequest{Op: "status"})
 	if err == nil && response.Status == nil {
@@ -368,21 +375,21 @@ func (a *Client) Status() (Status, error) {
 	return *response.Status, nil
 }
 
-// Installed tells the agent that an install is done. After the last one that is
-// allowed it ends.
+// Installed tells the agent that an install is done. The agent ends after the last one
+// that is allowed.
 func (a *Client) Installed() error {
 	_, err := a.call(wireRequest{Op: "installed"})
 	return err
 }
 
-// Forget ends the agent. It returns when the receipt is written and the process
-// is gone, and with it the key.
+// Forget ends the agent. It returns when the receipt is written and the process, with
+// the key, is gone.
 func (a *Client) Forget() error {
 	_, err := a.call(wireRequest{Op: "forget"})
 	return err
 }
 
-// Close closes the connections; the agent lives on.
+// Close closes the connections. The agent does not end.
 func (a *Client) Close() error {
 	var err error
 	for range cap(a.pool) {
@@ -398,9 +405,10 @@ func (a *Client) Close() error {
 	return err
 }
 
-// KeyOf returns the key of a certificate whose file lies beside the agent.sock of its
-// agent. It is for [keygen.LoadOptions]. Where there never was an agent it returns nil;
-// where one is gone, the error holds an [*UnavailableError].
+// KeyOf returns the key for a file that holds a certificate, if an agent with that
+// certificate serves the directory of the file. It is an option of [keygen.Load]
+// ([keygen.LoadOptions]). It returns nil where the directory never had an agent, and an
+// error with an [*UnavailableError] where the agent is gone.
 func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
 	agent, err := Dial(filepath.Dir(path))
 	if none, ok := errors.AsType[*UnavailableError](err); ok && !none.Began {
@@ -411,7 +419,8 @@ func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
 	}
 	if !agent.cert.Equal(cert) {
 		agent.Close()
-		return nil, fmt.Errorf("%w: the key agent in the same folder has that of another certificate", keygen.ErrMismatch)
+		return nil, fmt.Errorf("%w: the key agent in the same directory has the key of another certificate",
+			keygen.ErrMismatch)
 	}
 	agent.unfit = nil
 	return remoteKey{agent}, nil

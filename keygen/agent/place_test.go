@@ -49,7 +49,8 @@ func TestPlanted(t *testing.T) {
 		if err := errors.Join(os.Remove(o.Dir), os.Symlink(elsewhere, o.Dir)); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), o.Dir+": is a symbolic link, and has to be a directory") {
+		if out, err := cmd.CombinedOutput(); err == nil ||
+			!strings.Contains(string(out), o.Dir+": is a symbolic link, and has to be a directory") {
 			t.Errorf("%v: %s", err, out)
 		}
 		if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
@@ -125,7 +126,8 @@ func TestBlockedName(t *testing.T) {
 				}
 			}
 			cmd.Path = testmod.Program(t, "setpriv", "util-linux")
-			cmd.Args = []string{cmd.Path, fmt.Sprintf("--reuid=%d", uid), fmt.Sprintf("--regid=%d", uid), "--clear-groups", "/proc/self/exe"}
+			cmd.Args = []string{cmd.Path, fmt.Sprintf("--reuid=%d", uid), fmt.Sprintf("--regid=%d", uid), "--clear-groups",
+				"/proc/self/exe"}
 			return startNobody(t, cmd, o)
 		}
 		run := start("")
@@ -299,8 +301,10 @@ func TestNotHidden(t *testing.T) {
 	t.Parallel()
 	unshare := testmod.Program(t, "unshare", "util-linux")
 	const script = `echo 2 >/proc/sys/vm/memfd_noexec && exec /proc/self/fd/3`
-	if out, err := exec.Command(unshare, "-r", "-p", "-f", "--mount-proc", "sh", "-c", "echo 2 >/proc/sys/vm/memfd_noexec").CombinedOutput(); err != nil {
-		testmod.Missing(t, "a process namespace with vm.memfd_noexec", "run the tests as root on Linux 6.3 or later: "+string(out))
+	if out, err := exec.Command(unshare, "-r", "-p", "-f", "--mount-proc", "sh", "-c",
+		"echo 2 >/proc/sys/vm/memfd_noexec").CombinedOutput(); err != nil {
+		testmod.Missing(t, "a process namespace with vm.memfd_noexec",
+			"run the tests as root on Linux 6.3 or later: "+string(out))
 	}
 	cmd, o := agentCommand(t, nil)
 	cmd.Path, cmd.Args = unshare, []string{unshare, "-p", "-f", "--kill-child", "--mount-proc", "sh", "-c", script}

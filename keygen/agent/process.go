@@ -15,8 +15,8 @@ import (
 )
 
 // hideMemory keeps the memory of this process from core dumps and from other
-// processes of its user, and out of swap where that is permitted; warning says
-// that it is not, and that there is swap.
+// processes of its user, and out of swap where that is permitted. Where it is not, and
+// there is swap, warning says so.
 func hideMemory() (locked bool, warning string, err error) {
 	if err := undump.Close(); err != nil {
 		return false, "", err
@@ -39,9 +39,8 @@ func hideMemory() (locked bool, warning string, err error) {
 	return false, warning, nil
 }
 
-// lockMemory locks all memory, that to come too. It does so only without a limit:
-// one that the process came to later would be the end of Go's runtime, which
-// maps its memory as it goes along.
+// lockMemory locks all memory, present and future. It does so only without a limit:
+// Go's runtime maps memory as it needs it and would not survive a limit.
 func lockMemory() bool {
 	unlimited := &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
 	if unix.Setrlimit(unix.RLIMIT_MEMLOCK, unlimited) != nil {
@@ -50,13 +49,13 @@ func lockMemory() bool {
 	return unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT) == nil
 }
 
-// maxRuntimeDir is what a socket's 108 bytes leave to the folder.
+// maxRuntimeDir is what the 108 bytes of a socket's path leave to its directory.
 const maxRuntimeDir = 80
 
-// runtimeFolder returns a directory for the socket that is this user's alone. Anybody
-// can make or keep any name in /tmp that they can foresee: then it is one with a random
-// name, which goes with the socket. Clients find either by agent.sock.
-func runtimeFolder(dir string) (path string, random bool, err error) {
+// runtimeDir returns a directory for the socket that is this user's alone. Anybody can
+// take a name in /tmp that they can foresee: then it is a random name, and the directory
+// is removed with the socket. Clients find either through agent.sock.
+func runtimeDir(dir string) (path string, random bool, err error) {
 	if dir = filepath.Clean(dir); filepath.IsAbs(dir) && len(dir) <= maxRuntimeDir && checkPrivate(dir) == nil {
 		return dir, false, nil
 	}
@@ -83,7 +82,8 @@ func sharedRuntimeDir() string { return fmt.Sprintf("/tmp/modsign-%d", os.Geteui
 func removeDead(socket, runtimeDir string) {
 	dir := filepath.Dir(socket)
 	random := strings.HasPrefix(dir, sharedRuntimeDir()+"-") && filepath.Dir(dir) == filepath.Dir(sharedRuntimeDir())
-	if name, _ := filepath.Match("modsign-*.sock", filepath.Base(socket)); !name || dir != runtimeDir && !random || checkPrivate(dir) != nil {
+	if name, _ := filepath.Match("modsign-*.sock", filepath.Base(socket)); !name || dir != runtimeDir && !random ||
+		checkPrivate(dir) != nil {
 		return
 	}
 	os.Remove(socket)
@@ -99,7 +99,7 @@ func checkPrivate(dir string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("%s is no folder", dir)
+		return fmt.Errorf("%s is not a directory", dir)
 	case int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("%s belongs to uid %d", dir, st.Uid)
 	case st.Mode&0o077 != 0:
@@ -108,9 +108,9 @@ func checkPrivate(dir string) error {
 	return nil
 }
 
-// lockFolder waits for the lock of a folder, which ends with the process. Where
-// the file system has no locks there is none.
-func lockFolder(dir string) (unlock func(), err error) {
+// lockDir waits for the lock of a directory, which ends with the process. Where the file
+// system has no locks there is none.
+func lockDir(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -131,8 +131,8 @@ func sinceBoot() time.Duration {
 }
 
 // Hide starts this program again, in this process, so that other processes of its user
-// are kept out of its memory from its first instruction. It returns when they
-// are already, or with the reason why this system does not have it: then they
-// are kept out from now on. A program that calls [Serve] calls it first of
-// all, with its own arguments and the environment that it wants to have.
+// cannot access its memory from its first instruction on. It returns nil when the
+// program has been started so. An error says why the system does not support it; other
+// processes are then kept out from now on. A program that calls [Serve] calls Hide
+// first, with its own arguments and the environment that it wants to have.
 func Hide(args, env []string) error { return undump.Exec(args, env) }

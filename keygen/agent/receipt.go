@@ -50,7 +50,7 @@ type Receipt struct {
 	DigestsSHA256     string    `json:"digests_sha256"`     // Digests.SHA256
 	Installs          int       `json:"installs"`           // how many were reported
 	MemoryLocked      bool      `json:"memory_locked"`      // whether it was kept out of swap
-	MemoryHidden      bool      `json:"memory_hidden"`      // whether other processes of its user were kept out of it from its first instruction; not in version 1
+	MemoryHidden      bool      `json:"memory_hidden"`      // as in Status; not in version 1
 	Signature         []byte    `json:"signature"`          // base64
 }
 

@@ -216,7 +216,8 @@ func TestReceiptIsNotQuoted(t *testing.T) {
 }
 
 func FuzzReadReceipt(f *testing.F) {
-	files := [][]byte{encoded(f, newReceipt(f, "ecdsa:p256")), encoded(f, newReceipt(f, "ecdsa:p384")), []byte(`{"version":1}`)}
+	files := [][]byte{encoded(f, newReceipt(f, "ecdsa:p256")), encoded(f, newReceipt(f, "ecdsa:p384")),
+		[]byte(`{"version":1}`)}
 	for i := range files {
 		f.Add(uint8(i), uint64(0), uint64(0), uint64(0))
 		f.Add(uint8(i), uint64(40<<16|'7'), uint64(200<<16|0x401), uint64(300<<16|0x300|'\n'))

@@ -1,11 +1,15 @@
 // Package agent keeps a one-time key in the memory of a process of its own, the key
-// agent: begin with [Serve] in that process, and with [Dial] in those that sign.
+// agent.
 //
-// Only the certificate is ever in a file. The agent signs for its user and for root,
-// over a socket, until it is told to forget the key, or its time is over, or its
-// folder is gone. Then it leaves a [Receipt], signed by the key as its last act.
-// Nothing is promised about the wiping of memory, which Go's crypto packages do not
-// offer: the key is gone when the process is.
+// Begin with [Dial], which reaches the agent of a directory: the [Client] has the
+// certificate and signs with the key. [Start] starts the process of an agent, and
+// [Serve] is what that process does.
+//
+// Only the certificate is ever in a file. The agent signs for its user and for root, over
+// a Unix socket. It ends when [Client.Forget] says so, after the allowed number of
+// installs, at the end of its lifetime, or when its directory is gone, and leaves a
+// [Receipt] that the key signed as its last act. The package does not promise to wipe
+// memory, which Go's crypto packages do not offer: the key is gone when the process is.
 package agent
 
 import (
@@ -38,27 +42,27 @@ import (
 	"github.com/modsign/modsign/keygen"
 )
 
-// Names in the folder of an agent.
+// Names in the directory of an agent.
 const (
 	certificateName = "certificate.pem"
 	socketName      = "agent.sock" // a symbolic link to the socket, whose path has to be short
 )
 
-// Options says what an agent makes, how long it lives, and where.
+// Options describe an agent: its key, its place and its end.
 type Options struct {
 	Algorithm keygen.Algorithm
 	Template  keygen.Template // of the certificate
 
 	Dir  string // gets certificate.pem, agent.sock and, at the end, receipt-*.json
-	Tree string // the folder whose disappearance ends the agent
+	Tree string // the directory whose removal ends the agent
 
-	Installs int           // ends after so many calls of Installed; 0: any number
-	Lifetime time.Duration // ends after so long, the time in which the machine sleeps included
-	Profile  string        // what Status returns; it means nothing to the agent
+	Installs int           // number of calls of Installed after which it ends; 0: no limit
+	Lifetime time.Duration // includes the time in which the machine sleeps
+	Profile  string        // Status returns it; it means nothing to the agent
 
-	// RuntimeDir is the directory of the socket, $XDG_RUNTIME_DIR. Where it is
-	// empty, too long for a socket, or not this user's alone, /tmp/modsign-UID is,
-	// or /tmp/modsign-UID-* with a random name where that one is not this user's alone.
+	// RuntimeDir is the directory of the socket, $XDG_RUNTIME_DIR. If it is empty, too
+	// long for a socket, or open to other users, the socket is in /tmp/modsign-UID; if
+	// that is another user's or open to others, in /tmp/modsign-UID-* with a random name.
 	RuntimeDir string
 }
 
@@ -72,9 +76,9 @@ type Options struct {
 //	{"op":"forget"}                                    {}, and the connection ends when the process has
 //	whatever fails                                     {"error":"..."}, with "gone":true when the key is
 //
-// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. After a line that is no request
-// the agent hangs up, and so it does on a client that says nothing for a minute, or
-// sooner when others need its place.
+// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The agent hangs up after a line that is
+// not a request, and on a client that is silent for a minute, or for less when others
+// need its place.
 type wireRequest struct {
 	Op     string `json:"op"`
 	Hash   string `json:"hash,omitempty"`
@@ -96,7 +100,7 @@ const (
 	idleTimeout    = time.Minute
 )
 
-// Status is what an agent says about itself.
+// Status is the state of an agent.
 type Status struct {
 	PID             int       `json:"pid"`
 	Algorithm       string    `json:"algorithm"`
@@ -108,18 +112,18 @@ type Status struct {
 	InstallsAllowed int       `json:"installs_allowed"` // 0: any number
 	Signatures      int       `json:"signatures"`
 	MemoryLocked    bool      `json:"memory_locked"`
-	MemoryHidden    bool      `json:"memory_hidden"`     // its user's other processes were kept out from its first instruction
+	MemoryHidden    bool      `json:"memory_hidden"`     // from its user's other processes, since its first instruction
 	Warning         string    `json:"warning,omitempty"` // swap may get to see the key
 }
 
-// server is an agent from the inside.
+// server is the agent in its own process.
 type server struct {
 	Options
 	cert     *x509.Certificate
 	born     time.Time
 	deadline time.Duration // of the clock that sinceBoot reads
 	locked   bool
-	warning  string
+	warning  string // why the key may be written to swap
 
 	runtimeDir string // of the socket
 	randomDir  bool   // runtimeDir is this agent's own, and goes with it
@@ -128,7 +132,7 @@ type server struct {
 	conns      connSet
 	watched    map[string]fs.FileInfo // by path: whose loss ends the agent
 
-	// Who uses the key holds use for reading; for the end it is held for writing.
+	// A user of the key holds use for reading. The end holds it for writing.
 	use  sync.RWMutex
 	key  crypto.Signer // nil at the end
 	gone string        // why
@@ -138,8 +142,8 @@ type server struct {
 	digests    Digests
 	installs   int
 
-	// Who answers a request holds answering for reading; the process does not end
-	// in the middle of an answer.
+	// An answer holds answering for reading, so that the process does not end in the
+	// middle of it.
 	answering sync.RWMutex
 
 	ending sync.Once
@@ -147,23 +151,25 @@ type server struct {
 	endErr error
 }
 
-// Serve makes a one-time key and its certificate and keeps the key in the
-// memory of this process, which is to be a process of its own: it is made
-// undumpable, which [Hide] does earlier, and on return connections are left open and no longer answered, to
-// end with it. ready is called once the agent answers; after its error Serve
-// ends the agent and returns that error.
+// Serve makes a one-time key and its certificate, keeps the key in the memory of this
+// process, and returns when the agent has ended. The process must have no other
+// purpose and exit then: Serve makes it undumpable, which [Hide] does earlier, and leaves
+// connections open without an answer. Serve calls ready once, when the agent answers; if
+// ready fails, Serve ends the agent and returns that error.
 //
-// The agent ends at the first of: [Client.Forget], the last of the allowed
-// installs, the end of its lifetime, the loss of Tree, Dir, agent.sock or the
-// socket, the context. Then it leaves its [Receipt] in Dir, as
-// receipt-<first 16 digits of the certificate's SHA-256>.json, unless Dir is
-// gone. Every second it looks at the clock and the folders.
+// The agent ends at the first of: [Client.Forget], the last of the allowed installs, the
+// end of its lifetime, the loss of Tree, Dir, agent.sock or the socket, the end of ctx.
+// It looks at the clock and the directories every second. At its end it leaves its
+// [Receipt] in Dir, unless that is gone, as
+// receipt-<first 16 digits of the certificate's SHA-256>.json.
 //
-// Only this user and root are answered (SO_PEERCRED). It is an error when another
-// agent serves Dir.
+// The agent answers this user and root alone (SO_PEERCRED). Serve fails with [ErrServed]
+// when another agent serves Dir.
 func Serve(ctx context.Context, o Options, ready func() error) error {
 	if o.Lifetime <= 0 || o.Installs < 0 {
-		return fmt.Errorf("key agent with a lifetime of %v and %d installs: the lifetime has to be positive, and the installs not negative", o.Lifetime, o.Installs)
+		return fmt.Errorf(
+			"key agent with a lifetime of %v and %d installs: the lifetime has to be positive, and the installs not "+
+				"negative", o.Lifetime, o.Installs)
 	}
 	s := &server{Options: o, digests: make(Digests), ended: make(chan struct{})}
 	var err error
@@ -213,8 +219,7 @@ func (s *server) certificatePEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert.Raw})
 }
 
-// publish makes the agent known: the socket, the certificate, and the link that
-// leads to the socket.
+// publish makes the socket, the certificate, and the link to the socket.
 func (s *server) publish() (err error) {
 	s.watched = make(map[string]fs.FileInfo)
 	for _, dir := range []string{s.Tree, s.Dir} {
@@ -227,7 +232,7 @@ func (s *server) publish() (err error) {
 		return err
 	}
 	defer dir.Close()
-	if s.runtimeDir, s.randomDir, err = runtimeFolder(s.RuntimeDir); err != nil {
+	if s.runtimeDir, s.randomDir, err = runtimeDir(s.RuntimeDir); err != nil {
 		return err
 	}
 	s.socket = filepath.Join(s.runtimeDir, "modsign-"+rand.Text()[:12]+".sock")
@@ -248,7 +253,7 @@ func (s *server) publish() (err error) {
 
 	// Of two of this user that begin at once, one finds the other here. The lock is
 	// in a directory that nobody else can open, and so nobody else can hold it.
-	unlock, err := lockFolder(s.runtimeDir)
+	unlock, err := lockDir(s.runtimeDir)
 	if err != nil {
 		return err
 	}
@@ -267,7 +272,8 @@ func (s *server) publish() (err error) {
 }
 
 // openDir opens Dir, whose name the kernel's build makes up in a tree that may be
-// somebody else's. It is not kept open, as its file system could not be unmounted.
+// another user's. The agent does not keep it open, so that its file system can be
+// unmounted.
 func (s *server) openDir() (*dirfd.Dir, error) {
 	dir, err := dirfd.OpenOwn(s.Dir)
 	if err != nil {
@@ -293,7 +299,7 @@ func (s *server) unlisten() {
 // ErrServed reports that the directory has an agent that answers.
 var ErrServed = errors.New("a key agent already serves this directory")
 
-// otherAgent is an error when an agent serves the folder.
+// otherAgent returns an error when an agent serves the directory.
 func otherAgent(dir string) error {
 	other, err := Dial(dir)
 	if err != nil {
@@ -321,7 +327,7 @@ func (s *server) wait(ctx context.Context) {
 	}
 }
 
-// over returns why the agent has to end, if it has.
+// over returns why the agent has to end now, or "".
 func (s *server) over() string {
 	if sinceBoot() >= s.deadline {
 		return fmt.Sprintf("lifetime of %v over", s.Lifetime)
@@ -338,8 +344,8 @@ func (s *server) over() string {
 	return ""
 }
 
-// there reports whether a path is what it was. A disk that cannot say so now may
-// say it a second later.
+// there reports whether a path still leads to the same file. Where that cannot be known
+// now, it may be known a second later.
 func (s *server) there(path string) bool {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -352,8 +358,8 @@ func isMissing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ESTALE)
 }
 
-// end drops the key, after its last signature, and leaves the receipt. It returns
-// when that is done, whoever was the first to want it.
+// end drops the key, after its last signature, and leaves the receipt. Every call
+// returns when that is done, the first one's reason being the one that counts.
 func (s *server) end(reason string) error {
 	s.ending.Do(func() {
 		defer close(s.ended)
@@ -373,7 +379,7 @@ func (s *server) end(reason string) error {
 	return s.endErr
 }
 
-// leave writes the receipt and takes agent.sock away, unless Dir is gone.
+// leave writes the receipt and removes agent.sock, unless Dir is gone.
 func (s *server) leave(receipt *Receipt) error {
 	if !s.there(s.Dir) {
 		return nil
@@ -390,12 +396,12 @@ func (s *server) leave(receipt *Receipt) error {
 	return err
 }
 
-// goneSince is how it is said everywhere.
+// goneSince is the message about a key that is gone.
 func goneSince(reason string, died time.Time) string {
 	return fmt.Sprintf("the one-time key is gone: %s at %s", reason, died.Format(time.RFC3339))
 }
 
-// receipt is signed by the key, and nothing after it.
+// receipt makes the receipt, with the last signature of the key.
 func (s *server) receipt(reason string) (*Receipt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -436,7 +442,8 @@ func (s *server) accept() {
 func (s *server) serve(conn net.Conn) {
 	defer s.conns.remove(conn)
 	if uid, err := peerUID(conn); err != nil || uid != 0 && uid != os.Geteuid() {
-		respond(conn, wireResponse{Error: fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())})
+		refusal := fmt.Sprintf("refused: the key agent of uid %d takes orders of that user and of root alone", os.Geteuid())
+		respond(conn, wireResponse{Error: refusal})
 		conn.Close()
 		return
 	}
@@ -445,8 +452,8 @@ func (s *server) serve(conn net.Conn) {
 	}
 }
 
-// converse reports whether the connection is to be closed now, and not with the
-// process.
+// converse answers requests and reports whether to close the connection now, not with
+// the process.
 func (s *server) converse(conn net.Conn) bool {
 	lines := bufio.NewReaderSize(conn, maxRequest)
 	for {
@@ -507,7 +514,7 @@ func decodeStrict(data []byte, v any) error {
 	return nil
 }
 
-// errGone is of requests that come after the end.
+// errGone answers requests that come after the end.
 var errGone = errors.New("the one-time key is gone")
 
 func (s *server) answer(request wireRequest) (response wireResponse) {
@@ -607,11 +614,11 @@ func (s *server) countInstall() (int, error) {
 	return s.installs, nil
 }
 
-// peerUID returns who is at the other end of a connection.
+// peerUID returns the user at the other end of a connection.
 func peerUID(conn net.Conn) (int, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
-		return 0, fmt.Errorf("%T is no connection of a Unix socket", conn)
+		return 0, fmt.Errorf("%T is not a connection of a Unix socket", conn)
 	}
 	raw, err := unixConn.SyscallConn()
 	if err != nil {
@@ -619,7 +626,10 @@ func peerUID(conn net.Conn) (int, error) {
 	}
 	var cred *unix.Ucred
 	var credErr error
-	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		cred,
+			credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
 		return 0, err
 	}
 	if credErr != nil {

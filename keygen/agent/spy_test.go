@@ -76,7 +76,8 @@ func spyOn(t *testing.T, mode, program string, user []string) (status Status, op
 	}
 	run.wait(t)
 	if receipt := run.receipt(t); receipt.MemoryHidden != status.MemoryHidden {
-		t.Errorf("%s: memory_hidden is %t in the receipt and %t in the status", mode, receipt.MemoryHidden, status.MemoryHidden)
+		t.Errorf("%s: memory_hidden is %t in the receipt and %t in the status", mode, receipt.MemoryHidden,
+			status.MemoryHidden)
 	}
 	return status, open, testmod.FindPrime(memory, agent.Certificate().PublicKey.(*rsa.PublicKey).N) != nil
 }
