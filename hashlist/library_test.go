@@ -73,7 +73,7 @@ func TestOutcome(t *testing.T) {
 		t.Errorf("interrupted: %v", err)
 	}
 	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{}); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no folder: %v", err)
+		t.Errorf("no directory: %v", err)
 	}
 }
 

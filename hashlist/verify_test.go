@@ -36,7 +36,7 @@ func compiled(t testing.TB, name string) (whole, stripped []byte) {
 	return whole, stripped
 }
 
-// installed is a folder of modules, and their list.
+// installed is a directory of modules, and their list.
 func installed(t testing.TB, files map[string][]byte) (dir string, list *List) {
 	t.Helper()
 	dir, list = t.TempDir(), &List{Release: release}

@@ -21,10 +21,11 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/sign/manifest"
 )
 
 // attach puts signatures on a tree, and returns what was refused, or the results.
-func attach(t testing.TB, algorithm string, s Signatures, source Source, opts Options) (Summary, []Result, error) {
+func attach(t testing.TB, algorithm string, s manifest.Signatures, source Source, opts Options) (Summary, []Result, error) {
 	t.Helper()
 	a, err := NewAttachment(t.Context(), testmod.NewKey(t, algorithm).Certificate, s)
 	if err != nil {
@@ -34,7 +35,7 @@ func attach(t testing.TB, algorithm string, s Signatures, source Source, opts Op
 	defer tree.Close()
 	var results []Result
 	opts.Report.Result = func(r Result) { results = append(results, r) }
-	summary, err := tree.Attach(t.Context(), a, opts)
+	summary, err := tree.Attach(t.Context(), a, AttachOptions{WriteOptions: opts.WriteOptions, Existing: opts.Existing, Detached: opts.Detached})
 	return summary, results, err
 }
 
@@ -79,18 +80,18 @@ func TestTwoPhases(t *testing.T) {
 			name := fmt.Sprintf("%s-%v", cms.HashName(hash), useKeyID)
 			signer := newSigner(t, "rsa:2048", hash, useKeyID)
 			direct := filepath.Join(base, name, "direct")
-			mustSign(t, signer, Source{Roots: []string{root}, Output: direct}, Options{Sync: SyncNone})
+			mustSign(t, signer, Source{Roots: []string{root}, Output: direct}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 			// Through both files, as they are sent.
-			m, err := ReadManifest(strings.NewReader(text(t, manifestOf(t, hash, root))))
+			m, err := manifest.Read(strings.NewReader(text(t, manifestOf(t, hash, root))))
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := ReadSignatures(strings.NewReader(text(t, signManifest(t, signer, m))))
+			s, err := manifest.ReadSignatures(strings.NewReader(text(t, signManifest(t, signer, m))))
 			if err != nil {
 				t.Fatal(err)
 			}
 			out := filepath.Join(base, name, "attached")
-			summary, _, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}, Output: out}, Options{Sync: SyncNone})
+			summary, _, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}, Output: out}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 			if err != nil || summary.Signed != len(m) || summary.Signed != len(testmod.Testdata(t)) {
 				t.Fatalf("%s: %+v, %v", name, summary, err)
 			}
@@ -101,9 +102,9 @@ func TestTwoPhases(t *testing.T) {
 			}
 			// In place, over the signatures of another key, and once more.
 			other := filepath.Join(base, name, "other")
-			mustSign(t, newSigner(t, "ecdsa:p256", crypto.SHA512, false), Source{Roots: []string{root}, Output: other}, Options{Sync: SyncNone})
+			mustSign(t, newSigner(t, "ecdsa:p256", crypto.SHA512, false), Source{Roots: []string{root}, Output: other}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 			for range 2 {
-				summary, _, err = attach(t, "rsa:2048", s, Source{Roots: []string{other}}, Options{Sync: SyncNone})
+				summary, _, err = attach(t, "rsa:2048", s, Source{Roots: []string{other}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 				if err != nil || summary.Replaced != len(m) {
 					t.Fatalf("%s: %+v, %v", name, summary, err)
 				}
@@ -155,7 +156,7 @@ func TestAttachOptions(t *testing.T) {
 		opts   Options
 	}{
 		"xz":       {Source{Compress: 2, Recompress: true}, Options{}},
-		"mode":     {Source{}, Options{Mode: &mode, Sync: SyncFile, Jobs: 1}},
+		"mode":     {Source{}, Options{WriteOptions: WriteOptions{Mode: &mode, Sync: SyncFile, Jobs: 1}}},
 		"detached": {Source{}, Options{Detached: true}},
 	} {
 		attached, direct := test.source, test.source
@@ -171,9 +172,6 @@ func TestAttachOptions(t *testing.T) {
 				t.Errorf("%s: %v and %v", path, state.Mode, twin.Mode)
 			}
 		}
-	}
-	if _, _, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}}, Options{StripDebug: true}); err == nil || !strings.Contains(err.Error(), "strip") {
-		t.Errorf("stripped on the way: %v", err)
 	}
 	// What is signed already may stay, or be refused.
 	mustSign(t, newSigner(t, "ecdsa:p256", crypto.SHA256, false), Source{Roots: []string{filepath.Join(root, "a")}}, Options{})
@@ -203,13 +201,13 @@ func TestAttachRefuses(t *testing.T) {
 	twin := testmod.NewKey(t, "rsa:4096").Private
 	impostorCert := *testmod.NewKey(t, "rsa:2048").Certificate
 	impostorCert.PublicKey = twin.Public()
-	impostor, err := NewSigner(twin, &impostorCert, crypto.SHA256, false)
+	impostor, err := NewSigner(twin, &impostorCert, SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
 	sha512 := signManifest(t, newSigner(t, "rsa:2048", crypto.SHA512, false), manifestOf(t, crypto.SHA512, root))
 
-	change := func(f func(s Signatures) Signatures) Signatures {
+	change := func(f func(s manifest.Signatures) manifest.Signatures) manifest.Signatures {
 		s := slices.Clone(good)
 		for i := range s {
 			s[i].Message = bytes.Clone(s[i].Message)
@@ -217,55 +215,55 @@ func TestAttachRefuses(t *testing.T) {
 		return f(s)
 	}
 	for name, test := range map[string]struct {
-		s    Signatures
+		s    manifest.Signatures
 		want []string // all of it, in this order
 	}{
-		"a line is missing":        {good[:2], []string{root + "/d.ko: there is no signature for this module (d.ko)"}},
-		"all but one line missing": {good[2:], []string{root + "/a.ko: there is no signature", root + "/b/c.ko: there is no signature"}},
-		"a line too many": {change(func(s Signatures) Signatures {
+		"a line is missing":        {good[:2], []string{root + "/d.ko: no signature for this module (d.ko)"}},
+		"all but one line missing": {good[2:], []string{root + "/a.ko: no signature", root + "/b/c.ko: no signature"}},
+		"a line too many": {change(func(s manifest.Signatures) manifest.Signatures {
 			more := s[0]
 			more.Path = "e.ko"
 			return append(s, more)
-		}), []string{"e.ko: there is a signature, and no such module in " + root}},
-		"a module is called otherwise": {change(func(s Signatures) Signatures {
+		}), []string{"e.ko: signature without a module in " + root}},
+		"a module is called otherwise": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[2].Path = "D.ko"
 			return s
-		}), []string{root + "/d.ko: there is no signature", "D.ko: there is a signature, and no such module"}},
-		"doubled":               {append(slices.Clone(good), good[1]), []string{"b/c.ko is there twice"}},
-		"none":                  {nil, []string{"there is no signature to attach"}},
+		}), []string{root + "/d.ko: no signature", "D.ko: signature without a module"}},
+		"doubled":               {append(slices.Clone(good), good[1]), []string{"b/c.ko occurs twice"}},
+		"none":                  {nil, []string{"no signature to attach"}},
 		"another key":           {foreign, []string{"a.ko: the signature is by another certificate", "b/c.ko: the signature is by another", "d.ko: the signature is by another"}},
-		"one by another key":    {Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
-		"another kind of key":   {Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
-		"by an impostor":        {Signatures{good[0], signManifest(t, impostor, m)[1], good[2]}, []string{"b/c.ko: the signature does not fit the module, or is not by the key"}},
-		"one with another hash": {Signatures{good[0], sha512[1], good[2]}, []string{"b/c.ko: its digest is sha512, and others are sha256"}},
-		"a hash that is not the digest's": {change(func(s Signatures) Signatures {
+		"one by another key":    {manifest.Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
+		"another kind of key":   {manifest.Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
+		"by an impostor":        {manifest.Signatures{good[0], signManifest(t, impostor, m)[1], good[2]}, []string{"b/c.ko: the signature does not match the module, or is not by the key"}},
+		"one with another hash": {manifest.Signatures{good[0], sha512[1], good[2]}, []string{"b/c.ko: its digest is sha512, others are sha256"}},
+		"a hash that is not the digest's": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message = sha512[1].Message
 			return s
-		}), []string{"b/c.ko: the signature is made with sha512, and the digest with sha256"}},
-		"exchanged": {change(func(s Signatures) Signatures {
+		}), []string{"b/c.ko: the signature uses sha512, its digest sha256"}},
+		"exchanged": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[0].Message, s[2].Message = s[2].Message, s[0].Message
 			return s
-		}), []string{"a.ko: the signature does not fit", "d.ko: the signature does not fit"}},
-		"another digest": {change(func(s Signatures) Signatures {
+		}), []string{"a.ko: the signature does not match", "d.ko: the signature does not match"}},
+		"another digest": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Sum = bytes.Clone(s[1].Sum)
 			s[1].Sum[3] ^= 1
 			return s
-		}), []string{"b/c.ko: the signature does not fit"}},
-		"cut off": {change(func(s Signatures) Signatures {
+		}), []string{"b/c.ko: the signature does not match"}},
+		"cut off": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message = s[1].Message[:len(s[1].Message)-1]
 			return s
 		}), []string{"b/c.ko: not a signature that the kernel reads"}},
-		"more behind": {change(func(s Signatures) Signatures {
+		"more behind": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message = append(s[1].Message, 0)
 			return s
 		}), []string{"b/c.ko: not as sign-file writes it: 1 bytes after the message"}},
-		"a module instead": {change(func(s Signatures) Signatures {
+		"a module instead": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message = testmod.ELF()
 			return s
 		}), []string{"b/c.ko: not a signature that the kernel reads"}},
 	} {
 		for _, dry := range []bool{false, true} {
-			_, results, err := attach(t, "rsa:2048", test.s, Source{Roots: []string{root}}, Options{DryRun: dry})
+			_, results, err := attach(t, "rsa:2048", test.s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}})
 			if err == nil || len(results) > 0 {
 				t.Errorf("%s: not refused: %v", name, results)
 				continue
@@ -284,7 +282,7 @@ func TestAttachRefuses(t *testing.T) {
 	// Each bit of a message counts.
 	key := testmod.NewKey(t, "rsa:2048").Certificate
 	for i := range good[1].Message {
-		s := change(func(s Signatures) Signatures {
+		s := change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message[i] ^= 1 << (i % 8)
 			return s
 		})
@@ -298,7 +296,7 @@ func TestAttachRefuses(t *testing.T) {
 	for i := start; i < len(lines[2])-3; i++ {
 		b := []byte(lines[2])
 		b[i] = map[bool]byte{true: 'B', false: 'A'}[b[i] == 'A']
-		s, err := ReadSignatures(strings.NewReader(withSum(lines[0], lines[1], string(b), lines[3])))
+		s, err := manifest.ReadSignatures(strings.NewReader(withSum(lines[0], lines[1], string(b), lines[3])))
 		if err == nil {
 			_, err = NewAttachment(t.Context(), key, s)
 		}
@@ -338,7 +336,7 @@ func TestAttachChanged(t *testing.T) {
 	}
 	before := snapshot(t, root)
 	for _, dry := range []bool{true, false} {
-		summary, results, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}}, Options{DryRun: dry})
+		summary, results, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}})
 		if !errors.Is(err, ErrIncomplete) || summary.Signed != 2 || summary.Failed != 3 || summary.Modules != 5 {
 			t.Errorf("dry run %v: %+v, %v", dry, summary, err)
 		}
@@ -375,7 +373,7 @@ func found(t testing.TB, algorithm string, from FoundSignatures, source Source) 
 	defer tree.Close()
 	cert := testmod.NewKey(t, algorithm).Certificate
 	from.Note = func(note string) { notes = append(notes, note) }
-	s, err := tree.FindSignatures(t.Context(), cert, from, Options{})
+	s, err := tree.FindSignatures(t.Context(), cert, from, ReadOptions{})
 	if err != nil {
 		return notes, err
 	}
@@ -383,7 +381,7 @@ func found(t testing.TB, algorithm string, from FoundSignatures, source Source) 
 	if err != nil {
 		return notes, err
 	}
-	summary, err := tree.Attach(t.Context(), a, Options{})
+	summary, err := tree.Attach(t.Context(), a, AttachOptions{})
 	if err == nil && summary.Signed != tree.Modules() {
 		err = fmt.Errorf("%+v", summary)
 	}
@@ -469,7 +467,7 @@ func TestFoundSignatures(t *testing.T) {
 		if name == "debian" {
 			want = 2
 		}
-		if len(notes) != want || want > 0 && (!strings.Contains(notes[0], "linux-image: passed over what is no module (sig_type efi): 1 of 5 files") || !strings.Contains(notes[1], "linux-image-other: passed over, as none of its modules is in")) {
+		if len(notes) != want || want > 0 && (!strings.Contains(notes[0], "linux-image: skipped 1 of 5 files, which are not modules (sig_type efi)") || !strings.Contains(notes[1], "linux-image-other: skipped, since none of its modules is in")) {
 			t.Errorf("%s: %q", name, notes)
 		}
 	}
@@ -554,11 +552,11 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	}
 	for layout, from := range s.layouts() {
 		good := read(t, at[layout])
-		short, wrong, strange, hash := "not a signature that the kernel reads", "does not fit the module", "by another certificate", ""
+		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "by another certificate", ""
 		swapped := read(t, filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)))
 		foreignSig := read(t, foreign+".p7s")
 		if layout == "raw" {
-			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "that of another digest", "384 bytes", "is made with"
+			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "that of another digest", "384 bytes", "all need the same hash"
 			foreignSig = read(t, foreign+".foreign")
 		}
 		flipped := bytes.Clone(good)
@@ -567,7 +565,7 @@ func TestFoundSignaturesRefused(t *testing.T) {
 			content []byte
 			want    string
 		}{
-			"missing":         {nil, ": there is no signature for this module (" + at[layout] + ")"},
+			"missing":         {nil, ": no signature for this module (" + at[layout] + ")"},
 			"empty":           {[]byte{}, at[layout] + ": "},
 			"cut off":         {good[:len(good)-1], short},
 			"longer":          {append(bytes.Clone(good), 0), at[layout] + ": "},
@@ -609,7 +607,7 @@ func TestFoundSignaturesRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A key that is no RSA key, and a module that is none.
-		if _, err := found(t, "ecdsa:p256", from, Source{Roots: []string{s.tree}}); err == nil || layout == "raw" && !strings.Contains(err.Error(), "raw signatures are those of RSA, and the certificate's key is ECDSA") {
+		if _, err := found(t, "ecdsa:p256", from, Source{Roots: []string{s.tree}}); err == nil || layout == "raw" && !strings.Contains(err.Error(), "raw signatures are RSA, and the certificate's key is ECDSA") {
 			t.Errorf("%s: with an ECDSA certificate: %v", layout, err)
 		}
 	}
@@ -621,15 +619,15 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		change func(p map[string]any)
 		want   string
 	}{
-		"another certificate": {func(p map[string]any) { p["trusted_certs"] = []string{strings.Repeat("ab", 32)} }, "its trusted_certs do not have the certificate"},
+		"another certificate": {func(p map[string]any) { p["trusted_certs"] = []string{strings.Repeat("ab", 32)} }, "trusted_certs lacks the certificate"},
 		"a module too many": {func(p map[string]any) {
 			p["files"] = append(p["files"].([]any), entry("linux-module", installed+"/no.ko"))
-		}, "linux-image: " + installed + "/no.ko is no module in"},
-		"a module missing": {func(p map[string]any) { p["files"] = p["files"].([]any)[1:] }, "plain/hello.ko: there is no signature for this module: "},
-		"twice":            {func(p map[string]any) { p["files"] = append(p["files"].([]any), p["files"].([]any)[0]) }, "plain/hello.ko is there twice"},
+		}, "linux-image: " + installed + "/no.ko is not a module in"},
+		"a module missing": {func(p map[string]any) { p["files"] = p["files"].([]any)[1:] }, "plain/hello.ko: no signature for this module: "},
+		"twice":            {func(p map[string]any) { p["files"] = append(p["files"].([]any), p["files"].([]any)[0]) }, "plain/hello.ko occurs twice"},
 		"twice, with usr": {func(p map[string]any) {
 			p["files"] = append(p["files"].([]any), entry("linux-module", "usr/"+installed+"/plain/hello.ko"))
-		}, "plain/hello.ko is there twice"},
+		}, "plain/hello.ko occurs twice"},
 		"out of the package": {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("linux-module", "../x.ko")) }, `"../x.ko": path that is not`},
 		"another type":       {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("rpm", "x.rpm")) }, `sig_type "rpm" is neither`},
 	} {

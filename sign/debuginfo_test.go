@@ -57,11 +57,11 @@ func TestStripDebug(t *testing.T) {
 		}
 	}
 	before := snapshot(t, dir)
-	if s, _ := sign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{StripDebug: true}); s.Signed != len(want) || s.Debug != len(want) {
+	if s, _ := sign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Signed != len(want) || s.Debug != len(want) {
 		t.Errorf("dry: %+v", s)
 	}
 	unchanged(t, "a dry run", dir, before, true)
-	s := mustSign(t, signer, Source{Roots: []string{dir}, Compress: compress.None, Recompress: true}, Options{StripDebug: true})
+	s := mustSign(t, signer, Source{Roots: []string{dir}, Compress: compress.None, Recompress: true}, Options{DebugOptions: DebugOptions{StripDebug: true}})
 	if s.Debug != len(want) || s.DebugBytes <= 0 || s.Replaced != len(want) || s.ByProgram != 0 || s.DebugFiles != 0 {
 		t.Errorf("%+v", s)
 	}
@@ -70,16 +70,16 @@ func TestStripDebug(t *testing.T) {
 			t.Errorf("%s is not what strip and sign-file make", name)
 		}
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{StripDebug: true}); s.Debug != 0 || s.Signed != len(want) {
+	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 0 || s.Signed != len(want) {
 		t.Errorf("again: %+v", s)
 	}
 	// Without a key, what is as it should be stays the file that it is.
 	tree := openTree(t, Source{Roots: []string{dir}})
-	if s, err := tree.Strip(t.Context(), Options{StripDebug: true}); err != nil || s.Stripped != len(want) || s.Debug != 0 {
+	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil || s.Stripped != len(want) || s.Debug != 0 {
 		t.Errorf("signatures off: %+v, %v", s, err)
 	}
 	before = snapshot(t, dir)
-	if s, err := tree.Strip(t.Context(), Options{StripDebug: true}); err != nil || s.Skipped != len(want) {
+	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil || s.Skipped != len(want) {
 		t.Errorf("nothing to strip: %+v, %v", s, err)
 	}
 	unchanged(t, "nothing to strip", dir, before, true)
@@ -105,14 +105,14 @@ func TestStripProgram(t *testing.T) {
 	put(t, filepath.Join(dir, "usual.ko"), read(t, debugModules(t)[0]))
 	before := snapshot(t, dir)
 	delete(before, "usual.ko")
-	s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{StripDebug: true})
+	s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}})
 	if s.Signed != 1 || s.Failed != 1 || !errors.Is(results[0].Err, elfstrip.ErrShape) {
 		t.Errorf("without the program: %+v, %v", s, results[0].Err)
 	}
 	if !bytes.Equal(read(t, filepath.Join(dir, "odd.ko")), read(t, odd)) {
 		t.Error("what failed has changed")
 	}
-	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{StripDebug: true, StripProgram: testmod.Program(t, "strip", "binutils")})
+	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, "strip", "binutils")}})
 	if s.Signed != 2 || s.ByProgram != 1 || !results[0].ByProgram || results[1].ByProgram {
 		t.Errorf("%+v", s)
 	}
@@ -122,14 +122,14 @@ func TestStripProgram(t *testing.T) {
 	// A program that fails, and one that leaves no module.
 	put(t, filepath.Join(dir, "odd.ko"), read(t, odd))
 	for program, want := range map[string]string{"false": "exit status 1", "true": ""} {
-		s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{StripDebug: true, StripProgram: testmod.Program(t, program, "coreutils")})
+		s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, program, "coreutils")}})
 		if want != "" && (s.Failed != 1 || !strings.Contains(results[0].Err.Error(), want)) {
 			t.Errorf("%s: %+v, %v", program, s, results[0].Err)
 		}
 	}
 	// Its debug file is made here all the same.
 	put(t, filepath.Join(dir, "odd.ko"), read(t, odd))
-	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{SplitDebug: t.TempDir(), StripProgram: testmod.Program(t, "strip", "binutils")})
+	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{SplitDebug: t.TempDir(), StripProgram: testmod.Program(t, "strip", "binutils")}})
 	if s.Signed != 2 || s.ByProgram != 1 || s.DebugFiles != 1 || results[0].DebugFile == "" {
 		t.Fatalf("split: %+v, %v", s, results[0].Err)
 	}
@@ -165,7 +165,7 @@ func TestSplitDebug(t *testing.T) {
 		t.Helper()
 		tree := openTree(t, source)
 		defer tree.Close()
-		paths, err := tree.Unsplit(t.Context(), debug, Options{})
+		paths, err := tree.MissingDebugFiles(t.Context(), debug, ReadOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +174,7 @@ func TestSplitDebug(t *testing.T) {
 	if got := unsplit(); len(got) != 3 || got[0] != filepath.Join(modlib, names[0]) {
 		t.Errorf("not split: %q", got)
 	}
-	s := mustSign(t, signer, source, Options{SplitDebug: debug})
+	s := mustSign(t, signer, source, Options{DebugOptions: DebugOptions{SplitDebug: debug}})
 	if s.Signed != 3 || s.DebugFiles != 2 || s.Debug != 3 {
 		t.Errorf("%+v", s)
 	}
@@ -226,7 +226,7 @@ func TestSplitDebug(t *testing.T) {
 	}
 	// The same run again makes the same files, and ways to them.
 	before := read(t, file(names[0]))
-	if s := mustSign(t, signer, source, Options{SplitDebug: debug}); s.DebugFiles != 1 {
+	if s := mustSign(t, signer, source, Options{DebugOptions: DebugOptions{SplitDebug: debug}}); s.DebugFiles != 1 {
 		t.Errorf("again: %+v", s)
 	}
 	if !bytes.Equal(read(t, file(names[0])), before) {
@@ -246,7 +246,7 @@ func TestSplitDebugRefused(t *testing.T) {
 	for _, root := range []string{"one", "two"} {
 		put(t, filepath.Join(dir, root, "m.ko"), module)
 	}
-	s, results := sign(t, signer, Source{Roots: []string{filepath.Join(dir, "one"), filepath.Join(dir, "two")}}, Options{SplitDebug: filepath.Join(dir, "debug")})
+	s, results := sign(t, signer, Source{Roots: []string{filepath.Join(dir, "one"), filepath.Join(dir, "two")}}, Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}})
 	if s.Signed != 1 || s.Failed != 1 || !strings.Contains(results[1].Err.Error(), "which is that of") {
 		t.Errorf("%+v: %v", s, results[1].Err)
 	}
@@ -255,13 +255,13 @@ func TestSplitDebugRefused(t *testing.T) {
 	}
 	put(t, filepath.Join(dir, "file"), nil)
 	two := openTree(t, Source{Roots: []string{filepath.Join(dir, "two")}})
-	_, err := two.Sign(t.Context(), signer, Options{SplitDebug: filepath.Join(dir, "file")})
+	_, err := two.Sign(t.Context(), signer, Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "file")}})
 	var failed *fs.PathError
 	if !errors.As(err, &failed) || !bytes.Equal(read(t, filepath.Join(dir, "two/m.ko")), module) {
 		t.Errorf("a file as the directory of debug files: %v", err)
 	}
 	two.Close()
-	for _, opts := range []Options{{StripDebug: true, Detached: true}, {SplitDebug: dir, Detached: true}} {
+	for _, opts := range []Options{{DebugOptions: DebugOptions{StripDebug: true}, Detached: true}, {DebugOptions: DebugOptions{SplitDebug: dir}, Detached: true}} {
 		tree := openTree(t, Source{Roots: []string{dir}})
 		if _, err := tree.Sign(t.Context(), signer, opts); err == nil {
 			t.Errorf("%+v: done", opts)

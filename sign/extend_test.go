@@ -40,7 +40,7 @@ func TestExtend(t *testing.T) {
 		}
 		before[name] = info
 	}
-	sign(t, signer, Source{Roots: []string{dir}}, Options{Extend: true})
+	sign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Extend: true}})
 	sign(t, signer, Source{Roots: []string{whole}}, Options{})
 	for name, old := range before {
 		got, err := os.ReadFile(filepath.Join(dir, name))
@@ -86,7 +86,7 @@ func TestExtendKilled(t *testing.T) {
 	if err := os.WriteFile(path, elf, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	sign(t, signer, Source{Roots: []string{path}}, Options{Extend: true})
+	sign(t, signer, Source{Roots: []string{path}}, Options{WriteOptions: WriteOptions{Extend: true}})
 	want, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestExtendKilled(t *testing.T) {
 	if err := os.WriteFile(path, killed, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	summary, _ := sign(t, signer, Source{Roots: []string{path}}, Options{Extend: true})
+	summary, _ := sign(t, signer, Source{Roots: []string{path}}, Options{WriteOptions: WriteOptions{Extend: true}})
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) || summary.Replaced != 1 {
 		t.Errorf("the next run has not made it whole: %+v, %v", summary, err)
 	}
@@ -108,9 +108,9 @@ func TestExtendNot(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA512, false)
 	mode := os.FileMode(0o600)
 	for name, opts := range map[string]Options{
-		"mode":      {Extend: true, Mode: &mode},
-		"sync":      {Extend: true, Sync: SyncFile},
-		"elsewhere": {Extend: true},
+		"mode":      {WriteOptions: WriteOptions{Extend: true, Mode: &mode}},
+		"sync":      {WriteOptions: WriteOptions{Extend: true, Sync: SyncFile}},
+		"elsewhere": {WriteOptions: WriteOptions{Extend: true}},
 	} {
 		dir := t.TempDir()
 		path, outside := filepath.Join(dir, "in", "m.ko"), filepath.Join(dir, "m.ko")

@@ -2,6 +2,7 @@ package sign
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,16 +17,16 @@ import (
 
 // FileOptions are those of the kernel's scripts/sign-file.
 type FileOptions struct {
-	Signature []byte // -s: append this, and sign nothing; then there is no Signer
+	Signature []byte // -s: append this and sign nothing; the Signer has to be nil
 	Save      bool   // -p: also write SRC.p7s
 	Detached  bool   // -d: write SRC.p7s alone
 }
 
-// File does what scripts/sign-file does: it signs any file, whatever it holds and
-// however it is named, into dst, or in place where dst is empty or leads to the
-// same file. An old signature is replaced. The file that is written has the mode
-// 0666 less the umask, or that of the file which it replaces at another place.
-func File(signer *Signer, src, dst string, opts FileOptions) error {
+// File does what scripts/sign-file does: it signs any file, whatever its name and content,
+// and writes it to dst, or in place if dst is empty or leads to the same file. It replaces
+// an old signature. The written file has mode 0666 less the umask, or the mode of another
+// file that it replaces.
+func File(ctx context.Context, signer *Signer, src, dst string, opts FileOptions) error {
 	if err := opts.check(signer); err != nil {
 		return err
 	}
@@ -42,7 +43,7 @@ func File(signer *Signer, src, dst string, opts FileOptions) error {
 
 	sig := opts.Signature
 	if signer != nil {
-		if sig, err = signer.Sign(io.NewSectionReader(in.file, 0, size)); err == nil {
+		if sig, err = signer.Sign(in.payload(ctx, size)); err == nil {
 			err = in.unchanged()
 		}
 		if err != nil {
@@ -55,7 +56,7 @@ func File(signer *Signer, src, dst string, opts FileOptions) error {
 		}
 	}
 	trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
-	signed := io.MultiReader(io.NewSectionReader(in.file, 0, size), bytes.NewReader(trailer))
+	signed := io.MultiReader(in.payload(ctx, size), bytes.NewReader(trailer))
 	return in.put(signed, dst)
 }
 
@@ -101,9 +102,13 @@ func (s *sourceFile) close() {
 	s.dir.Close()
 }
 
+func (s *sourceFile) payload(ctx context.Context, size int64) io.Reader {
+	return module.Reader(ctx, io.NewSectionReader(s.file, 0, size))
+}
+
 func (s *sourceFile) unchanged() error { return module.Unchanged(s.file, s.info, s.dir, s.name) }
 
-// save writes a detached signature beside a module.
+// save writes a detached signature.
 func save(path string, sig []byte) error {
 	dir, err := dirfd.Open(filepath.Dir(path))
 	if err != nil {
@@ -113,8 +118,7 @@ func save(path string, sig []byte) error {
 	return write(dir, filepath.Base(path), sig, nil, false)
 }
 
-// put writes what is signed to where sign-file would have written it, if the source
-// turns out to be unchanged.
+// put writes the signed file where sign-file would write it, unless the source has changed.
 func (s *sourceFile) put(signed io.Reader, dst string) error {
 	// It is read a second time now.
 	unchanged := func() error {
@@ -185,19 +189,19 @@ func (s *sourceFile) put(signed io.Reader, dst string) error {
 	return out.Commit(false)
 }
 
-// lockTargets keeps runs over a whole tree away, to which a file that is on its way
-// there would look like what a killed run has left.
+// lockTargets keeps away runs over a whole tree: to them a temporary file would look like
+// one that a killed run has left.
 func lockTargets(targets []string) (*atomicfile.Lock, error) {
-	var files, folders []string
+	var files, dirs []string
 	for _, target := range targets {
-		folder := filepath.Dir(target)
+		dir := filepath.Dir(target)
 		if _, err := os.Stat(target); err == nil {
 			files = append(files, target)
-		} else if _, err := os.Stat(folder); err == nil {
-			folders = append(folders, folder)
+		} else if _, err := os.Stat(dir); err == nil {
+			dirs = append(dirs, dir)
 		} // else there is nothing to lock, and nothing will be written
 	}
-	return atomicfile.NewLock(files, folders)
+	return atomicfile.NewLock(files, dirs)
 }
 
 // realPath is the absolute path of a file that exists, without links.
@@ -209,7 +213,7 @@ func realPath(path string) (string, error) {
 	return filepath.Abs(path)
 }
 
-// write writes a file whole, in the place of what may be there.
+// write writes a whole file, and replaces an old one.
 func write(dir *dirfd.Dir, name string, data []byte, mode *fs.FileMode, durable bool) error {
 	if err := dir.CheckFile(name); err != nil {
 		return err

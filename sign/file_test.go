@@ -63,7 +63,7 @@ func TestFileDestination(t *testing.T) {
 			if test.dst != "" {
 				dst = dir + "/" + test.dst
 			}
-			if err := File(signer, src, dst, FileOptions{}); err != nil {
+			if err := File(t.Context(), signer, src, dst, FileOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			if got := read(t, filepath.Join(dir, test.written)); !bytes.Equal(got, want) {
@@ -110,7 +110,7 @@ func TestFileOfAnything(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	for name, data := range map[string][]byte{"vmlinux": []byte("text"), "empty": nil, "a.ko.xz": []byte("\xfd7zXZ\x00")} {
 		path := testmod.WriteFile(t, name, data)
-		if err := File(signer, path, "", FileOptions{}); err != nil {
+		if err := File(t.Context(), signer, path, "", FileOptions{}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		want := signed(t, signer, data)
@@ -122,7 +122,7 @@ func TestFileOfAnything(t *testing.T) {
 		}
 		// An old signature, or several, give way.
 		put(t, path, signed(t, newSigner(t, "ecdsa:p256", crypto.SHA256, false), want))
-		if err := File(signer, path, "", FileOptions{}); err != nil || !bytes.Equal(read(t, path), want) {
+		if err := File(t.Context(), signer, path, "", FileOptions{}); err != nil || !bytes.Equal(read(t, path), want) {
 			t.Errorf("%s is not signed anew: %v", name, err)
 		}
 	}
@@ -140,7 +140,7 @@ func TestFileToPipe(t *testing.T) {
 		b, _ := os.ReadFile(fifo)
 		got <- b
 	}()
-	if err := File(signer, path, fifo, FileOptions{}); err != nil {
+	if err := File(t.Context(), signer, path, fifo, FileOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(<-got, signed(t, signer, testmod.ELF())) {
@@ -159,11 +159,11 @@ func TestFileToPipe(t *testing.T) {
 		os.Truncate(path, 1<<19)
 		io.Copy(io.Discard, f)
 	}()
-	if err := File(signer, path, fifo, FileOptions{}); !errors.Is(err, module.ErrChanged) {
+	if err := File(t.Context(), signer, path, fifo, FileOptions{}); !errors.Is(err, module.ErrChanged) {
 		t.Errorf("a module that changes while it is copied: %v", err)
 	}
 
-	if err := File(signer, path, os.DevNull, FileOptions{}); err != nil {
+	if err := File(t.Context(), signer, path, os.DevNull, FileOptions{}); err != nil {
 		t.Error(err)
 	}
 	if info, err := os.Stat(os.DevNull); err != nil || info.Mode().IsRegular() {
@@ -175,7 +175,7 @@ func TestFileRefuses(t *testing.T) {
 	key := testmod.NewKey(t, "rsa:2048")
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	broken := errors.New("the token is gone")
-	bad, err := NewSigner(failingSigner{key.Private, broken}, key.Certificate, crypto.SHA256, false)
+	bad, err := NewSigner(failingSigner{key.Private, broken}, key.Certificate, SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestFileRefuses(t *testing.T) {
 		if test.dst != "" {
 			dst = filepath.Join(dir, test.dst)
 		}
-		err := File(test.signer, filepath.Join(dir, test.src), dst, FileOptions{Save: true})
+		err := File(t.Context(), test.signer, filepath.Join(dir, test.src), dst, FileOptions{Save: true})
 		if err == nil || test.is != nil && !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s to %s: %v", test.src, test.dst, err)
 		}
@@ -250,7 +250,7 @@ func BenchmarkFile(b *testing.B) {
 				b.SetBytes(int64(size))
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := File(signer, path, "", FileOptions{}); err != nil {
+					if err := File(b.Context(), signer, path, "", FileOptions{}); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -61,11 +61,11 @@ func TestSwappedDirectory(t *testing.T) {
 	}()
 	signedAny := 0
 	for range 400 {
-		tree, err := Open(Source{Roots: []string{root}})
+		tree, err := Open(t.Context(), Source{Roots: []string{root}})
 		if err != nil {
 			continue // the directory was a link when it was looked at, or the walk saw both
 		}
-		s, _ := tree.Sign(t.Context(), signer, Options{Sync: SyncNone, Jobs: 4})
+		s, _ := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Sync: SyncNone, Jobs: 4}})
 		signedAny += s.Signed
 		tree.Close()
 	}
@@ -105,10 +105,10 @@ func TestPlantedLinks(t *testing.T) {
 		{"copies", "out/sub", "victim", Source{Output: "out", Recompress: true, Compress: compress.XZ}, Options{}},
 		{"detached signature", "tree/sub/m.ko.p7s", "victim/file", Source{}, Options{Detached: true}},
 		{"detached signature elsewhere", "out/sub/m.ko.p7s", "victim/file", Source{Output: "out"}, Options{Detached: true}},
-		{"directory of debug files", "debug/sub", "victim", Source{}, Options{SplitDebug: "debug"}},
-		{"debug file", "debug/sub/m.ko.debug", "victim/file", Source{}, Options{SplitDebug: "debug"}},
-		{"build ids", "debug/.build-id", "victim", Source{}, Options{SplitDebug: "debug"}},
-		{"a build id", "debug/.build-id/" + buildID, "victim/file", Source{}, Options{SplitDebug: "debug"}},
+		{"directory of debug files", "debug/sub", "victim", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
+		{"debug file", "debug/sub/m.ko.debug", "victim/file", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
+		{"build ids", "debug/.build-id", "victim", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
+		{"a build id", "debug/.build-id/" + buildID, "victim/file", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
 		{"module in an output", "out/sub/m.ko", "victim/file", Source{Output: "out"}, Options{}},
 		{"another form of the module", "tree/sub/m.ko.xz", "victim/file", Source{Compress: compress.XZ}, Options{}},
 	}
@@ -147,7 +147,7 @@ func TestSameBuildID(t *testing.T) {
 		put(t, name, debug)
 	}
 	for range 2 {
-		mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{SplitDebug: "debug"})
+		mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}})
 	}
 	links, err := filepath.Glob("debug/.build-id/*/*.debug")
 	if err != nil || len(links) != 2 {
@@ -239,7 +239,7 @@ func TestTwins(t *testing.T) {
 			source := Source{Roots: []string{dir}, Compress: test.compress, Recompress: test.again}
 			for _, dry := range []bool{true, false} {
 				source.DryRun = dry
-				tree, err := Open(source)
+				tree, err := Open(t.Context(), source)
 				if err == nil {
 					if _, err = tree.Sign(t.Context(), signer, Options{}); err != nil {
 						t.Error(err)
@@ -278,7 +278,7 @@ func TestForeignLocks(t *testing.T) {
 	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "tree")}}, Options{}); s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
-	if err := File(signer, filepath.Join(dir, "tree/a.ko"), "", FileOptions{}); err != nil {
+	if err := File(t.Context(), signer, filepath.Join(dir, "tree/a.ko"), "", FileOptions{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -314,7 +314,7 @@ func TestProveLinks(t *testing.T) {
 			}
 		}
 		tree := openTree(t, Source{Roots: []string{dir}})
-		s, err := tree.Prove(t.Context(), named{}, Options{Sync: SyncNone, Jobs: 8})
+		s, err := tree.Prove(t.Context(), named{}, ProveOptions{WriteOptions: WriteOptions{Sync: SyncNone, Jobs: 8}})
 		tree.Close()
 		if err != nil || s.Signed != 4 || s.Failed != 0 {
 			t.Fatalf("%+v: %v", s, err)
@@ -339,7 +339,7 @@ func TestForeignOwner(t *testing.T) {
 		mustSign(t, signer, Source{Roots: []string{filepath.Join(base, "tree")}, Output: out}, Options{})
 		tree := openTree(t, Source{Roots: []string{filepath.Join(base, "tree")}})
 		var failed error
-		opts := Options{Report: Report{Result: func(r Result) { failed = r.Err }}}
+		opts := Options{WriteOptions: WriteOptions{Report: Report{Result: func(r Result) { failed = r.Err }}}}
 		if s, _ := tree.Sign(t.Context(), signer, opts); s.Failed != 1 {
 			t.Errorf("%+v", s)
 		}
@@ -347,7 +347,7 @@ func TestForeignOwner(t *testing.T) {
 		if _, ok := errors.AsType[*OwnerError](failed); !ok {
 			t.Errorf("the owner cannot be kept: %v", failed)
 		}
-		if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(base, "tree")}}, Options{NewOwner: true}); s.Signed != 1 {
+		if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(base, "tree")}}, Options{WriteOptions: WriteOptions{NewOwner: true}}); s.Signed != 1 {
 			t.Errorf("%+v", s)
 		}
 		return
@@ -387,7 +387,7 @@ func TestFewDescriptors(t *testing.T) {
 			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 				t.Fatal(err)
 			}
-			tree, err := Open(Source{Roots: []string{filepath.Join(base, "tree")}})
+			tree, err := Open(t.Context(), Source{Roots: []string{filepath.Join(base, "tree")}})
 			if err != nil {
 				continue
 			}

@@ -89,7 +89,7 @@ func TestSignaturesOfOtherFormats(t *testing.T) {
 		if compress.FromName(name) != compress.None {
 			continue
 		}
-		if err := File(signer, filepath.Join(dir, name), "", FileOptions{}); err != nil || !bytes.Equal(read(t, filepath.Join(dir, name)), want) {
+		if err := File(t.Context(), signer, filepath.Join(dir, name), "", FileOptions{}); err != nil || !bytes.Equal(read(t, filepath.Join(dir, name)), want) {
 			t.Errorf("sign-file of %s: %v", name, err)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/sign"
+	"github.com/modsign/modsign/sign/manifest"
 )
 
 // An importer, which has no more than the package's own names.
@@ -29,7 +30,7 @@ import (
 func newSigner(t testing.TB) *sign.Signer {
 	t.Helper()
 	key := testmod.NewKey(t, "ecdsa:p256")
-	signer, err := sign.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+	signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +51,7 @@ func folder(t testing.TB, files map[string][]byte) string {
 
 func open(t testing.TB, source sign.Source) *sign.Tree {
 	t.Helper()
-	tree, err := sign.Open(source)
+	tree, err := sign.Open(t.Context(), source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +62,11 @@ func open(t testing.TB, source sign.Source) *sign.Tree {
 // attachment has the signatures of the modules in a folder.
 func attachment(t testing.TB, dir string) *sign.Attachment {
 	t.Helper()
-	m, err := open(t, sign.Source{Roots: []string{dir}, DryRun: true}).Manifest(t.Context(), crypto.SHA256, sign.Options{})
+	m, err := open(t, sign.Source{Roots: []string{dir}, DryRun: true}).Manifest(t.Context(), crypto.SHA256, sign.ReadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := m.Sign(t.Context(), newSigner(t), sign.Options{})
+	s, err := newSigner(t).SignManifest(t.Context(), m, sign.SignManifestOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,30 +101,32 @@ func TestIncomplete(t *testing.T) {
 		"Sign": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
 			return t1.Sign(t.Context(), newSigner(t), o)
 		}, sign.ErrNotModule},
-		"Strip": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) { return t1.Strip(t.Context(), o) }, sign.ErrNotModule},
+		"RemoveSignatures": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
+			return t1.RemoveSignatures(t.Context(), o.WriteOptions)
+		}, sign.ErrNotModule},
 		"Digest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			return t1.Digest(t.Context(), crypto.SHA256, o)
+			return t1.Digest(t.Context(), crypto.SHA256, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report})
 		}, sign.ErrNotModule},
 		"Hash": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			return t1.Hash(t.Context(), newHash, o)
+			return t1.Hash(t.Context(), newHash, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report}, sign.DebugOptions{})
 		}, sign.ErrNotModule},
 		"Prove": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			return t1.Prove(t.Context(), prover{lacks}, o)
+			return t1.Prove(t.Context(), prover{lacks}, sign.ProveOptions{WriteOptions: o.WriteOptions})
 		}, sign.ErrNotModule},
 		"Manifest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			m, err := t1.Manifest(t.Context(), crypto.SHA256, o)
+			m, err := t1.Manifest(t.Context(), crypto.SHA256, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report})
 			return sign.Summary{Failed: 1, Modules: 2 + len(m)}, err
 		}, sign.ErrNotModule},
 		"Attach": {func(t1 *sign.Tree, dir string, o sign.Options) (sign.Summary, error) {
 			good := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
-			return t1.Attach(t.Context(), attachment(t, good), o)
+			return t1.Attach(t.Context(), attachment(t, good), sign.AttachOptions{WriteOptions: o.WriteOptions, Existing: o.Existing, Detached: o.Detached})
 		}, sign.ErrNotModule},
 	} {
 		for _, dry := range []bool{false, true} {
 			for _, report := range []func(sign.Result){nil, func(sign.Result) {}} {
 				dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
 				tree := open(t, sign.Source{Roots: []string{dir}})
-				s, err := work.do(tree, dir, sign.Options{DryRun: dry, Report: sign.Report{Result: report}})
+				s, err := work.do(tree, dir, sign.Options{WriteOptions: sign.WriteOptions{DryRun: dry, Report: sign.Report{Result: report}}})
 				tree.Close()
 				if !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, work.why) || s.Failed != 1 || s.Modules != 2 {
 					t.Errorf("%s, dry run %v: %+v, %v", name, dry, s, err)
@@ -137,7 +140,7 @@ func TestIncomplete(t *testing.T) {
 	}
 
 	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
-	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.Options{}); !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, lacks) {
+	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.ProveOptions{}); !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, lacks) {
 		t.Errorf("a module without a proof: %v", err)
 	}
 	signed := sign.Options{Existing: sign.Refuse}
@@ -179,7 +182,7 @@ func TestIncompleteInterrupted(t *testing.T) {
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	s, err := open(t, sign.Source{Roots: []string{folder(t, files)}}).Sign(ctx, newSigner(t), sign.Options{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}})
+	s, err := open(t, sign.Source{Roots: []string{folder(t, files)}}).Sign(ctx, newSigner(t), sign.Options{WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}}})
 	if !errors.Is(err, cause) || errors.Is(err, sign.ErrIncomplete) || s.Failed == 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -200,7 +203,7 @@ func TestNothing(t *testing.T) {
 	made := func(key crypto.Signer, cert *x509.Certificate) func() error {
 		return func() error {
 			for _, keyID := range []bool{false, true} {
-				signer, err := sign.NewSigner(key, cert, crypto.SHA256, keyID)
+				signer, err := sign.NewSigner(key, cert, sign.SignerOptions{Hash: crypto.SHA256, UseKeyID: keyID})
 				if err == nil || signer != nil {
 					return nil
 				}
@@ -233,41 +236,55 @@ func TestNothing(t *testing.T) {
 		"a certificate that was not parsed":   made(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
 		"a zero certificate":                  made(key.Private, &x509.Certificate{}),
 
-		"Sign of a nil Signer":           func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
-		"Sign of a zero Signer":          func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
-		"Sign of no payload":             func() error { return ignore(newSigner(t).Sign(nil)) },
-		"Sign of a nil payload":          func() error { return ignore(newSigner(t).Sign((*bytes.Buffer)(nil))) },
-		"File with nothing":              func() error { return sign.File(nil, module, "", sign.FileOptions{}) },
-		"File with nothing, detached":    func() error { return sign.File(nil, module, "", sign.FileOptions{Detached: true}) },
-		"File with a zero Signer":        func() error { return sign.File(new(sign.Signer), module, "", sign.FileOptions{}) },
-		"File with two things":           func() error { return sign.File(newSigner(t), module, "", sign.FileOptions{Signature: []byte("x")}) },
-		"Tree.Sign with nothing":         func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
-		"Tree.Sign with a zero Signer":   func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
-		"Tree.Prove with nothing":        func() error { return ignore(tree.Prove(ctx, nil, sign.Options{})) },
-		"Tree.Prove with a nil Prover":   func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.Options{})) },
-		"Tree.Prove without a hash":      func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.Options{})) },
-		"Tree.Hash with nothing":         func() error { return ignore(tree.Hash(ctx, nil, sign.Options{})) },
-		"Tree.Hash without a hash":       func() error { return ignore(tree.Hash(ctx, noHashes{}.NewHash, sign.Options{})) },
-		"Tree.Digest with no hash":       func() error { return ignore(tree.Digest(ctx, 0, sign.Options{})) },
-		"Tree.Attach of nothing":         func() error { return ignore(tree.Attach(ctx, nil, sign.Options{})) },
-		"Tree.Attach of a zero one":      func() error { return ignore(tree.Attach(ctx, new(sign.Attachment), sign.Options{})) },
-		"Tree.Fits of nothing":           func() error { return tree.Fits(nil) },
-		"Tree.Fits of a zero one":        func() error { return tree.Fits(new(sign.Attachment)) },
-		"NewAttachment without a cert":   func() error { return ignore(sign.NewAttachment(ctx, nil, make(sign.Signatures, 1))) },
-		"NewAttachment with a zero cert": func() error { return ignore(sign.NewAttachment(ctx, &x509.Certificate{}, make(sign.Signatures, 1))) },
-		"NewAttachment of zeros":         func() error { return ignore(sign.NewAttachment(ctx, key.Certificate, make(sign.Signatures, 1))) },
-		"FindSignatures without a cert":  func() error { return ignore(tree.FindSignatures(ctx, nil, sign.FoundSignatures{}, sign.Options{})) },
-		"FindSignatures of Debian's": func() error {
-			return ignore(tree.FindSignatures(ctx, key.Certificate, sign.FoundSignatures{Layout: sign.Debian}, sign.Options{}))
+		"Sign of a nil Signer":        func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
+		"Sign of a zero Signer":       func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
+		"Sign of no payload":          func() error { return ignore(newSigner(t).Sign(nil)) },
+		"Sign of a nil payload":       func() error { return ignore(newSigner(t).Sign((*bytes.Buffer)(nil))) },
+		"File with nothing":           func() error { return sign.File(t.Context(), nil, module, "", sign.FileOptions{}) },
+		"File with nothing, detached": func() error { return sign.File(t.Context(), nil, module, "", sign.FileOptions{Detached: true}) },
+		"File with a zero Signer":     func() error { return sign.File(t.Context(), new(sign.Signer), module, "", sign.FileOptions{}) },
+		"File with two things": func() error {
+			return sign.File(t.Context(), newSigner(t), module, "", sign.FileOptions{Signature: []byte("x")})
 		},
-		"Manifest.Sign with nothing":      func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, nil, sign.Options{})) },
-		"Manifest.Sign with a zero one":   func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, new(sign.Signer), sign.Options{})) },
-		"Manifest.Sign of zeros":          func() error { return ignore(make(sign.Manifest, 1).Sign(ctx, newSigner(t), sign.Options{})) },
-		"Manifest.Sign of no module":      func() error { return ignore(sign.Manifest{}.Sign(ctx, newSigner(t), sign.Options{})) },
-		"Manifest.Write of zeros":         func() error { return make(sign.Manifest, 1).Write(io.Discard) },
-		"Open of nothing":                 func() error { return ignore(sign.Open(sign.Source{})) },
+		"Tree.Sign with nothing":       func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
+		"Tree.Sign with a zero Signer": func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
+		"Tree.Prove with nothing":      func() error { return ignore(tree.Prove(ctx, nil, sign.ProveOptions{})) },
+		"Tree.Prove with a nil Prover": func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{})) },
+		"Tree.Prove without a hash":    func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
+		"Tree.Hash with nothing":       func() error { return ignore(tree.Hash(ctx, nil, sign.ReadOptions{}, sign.DebugOptions{})) },
+		"Tree.Hash without a hash": func() error {
+			return ignore(tree.Hash(ctx, noHashes{}.NewHash, sign.ReadOptions{}, sign.DebugOptions{}))
+		},
+		"Tree.Digest with no hash":         func() error { return ignore(tree.Digest(ctx, 0, sign.ReadOptions{})) },
+		"Tree.Attach of nothing":           func() error { return ignore(tree.Attach(ctx, nil, sign.AttachOptions{})) },
+		"Tree.Attach of a zero one":        func() error { return ignore(tree.Attach(ctx, new(sign.Attachment), sign.AttachOptions{})) },
+		"Tree.CheckComplete of nothing":    func() error { return tree.CheckComplete(nil) },
+		"Tree.CheckComplete of a zero one": func() error { return tree.CheckComplete(new(sign.Attachment)) },
+		"NewAttachment without a cert":     func() error { return ignore(sign.NewAttachment(ctx, nil, make(manifest.Signatures, 1))) },
+		"NewAttachment with a zero cert": func() error {
+			return ignore(sign.NewAttachment(ctx, &x509.Certificate{}, make(manifest.Signatures, 1)))
+		},
+		"NewAttachment of zeros":        func() error { return ignore(sign.NewAttachment(ctx, key.Certificate, make(manifest.Signatures, 1))) },
+		"FindSignatures without a cert": func() error { return ignore(tree.FindSignatures(ctx, nil, sign.FoundSignatures{}, sign.ReadOptions{})) },
+		"FindSignatures of Debian's": func() error {
+			return ignore(tree.FindSignatures(ctx, key.Certificate, sign.FoundSignatures{Layout: sign.Debian}, sign.ReadOptions{}))
+		},
+		"SignManifest with nothing": func() error {
+			return ignore((*sign.Signer)(nil).SignManifest(ctx, make(manifest.Manifest, 1), sign.SignManifestOptions{}))
+		},
+		"SignManifest with a zero one": func() error {
+			return ignore(new(sign.Signer).SignManifest(ctx, make(manifest.Manifest, 1), sign.SignManifestOptions{}))
+		},
+		"SignManifest of zeros": func() error {
+			return ignore(newSigner(t).SignManifest(ctx, make(manifest.Manifest, 1), sign.SignManifestOptions{}))
+		},
+		"SignManifest of no module": func() error {
+			return ignore(newSigner(t).SignManifest(ctx, manifest.Manifest{}, sign.SignManifestOptions{}))
+		},
+		"Manifest.Write of zeros":         func() error { return make(manifest.Manifest, 1).Write(io.Discard) },
+		"Open of nothing":                 func() error { return ignore(sign.Open(t.Context(), sign.Source{})) },
 		"Sign of a tree that is not open": func() error { return ignore(new(sign.Tree).Sign(ctx, newSigner(t), sign.Options{})) },
-		"Strip of a nil tree":             func() error { return ignore((*sign.Tree)(nil).Strip(ctx, sign.Options{})) },
+		"RemoveSignatures of a nil tree":  func() error { return ignore((*sign.Tree)(nil).RemoveSignatures(ctx, sign.WriteOptions{})) },
 	} {
 		if err := f(); err == nil || err.Error() == "" {
 			t.Errorf("%s: %v", name, err)
@@ -300,17 +317,17 @@ func TestClosed(t *testing.T) {
 	tree.Close()
 	ignore := func(_ any, err error) error { return err }
 	for name, err := range map[string]error{
-		"Sign":           ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
-		"Strip":          ignore(tree.Strip(ctx, sign.Options{})),
-		"Digest":         ignore(tree.Digest(ctx, crypto.SHA256, sign.Options{})),
-		"Hash":           ignore(tree.Hash(ctx, func(string) hash.Hash { return crypto.SHA256.New() }, sign.Options{})),
-		"Prove":          ignore(tree.Prove(ctx, prover{}, sign.Options{})),
-		"Attach":         ignore(tree.Attach(ctx, a, sign.Options{})),
-		"dry Attach":     ignore(tree.Attach(ctx, a, sign.Options{DryRun: true})),
-		"Fits":           tree.Fits(a),
-		"Manifest":       ignore(tree.Manifest(ctx, crypto.SHA256, sign.Options{})),
-		"FindSignatures": ignore(tree.FindSignatures(ctx, testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{}, sign.Options{})),
-		"Unsplit":        ignore(tree.Unsplit(ctx, dir, sign.Options{})),
+		"Sign":              ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
+		"RemoveSignatures":  ignore(tree.RemoveSignatures(ctx, sign.WriteOptions{})),
+		"Digest":            ignore(tree.Digest(ctx, crypto.SHA256, sign.ReadOptions{})),
+		"Hash":              ignore(tree.Hash(ctx, func(string) hash.Hash { return crypto.SHA256.New() }, sign.ReadOptions{}, sign.DebugOptions{})),
+		"Prove":             ignore(tree.Prove(ctx, prover{}, sign.ProveOptions{})),
+		"Attach":            ignore(tree.Attach(ctx, a, sign.AttachOptions{})),
+		"dry Attach":        ignore(tree.Attach(ctx, a, sign.AttachOptions{WriteOptions: sign.WriteOptions{DryRun: true}})),
+		"CheckComplete":     tree.CheckComplete(a),
+		"Manifest":          ignore(tree.Manifest(ctx, crypto.SHA256, sign.ReadOptions{})),
+		"FindSignatures":    ignore(tree.FindSignatures(ctx, testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{}, sign.ReadOptions{})),
+		"MissingDebugFiles": ignore(tree.MissingDebugFiles(ctx, dir, sign.ReadOptions{})),
 	} {
 		if !errors.Is(err, fs.ErrClosed) {
 			t.Errorf("%s: %v", name, err)
@@ -336,26 +353,43 @@ func TestUnknownValues(t *testing.T) {
 	}
 	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
 	tree := open(t, sign.Source{Roots: []string{dir}})
-	for _, opts := range []sign.Options{{Existing: 3}, {Existing: 255}, {Sync: 3}, {Sync: 255}, {Jobs: -1}, {MaxSize: -1}} {
-		_, signed := tree.Sign(t.Context(), newSigner(t), opts)
-		_, stripped := tree.Strip(t.Context(), opts)
-		_, listed := tree.Manifest(t.Context(), crypto.SHA256, opts)
-		_, unsplit := tree.Unsplit(t.Context(), dir, opts)
-		_, hashed := tree.Hash(t.Context(), func(string) hash.Hash { return crypto.SHA256.New() }, opts)
-		for _, err := range []error{signed, stripped, listed, unsplit, hashed} {
+	refused := func(what any, errs ...error) {
+		t.Helper()
+		for _, err := range errs {
 			if err == nil || !strings.Contains(err.Error(), "Options.") {
-				t.Errorf("%+v: %v", opts, err)
+				t.Errorf("%+v: %v", what, err)
 			}
 		}
 	}
+	attachment := attachment(t, dir)
+	for _, existing := range []sign.Existing{3, 255} {
+		_, signed := tree.Sign(t.Context(), newSigner(t), sign.Options{Existing: existing})
+		_, attached := tree.Attach(t.Context(), attachment, sign.AttachOptions{Existing: existing})
+		refused(existing, signed, attached)
+	}
+	for _, opts := range []sign.WriteOptions{{Sync: 3}, {Sync: 255}, {Jobs: -1}, {MaxSize: -1}} {
+		_, signed := tree.Sign(t.Context(), newSigner(t), sign.Options{WriteOptions: opts})
+		_, attached := tree.Attach(t.Context(), attachment, sign.AttachOptions{WriteOptions: opts})
+		_, proven := tree.Prove(t.Context(), prover{}, sign.ProveOptions{WriteOptions: opts})
+		_, unsigned := tree.RemoveSignatures(t.Context(), opts)
+		_, stripped := tree.StripDebug(t.Context(), sign.StripOptions{WriteOptions: opts})
+		refused(opts, signed, attached, proven, unsigned, stripped)
+	}
+	for _, opts := range []sign.ReadOptions{{Jobs: -1}, {MaxSize: -1}} {
+		_, digested := tree.Digest(t.Context(), crypto.SHA256, opts)
+		_, listed := tree.Manifest(t.Context(), crypto.SHA256, opts)
+		_, missing := tree.MissingDebugFiles(t.Context(), dir, opts)
+		_, hashed := tree.Hash(t.Context(), func(string) hash.Hash { return crypto.SHA256.New() }, opts, sign.DebugOptions{})
+		refused(opts, digested, listed, missing, hashed)
+	}
 	for _, layout := range []sign.Layout{3, 255} {
-		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.Options{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
+		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
 			t.Errorf("%v: %v", layout, err)
 		}
 	}
 	tree.Close()
 	for _, format := range []sign.Format{4, 255} {
-		if tree, err := sign.Open(sign.Source{Roots: []string{dir}, Compress: format}); err == nil || !strings.Contains(err.Error(), "Source.Compress") {
+		if tree, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}, Compress: format}); err == nil || !strings.Contains(err.Error(), "Source.Compress") {
 			t.Errorf("%v: %v, %v", format, tree, err)
 		}
 	}
@@ -369,7 +403,7 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
 	tree := open(t, sign.Source{Roots: []string{dir}})
-	_, err := sign.Open(sign.Source{Roots: []string{dir}})
+	_, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}})
 	if locked, ok := errors.AsType[*sign.LockedError](err); !ok || locked.Path == "" || locked.Holder == "" {
 		t.Errorf("a locked tree: %v", err)
 	}
@@ -392,7 +426,7 @@ func TestNames(t *testing.T) {
 		}
 		return crypto.SHA256.New()
 	}
-	if _, err := tree.Hash(t.Context(), grow, sign.Options{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
+	if _, err := tree.Hash(t.Context(), grow, sign.ReadOptions{}, sign.DebugOptions{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
 		t.Errorf("a module that changes: %v", err)
 	}
 	tree.Close()
@@ -408,7 +442,7 @@ func TestNames(t *testing.T) {
 		}
 		tree.Close()
 		tree = open(t, sign.Source{Roots: []string{packed}, DryRun: true})
-		if _, err := tree.Strip(t.Context(), sign.Options{MaxSize: 1000}); errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
+		if _, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000}); errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
 			t.Errorf("%v: %v", format, err)
 		}
 		tree.Close()
@@ -424,6 +458,19 @@ func TestNames(t *testing.T) {
 			t.Errorf("%q: %v, %v", name, h, err)
 		}
 	}
+	for _, action := range []sign.Action{sign.Signed, sign.Stripped, sign.Digested, sign.Skipped, sign.Failed} {
+		if parsed, err := sign.ParseAction(action.String()); err != nil || parsed != action {
+			t.Errorf("%v: %v, %v", action, parsed, err)
+		}
+	}
+	if action, err := sign.ParseAction("eaten"); err == nil {
+		t.Errorf("eaten is %v", action)
+	}
+	for _, layout := range []sign.Layout{sign.P7S, sign.Debian, sign.Raw} {
+		if parsed, err := sign.ParseLayout(layout.String()); err != nil || parsed != layout {
+			t.Errorf("%v: %v, %v", layout, parsed, err)
+		}
+	}
 	if name := sign.HashName(crypto.SHA3_512); name != "sha3-512" {
 		t.Errorf("SHA3-512 is %q", name)
 	}
@@ -435,7 +482,7 @@ func TestFileAppends(t *testing.T) {
 	sig := make([]byte, 64)
 	rand.Read(sig)
 	path := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
-	if err := sign.File(nil, path, "", sign.FileOptions{Signature: sig}); err != nil || !bytes.Contains(read(t, path), sig) {
+	if err := sign.File(t.Context(), nil, path, "", sign.FileOptions{Signature: sig}); err != nil || !bytes.Contains(read(t, path), sig) {
 		t.Errorf("%v", err)
 	}
 }

@@ -28,7 +28,7 @@ type Links struct {
 // not forgotten either: modprobe would follow it, and where a module gets another name,
 // so has the link that leads to it.
 type link struct {
-	at   place
+	at   location
 	dir  string // canonical path of its directory
 	text string // what it holds
 	to   string // canonical path of what it leads to; empty where it leads nowhere
@@ -49,8 +49,8 @@ type links struct {
 	why     map[*link]error   // that could not be made to follow
 }
 
-// add takes what [module.Find] comes upon beside modules, at a place.
-func (l *links) add(e module.Entry, at place, kind fs.FileMode) {
+// add takes what [module.Find] comes upon beside modules, at a location.
+func (l *links) add(e module.Entry, at location, kind fs.FileMode) {
 	switch {
 	case kind.IsRegular() || atomicfile.IsTemp(filepath.Base(e.Path)):
 	case kind&fs.ModeSymlink != 0:

@@ -108,7 +108,7 @@ func TestSplitLivepatch(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "livepatch.ko")
 	put(t, path, livepatch(t))
-	options := Options{SplitDebug: filepath.Join(dir, "debug"), StripProgram: testmod.Program(t, "false", "coreutils")}
+	options := Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug"), StripProgram: testmod.Program(t, "false", "coreutils")}}
 	before := snapshot(t, dir)
 	if s, results := sign(t, signer, Source{Roots: []string{path}, DryRun: true}, options); s.Signed != 1 || s.ByProgram != 0 {
 		t.Errorf("dry: %+v, %v", s, results)
@@ -159,7 +159,7 @@ func TestSplitLivepatch(t *testing.T) {
 		t.Error("again: the module is another")
 	}
 	put(t, path, livepatch(t))
-	if s := mustSign(t, signer, Source{Roots: []string{path}}, Options{StripDebug: true}); s.Debug != 1 {
+	if s := mustSign(t, signer, Source{Roots: []string{path}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 1 {
 		t.Errorf("%+v", s)
 	}
 	if got := livepatchRelocations(t, read(t, path)); !slices.Equal(got, want) {
@@ -174,7 +174,7 @@ func TestSplitLivepatch(t *testing.T) {
 	}
 	symtab := f.Section(".symtab")
 	odd[symtab.Offset+symtab.Size-24+4] |= 0x0a
-	for _, options := range []Options{{StripDebug: true}, {SplitDebug: filepath.Join(dir, "debug")}} {
+	for _, options := range []Options{{DebugOptions: DebugOptions{StripDebug: true}}, {DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}}} {
 		options.StripProgram = testmod.Program(t, "strip", "binutils")
 		put(t, path, odd)
 		if s, results := sign(t, signer, Source{Roots: []string{path}}, options); s.Failed != 1 || !errors.Is(results[0].Err, elfstrip.ErrShape) || !bytes.Equal(read(t, path), odd) {

@@ -2,6 +2,7 @@ package sign
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func TestNames(t *testing.T) {
 					out = filepath.Join(dir, "out")
 					source.Output = out
 				}
-				summary, results := sign(t, signer, source, Options{Jobs: 3})
+				summary, results := sign(t, signer, source, Options{WriteOptions: WriteOptions{Jobs: 3}})
 				if summary.Signed != len(order) || summary.Failed != 0 || summary.Bytes != int64(len(order)*len(elf)) {
 					t.Errorf("%+v", summary)
 				}
@@ -177,8 +178,8 @@ func TestNamesRefused(t *testing.T) {
 		{"root/a.ko", []string{"a.ko"}, "not a directory"},
 		{"nowhere", []string{"a.ko"}, "nowhere"},
 		{"root", []string{}, "no kernel module found"},
-		{"root root/sub", []string{"a.ko"}, "below one folder, and 2 are given"},
-		{"", []string{"a.ko"}, "below one folder, and 0 are given"},
+		{"root root/sub", []string{"a.ko"}, "below one directory, and 2 are given"},
+		{"", []string{"a.ko"}, "below one directory, and 0 are given"},
 	} {
 		for _, dry := range []bool{true, false} {
 			// What can be had comes first, and is not had either.
@@ -186,7 +187,7 @@ func TestNamesRefused(t *testing.T) {
 			if len(names) > 0 && !strings.Contains(test.says, " of ") {
 				names = append([]string{"a.ko"}, names...)
 			}
-			tree, err := Open(Source{Roots: strings.Fields(test.roots), Names: names, DryRun: dry})
+			tree, err := Open(t.Context(), Source{Roots: strings.Fields(test.roots), Names: names, DryRun: dry})
 			if err == nil {
 				tree.Close()
 				t.Errorf("%+v is taken", test)
@@ -209,7 +210,7 @@ func TestNamesRefused(t *testing.T) {
 }
 
 func openError(source Source) error {
-	tree, err := Open(source)
+	tree, err := Open(context.Background(), source)
 	if err == nil {
 		tree.Close()
 	}
@@ -230,7 +231,7 @@ func TestCompress(t *testing.T) {
 		compress.Zstd: {testmod.Program(t, "zstd", "zstd"), "--rm", "-f", "-q"},
 	}
 	for f, program := range programs {
-		for name, opts := range map[string]Options{"": {}, ", synced": {Sync: SyncFile}, ", mode given": {Mode: &mode}} {
+		for name, opts := range map[string]Options{"": {}, ", synced": {WriteOptions: WriteOptions{Sync: SyncFile}}, ", mode given": {WriteOptions: WriteOptions{Mode: &mode}}} {
 			t.Run(f.String()+name, func(t *testing.T) {
 				dir := t.TempDir()
 				root, stock := filepath.Join(dir, "root"), filepath.Join(dir, "stock")
@@ -447,7 +448,7 @@ func TestCompressHardLinks(t *testing.T) {
 	}
 	left := []string{outside, filepath.Join(root, "unnamed.ko")}
 	summary, results := sign(t, signer, Source{Roots: []string{root}, Names: []string{"sub/b.ko", "a.ko"}, Compress: compress.Gzip}, Options{})
-	if summary.Signed != 2 || summary.Elsewhere != 2 || results[1].LinkOf != results[0].Path {
+	if summary.Signed != 2 || summary.OutsideLinks != 2 || results[1].LinkOf != results[0].Path {
 		t.Errorf("%+v, %+v", summary, results)
 	}
 	for _, path := range left {

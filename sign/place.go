@@ -1,110 +1,250 @@
 package sign
 
 import (
+	"bytes"
 	"context"
-	"path/filepath"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
 )
 
-// place is where a file is, or is to be: a path below an open directory that the user
-// has named, on which no symbolic link is followed. Without a base it is a path that
-// the user has spelled.
-type place struct {
-	base *dirfd.Dir
-	rel  string // below base; without one the path itself
-}
-
-// placeBelow is a place below a directory, which is nil in a dry run where it is not there
-// yet.
-func placeBelow(base *dirfd.Dir, spelled, rel string) place {
-	if base == nil {
-		return place{nil, filepath.Join(spelled, rel)}
+// place writes the result: a detached signature, a file in the output directory, a
+// longer old file, or a new file in the place of the old one.
+func (w *work) place(ctx context.Context) error {
+	if w.detached {
+		return w.detach()
 	}
-	return place{base, rel}
-}
-
-// path is the place for people.
-func (p place) path() string {
-	if p.base == nil {
-		return p.rel
+	if w.module.Format == compress.None || w.source.Recompress {
+		for i, name := range w.job.names {
+			w.job.names[i].to = name.to.renamed(w.source.packedName)
+		}
 	}
-	return p.base.Path(p.rel)
-}
-
-// name is the base name.
-func (p place) name() string { return filepath.Base(p.rel) }
-
-// dir is the directory of the place, as a key.
-func (p place) dir() place { return p.renamed(filepath.Dir) }
-
-// beside is another name in the same directory.
-func (p place) beside(name string) place {
-	return p.renamed(func(path string) string { return filepath.Join(filepath.Dir(path), name) })
-}
-
-// renamed is the same place under another path.
-func (p place) renamed(f func(string) string) place { return place{p.base, f(p.rel)} }
-
-// open opens the directory of the place.
-func (p place) open() (*dirfd.Dir, error) {
-	if p.base == nil {
-		return dirfd.Open(filepath.Dir(p.rel))
+	if w.extendable() {
+		if done, err := w.extend(); done || err != nil {
+			return err
+		}
 	}
-	return p.base.OpenDir(filepath.Dir(p.rel))
-}
-
-// make is open, and makes the directories below the base that are not there.
-func (p place) make() (*dirfd.Dir, error) {
-	if p.base == nil {
-		return p.open()
+	if err := w.create(func(out io.Writer) error { return w.write(ctx, out) }); err != nil || w.source.elsewhere() {
+		return err
 	}
-	return p.base.MakeDir(filepath.Dir(p.rel))
+	return w.removeOldNames()
 }
 
-// read opens the module of the place for who does nothing but read it.
-func (p place) read(ctx context.Context, limits module.Limits) (*module.File, error) {
-	if p.base == nil {
-		return module.Open(ctx, p.rel, limits)
+// write writes the new module.
+func (w *work) write(ctx context.Context, out io.Writer) error {
+	format := w.target(w.module.Format)
+	trailer := w.early
+	if trailer == nil {
+		dst := out // what is not compressed is read once
+		if format != compress.None {
+			dst = nil
+		}
+		made, err := w.trailer(dst)
+		if err != nil {
+			return err
+		}
+		trailer = made.bytes()
+	} else if format == compress.None {
+		if err := w.content.copyTo(out); err != nil {
+			return err
+		}
 	}
-	return module.OpenBelow(ctx, p.base, p.rel, limits)
+	if format != compress.None {
+		whole := io.MultiReader(w.content.reader(), bytes.NewReader(trailer))
+		return w.encoder.Compress(ctx, format, out, whole, w.content.size+int64(len(trailer)))
+	}
+	_, err := out.Write(trailer)
+	return err
 }
 
-// in calls f with the directory of the place, and the name there.
-func (p place) in(f func(dir *dirfd.Dir, name string) error) error {
-	dir, err := p.open()
+// create writes a new file with all names of the job, and with the mode, owner, times
+// and extended attributes of the old one.
+func (w *work) create(write func(io.Writer) error) error {
+	dirs, done, err := w.targets()
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	return f(dir, p.name())
-}
-
-// bases are the directories of a run that the user has named, open for as long as it
-// lasts: whatever becomes of their paths, the work is done in them.
-type bases struct {
-	roots  map[string]*dirfd.Dir // as they are spelled; those that are directories
-	output *dirfd.Dir
-	debug  *dirfd.Dir
-}
-
-func (b *bases) close() {
-	for _, dir := range b.roots {
-		dir.Close()
+	defer done()
+	names := w.job.names
+	for i, name := range names {
+		if name.to == name.from {
+			continue
+		}
+		// The module's own name is its own; another name may be somebody's link.
+		if err := dirs[i].CheckFile(name.to.name()); err != nil {
+			return err
+		}
+		w.noteForms(dirs[i], name.to.name())
 	}
-	for _, dir := range []*dirfd.Dir{b.output, b.debug} {
-		if dir != nil {
+	out, err := atomicfile.CreateIn(dirs[0], names[0].to.name(), 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	if err := write(out); err != nil {
+		return err
+	}
+	dropped, err := out.Inherit(w.module.Descriptor(), w.module.Info, atomicfile.Inherit{
+		Mode: w.Mode, NewMTime: w.NewMTime, Attest: w.KeepXattrs, NewOwner: w.NewOwner, BestEffort: w.source.elsewhere(),
+	})
+	if err != nil {
+		return err
+	}
+	for i, name := range names[1:] {
+		if err := out.AlsoIn(dirs[i+1], name.to.name()); err != nil {
+			return err
+		}
+	}
+	if err := w.unchanged(); err != nil {
+		return err
+	}
+	if err := out.Commit(w.Sync == SyncFile); err != nil {
+		return err
+	}
+	if dropped {
+		w.droppedXattrs.Add(1)
+	}
+	return nil
+}
+
+// unchanged returns an error if the module is not the one that was opened any more.
+func (w *work) unchanged() error { return w.module.Unchanged(w.dir, w.job.names[0].from.name()) }
+
+// targets opens the directories of the names that the new file gets. In the output
+// directory it makes them.
+func (w *work) targets() (dirs []*dirfd.Dir, done func(), err error) {
+	var opened []*dirfd.Dir
+	done = func() {
+		for _, dir := range opened {
 			dir.Close()
 		}
 	}
-	*b = bases{}
+	for i, name := range w.job.names {
+		if i == 0 && !w.source.elsewhere() {
+			dirs = append(dirs, w.dir)
+			continue
+		}
+		dir, err := name.to.make()
+		if err != nil {
+			done()
+			return nil, nil, err
+		}
+		dirs, opened = append(dirs, dir), append(opened, dir)
+	}
+	return dirs, done, nil
 }
 
-// of is where an entry is.
-func (b *bases) of(e *module.Entry) place {
-	if base := b.roots[e.Base]; e.Base != "" && base != nil {
-		return place{base, e.Rel}
+// noteForms names other forms of a module that an earlier run has left in the output
+// directory: depmod would take one of the two.
+func (w *work) noteForms(dir *dirfd.Dir, name string) {
+	if !w.source.elsewhere() || !w.usedOutput {
+		return
 	}
-	return place{nil, e.Path}
+	for f := compress.None; f <= compress.Zstd; f++ {
+		if other := module.BaseName(name) + f.Suffix(); other != name && dir.Exists(other) {
+			w.note(fmt.Sprintf("warning: %s exists beside %s: remove the outdated one", dir.Path(other), name))
+		}
+	}
+}
+
+// removeOldNames removes the names of the old file that the new one does not have.
+func (w *work) removeOldNames() (err error) {
+	for i, name := range w.job.names {
+		if name.to == name.from {
+			continue
+		}
+		w.links.follow(name.from.path(), name.to.path())
+		if i == 0 {
+			err = w.dir.Remove(name.from.name())
+		} else {
+			err = name.from.in((*dirfd.Dir).Remove)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detach writes the signature beside the module, or where the module would go.
+func (w *work) detach() error {
+	made, err := w.trailer(nil)
+	if err != nil {
+		return err
+	}
+	if err := w.unchanged(); err != nil {
+		return err
+	}
+	dirs, done, err := w.targets()
+	if err != nil {
+		return err
+	}
+	defer done()
+	for i, name := range w.job.names {
+		if err := write(dirs[i], name.to.name(), made.message, w.Mode, w.Sync == SyncFile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// extendable reports whether the trailer may be appended to the old file itself: see
+// WriteOptions.Extend.
+func (w *work) extendable() bool {
+	if !w.Extend || w.Mode != nil || w.Sync == SyncFile || w.source.elsewhere() {
+		return false
+	}
+	plain := w.module.Format == compress.None && w.target(compress.None) == compress.None
+	onlyHere := int(w.module.Info.Sys().(*syscall.Stat_t).Nlink) == len(w.job.names)
+	return plain && onlyHere && w.content.same && w.layers == 0
+}
+
+// markerPage is what a write(2) into the page cache does in one step: a kill comes
+// before or after it. Every page of every architecture is a multiple.
+const markerPage = 4096
+
+// extend appends the trailer to the old file, its end first: after a kill in between,
+// the bytes before it are a signature that is not right, which the next run removes. It
+// does nothing unless the end of the trailer, by which it is found, lies in one page.
+func (w *work) extend() (done bool, err error) {
+	made, err := w.trailer(nil)
+	if err != nil {
+		return false, err
+	}
+	w.early = made.bytes()
+	size := w.module.Size
+	end := size + int64(len(w.early))
+	if (end-int64(module.TrailerSize))/markerPage != (end-1)/markerPage {
+		return false, nil
+	}
+	name := w.job.names[0].from.name()
+	f, err := w.dir.Open(name, os.O_WRONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := module.Unchanged(f, w.module.Info, w.dir, name); err != nil {
+		return false, err
+	}
+	message := len(w.early) - module.TrailerSize
+	_, err = f.WriteAt(w.early[message:], size+int64(message))
+	if err == nil {
+		_, err = f.WriteAt(w.early[:message], size)
+	}
+	if err != nil { // no space left, say
+		return false, errors.Join(err, f.Truncate(size))
+	}
+	if w.NewMTime {
+		return true, nil
+	}
+	return true, w.dir.SetMTime(name, unix.Timespec(w.module.Info.Sys().(*syscall.Stat_t).Mtim))
 }

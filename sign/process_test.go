@@ -102,7 +102,7 @@ func loadSigner(t testing.TB, dir string) *Signer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewSigner(key.(crypto.Signer), cert, crypto.SHA256, false)
+	s, err := NewSigner(key.(crypto.Signer), cert, SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestKill(t *testing.T) {
 		tree := openTree(t, Source{Roots: []string{filepath.Join(base, "tree")}})
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}); err != nil {
+		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -244,7 +244,7 @@ func TestKill(t *testing.T) {
 		}
 
 		summary := mustSign(t, signer, Source{Roots: []string{root}}, Options{Existing: []Existing{Replace, Skip}[kill%2]})
-		completed += summary.Completed
+		completed += summary.RecoveredLinks
 		if summary.Signed+summary.Skipped != len(old) {
 			t.Errorf("run again: %+v", summary)
 		}
@@ -284,7 +284,7 @@ func TestKillCompress(t *testing.T) {
 		tree := openTree(t, source(base))
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}); err != nil {
+		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -457,7 +457,7 @@ func TestLocked(t *testing.T) {
 			t.Fatalf("%+v: the other process did not open: %v", test, err)
 		}
 		before := snapshot(t, dir)
-		tree, err := Open(join(test.ours, test.ourOutput))
+		tree, err := Open(t.Context(), join(test.ours, test.ourOutput))
 		if err == nil {
 			tree.Close()
 		}
@@ -474,7 +474,7 @@ func TestLocked(t *testing.T) {
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%+v: %v", test, err)
 		}
-		mustSign(t, signer, join(test.ours, test.ourOutput), Options{Sync: SyncNone})
+		mustSign(t, signer, join(test.ours, test.ourOutput), Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 	}
 }
 
@@ -546,7 +546,7 @@ func TestNoSpace(t *testing.T) {
 		before := snapshot(t, small)
 		delete(before, fits)
 		// One after the other: the large one would take the room of the small one while it is tried.
-		summary, results := sign(t, signer, Source{Roots: []string{small}}, Options{Jobs: 1})
+		summary, results := sign(t, signer, Source{Roots: []string{small}}, Options{WriteOptions: WriteOptions{Jobs: 1}})
 		if summary.Signed != 1 || summary.Failed != 1 || !errors.Is(results[0].Err, syscall.ENOSPC) {
 			t.Errorf("%v: %+v: %v", f, summary, results[0].Err)
 		}
@@ -557,7 +557,7 @@ func TestNoSpace(t *testing.T) {
 			t.Fatal(err)
 		}
 		unchanged(t, "no space for "+f.String(), small, before, false)
-		if err := File(signer, path, "", FileOptions{}); !errors.Is(err, syscall.ENOSPC) {
+		if err := File(t.Context(), signer, path, "", FileOptions{}); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("File: %v", err)
 		}
 		unchanged(t, "File", small, before, false)
@@ -567,7 +567,7 @@ func TestNoSpace(t *testing.T) {
 		if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true}); !errors.Is(results[0].Err, syscall.ENOSPC) {
 			t.Errorf("%v, detached: %v", f, results[0].Err)
 		}
-		if err := File(signer, path, "", FileOptions{Save: true}); !errors.Is(err, syscall.ENOSPC) {
+		if err := File(t.Context(), signer, path, "", FileOptions{Save: true}); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("File with Save: %v", err)
 		}
 		unchanged(t, "detached", small, before, false)
@@ -626,7 +626,7 @@ func TestReadOnlyMount(t *testing.T) {
 			t.Errorf("%+v: %v", summary, results[0].Err)
 		}
 	}
-	if err := File(signer, filepath.Join(dir, "a.ko"), "", FileOptions{}); !errors.Is(err, syscall.EROFS) {
+	if err := File(t.Context(), signer, filepath.Join(dir, "a.ko"), "", FileOptions{}); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("File: %v", err)
 	}
 	if s := mustSign(t, signer, Source{Roots: []string{dir}, Output: t.TempDir()}, Options{}); s.Signed != 2 {
@@ -691,10 +691,10 @@ func testPermissions(t *testing.T, dir string) {
 			t.Errorf("%+v: %+v", summary, results)
 		}
 	}
-	if err := File(signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
+	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("File: %v", err)
 	}
-	if _, err := Open(Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(err, fs.ErrPermission) {
+	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Open with an output folder in theirs: %v", err)
 	}
 
@@ -737,7 +737,7 @@ func TestMemory(t *testing.T) {
 	if base := child(); base != "" {
 		signer := loadSigner(t, base)
 		root := filepath.Join(base, "tree")
-		if s := mustSign(t, signer, Source{Roots: []string{root}}, Options{Jobs: 2, Sync: SyncNone}); s.Signed != small+copies {
+		if s := mustSign(t, signer, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{Jobs: 2, Sync: SyncNone}}); s.Signed != small+copies {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)

@@ -53,11 +53,11 @@ func TestProve(t *testing.T) {
 	}
 	names = append(names, "d/signed.ko", "link.ko")
 	for _, extend := range []bool{false, true} {
-		tree, err := Open(Source{Roots: []string{root}, Names: names})
+		tree, err := Open(t.Context(), Source{Roots: []string{root}, Names: names})
 		if err != nil {
 			t.Fatal(err)
 		}
-		summary, err := tree.Prove(t.Context(), named{}, Options{Extend: extend})
+		summary, err := tree.Prove(t.Context(), named{}, ProveOptions{WriteOptions: WriteOptions{Extend: extend}})
 		tree.Close()
 		if err != nil || summary.Signed != len(names) || summary.Failed != 0 {
 			t.Fatalf("%+v, %v", summary, err)
@@ -83,17 +83,17 @@ func TestProve(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, filepath.Join(root, "bad.ko"), whole)
-	tree, err := Open(Source{Roots: []string{root}, Names: []string{"fresh.ko", "bad.ko"}})
+	tree, err := Open(t.Context(), Source{Roots: []string{root}, Names: []string{"fresh.ko", "bad.ko"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tree.Close()
 	var failed []string
-	summary, err := tree.Prove(t.Context(), named{refuse: "bad.ko"}, Options{Extend: true, Report: Report{Result: func(r Result) {
+	summary, err := tree.Prove(t.Context(), named{refuse: "bad.ko"}, ProveOptions{WriteOptions: WriteOptions{Extend: true, Report: Report{Result: func(r Result) {
 		if r.Err != nil {
 			failed = append(failed, r.Name)
 		}
-	}}})
+	}}}})
 	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 || !slices.Equal(failed, []string{"bad.ko"}) {
 		t.Errorf("%+v, %v, failed %q", summary, err, failed)
 	}
@@ -115,18 +115,18 @@ func TestHash(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := snapshot(t, root)
-	tree, err := Open(Source{Roots: []string{root}, Names: names, DryRun: true})
+	tree, err := Open(t.Context(), Source{Roots: []string{root}, Names: names, DryRun: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tree.Close()
 	var mu sync.Mutex
 	got := make(map[string]string)
-	summary, err := tree.Hash(t.Context(), named{}.NewHash, Options{Report: Report{Result: func(r Result) {
+	summary, err := tree.Hash(t.Context(), named{}.NewHash, ReadOptions{Report: Report{Result: func(r Result) {
 		mu.Lock()
 		defer mu.Unlock()
 		got[r.Name] = string(r.Digest)
-	}}})
+	}}}, DebugOptions{})
 	if err != nil || summary.Digested != 2 {
 		t.Fatalf("%+v, %v", summary, err)
 	}

@@ -83,12 +83,12 @@ func TestRecompressAgain(t *testing.T) {
 	put(t, filepath.Join(dir, "a.ko.xz"), compressed(t, compress.XZ, elf))
 	before := snapshot(t, dir)
 	source.Compress = compress.Zstd
-	tree, err := Open(source)
+	tree, err := Open(t.Context(), source)
 	if err == nil {
 		tree.Close()
 		t.Fatal("two modules become one")
 	}
-	if !strings.Contains(err.Error(), "a.ko and ") || !strings.Contains(err.Error(), "remove the one that is outdated") {
+	if !strings.Contains(err.Error(), "a.ko and ") || !strings.Contains(err.Error(), "remove the outdated one") {
 		t.Error(err)
 	}
 	unchanged(t, "two of one name", dir, before, true)

@@ -28,7 +28,7 @@ import (
 func newSigner(t testing.TB, algorithm string, hash crypto.Hash, useKeyID bool) *Signer {
 	t.Helper()
 	key := testmod.NewKey(t, algorithm)
-	s, err := NewSigner(key.Private, key.Certificate, hash, useKeyID)
+	s, err := NewSigner(key.Private, key.Certificate, SignerOptions{Hash: hash, UseKeyID: useKeyID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func newSigner(t testing.TB, algorithm string, hash crypto.Hash, useKeyID bool) 
 
 func openTree(t testing.TB, source Source) *Tree {
 	t.Helper()
-	tree, err := Open(source)
+	tree, err := Open(t.Context(), source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func sign(t testing.TB, signer *Signer, source Source, opts Options) (Summary, [
 	if signer != nil {
 		summary, err = tree.Sign(t.Context(), signer, opts)
 	} else {
-		summary, err = tree.Strip(t.Context(), opts)
+		summary, err = tree.RemoveSignatures(t.Context(), opts.WriteOptions)
 	}
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func realModules(t testing.TB, dir string, n int) []string {
 		place := int(float64(i*i) / float64(n*n) * 0.95 * float64(len(all)))
 		put(t, filepath.Join(dir, fmt.Sprintf("%02d-%s", i, filepath.Base(all[place].path))), read(t, all[place].path))
 	}
-	if s := mustSign(t, nil, Source{Roots: []string{dir}}, Options{Sync: SyncNone}); s.Stripped != n {
+	if s := mustSign(t, nil, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}}); s.Stripped != n {
 		t.Fatalf("of %d modules, %d had a signature", n, s.Stripped)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.ko"))
@@ -282,10 +282,10 @@ func TestSameAsSignFile(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				signer := newSigner(t, "rsa:2048", hash, useKeyID)
 				source := Source{Roots: []string{filepath.Join(base, "in")}, Output: filepath.Join(dir, "tree")}
-				if s := mustSign(t, signer, source, Options{Sync: SyncNone}); s.Signed != modules {
+				if s := mustSign(t, signer, source, Options{WriteOptions: WriteOptions{Sync: SyncNone}}); s.Signed != modules {
 					t.Fatalf("signed %d modules of %d", s.Signed, modules)
 				}
-				mustSign(t, signer, source, Options{Sync: SyncNone, Detached: true})
+				mustSign(t, signer, source, Options{WriteOptions: WriteOptions{Sync: SyncNone}, Detached: true})
 				parallel(t, paths, func(path string) error {
 					base := filepath.Base(path)
 					ours := filepath.Join(dir, "tree", base)
@@ -325,7 +325,7 @@ func TestSameAsSignFile(t *testing.T) {
 						return err
 					}
 
-					if err := File(signer, again, again+".out", FileOptions{Detached: true}); err != nil {
+					if err := File(t.Context(), signer, again, again+".out", FileOptions{Detached: true}); err != nil {
 						return err
 					}
 					if err := same(t, "File with Detached and sign-file -d", again+".p7s", detached); err != nil {
@@ -334,13 +334,13 @@ func TestSameAsSignFile(t *testing.T) {
 					if _, err := os.Stat(again + ".out"); !errors.Is(err, os.ErrNotExist) {
 						return fmt.Errorf("File with Detached wrote more: %v", err)
 					}
-					if err := File(nil, again, again+".raw", FileOptions{Signature: detached}); err != nil {
+					if err := File(t.Context(), nil, again, again+".raw", FileOptions{Signature: detached}); err != nil {
 						return err
 					}
 					if err := same(t, "File with Signature and sign-file -s", again+".raw", raw); err != nil {
 						return err
 					}
-					if err := errors.Join(os.Remove(again+".p7s"), File(signer, again, "", FileOptions{Save: true})); err != nil {
+					if err := errors.Join(os.Remove(again+".p7s"), File(t.Context(), signer, again, "", FileOptions{Save: true})); err != nil {
 						return err
 					}
 					if err := same(t, "File and sign-file", again, theirs); err != nil {
@@ -410,11 +410,11 @@ func TestOthersVerify(t *testing.T) {
 				name := fmt.Sprintf("%s-%s-%v", algorithm, cms.HashName(hash), useKeyID)
 				signer := newSigner(t, algorithm, hash, useKeyID)
 				out := filepath.Join(dir, name)
-				mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{Sync: SyncNone})
+				mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
 				path := paths[(int(hash)+len(algorithm))%len(paths)]
 				unsigned := read(t, path)
 				alone := filepath.Join(out, "file")
-				if err := File(signer, path, alone, FileOptions{}); err != nil {
+				if err := File(t.Context(), signer, path, alone, FileOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				for _, made := range []string{filepath.Join(out, filepath.Base(path)), alone} {
@@ -545,10 +545,10 @@ func TestSignerOfReader(t *testing.T) {
 		t.Errorf("a payload that cannot be read: %v", err)
 	}
 	other := testmod.NewKey(t, "rsa:3072")
-	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, crypto.SHA256, false); err == nil || !strings.Contains(err.Error(), "does not match") {
+	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256}); err == nil || !strings.Contains(err.Error(), "does not match") {
 		t.Errorf("the certificate of another key: %v", err)
 	}
-	if _, err := NewSigner(other.Private, other.Certificate, crypto.MD5, false); err == nil {
+	if _, err := NewSigner(other.Private, other.Certificate, SignerOptions{Hash: crypto.MD5}); err == nil {
 		t.Error("MD5 is taken")
 	}
 }

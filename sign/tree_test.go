@@ -185,7 +185,9 @@ func TestBadModules(t *testing.T) {
 			o.Detached = true
 			return tree.Sign(t.Context(), signer, o)
 		},
-		"strip": func(tree *Tree, o Options) (Summary, error) { return tree.Strip(t.Context(), o) },
+		"strip": func(tree *Tree, o Options) (Summary, error) {
+			return tree.RemoveSignatures(t.Context(), o.WriteOptions)
+		},
 		"skip": func(tree *Tree, o Options) (Summary, error) {
 			o.Existing = Skip
 			return tree.Sign(t.Context(), signer, o)
@@ -211,10 +213,10 @@ func TestBadModules(t *testing.T) {
 			tree := openTree(t, Source{Roots: []string{dir}})
 			results := make(map[string]Result)
 			var paths []string
-			summary, err := work(tree, Options{Jobs: jobs, Report: Report{Result: func(r Result) {
+			summary, err := work(tree, Options{WriteOptions: WriteOptions{Jobs: jobs, Report: Report{Result: func(r Result) {
 				results[r.Path] = r
 				paths = append(paths, r.Path)
-			}}})
+			}}}})
 			if !errors.Is(err, ErrIncomplete) {
 				t.Fatal(err)
 			}
@@ -295,7 +297,7 @@ func TestMaxSize(t *testing.T) {
 		put(t, filepath.Join(dir, "a.ko"+f.Suffix()), compressed(t, f, elf))
 	}
 	before := snapshot(t, dir)
-	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{MaxSize: int64(len(elf)) - 1})
+	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf)) - 1}})
 	for _, r := range results {
 		if !errors.Is(r.Err, compress.ErrTooLarge) {
 			t.Errorf("%s: %v", r.Path, r.Err)
@@ -305,7 +307,7 @@ func TestMaxSize(t *testing.T) {
 		t.Errorf("%+v", summary)
 	}
 	unchanged(t, "too large", dir, before, true)
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{MaxSize: int64(len(elf))}); s.Signed != 3 {
+	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf))}}); s.Signed != 3 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -404,7 +406,7 @@ func TestDetachedTwice(t *testing.T) {
 	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
 	put(t, filepath.Join(dir, "a.ko.gz"), compressed(t, compress.Gzip, append(testmod.ELF(), 0)))
 	mode := fs.FileMode(0o600)
-	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{Detached: true, Mode: &mode, Sync: SyncFile})
+	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Mode: &mode, Sync: SyncFile}, Detached: true})
 	if got := stateOf(t, filepath.Join(dir, "a.ko.p7s")).Mode; got != mode {
 		t.Errorf("the signature has mode %v", got)
 	}
@@ -455,11 +457,11 @@ func TestPreserves(t *testing.T) {
 		attested int
 	}{
 		{"in place", Options{}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
-		{"synced", Options{Sync: SyncFile}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
+		{"synced", Options{WriteOptions: WriteOptions{Sync: SyncFile}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
 		{"elsewhere", Options{}, true, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
-		{"mode given", Options{Mode: &mode}, false, mode, 2},
-		{"new time", Options{NewMTime: true}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
-		{"all attributes", Options{KeepXattrs: true}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 0},
+		{"mode given", Options{WriteOptions: WriteOptions{Mode: &mode}}, false, mode, 2},
+		{"new time", Options{WriteOptions: WriteOptions{NewMTime: true}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
+		{"all attributes", Options{WriteOptions: WriteOptions{KeepXattrs: true}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 0},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -492,7 +494,7 @@ func TestPreserves(t *testing.T) {
 				source.Output = out
 			}
 			summary := mustSign(t, signer, source, test.opts)
-			if summary.Signed != 4 || summary.Attested != test.attested {
+			if summary.Signed != 4 || summary.DroppedXattrs != test.attested {
 				t.Errorf("summary %+v", summary)
 			}
 			for _, f := range []compress.Format{compress.None, compress.XZ} {
@@ -550,7 +552,7 @@ func TestHardLinks(t *testing.T) {
 
 	dir, names := set()
 	summary, results := sign(t, signer, Source{Roots: []string{filepath.Join(dir, "tree")}}, Options{})
-	if summary.Signed != 4 || summary.Elsewhere != 2 {
+	if summary.Signed != 4 || summary.OutsideLinks != 2 {
 		t.Errorf("%+v", summary)
 	}
 	if !sameInode(t, names...) || stateOf(t, names[0]).Links != 3 || !bytes.Equal(read(t, names[2]), want) {
@@ -571,7 +573,7 @@ func TestHardLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	summary, _ = sign(t, signer, Source{Roots: []string{names[0], filepath.Join(dir, "way"), filepath.Join(dir, "tree/sub"), names[1]}}, Options{})
-	if summary.Modules != 3 || summary.Elsewhere != 2 || !sameInode(t, names...) || !bytes.Equal(read(t, names[2]), want) {
+	if summary.Modules != 3 || summary.OutsideLinks != 2 || !sameInode(t, names...) || !bytes.Equal(read(t, names[2]), want) {
 		t.Errorf("%+v", summary)
 	}
 
@@ -579,7 +581,7 @@ func TestHardLinks(t *testing.T) {
 	before := snapshot(t, dir)
 	out := filepath.Join(dir, "out")
 	summary, _ = sign(t, signer, Source{Roots: []string{filepath.Join(dir, "tree")}, Output: out}, Options{})
-	if summary.Signed != 4 || summary.Elsewhere != 0 {
+	if summary.Signed != 4 || summary.OutsideLinks != 0 {
 		t.Errorf("%+v", summary)
 	}
 	written := []string{filepath.Join(out, "a.ko"), filepath.Join(out, "sub/b.ko"), filepath.Join(out, "sub/c.ko")}
@@ -637,7 +639,7 @@ func TestCompletes(t *testing.T) {
 			t.Error("the names are not as linked as they should be")
 		}
 		s, err := tree.Sign(t.Context(), signer, Options{})
-		if err != nil || s.Completed != completed || s.Signed != 3 || s.Elsewhere != 0 {
+		if err != nil || s.RecoveredLinks != completed || s.Signed != 3 || s.OutsideLinks != 0 {
 			t.Errorf("%+v, %v", s, err)
 		}
 		for _, name := range names {
@@ -665,8 +667,8 @@ func TestCompletes(t *testing.T) {
 		other[80]++ // in .text
 		dir, names = kill(t, signed(t, signer, other))
 		tree := openTree(t, Source{Roots: []string{dir}})
-		if left := temps(t, dir); len(left) != 0 || tree.completed != 0 || bytes.Equal(read(t, names[1]), read(t, names[0])) {
-			t.Errorf("%d completed, left %q", tree.completed, left)
+		if left := temps(t, dir); len(left) != 0 || tree.recovered != 0 || bytes.Equal(read(t, names[1]), read(t, names[0])) {
+			t.Errorf("%d completed, left %q", tree.recovered, left)
 		}
 	})
 	t.Run("an old module that cannot be read", func(t *testing.T) {
@@ -674,21 +676,21 @@ func TestCompletes(t *testing.T) {
 		put(t, names[1], []byte("text "+module.Marker)) // c.ko too
 		tree := openTree(t, Source{Roots: []string{dir}})
 		s, err := tree.Sign(t.Context(), signer, Options{})
-		if !errors.Is(err, ErrIncomplete) || s.Completed != 0 || s.Signed != 1 || s.Failed != 2 || len(temps(t, dir)) != 0 {
+		if !errors.Is(err, ErrIncomplete) || s.RecoveredLinks != 0 || s.Signed != 1 || s.Failed != 2 || len(temps(t, dir)) != 0 {
 			t.Errorf("%+v, %v; left %q", s, err, temps(t, dir))
 		}
 	})
 	t.Run("roots that are files", func(t *testing.T) {
 		dir, names := kill(t, want)
 		tree := openTree(t, Source{Roots: names})
-		if left := temps(t, dir); len(left) != 0 || tree.completed != 2 || !sameInode(t, names...) {
-			t.Errorf("%d completed, left %q", tree.completed, left)
+		if left := temps(t, dir); len(left) != 0 || tree.recovered != 2 || !sameInode(t, names...) {
+			t.Errorf("%d completed, left %q", tree.recovered, left)
 		}
 	})
 	t.Run("dry run", func(t *testing.T) {
 		dir, _ := kill(t, want)
 		before := snapshot(t, dir)
-		if s := mustSign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{}); s.Completed != 0 || s.Signed != 3 {
+		if s := mustSign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{}); s.RecoveredLinks != 0 || s.Signed != 3 {
 			t.Errorf("%+v", s)
 		}
 		unchanged(t, "dry run", dir, before, true)
@@ -758,7 +760,7 @@ func TestDryRun(t *testing.T) {
 	put(t, filepath.Join(tree, ".modsign-0123456789abcdef-0123456789abcdef.tmp"), nil)
 	before := snapshot(t, dir)
 	for _, source := range []Source{{Roots: []string{tree}, DryRun: true}, {Roots: []string{tree}, Output: filepath.Join(dir, "out"), DryRun: true}} {
-		for _, opts := range []Options{{DryRun: true}, {Detached: true}, {}} {
+		for _, opts := range []Options{{WriteOptions: WriteOptions{DryRun: true}}, {Detached: true}, {}} {
 			summary, results := sign(t, signer, source, opts)
 			if summary.Signed != 2 || summary.Failed != 1 || opts.Detached != (summary.Replaced == 0) {
 				t.Errorf("%+v", summary)
@@ -769,7 +771,7 @@ func TestDryRun(t *testing.T) {
 				}
 			}
 		}
-		if summary, _ := sign(t, nil, source, Options{DryRun: true}); summary.Stripped != 1 || summary.Skipped != 1 || summary.Failed != 1 {
+		if summary, _ := sign(t, nil, source, Options{WriteOptions: WriteOptions{DryRun: true}}); summary.Stripped != 1 || summary.Skipped != 1 || summary.Failed != 1 {
 			t.Errorf("%+v", summary)
 		}
 	}
@@ -918,7 +920,7 @@ func TestOpenRefuses(t *testing.T) {
 	for _, test := range tests {
 		for _, dry := range []bool{true, false} {
 			test.source.DryRun = dry
-			tree, err := Open(test.source)
+			tree, err := Open(t.Context(), test.source)
 			if err == nil {
 				tree.Close()
 				if dry && test.is == syscall.ENOTDIR {
@@ -957,7 +959,7 @@ func TestBadOptions(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	tree := openTree(t, Source{Roots: []string{dir}})
 	for _, level := range []int{-1, 23} {
-		if _, err := tree.Sign(t.Context(), signer, Options{Level: level}); err == nil || !strings.Contains(err.Error(), "level") {
+		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Level: level}}); err == nil || !strings.Contains(err.Error(), "level") {
 			t.Errorf("level %d: %v", level, err)
 		}
 	}
@@ -966,7 +968,7 @@ func TestBadOptions(t *testing.T) {
 	}
 	unchanged(t, "bad options", dir, before, true)
 	// A level that one of the formats has not.
-	summary, err := tree.Sign(t.Context(), signer, Options{Level: 12})
+	summary, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Level: 12}})
 	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 || stateOf(t, filepath.Join(dir, "b.ko.gz")) != before[filepath.Join(dir, "b.ko.gz")] {
 		t.Errorf("%+v, %v", summary, err)
 	}
@@ -974,7 +976,7 @@ func TestBadOptions(t *testing.T) {
 	tree.Close()
 	put(t, filepath.Join(dir, "c.ko.xz"), compressed(t, compress.XZ, testmod.ELF()))
 	put(t, filepath.Join(dir, "d.ko.zst"), compressed(t, compress.Zstd, testmod.ELF()))
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{Level: 9}); s.Signed != 4 {
+	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Level: 9}}); s.Signed != 4 {
 		t.Errorf("%+v", s)
 	}
 	want := signed(t, signer, testmod.ELF())
@@ -995,13 +997,13 @@ func TestProgress(t *testing.T) {
 	}
 	var last Count
 	calls := 0
-	opts := Options{Jobs: 4, Report: Report{Progress: func(done, total Count) {
+	opts := Options{WriteOptions: WriteOptions{Jobs: 4, Report: Report{Progress: func(done, total Count) {
 		calls++
 		if total != (Count{20, bytes}) || done.Modules <= last.Modules || done.Bytes <= last.Bytes {
 			t.Errorf("%+v of %+v after %+v", done, total, last)
 		}
 		last = done
-	}}}
+	}}}}
 	mustSign(t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{dir}}, opts)
 	if calls != 20 || last != (Count{20, bytes}) {
 		t.Errorf("%d calls, %+v at the end", calls, last)
@@ -1029,7 +1031,7 @@ func TestInterrupt(t *testing.T) {
 				cancel(cause)
 			}
 			reported := make(map[string]bool)
-			summary, err := tree.Sign(ctx, signer, Options{Jobs: jobs, Report: Report{
+			summary, err := tree.Sign(ctx, signer, Options{WriteOptions: WriteOptions{Jobs: jobs, Report: Report{
 				Progress: func(done, _ Count) {
 					if done.Modules == after {
 						cancel(cause)
@@ -1041,7 +1043,7 @@ func TestInterrupt(t *testing.T) {
 						t.Errorf("%+v", r)
 					}
 				},
-			}})
+			}}})
 			tree.Close()
 			cancel(nil)
 			if !errors.Is(err, cause) {
@@ -1130,10 +1132,10 @@ func TestChangesMeanwhile(t *testing.T) {
 			return results[0].Err
 		},
 		"file": func(t *testing.T, signer *Signer, path string) error {
-			return File(signer, path, "", FileOptions{})
+			return File(t.Context(), signer, path, "", FileOptions{})
 		},
 		"file with save": func(t *testing.T, signer *Signer, path string) error {
-			return File(signer, path, filepath.Join(filepath.Dir(path), "out"), FileOptions{Save: true})
+			return File(t.Context(), signer, path, filepath.Join(filepath.Dir(path), "out"), FileOptions{Save: true})
 		},
 	}
 	for change, meddle := range changes {
@@ -1154,7 +1156,7 @@ func TestChangesMeanwhile(t *testing.T) {
 								delete(left, path)
 							}
 						}
-					}}, key.Certificate, crypto.SHA256, false)
+					}}, key.Certificate, SignerOptions{Hash: crypto.SHA256})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -1205,7 +1207,7 @@ func TestRenameFails(t *testing.T) {
 		if !errors.Is(results[0].Err, fs.ErrPermission) || !strings.Contains(results[0].Err.Error(), path) {
 			t.Errorf("%v", results[0].Err)
 		}
-		if err := File(signer, path, "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
+		if err := File(t.Context(), signer, path, "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("File: %v", err)
 		}
 		unchanged(t, "immutable", filepath.Dir(path), before, false)

@@ -29,12 +29,12 @@ func trusting(t testing.TB) (keys *verify.Keyring, trusted string) {
 	if err := keys.AddFile(cert); err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+	signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
 	trusted = testmod.WriteFile(t, "good.ko", testmod.ELF())
-	if err := sign.File(signer, trusted, "", sign.FileOptions{}); err != nil {
+	if err := sign.File(t.Context(), signer, trusted, "", sign.FileOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return keys, trusted
@@ -169,12 +169,12 @@ func TestAdd(t *testing.T) {
 		if err := keys.Add(key.Certificate, "release key"); err != nil || keys.Len() != 1 || !keys.Holds(key.Certificate.Raw) {
 			t.Fatalf("%s: %d certificates, %v", algorithm, keys.Len(), err)
 		}
-		signer, err := sign.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+		signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
 		if err != nil {
 			t.Fatal(err)
 		}
 		path := testmod.WriteFile(t, "m.ko", testmod.ELF())
-		if err := sign.File(signer, path, "", sign.FileOptions{}); err != nil {
+		if err := sign.File(t.Context(), signer, path, "", sign.FileOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		if r := verify.File(t.Context(), keys, path); r.Verdict != verify.Trusted || r.Source != "release key" {

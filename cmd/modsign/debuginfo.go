@@ -13,61 +13,45 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-// debugOptions are what a distribution does with modules besides signing them.
-type debugOptions struct {
-	stripDebug    bool
-	splitDebug    string
-	refuseUnsplit string
-	compress      string
+// debugFlags say what happens to debug information.
+type debugFlags struct {
+	strip bool
+	split string
 }
 
-func (o *debugOptions) addFlags(flags *pflag.FlagSet) {
-	flags.BoolVar(&o.stripDebug, "strip-debug", false, "take debug information out first, as strip --strip-debug does")
-	addSplitDebug(flags, &o.splitDebug)
-	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "do nothing if a module has debug information of which `DIR` holds no debug file: find-debuginfo has yet to run")
-	flags.StringVar(&o.compress, "compress", "", "leave all modules in this `FORMAT`, as a kernel can load it: none, gz, xz or zst (default: each in its own)")
+func (f *debugFlags) addSplit(flags *pflag.FlagSet) {
+	flags.StringVar(&f.split, "split-debug", "", "move debug information to files below `DIR`, such as ROOT/usr/lib/debug")
 }
 
-func addSplitDebug(flags *pflag.FlagSet, dir *string) {
-	flags.StringVar(dir, "split-debug", "", "take it out into `DIR`/lib/modules/KVER/.../NAME.ko.debug, where debuggers find it by DIR/.build-id; DIR is usr/lib/debug of what is installed")
-}
+// removes reports whether debug information is removed.
+func (f *debugFlags) removes() bool { return f.strip || f.split != "" }
 
-// apply completes what the package sign is given.
-func (o *debugOptions) apply(source *sign.Source, options *sign.Options) error {
-	if o.compress != "" {
-		format, err := sign.ParseFormat(o.compress)
+func (f *debugFlags) options() (sign.DebugOptions, error) {
+	options := sign.DebugOptions{StripDebug: f.removes()}
+	if f.split != "" {
+		dir, err := filepath.Abs(f.split)
 		if err != nil {
-			return usagef("--compress: %v", err)
-		}
-		source.Compress, source.Recompress = format, true
-	}
-	if o.splitDebug != "" {
-		dir, err := filepath.Abs(o.splitDebug)
-		if err != nil {
-			return err
+			return options, err
 		}
 		options.SplitDebug = dir
 	}
-	options.StripDebug = o.stripDebug || o.splitDebug != ""
 	if path, err := exec.LookPath(cmp.Or(os.Getenv("STRIP"), "strip")); err == nil {
 		options.StripProgram = path // for the few that need it
 	}
-	return nil
+	return options, nil
 }
 
-// refuse looks for modules that are not to be signed yet.
-func (o *debugOptions) refuse(ctx context.Context, tree *sign.Tree, options sign.Options) error {
-	if o.refuseUnsplit == "" || o.splitDebug != "" {
-		return nil
-	}
-	unsplit, err := tree.Unsplit(ctx, o.refuseUnsplit, options)
-	if err != nil || len(unsplit) == 0 {
+// refuseUnsplit refuses to sign modules from which find-debuginfo has yet to take debug
+// information into dir.
+func refuseUnsplit(ctx context.Context, tree *sign.Tree, dir string, options sign.ReadOptions) error {
+	missing, err := tree.MissingDebugFiles(ctx, dir, options)
+	if err != nil || len(missing) == 0 {
 		return err
 	}
 	more := ""
-	if len(unsplit) > 1 {
-		more = fmt.Sprintf(", nor of %d others", len(unsplit)-1)
+	if len(missing) > 1 {
+		more = fmt.Sprintf(", nor of %d others", len(missing)-1)
 	}
-	return withHint(fmt.Errorf("%s has debug information, and %s has no debug file of it%s: what takes it out after signing takes the signature off", unsplit[0], o.refuseUnsplit, more),
-		"sign after find-debuginfo (%%modsign_spec_install_post has the order), let modsign split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", quote(o.refuseUnsplit))
+	return withHint(fmt.Errorf("%s has debug information, and %s has no debug file of it%s: stripping it later removes the signature", missing[0], dir, more),
+		"sign after find-debuginfo (see %%modsign_spec_install_post), split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", quote(dir))
 }

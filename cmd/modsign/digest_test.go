@@ -80,14 +80,14 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 	cut = append(cut, slices.Concat(lines[count/2+1:]...)...)
 	refuse := exec.Command("modsign", "sign-digests", "--key", keyFile, "--cert", cert)
 	refuse.Dir, refuse.Stdin = vault, bytes.NewReader(cut)
-	want := fmt.Sprintf("stdin: line %d: it counts %d modules, and %d are there: 1 missing", count+1, count, count-1)
+	want := fmt.Sprintf("stdin: line %d: it counts %d modules, the file has %d: 1 missing", count+1, count, count-1)
 	if r := wait(t, refuse); r.code != exitError || r.stdout != "" || !strings.Contains(r.stderr, want) {
 		t.Errorf("a line is missing: exit code %d, %d bytes, %s", r.code, len(r.stdout), r.stderr)
 	}
 	other := filepath.Join(base, "other")
 	_, otherCert := testmod.NewKey(t, "rsa:3072").Files(t)
 	r := wait(t, exec.Command("modsign", "attach", "--cert", otherCert, "-o", other, "-s", signatures, root))
-	want = fmt.Sprintf("%d signatures or modules are refused (%d are not shown): nothing was written", count, count-20)
+	want = fmt.Sprintf("%d signatures or modules refused (%d not shown): nothing was written", count, count-20)
 	if _, err := os.Stat(other); r.code != exitError || err == nil || !strings.Contains(r.stderr, want) {
 		t.Errorf("another certificate: exit code %d, %v\n%s", r.code, err, r.stderr)
 	}

@@ -224,15 +224,15 @@ func (o *hashlistBuildOptions) write(u *ui, built *hashlist.Built) error {
 }
 
 func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, built *hashlist.Built) error {
-	locks := treeOptions{wait: o.wait}
-	tree, err := locks.open(ctx, u, sign.Source{Roots: []string{built.Source.Dir}, Names: built.Source.Names})
+	source := sign.Source{Roots: []string{built.Source.Dir}, Names: built.Source.Names}
+	tree, err := openTree(ctx, u, source, o.wait)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	w := work{ui: u, verb: "proving", options: sign.Options{Jobs: o.jobs}}
+	w := work{ui: u, verb: "proving", options: sign.Options{WriteOptions: sign.WriteOptions{Jobs: o.jobs}}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
-		return tree.Prove(ctx, built.Proofs(), options)
+		return tree.Prove(ctx, built.Proofs(), sign.ProveOptions{WriteOptions: options.WriteOptions})
 	})
 }
 

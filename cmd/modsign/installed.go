@@ -2,7 +2,7 @@ package main
 
 import (
 	"cmp"
-	"errors"
+	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"os"
@@ -29,13 +29,13 @@ type installedOptions struct {
 const running = "running"
 
 func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
-	flags.StringVarP(&o.installed, "installed", "i", "", "the modules installed for kernel `KVER` (default: the running one)")
+	flags.StringVarP(&o.installed, "installed", "i", "", "modules installed for kernel `KVER` (default: the running one)")
 	flags.Lookup("installed").NoOptDefVal = running
-	flags.StringVar(&o.root, "root", "/", "with --installed: root directory `DIR` of the system, in which all links are resolved")
+	flags.StringVar(&o.root, "root", "/", "with --installed: root directory `DIR` of the system")
 }
 
-// kernel is an installed kernel. Its paths are resolved once, below the root
-// directory: what is an absolute link in an image leads to a file of the image.
+// kernel is an installed kernel. Its paths are resolved once, below the root directory: an
+// absolute link in an image leads to a file of the image.
 type kernel struct {
 	version string
 	root    string
@@ -43,8 +43,8 @@ type kernel struct {
 	modules string // DIR/lib/modules/KVER
 }
 
-// kernel returns the kernel that was chosen, nil if none was. The version may
-// also be the first argument, and there may be no other.
+// kernel returns the chosen kernel, or nil without --installed. The version may also be the
+// first argument, and then the only one.
 func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	o.root = cmp.Or(o.root, "/") // where a script's variable is empty
 	if o.installed == "" {
@@ -72,7 +72,7 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 		return nil, usagef("--installed chooses the modules, and so does %q: give one of them", args[0])
 	}
 	if filepath.Base(version) != version || version == "." || version == ".." {
-		return nil, usagef("--installed %s: not the version of a kernel, as uname -r says it", version)
+		return nil, usagef("--installed %s: not a kernel version as in uname -r", version)
 	}
 	k := &kernel{version: version, root: o.root}
 	var err error
@@ -83,12 +83,12 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 		return nil, err
 	}
 	if info, err := os.Stat(k.modules); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("no modules are installed for kernel %s: there is no folder %s", version, k.modules)
+		return nil, fmt.Errorf("no modules are installed for kernel %s: no directory %s", version, k.modules)
 	}
 	return k, nil
 }
 
-// roots are the kernel's folder, where one was chosen, and else the arguments.
+// roots are the directory of the kernel's modules, or the arguments without a kernel.
 func (k *kernel) roots(args []string) []string {
 	if k == nil {
 		return args
@@ -96,8 +96,8 @@ func (k *kernel) roots(args []string) []string {
 	return []string{k.modules}
 }
 
-// rootDir is the root directory of the kernel's system, and empty where that is the
-// machine's own or no kernel was chosen.
+// rootDir is the root directory of the kernel's system. It is empty for this machine, and
+// without a kernel.
 func (k *kernel) rootDir() string {
 	if k == nil || k.in == nil {
 		return ""
@@ -105,8 +105,8 @@ func (k *kernel) rootDir() string {
 	return k.root
 }
 
-// path is where a file of the system lies; the name holds %s for the version. On the
-// machine itself, the system resolves the links.
+// path is the path of a file of the system; %s in the name stands for the version. On this
+// machine, the system resolves links.
 func (k *kernel) path(name string) (string, error) {
 	name = fmt.Sprintf(name, k.version)
 	if k.in == nil {
@@ -123,8 +123,8 @@ func (k *kernel) order() (string, error) {
 	return k.in.Canonical(filepath.Join(k.modules, "modules.order"))
 }
 
-// find returns the first of several files that exists below the root; the names
-// hold %s for the version.
+// find returns the first of several files that exists below the root; %s in the names
+// stands for the version.
 func (k *kernel) find(names ...string) string {
 	for _, name := range names {
 		path, err := k.path(name)
@@ -138,7 +138,7 @@ func (k *kernel) find(names ...string) string {
 	return ""
 }
 
-// hash is the kernel's CONFIG_MODULE_SIG_HASH, empty if nothing tells.
+// hash is the kernel's CONFIG_MODULE_SIG_HASH, or empty if no configuration is found.
 func (k *kernel) hash() (string, error) {
 	path := k.find("boot/config-%s", "lib/modules/%s/config", "lib/modules/%s/build/.config")
 	if path == "" {
@@ -148,12 +148,12 @@ func (k *kernel) hash() (string, error) {
 	return config.SigHash(), err
 }
 
-// image is the kernel's image, empty if there is none.
+// image is the path of the kernel's image, or empty.
 func (k *kernel) image() string {
 	return k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz", "boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
 }
 
-// keyring is what the kernel's image has built in.
+// keyring holds the certificates in the kernel's image.
 func (k *kernel) keyring() (*verify.Keyring, error) {
 	path := k.image()
 	if path == "" {
@@ -163,25 +163,37 @@ func (k *kernel) keyring() (*verify.Keyring, error) {
 	return keys, keys.AddImage(path)
 }
 
-// guard refuses to put a signature on installed modules that their kernel will
-// refuse.
+// accept returns an error if the kernel will reject modules that are signed with a
+// certificate, which is in file. force is for a certificate that is enrolled by other
+// means. Without a kernel nothing is checked.
+func (k *kernel) accept(file string, cert *x509.Certificate, force bool) error {
+	if k == nil {
+		return nil
+	}
+	if err := refuseUnloadable(file, cert); err != nil || force {
+		return err
+	}
+	return k.guard(cert.Raw)
+}
+
+// guard returns an error unless the kernel has a certificate built in.
 func (k *kernel) guard(cert []byte) error {
 	keys, err := k.keyring()
 	if err != nil {
 		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.version, err),
-			"sign all the same with --force-untrusted")
+			"add --force-untrusted to go on without this check")
 	}
 	if !keys.Holds(cert) {
-		return withHint(errors.New("kernel "+k.version+" has not this certificate built in, and would refuse the modules"),
-			"it trusts %s; sign all the same with --force-untrusted, where the key is enrolled by other means", strings.Join(keys.Names(), ", "))
+		return withHint(fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.version),
+			"it trusts %s; add --force-untrusted if the key is enrolled by other means", strings.Join(keys.Names(), ", "))
 	}
 	return nil
 }
 
-// outdated says what still has the modules as they were before a run.
+// outdated says what still holds the old modules after a run.
 func (k *kernel) outdated(u *ui, s sign.Summary) {
 	if s.Signed == 0 {
 		return
 	}
-	u.hint("the initramfs holds the modules as they were: make it anew (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", k.version)
+	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", k.version)
 }

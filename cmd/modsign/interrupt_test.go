@@ -86,7 +86,7 @@ func TestInterrupt(t *testing.T) {
 			}
 
 			n := signed()
-			want := fmt.Sprintf("modsign: interrupted: %s left as before; the same command again completes it\n", plural(len(files)-n, "module"))
+			want := fmt.Sprintf("modsign: interrupted: %s left unchanged; run the same command again to complete it\n", plural(len(files)-n, "module"))
 			if !strings.HasSuffix(stderr.String(), want) || strings.Count(stderr.String(), "\n") != 2 {
 				t.Errorf("stderr is %q, want it to end with %q", stderr.String(), want)
 			}

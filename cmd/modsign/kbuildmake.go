@@ -86,7 +86,7 @@ func (f kbuildFront) Note(format string, args ...any) { f.note(format, args...) 
 func (f kbuildFront) Sign(
 	ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass kbuildrun.Pass,
 ) error {
-	w := work{ui: f.ui, verb: "signing", how: signedWith(key, hash), options: o}
+	w := work{ui: f.ui, verb: "signing", how: signedWith(key.Certificate, hash), options: o}
 	return w.do(ctx, pass)
 }
 

@@ -55,7 +55,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 
 // newSigner returns the signer for a key and its certificate. Its errors name certFile.
 func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, keyID)
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash, UseKeyID: keyID})
 	if err != nil && certFile != "" {
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
@@ -164,8 +164,7 @@ func passphraseFrom(path string) ([]byte, error) {
 }
 
 // signedWith describes what modules are signed with.
-func signedWith(pair *keygen.Pair, hash crypto.Hash) string {
-	cert := pair.Certificate
+func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
 	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-// skipped names links that a walk did not follow as depmod does not. In the directory
-// of a kernel's modules they are as they should be, and are not worth a word.
+// skipped names links that a walk did not follow, since depmod does not. In the directory
+// of a kernel's modules they are usual, and not worth a word.
 func (u *ui) skipped(links []string) {
 	var odd []string
 	for _, link := range links {
@@ -39,7 +39,7 @@ func holdsKernelModules(dir string) bool {
 	return false
 }
 
-// linkNotes are the words for what a run did not work on, or done.
+// linkNotes are the notes on what a run found besides modules. done is "signed", say.
 func linkNotes(l sign.Links, done string) []string {
 	var notes []string
 	if n := l.Found - l.Renamed; n > 0 {
@@ -57,7 +57,7 @@ func linkNotes(l sign.Links, done string) []string {
 	return notes
 }
 
-// some are the first of many names.
+// some is the first of many names.
 func some(names []string) string {
 	const most = 5
 	if len(names) > most {
@@ -66,14 +66,13 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// staleIndexes are directories whose modules.dep has modules under names that they no
-// longer have.
+// staleIndexes are the directories whose modules.dep has old names of modules.
 type staleIndexes struct {
 	found  map[string]bool
 	looked map[string]string // directories, and the one of the modules.dep above
 }
 
-// add looks at what became of a module.
+// add looks at the new name of a module.
 func (x *staleIndexes) add(r sign.Result) {
 	if r.Output == "" || filepath.Base(r.Output) == filepath.Base(r.Path) || !module.IsName(r.Output) {
 		return
@@ -86,7 +85,7 @@ func (x *staleIndexes) add(r sign.Result) {
 	}
 }
 
-// above returns the directory that holds modules.dep and in which dir lies, or is it.
+// above returns the directory with modules.dep that is dir or above it, or nothing.
 func (x *staleIndexes) above(dir string) string {
 	if found, ok := x.looked[dir]; ok {
 		return found
@@ -105,14 +104,14 @@ func (x *staleIndexes) above(dir string) string {
 	return found
 }
 
-// hint names the commands that bring modules.dep up to date.
+// hint names the commands that update modules.dep.
 func (x *staleIndexes) hint(u *ui) {
 	for _, dir := range slices.Sorted(maps.Keys(x.found)) {
-		u.hint("modules have other names than in %s: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
+		u.hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
 	}
 }
 
-// depmod is the command for the modules in a directory.
+// depmod is the command that updates a directory.
 func depmod(dir string) string {
 	abs, err := filepath.Abs(dir)
 	if err != nil {

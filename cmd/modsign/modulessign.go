@@ -21,24 +21,23 @@ func newModulesSignCommand(u *ui) *cobra.Command {
 	var o modulesSignOptions
 	cmd := &cobra.Command{
 		Use:   "modules-sign [--key FILE] [--variant NAME] DIR...",
-		Short: "Sign the modules of a kernel that was installed for a package",
-		Long: `Modules-sign is the step of a distribution that comes after make
-modules_install, and after debug information was taken out, which takes the
-signatures off: it signs what is installed below folders, in place, whatever
-there was before. It can also take the debug information out itself, and
-compress.
+		Short: "Sign the modules of a kernel that is being packaged",
+		Long: `Modules-sign is the step of a distribution after make modules_install, and after
+debug information was removed, which removes signatures too. It signs the modules
+installed below directories, in place, and replaces old signatures. It can also remove
+the debug information itself, and compress.
 
-The key and its certificate are those of the kernel's build tree, in which it is
-called, unless others are given; so is the hash.
+By default it takes the key, the certificate and the hash from the kernel's build tree,
+which has to be the working directory.
 
-A package with several kernels keeps the key of each: --variant NAME takes
-KEY.sign+NAME, and CERT.sign+NAME, and the folders DIR+NAME; an empty NAME takes
-KEY.sign, CERT.sign and DIR.`,
+A package with several kernels keeps a key for each: --variant NAME takes KEY.sign+NAME,
+CERT.sign+NAME and the directories DIR+NAME. An empty NAME takes KEY.sign, CERT.sign
+and DIR.`,
 		Example: `  modsign modules-sign --split-debug root/usr/lib/debug --compress xz root/lib/modules/6.12.0
   modsign modules-sign --variant debug --mode 0644 root/lib/modules/6.12.0`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("nothing to sign: name the folder of the installed modules, DIR/lib/modules/KVER")
+				return usagef("nothing to sign: name the directory of the installed modules, DIR/lib/modules/KVER")
 			}
 			if cmd.Flags().Changed("variant") {
 				args = o.chooseVariant(args)
@@ -56,13 +55,13 @@ KEY.sign, CERT.sign and DIR.`,
 	o.keyOptions.addFlags(flags)
 	key := flags.Lookup("key")
 	key.DefValue, o.key = kbuild.DefaultKey, kbuild.DefaultKey
-	flags.StringVar(&o.variant, "variant", "", "sign the kernel `NAME` of a package, with its own key")
+	flags.StringVar(&o.variant, "variant", "", "sign the kernel `NAME` of a package with its own key")
 	o.signOptions.addFlags(flags, u)
 	return cmd
 }
 
-// certificate is the file of the certificate that goes with the key: the kernel's
-// build leaves it beside it.
+// certificate is the file with the certificate of the key, which the kernel's build writes
+// beside the key.
 func (o *modulesSignOptions) certificate() string {
 	if o.cert != "" {
 		return o.cert
@@ -73,7 +72,7 @@ func (o *modulesSignOptions) certificate() string {
 	return ""
 }
 
-// chooseVariant takes the key and the folders of a variant.
+// chooseVariant takes the key and the directories of a variant.
 func (o *modulesSignOptions) chooseVariant(dirs []string) []string {
 	suffix := ""
 	if o.variant != "" {
@@ -113,9 +112,9 @@ func (o *modulesSignOptions) chooseHash(dirs []string) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("the kernel's configuration does not say which hash it wants: %w", err)
+			return fmt.Errorf("cannot read the hash from the kernel's configuration: %w", err)
 		}
-		if o.hash = config.SigHash(); o.hash != "" {
+		if o.hash = hashFlag(config.SigHash()); o.hash != "" {
 			return nil
 		}
 	}

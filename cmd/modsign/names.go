@@ -7,15 +7,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// isSignFile reports whether a program of that name is the kernel's sign-file: all
-// that distributions call theirs, such as kernel-sign-file and sign-file-6.1, and
-// Ubuntu's kmodsign, which takes the same arguments.
+// isSignFile reports whether a program of that name is the kernel's sign-file. It knows the
+// names of all distributions, such as kernel-sign-file and sign-file-6.1, and Ubuntu's
+// kmodsign, which takes the same arguments.
 func isSignFile(name string) bool {
 	return strings.HasPrefix(name, "sign-file") || strings.HasSuffix(name, "sign-file") || name == "kmodsign"
 }
 
-// noSuchCommand is the error of words that name no command below cmd. It repeats
-// the first alone, as the others may be anything, and suggests the nearest command.
+// noSuchCommand is the error for words that name no command below cmd. It repeats only the
+// first, as the others may be secret, and suggests the nearest command.
 func noSuchCommand(cmd *cobra.Command, words []string) error {
 	if len(words) == 0 {
 		return nil
@@ -27,8 +27,8 @@ func noSuchCommand(cmd *cobra.Command, words []string) error {
 	return err
 }
 
-// flagError returns what a flag that is wrong in these arguments ends with. Behind a
-// word that is no command every flag is unknown, and the word is what is wrong.
+// flagError makes the error for a wrong flag in these arguments. After a word that is no
+// command every flag is unknown, so it reports the word.
 func flagError(args []string) func(*cobra.Command, error) error {
 	return func(cmd *cobra.Command, err error) error {
 		if cmd.HasSubCommands() {
@@ -41,8 +41,7 @@ func flagError(args []string) func(*cobra.Command, error) error {
 	}
 }
 
-// nearestCommand returns the command that a misspelled word may have meant, empty if
-// none is like it.
+// nearestCommand returns the command that a misspelled word may mean, or nothing.
 func nearestCommand(cmd *cobra.Command, word string) string {
 	if len(word) > 40 {
 		return ""

@@ -8,27 +8,27 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/sign"
+	"github.com/modsign/modsign/sign/manifest"
 )
 
 type signDigestsOptions struct {
 	keyOptions
 	keyID  bool
 	output string
-	jobs   int
+	jobs   jobsFlag
 }
 
 func newSignDigestsCommand(u *ui) *cobra.Command {
 	var o signDigestsOptions
 	cmd := &cobra.Command{
 		Use:   "sign-digests --key FILE [MANIFEST] > SIGNATURES",
-		Short: "Sign what modsign digest wrote, without the modules",
-		Long: `Sign-digests runs where the key is. It reads a manifest, from a file or from
-stdin, and writes the signatures of all modules in it, which modsign attach takes.
-It never sees a module: it signs the digests that the manifest says, and who
-sends the manifest has to be trusted with that.
+		Short: "Sign the digests of modules, without the modules",
+		Long: `Sign-digests runs where the key is. It reads a manifest that modsign digest wrote, from
+a file or from stdin, and writes the signatures for modsign attach. It never sees a
+module: it signs the digests in the manifest, so trust whoever sends it.
 
-All of the manifest is checked before the key is read. One that is cut off, or
-of which a line is missing, doubled, moved or changed, is refused.`,
+It checks the whole manifest before it reads the key, and rejects one that is cut off,
+or in which a line is missing, doubled, moved or changed.`,
 		Example: `  modsign sign-digests --key signing_key.pem manifest > signatures
   ssh builder modsign digest stage | modsign sign-digests -k key.pem -o signatures`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
@@ -36,21 +36,22 @@ of which a line is missing, doubled, moved or changed, is refused.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
-	flags.BoolVar(&o.keyID, "key-id", false, "name the certificate by its subject key identifier, as sign-file -k does")
-	flags.StringVarP(&o.output, "output", "o", "", "write the signatures to `FILE` instead of stdout")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "signatures made at once, `N` (default: twice the number of processors)")
+	addKeyID(flags, &o.keyID)
+	addOutputFile(flags, &o.output, "the signatures")
+	addQuiet(flags, u)
+	o.jobs.addFlag(flags)
 	return cmd
 }
 
 func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) error {
 	switch {
-	case o.jobs < 0:
-		return usagef("--jobs is %d, and has to be a number of signatures", o.jobs)
 	case o.key == "":
 		return usagef("no key: give --key FILE")
 	case len(args) > 1:
-		return usagef("one manifest at a time: %q is a second", args[1])
+		return usagef("more than one manifest: unexpected argument %q", args[1])
+	}
+	if err := o.jobs.check(); err != nil {
+		return err
 	}
 	m, err := readManifest(u, append(args, "")[0])
 	if err != nil {
@@ -67,9 +68,9 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 		return err
 	}
 	start := time.Now()
-	signatures, err := m.Sign(ctx, signer, sign.Options{Jobs: o.jobs, Report: sign.Report{Progress: func(done, total sign.Count) {
-		u.progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done.Modules, total.Modules) })
-	}}})
+	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: func(done, total int) {
+		u.progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
+	}})
 	u.progress(true, nil)
 	if err != nil {
 		return err
@@ -77,19 +78,19 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err
 	}
-	u.note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair, hash), seconds(time.Since(start)))
+	u.note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair.Certificate, hash), seconds(time.Since(start)))
 	return nil
 }
 
-func readManifest(u *ui, file string) (sign.Manifest, error) {
+func readManifest(u *ui, file string) (manifest.Manifest, error) {
 	in, name, err := openInput(u, file, "manifest")
 	if err != nil {
 		return nil, err
 	}
 	defer in.Close()
-	m, err := sign.ReadManifest(in)
+	m, err := manifest.Read(in)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("%s: %w", name, err), "nothing is signed: have modsign digest write it anew")
+		return nil, withHint(fmt.Errorf("%s: %w", name, err), "nothing is signed: have modsign digest write it again")
 	}
 	return m, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,41 +19,38 @@ const signFileUsage = `Usage: sign-file [-dpk] <hash algo> <key> <x509> <module>
        sign-file -s [-dpk] <raw sig> <hash algo> <x509> <module> [<dest>]
 `
 
-const signFileHelp = `Sign-file is the kernel's scripts/sign-file, option for option: it signs one
-file, whatever it is, in place or into <dest>. A link to modsign with the name
-sign-file is the same, so that one at scripts/sign-file serves a kernel tree.
+const signFileHelp = `Sign-file is the kernel's scripts/sign-file, option for option: it signs one file,
+whatever its content, in place or into <dest>. A link named sign-file to modsign is the
+same program, so such a link at scripts/sign-file serves a kernel tree.
 
   -d  write <module>.p7s, the signature alone, and leave the module
-  -p  write <module>.p7s as well
+  -p  write <module>.p7s too
   -k  name the certificate by its subject key identifier
   -s  append the ready-made signature in <raw sig>
 
-Options may stand anywhere, unless POSIXLY_CORRECT is set. A private key that is
-encrypted needs its passphrase in KBUILD_SIGN_PIN.
+Options may stand anywhere, unless POSIXLY_CORRECT is set. An encrypted private key
+needs its passphrase in KBUILD_SIGN_PIN.
 
-It has this manner under every name that begins or ends with sign-file, and as
+Modsign behaves like this under every name that begins or ends with sign-file, and as
 kmodsign.
 
-It differs from the kernel's in six things:
-  - a signature that is there is replaced, where the kernel's signs it as a part
-    of the module
-  - a <dest> that is the module under another name is signed in place, where the
-    kernel's destroys the module
-  - a <module> that is a symbolic link stays one, and the module that it leads to
-    is signed, where the kernel's puts a signed copy in the place of the link and
-    leaves the module as it was: links such as those of weak-updates and what
-    they lead to stay the same module. To sign a copy, give a <dest>
-  - a private key that others can read is warned of, once for all that one build
-    or other job signs with it
-  - what is wrong is said in one line, where the kernel's shows OpenSSL's errors
-  - some keys and certificates are refused with which the kernel's signs:
-    RSA keys of other sizes than 1024, 1536, 2048, 3072 and 4096 bits, RSA-PSS,
-    DSA, elliptic curves other than P-256, P-384 and P-521 (P-192, P-224,
-    secp256k1, Brainpool) or with explicit parameters, keys encrypted with
-    Camellia or ARIA, and certificates with an empty issuer; and hashes that
-    no kernel verifies, such as md5`
+It differs from the kernel's program in six ways:
+  - It replaces an old signature. The kernel's signs it as a part of the module.
+  - If <dest> is the module under another name, it signs in place. The kernel's
+    destroys the module.
+  - If <module> is a symbolic link, the link stays, and it signs the module behind
+    it. The kernel's replaces the link with a signed copy. Links such as those of
+    weak-updates still lead to the same module. To sign a copy, give a <dest>.
+  - It warns of a private key that others can read, once per build or other job.
+  - It reports an error in one line. The kernel's prints OpenSSL's errors.
+  - It rejects some keys and certificates that the kernel's accepts: RSA keys of
+    other sizes than 1024, 1536, 2048, 3072 and 4096 bits, RSA-PSS, DSA, elliptic
+    curves other than P-256, P-384 and P-521 (P-192, P-224, secp256k1, Brainpool)
+    or with explicit parameters, keys encrypted with Camellia or ARIA,
+    certificates with an empty issuer, and hashes that no kernel verifies, such
+    as md5.`
 
-// signFileExit is the end of its help: the exit codes are the kernel's.
+// signFileExit ends the help. The exit codes are the kernel's.
 const signFileExit = `Exit status:
     0  done
     1  an error
@@ -82,9 +80,9 @@ type signFileArgs struct {
 	positional                 []string
 }
 
-// parseSignFile reads a command line as GNU getopt does for the option letters
-// sdpk: letters may be bundled, and options may follow other arguments unless
-// POSIXLY_CORRECT is set.
+// parseSignFile parses a command line as GNU getopt does for the option letters sdpk:
+// letters may be bundled, and options may follow other arguments unless POSIXLY_CORRECT is
+// set.
 func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 	var a signFileArgs
 	for i, arg := range args {
@@ -120,12 +118,12 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 		if n == 3 && !a.raw {
 			missing = ": the first is the hash, such as sha512"
 		}
-		return a, fmt.Errorf("%s, where 4 or 5 are needed%s", plural(n, "argument"), missing)
+		return a, fmt.Errorf("%s, want 4 or 5%s", plural(n, "argument"), missing)
 	}
 	return a, nil
 }
 
-// signFile is the command from its arguments to its exit code.
+// signFile runs the command and returns its exit code.
 func signFile(args []string, stderr io.Writer) int {
 	_, posix := os.LookupEnv("POSIXLY_CORRECT")
 	a, err := parseSignFile(args, posix)
@@ -142,14 +140,15 @@ func signFile(args []string, stderr io.Writer) int {
 }
 
 func (a *signFileArgs) run(warn func(string, ...any)) error {
+	ctx := context.Background()      // a signal kills sign-file, as it kills the kernel's
 	args := append(a.positional, "") // no <dest> is an empty one
 	if a.raw {
 		sig, err := readAtMost(args[0], 1<<20)
 		if err != nil {
 			return err
 		}
-		// The hash and the certificate are not looked at, as in the kernel's.
-		return sign.File(nil, args[3], args[4], sign.FileOptions{Signature: sig})
+		// As in the kernel's, the hash and the certificate are ignored.
+		return sign.File(ctx, nil, args[3], args[4], sign.FileOptions{Signature: sig})
 	}
 	hashName, keyPath, certPath, module, dest := args[0], args[1], args[2], args[3], args[4]
 	if _, err := os.Stat(module); err != nil {
@@ -159,7 +158,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
 	pair, err := keygen.Load(keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
-		// The kernel's program signs with it, and so must this one; but not in silence.
+		// The kernel's program signs with it, so this one has to; but it warns.
 		if firstOfJob(keyPath) {
 			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(keyHint(err)))
 		}
@@ -177,5 +176,5 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	return sign.File(signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached})
+	return sign.File(ctx, signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached})
 }

@@ -10,7 +10,7 @@ import (
 
 type stripOptions struct {
 	treeOptions
-	debugOptions
+	debug     debugFlags
 	signature bool
 }
 
@@ -18,47 +18,53 @@ func newStripCommand(u *ui) *cobra.Command {
 	var o stripOptions
 	cmd := &cobra.Command{
 		Use:   "strip {--signature | --debug | --split-debug DIR} PATH...",
-		Short: "Take signatures or debug information off modules",
-		Long: `Strip takes all appended signatures off modules and leaves each as it was before
-anybody signed it, in place or into another folder. A module without a signature
-is skipped.
+		Short: "Remove signatures or debug information from modules",
+		Long: `Strip removes all appended signatures from modules, in place or into another
+directory, and leaves each module as it was before it was signed. It skips modules
+without a signature.
 
-With --debug it takes debug information out, and the signatures of all modules
-with it: they would be those of other bytes. A module that has neither is
-skipped. modsign sign does this, and signs, in one pass.`,
+With --debug it removes debug information too. Signatures go in any case, since they
+would be those of other bytes. It skips modules that have neither. modsign sign
+does this and signs in one pass.
+
+With --split-debug DIR the debug information of NAME.ko goes to
+DIR/lib/modules/KVER/.../NAME.ko.debug, with a link from DIR/.build-id: debuggers find
+it if DIR is usr/lib/debug of the installed system.`,
 		Example: `  modsign strip --signature --output unsigned /lib/modules/6.12.0-1-amd64
   modsign strip --split-debug root/usr/lib/debug root/lib/modules/6.12.0`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.BoolVar(&o.signature, "signature", false, "take off the signatures")
-	flags.BoolVar(&o.stripDebug, "debug", false, "take out debug information too, as strip --strip-debug does")
-	addSplitDebug(flags, &o.splitDebug)
+	flags.BoolVar(&o.signature, "signature", false, "remove signatures")
+	flags.BoolVar(&o.debug.strip, "debug", false, "remove debug information too, as strip --strip-debug does")
+	o.debug.addSplit(flags)
 	o.treeOptions.addFlags(flags, u)
 	return cmd
 }
 
 func (o *stripOptions) run(ctx context.Context, u *ui, roots []string) error {
-	if !o.signature && !o.stripDebug && o.splitDebug == "" {
-		return usagef("say what to strip: --signature, --debug or --split-debug DIR")
+	if !o.signature && !o.debug.removes() {
+		return usagef("nothing to remove: give --signature, --debug or --split-debug DIR")
 	}
 	if len(roots) == 0 {
-		return usagef("nothing to strip: name modules or folders")
+		return usagef("nothing to strip: name modules or directories")
 	}
-	options, err := o.options()
+	write, err := o.options()
 	if err != nil {
 		return err
 	}
-	source := sign.Source{Roots: roots, Output: o.output, DryRun: o.dryRun}
-	if err := o.apply(&source, &options); err != nil {
+	debug, err := o.debug.options()
+	if err != nil {
 		return err
 	}
-	tree, err := o.open(ctx, u, source)
+	tree, err := openTree(ctx, u, sign.Source{Roots: roots, Output: o.output, DryRun: o.dryRun}, o.wait)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	w := work{ui: u, verb: "stripping", options: options}
-	return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Strip(ctx, options) })
+	w := work{ui: u, verb: "stripping", options: sign.Options{WriteOptions: write, DebugOptions: debug}}
+	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
+		return tree.StripDebug(ctx, sign.StripOptions{WriteOptions: options.WriteOptions, DebugOptions: options.DebugOptions})
+	})
 }

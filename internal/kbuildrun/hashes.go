@@ -128,7 +128,7 @@ func (d *Driver) installProven(ctx context.Context, tree *kbuild.Tree, step Step
 		overrides: []string{"CONFIG_MODULE_HASHES_MERKLE=", "CONFIG_MODULE_INSTALL_STRIP=", "INSTALL_MOD_STRIP="},
 		do: func(modules *sign.Tree, o sign.Options) error {
 			return d.Front.Prove(ctx, o, func(o sign.Options) (sign.Summary, error) {
-				return modules.Prove(ctx, proofs, o)
+				return modules.Prove(ctx, proofs, sign.ProveOptions{WriteOptions: o.WriteOptions, DebugOptions: o.DebugOptions})
 			})
 		},
 	})

@@ -174,13 +174,14 @@ func (d *Driver) finishModules(ctx context.Context, tree *kbuild.Tree, s install
 	if err != nil {
 		return err
 	}
-	modules, err := sign.Open(sign.Source{Roots: []string{destination}, Names: names, Compress: format})
+	modules, err := sign.Open(ctx, sign.Source{Roots: []string{destination}, Names: names, Compress: format})
 	if err != nil {
 		return err
 	}
 	defer modules.Close()
 	return s.do(modules, sign.Options{
-		Jobs: d.jobs(), Sync: sign.SyncNone, Extend: installs, StripDebug: s.strips, StripProgram: stripProgram(tree),
+		WriteOptions: sign.WriteOptions{Jobs: d.jobs(), Sync: sign.SyncNone, Extend: installs},
+		DebugOptions: sign.DebugOptions{StripDebug: s.strips, StripProgram: stripProgram(tree)},
 	})
 }
 

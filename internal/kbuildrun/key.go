@@ -146,7 +146,7 @@ func (d *Driver) signingKey(tree *kbuild.Tree) (*signingKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, hash, false)
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -30,7 +30,7 @@ var hashes = []struct {
 // cms signs a payload as modsign does.
 func (pairs keys) cms(t testing.TB, name string, hash crypto.Hash, useKeyID bool, payload []byte) []byte {
 	t.Helper()
-	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate, hash, useKeyID)
+	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate, sign.SignerOptions{Hash: hash, UseKeyID: useKeyID})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -439,7 +439,7 @@ func (u *user) signaturesToo(t *testing.T, tree *Tree) {
 	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate.Raw}), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, crypto.SHA512, false)
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: crypto.SHA512})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -460,7 +460,7 @@ CONFIG_CRYPTO_ECDSA=y
 		if err := os.WriteFile(path, foreign, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		theirs, err := sign.Open(sign.Source{Roots: []string{dir}})
+		theirs, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}})
 		if err != nil {
 			t.Fatal(err)
 		}

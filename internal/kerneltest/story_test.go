@@ -408,7 +408,7 @@ func (v variant) boot(t *testing.T, tree *Tree, modlib string, modules []string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.NewSigner(other.Signer, other.Certificate, crypto.SHA512, false)
+	signer, err := sign.NewSigner(other.Signer, other.Certificate, sign.SignerOptions{Hash: crypto.SHA512})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestStripped(t *testing.T) {
 	pairs.install(t, tree)
 	tree.Make(t)
 	pair := pairs["ecdsa:p384"]
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, crypto.SHA384, false)
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: crypto.SHA384})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestStripped(t *testing.T) {
 	}
 	signTree := func(modlib string, modules []string, options sign.Options) {
 		t.Helper()
-		source, err := sign.Open(sign.Source{Roots: []string{modlib}})
+		source, err := sign.Open(t.Context(), sign.Source{Roots: []string{modlib}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +72,7 @@ func TestStripped(t *testing.T) {
 		testmod.Run(t, "strip", "--strip-debug", filepath.Join(stripped, name))
 	}
 	_, plain, _ := install()
-	signTree(plain, modules, sign.Options{StripDebug: true})
+	signTree(plain, modules, sign.Options{DebugOptions: sign.DebugOptions{StripDebug: true}})
 	for _, name := range modules {
 		got, want := payloadOf(t, filepath.Join(plain, name)), read(t, filepath.Join(stripped, name))
 		if !bytes.Equal(got, want) {
@@ -86,7 +86,7 @@ func TestStripped(t *testing.T) {
 
 	root, split, _ := install()
 	debug := filepath.Join(root, "usr/lib/debug")
-	signTree(split, modules, sign.Options{SplitDebug: debug})
+	signTree(split, modules, sign.Options{DebugOptions: sign.DebugOptions{SplitDebug: debug}})
 	for _, name := range modules {
 		module := filepath.Join(split, name)
 		file := filepath.Join(debug, strings.TrimPrefix(module, root+"/")) + ".debug"

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"cmp"
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/sign"
+)
+
+// The flags that several commands have, each with the same name and words everywhere.
+
+func addJSON(flags *pflag.FlagSet, u *ui) {
+	flags.BoolVar(&u.json, "json", false, "write one JSON object per line to stdout")
+}
+
+func addQuiet(flags *pflag.FlagSet, u *ui) {
+	flags.BoolVarP(&u.quiet, "quiet", "q", false, "print only results and errors")
+}
+
+func addOutputFile(flags *pflag.FlagSet, file *string, what string) {
+	flags.StringVarP(file, "output", "o", "", "write "+what+" to `FILE` instead of stdout")
+}
+
+func addWait(flags *pflag.FlagSet, wait *bool) {
+	flags.BoolVar(wait, "wait", false, "wait if another run has locked the modules")
+}
+
+func addKeyID(flags *pflag.FlagSet, keyID *bool) {
+	flags.BoolVar(keyID, "key-id", false, "name the certificate by subject key identifier (sign-file -k)")
+}
+
+func addForceUntrusted(flags *pflag.FlagSet, force *bool) {
+	flags.BoolVar(force, "force-untrusted", false, "with --installed: accept a certificate that is not built in")
+}
+
+// jobsFlag is --jobs. 0 is the default of the packages.
+type jobsFlag int
+
+func (j *jobsFlag) addFlag(flags *pflag.FlagSet) {
+	flags.IntVarP((*int)(j), "jobs", "j", 0, "process `N` modules at once (default: twice the processors)")
+}
+
+func (j jobsFlag) check() error {
+	if j < 0 {
+		return usagef("--jobs %d: not a number of modules", j)
+	}
+	return nil
+}
+
+// hashFlag is --hash: the name of a hash, or nothing.
+type hashFlag string
+
+func (h *hashFlag) addFlag(flags *pflag.FlagSet) {
+	flags.StringVar((*string)(h), "hash", "", "hash `NAME`, as in CONFIG_MODULE_SIG_HASH (default: the kernel's, or sha512)")
+}
+
+// hash is the hash that was asked for, or the one that the kernel was configured with, if
+// there is a kernel, or the default.
+func (h hashFlag) hash(kernel *kernel) (crypto.Hash, error) {
+	name := string(h)
+	if name == "" && kernel != nil {
+		var err error
+		if name, err = kernel.hash(); err != nil {
+			return 0, err
+		}
+	}
+	hash, err := cms.HashByName(cmp.Or(name, defaultHash))
+	if err != nil {
+		return 0, usagef("--hash: %v", err)
+	}
+	return hash, nil
+}
+
+// defaultHash is what the kernel's build uses by default.
+const defaultHash = "sha512"
+
+// existingFlag is --existing.
+type existingFlag string
+
+func (e *existingFlag) addFlag(flags *pflag.FlagSet) {
+	flags.StringVar((*string)(e), "existing", "replace", "`POLICY` for modules that are already signed: replace, skip or refuse")
+}
+
+func (e existingFlag) existing() (sign.Existing, error) {
+	existing, err := sign.ParseExisting(string(e))
+	if err != nil {
+		return existing, usagef("--existing: %v", err)
+	}
+	return existing, nil
+}
+
+// compressFlag is --compress.
+type compressFlag string
+
+func (c *compressFlag) addFlag(flags *pflag.FlagSet) {
+	flags.StringVar((*string)(c), "compress", "", "leave all modules in `FORMAT`: none, gz, xz or zst (default: as they are)")
+}
+
+func (c compressFlag) apply(source *sign.Source) error {
+	if c == "" {
+		return nil
+	}
+	format, err := sign.ParseFormat(string(c))
+	if err != nil {
+		return usagef("--compress: %v", err)
+	}
+	source.Compress, source.Recompress = format, true
+	return nil
+}
+
+// choice reports whether a flag has the second of its two values.
+func choice(flag, value, no, yes string) (bool, error) {
+	if value != no && value != yes {
+		return false, usagef("--%s %s: want %s or %s", flag, value, no, yes)
+	}
+	return value == yes, nil
+}
+
+// parseMode reads the mode of a file; an empty one is nil.
+func parseMode(text string) (*fs.FileMode, error) {
+	if text == "" {
+		return nil, nil
+	}
+	mode, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || mode > 0o777 {
+		return nil, usagef("--mode %s: not an octal mode such as 0644", text)
+	}
+	m := fs.FileMode(mode)
+	return &m, nil
+}
+
+func addMaxSize(flags *pflag.FlagSet, max *size) {
+	*max = 2 << 30
+	flags.Var(max, "max-module-size", "reject a module of more than `SIZE` bytes when decompressed")
+}
+
+// size is a flag in bytes; K, M, G and T after it are powers of 1024.
+type size int64
+
+func (s *size) Type() string { return "SIZE" }
+
+func (s *size) String() string {
+	for i, unit := range []string{"T", "G", "M", "K"} {
+		if n := int64(1) << (40 - 10*i); *s != 0 && int64(*s)%n == 0 {
+			return fmt.Sprintf("%d%s", int64(*s)/n, unit)
+		}
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+func (s *size) Set(value string) error {
+	number, shift := strings.ToUpper(value), 0
+	for i, unit := range []string{"K", "M", "G", "T"} {
+		if rest, ok := strings.CutSuffix(strings.TrimSuffix(number, "IB"), unit); ok {
+			number, shift = rest, 10*(i+1)
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n <= 0 || n > 1<<62>>shift {
+		return errors.New("not a size such as 512M or 2G")
+	}
+	*s = size(n << shift)
+	return nil
+}

@@ -1,0 +1,7 @@
+package manifest
+
+// For the tests of this package that sign.
+var (
+	Text    = text
+	WithSum = withSum
+)

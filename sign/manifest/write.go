@@ -1,0 +1,111 @@
+package manifest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/cms"
+)
+
+// line is the line of a module, with its message if it has one.
+func (d *Digest) line(message []byte) []byte {
+	b := append([]byte(nil), `{"message_type":"module","path":"`...)
+	for _, c := range []byte(d.Path) {
+		if c == '"' || c == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, c)
+	}
+	b = append(b, `","size":`...)
+	b = strconv.AppendInt(b, d.Size, 10)
+	b = append(b, `,"hash":"`...)
+	b = append(b, cms.HashName(d.Hash)...)
+	b = append(b, `","digest":"`...)
+	b = hex.AppendEncode(b, d.Sum)
+	if message != nil {
+		b = append(b, `","signature":"`...)
+		b = base64.StdEncoding.AppendEncode(b, message)
+	}
+	return append(b, "\"}\n"...)
+}
+
+func firstLine(kind string) []byte {
+	return fmt.Appendf(nil, `{"message_type":"%s","version":%d}`+"\n", kind, fileVersion)
+}
+
+func lastLine(modules int, sum []byte) []byte {
+	return fmt.Appendf(nil, `{"message_type":"end","modules":%d,"sha256":"%x"}`+"\n", modules, sum)
+}
+
+// writeLines writes a file of items. parts returns the digest of each, and its message in
+// a file of signatures.
+func writeLines[T any](w io.Writer, kind string, items []T, parts func(*T) (*Digest, []byte)) error {
+	if len(items) == 0 {
+		return errors.New("no module to write")
+	}
+	items = slices.Clone(items)
+	slices.SortStableFunc(items, func(a, b T) int {
+		one, _ := parts(&a)
+		two, _ := parts(&b)
+		return strings.Compare(one.Path, two.Path)
+	})
+	var last *Digest
+	b := firstLine(kind)
+	for i := range items {
+		d, message := parts(&items[i])
+		if err := d.Check(); err != nil {
+			return fmt.Errorf("path %q: %w", d.Path, err)
+		}
+		if err := follows(d, last); err != nil {
+			return err
+		}
+		if kind == signaturesKind && len(message) == 0 {
+			return fmt.Errorf("%s has no signature", d.Path)
+		}
+		line := d.line(message)
+		if len(line) > maxLine {
+			return fmt.Errorf("%s: line of %d bytes, the limit is %d", d.Path, len(line), maxLine)
+		}
+		b, last = append(b, line...), d
+	}
+	sum := sha256.Sum256(b)
+	b = append(b, lastLine(len(items), sum[:])...)
+	if len(b) > maxFile {
+		return fmt.Errorf("%d modules make a file of %d bytes, the limit is %d", len(items), len(b), maxFile)
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// follows returns an error unless a module may follow another.
+func follows(d, last *Digest) error {
+	switch {
+	case last == nil:
+		return nil
+	case d.Path == last.Path:
+		return fmt.Errorf("%s occurs twice", d.Path)
+	case d.Path < last.Path:
+		return fmt.Errorf("%s follows %s: paths have to ascend", d.Path, last.Path)
+	case d.Hash != last.Hash:
+		return fmt.Errorf("%s has hash %s, but %s has %s: all need the same", d.Path, cms.HashName(d.Hash), last.Path, cms.HashName(last.Hash))
+	}
+	return nil
+}
+
+// writeWhole writes a whole file.
+func writeWhole(name string, write func(io.Writer) error) error {
+	var b bytes.Buffer
+	if err := write(&b); err != nil {
+		return err
+	}
+	return atomicfile.WriteOutput(name, b.Bytes(), true)
+}

@@ -1,0 +1,204 @@
+package sign
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"reflect"
+	"strings"
+
+	"github.com/modsign/modsign/internal/compress"
+)
+
+// ReadOptions are those of work that reads modules and writes nothing.
+type ReadOptions struct {
+	Jobs    int   // modules read at once; 0: twice the number of processors
+	MaxSize int64 // limit for a decompressed module in bytes; 0: 2 GiB
+	Report  Report
+}
+
+// WriteOptions are those of all work that writes modules.
+type WriteOptions struct {
+	Jobs       int          // modules processed at once; 0: twice the number of processors
+	MaxSize    int64        // limit for a decompressed module in bytes; 0: 2 GiB
+	Level      int          // compression level; 0: the kernel's choice
+	Mode       *fs.FileMode // mode of written files; nil: the old file's
+	NewMTime   bool         // set the modification time to now instead of keeping it
+	NewOwner   bool         // written files belong to the caller, without setuid and setgid bits
+	KeepXattrs bool         // keep security.ima and security.evm too, which attest the old bytes
+	Sync       Sync
+	// Extend is for copies that were just made and can be made again: a plain module
+	// without a signature stays the same file and grows, which takes a fraction of the
+	// time of a new file. Its attributes stay. A kill at that moment leaves a module
+	// with a signature that no kernel accepts; the next run replaces it. A Mode,
+	// SyncFile, or a hard link outside of the tree still takes a new file.
+	Extend bool
+	DryRun bool // read everything, write nothing
+	Report Report
+}
+
+// DebugOptions say what happens to debug information. Modules that are Skipped keep it.
+type DebugOptions struct {
+	StripDebug bool // remove debug information, as strip --strip-debug does
+	// SplitDebug, if it is not empty, moves debug information into files below this
+	// directory: SplitDebug/lib/modules/KVER/kernel/.../dummy.ko.debug, with a link from
+	// SplitDebug/.build-id. The module gets a .gnu_debuglink. A debugger finds the file
+	// if SplitDebug is /usr/lib/debug.
+	SplitDebug string
+	// StripProgram is run as strip --strip-debug on modules of a shape that this package
+	// cannot strip. If it is empty, they fail.
+	StripProgram string
+}
+
+// Options are those of [Tree.Sign].
+type Options struct {
+	WriteOptions
+	DebugOptions // not with Detached
+	Existing     Existing
+	Detached     bool // write NAME.ko.p7s beside each module and leave the module as it is
+}
+
+// AttachOptions are those of [Tree.Attach].
+type AttachOptions struct {
+	WriteOptions
+	Existing Existing
+	Detached bool // write NAME.ko.p7s beside each module and leave the module as it is
+}
+
+// ProveOptions are those of [Tree.Prove].
+type ProveOptions struct {
+	WriteOptions
+	DebugOptions
+}
+
+// StripOptions are those of [Tree.StripDebug].
+type StripOptions struct {
+	WriteOptions
+	DebugOptions
+}
+
+// Existing says what happens to a module that is already signed.
+type Existing uint8
+
+const (
+	Replace Existing = iota // all its signatures are removed
+	Skip                    // the module stays as it is
+	Refuse                  // the module fails with ErrSigned
+)
+
+var existingNames = []string{"replace", "skip", "refuse"}
+
+// String returns replace, skip or refuse.
+func (e Existing) String() string { return nameOf(e, existingNames) }
+
+// ParseExisting returns the Existing of a name: replace, skip or refuse.
+func ParseExisting(s string) (Existing, error) { return parse[Existing](s, existingNames) }
+
+// Sync says when written files are flushed to disk.
+type Sync uint8
+
+const (
+	SyncTree Sync = iota // all at the end of the run, with one syncfs(2) per file system
+	SyncNone             // when the system chooses
+	SyncFile             // each file before it gets its name
+)
+
+var syncNames = []string{"tree", "none", "file"}
+
+// String returns tree, none or file.
+func (s Sync) String() string { return nameOf(s, syncNames) }
+
+// ParseSync returns the Sync of a name: tree, none or file.
+func ParseSync(s string) (Sync, error) { return parse[Sync](s, syncNames) }
+
+// Format is how a module is compressed: None, Gzip, XZ or Zstd.
+type Format = compress.Format
+
+// The formats of modules. None is the zero value.
+const (
+	None = compress.None
+	Gzip = compress.Gzip
+	XZ   = compress.XZ
+	Zstd = compress.Zstd
+)
+
+var formatNames = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}
+
+// ParseFormat returns the Format of a name: none, gzip, xz or zstd, or gz or zst as in
+// file names.
+func ParseFormat(s string) (Format, error) {
+	for f := compress.Gzip; f <= compress.Zstd; f++ {
+		if "."+s == f.Suffix() {
+			return f, nil
+		}
+	}
+	return parse[Format](s, formatNames)
+}
+
+// parse finds the value of a name.
+func parse[T ~uint8](s string, names []string) (T, error) {
+	for i, name := range names {
+		if s == name {
+			return T(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown value %q: want one of %s", s, strings.Join(names, ", "))
+}
+
+func isNamed[T ~uint8](value T, names []string) bool { return int(value) < len(names) }
+
+// nameOf is the name of a value, which may have none.
+func nameOf[T ~uint8](value T, names []string) string {
+	if isNamed(value, names) {
+		return names[value]
+	}
+	return fmt.Sprintf("%s(%d)", reflect.TypeFor[T]().Name(), uint8(value))
+}
+
+func (o *ReadOptions) check() error {
+	switch {
+	case o.Jobs < 0:
+		return fmt.Errorf("negative Options.Jobs: %d", o.Jobs)
+	case o.MaxSize < 0:
+		return fmt.Errorf("negative Options.MaxSize: %d", o.MaxSize)
+	}
+	return nil
+}
+
+func (o *WriteOptions) check() error {
+	if !isNamed(o.Sync, syncNames) {
+		return fmt.Errorf("unknown value of Options.Sync: %v", o.Sync)
+	}
+	return (&ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize}).check()
+}
+
+func (e Existing) check() error {
+	if !isNamed(e, existingNames) {
+		return fmt.Errorf("unknown value of Options.Existing: %v", e)
+	}
+	return nil
+}
+
+func (s *Source) check() error {
+	switch {
+	case !isNamed(s.Compress, formatNames):
+		return fmt.Errorf("unknown value of Source.Compress: %v", s.Compress)
+	case s.Names != nil && len(s.Roots) != 1:
+		return fmt.Errorf("modules are named below one directory, and %d are given", len(s.Roots))
+	}
+	return nil
+}
+
+// check refuses to sign with nothing, or with two things. A Signature that is there
+// and empty is appended, as scripts/sign-file does.
+func (o *FileOptions) check(signer *Signer) error {
+	switch {
+	case signer != nil && o.Signature != nil:
+		return errors.New("both a Signer and a signature are given")
+	case signer == nil && o.Signature != nil && (o.Save || o.Detached):
+		return errors.New("a given signature is appended, and not written to a file")
+	case signer == nil && o.Signature != nil:
+		return nil
+	}
+	return signer.check()
+}

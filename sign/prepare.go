@@ -1,0 +1,137 @@
+package sign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/modsign/modsign/internal/elfstrip"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// content is a module without its signatures, and without debug information if that is
+// removed.
+type content struct {
+	size   int64
+	same   bool             // as the old file begins
+	reader func() io.Reader // each reader begins anew
+	temp   *os.File         // holds the payload, if the program strip has made it
+}
+
+// copyTo writes the payload to out. A payload that ends before its size has shrunk since
+// it was opened.
+func (c *content) copyTo(out io.Writer) error {
+	n, err := copyBuffer(out, c.reader())
+	if err == nil && n < c.size {
+		return module.ErrChanged
+	}
+	return err
+}
+
+// prepare plans the payload of the new file. It writes nothing but the debug file.
+func (w *work) prepare(ctx context.Context) error {
+	size := w.result.Payload
+	w.content = content{size: size, same: true, reader: func() io.Reader {
+		return module.Reader(ctx, w.module.Payload(size))
+	}}
+	if !w.StripDebug && w.SplitDebug == "" {
+		return nil
+	}
+	file, err := elfstrip.Parse(w.module.Payload(size), size)
+	if errors.Is(err, elfstrip.ErrShape) && w.SplitDebug == "" {
+		return w.stripByProgram(ctx, nil, err)
+	}
+	if err != nil {
+		return err
+	}
+	var link *elfstrip.Link
+	if w.SplitDebug != "" && file.HasDebugInfo() {
+		if link, err = w.split(ctx, file); err != nil {
+			return fmt.Errorf("cannot split off debug information: %w", err)
+		}
+	}
+	image, err := file.Strip(link)
+	switch {
+	case errors.Is(err, elfstrip.ErrShape) && !file.IsLivepatch(): // which binutils would spoil
+		return w.stripByProgram(ctx, link, err)
+	case err != nil:
+		return err
+	case image.Same():
+		return nil
+	}
+	if file.HasDebugInfo() { // else only names of source files, say, are gone
+		w.result.Debug = size - image.Size()
+	}
+	w.replacePayload(image.Size(), func() io.Reader { return module.Reader(ctx, image.Reader()) })
+	return nil
+}
+
+// replacePayload has other bytes stand for the module.
+func (w *work) replacePayload(size int64, reader func() io.Reader) {
+	w.content.size, w.content.same, w.content.reader = size, false, reader
+	w.result.Payload = size
+}
+
+// stripByProgram has the program strip do what elfstrip cannot, for the reason why. A
+// link to the debug file, if there is one, is added to the program's output.
+func (w *work) stripByProgram(ctx context.Context, link *elfstrip.Link, why error) error {
+	if w.StripProgram == "" {
+		return why
+	}
+	w.result.ByProgram = true
+	if w.last == stagePrepare {
+		w.content.same = false
+		return nil
+	}
+	old := w.result.Payload
+	out, err := elfstrip.StripWith(ctx, w.StripProgram, w.content.reader(), old)
+	if err != nil {
+		return fmt.Errorf("%w; and %w", why, err)
+	}
+	w.content.temp = out
+	size, reader, err := checkStripped(out, link)
+	if err != nil {
+		return fmt.Errorf("output of %s: %w", w.StripProgram, err)
+	}
+	w.replacePayload(size, func() io.Reader { return module.Reader(ctx, reader()) })
+	w.result.Debug = old - size
+	return nil
+}
+
+// checkStripped returns the size and readers of what the program strip has left, with a
+// link to the debug file if there is one.
+func checkStripped(out *os.File, link *elfstrip.Link) (int64, func() io.Reader, error) {
+	info, err := out.Stat()
+	if err != nil {
+		return 0, nil, err
+	}
+	size := info.Size()
+	if err := module.CheckELF(out, size); err != nil {
+		return 0, nil, err
+	}
+	if link == nil {
+		return size, func() io.Reader { return io.NewSectionReader(out, 0, size) }, nil
+	}
+	file, err := elfstrip.Parse(out, size)
+	if err != nil {
+		return 0, nil, err
+	}
+	image, err := file.AddLink(link)
+	if err != nil {
+		return 0, nil, err
+	}
+	return image.Size(), image.Reader, nil
+}
+
+// copies holds the buffers through which modules are read and written.
+var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+func copyBuffer(dst io.Writer, src io.Reader) (int64, error) {
+	buf := copies.Get().(*[256 << 10]byte)
+	defer copies.Put(buf)
+	// Plain values, so that neither side takes another way than through buf.
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+}

@@ -1,0 +1,142 @@
+package sign
+
+import (
+	"hash"
+	"io"
+
+	"github.com/modsign/modsign/internal/module"
+)
+
+// A trailerSource makes what follows the payload of each module in a run: a signature,
+// a proof, or nothing. Several goroutines call it.
+type trailerSource interface {
+	// begin starts the digest of the module with a name in the tree. It returns nil if
+	// the trailer does not depend on the module's bytes.
+	begin(name string) hash.Hash
+	// trailer returns the trailer of the module with this name and digest.
+	trailer(name string, digest []byte) (trailer, error)
+	// action names what has been done with a module that has its trailer. changed tells
+	// that its payload is not the old file.
+	action(changed bool) Action
+	// byName reports whether names of the same file have different digests.
+	byName() bool
+}
+
+// trailer is a message and its kind. The zero value is no trailer.
+type trailer struct {
+	kind    module.IDType
+	message []byte
+}
+
+// bytes is the trailer as it follows a payload.
+func (t trailer) bytes() []byte {
+	if t.kind == 0 {
+		return nil
+	}
+	return module.AppendSignature(nil, t.kind, t.message)
+}
+
+// signs is embedded in the sources whose modules count as signed.
+type signs struct{}
+
+func (signs) action(bool) Action { return Signed }
+
+// signatures are made by a Signer.
+type signatures struct {
+	signs
+	*Signer
+}
+
+func (s signatures) begin(string) hash.Hash { return s.cms.Hash().New() }
+
+func (s signatures) trailer(_ string, digest []byte) (trailer, error) {
+	message, err := s.cms.Sign(digest)
+	return trailer{module.TypePKCS7, message}, err
+}
+
+func (signatures) byName() bool { return false }
+
+// A Prover makes proofs, which stand in the place of signatures for a kernel that knows
+// its modules by their hashes. A proof leads from the hash of a module to the root of a
+// tree of hashes.
+type Prover interface {
+	// NewHash begins the hash of the module with a name in the tree.
+	NewHash(name string) hash.Hash
+	// Proof returns the proof of the module with that name and hash, or the reason why
+	// there is none. Several goroutines call it.
+	Proof(name string, sum []byte) ([]byte, error)
+}
+
+// proofs are made by a Prover.
+type proofs struct {
+	signs
+	Prover
+}
+
+func (p proofs) begin(name string) hash.Hash { return orFailing(p.NewHash(name)) }
+
+func (p proofs) trailer(name string, sum []byte) (trailer, error) {
+	proof, err := p.Proof(name, sum)
+	return trailer{module.TypeMerkle, proof}, err
+}
+
+func (proofs) byName() bool { return true }
+
+// noTrailer leaves modules unsigned.
+type noTrailer struct{}
+
+func (noTrailer) begin(string) hash.Hash { return nil }
+
+func (noTrailer) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
+
+func (noTrailer) byName() bool { return false }
+
+func (noTrailer) action(changed bool) Action {
+	if changed {
+		return Stripped
+	}
+	return Skipped
+}
+
+// digests are what a run is for that places nothing.
+type digests struct {
+	newHash func(name string) hash.Hash
+	named   bool
+}
+
+func (d digests) begin(name string) hash.Hash { return orFailing(d.newHash(name)) }
+
+func (digests) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
+
+func (d digests) byName() bool { return d.named }
+
+func (digests) action(bool) Action { return Digested }
+
+// trailer makes the trailer of the module, and copies the payload to dst on the way if
+// dst is not nil: the bytes that are hashed are the bytes that are written.
+func (w *work) trailer(dst io.Writer) (trailer, error) {
+	name := w.job.names[0].name
+	h := w.trailers.begin(name)
+	if out := both(h, dst); out != nil {
+		if err := w.content.copyTo(out); err != nil {
+			return trailer{}, err
+		}
+	}
+	if h != nil {
+		w.result.Digest = h.Sum(nil)
+	}
+	t, err := w.trailers.trailer(name, w.result.Digest)
+	w.result.Signature = len(t.message)
+	return t, err
+}
+
+// both writes to a hash and a writer, of which each may be nil. It is nil if both are.
+func both(h hash.Hash, w io.Writer) io.Writer {
+	switch {
+	case h == nil:
+		return w
+	case w == nil:
+		return h
+	}
+	return io.MultiWriter(h, w)
+}
