@@ -20,7 +20,7 @@ func (t *Tree) ModLib() (string, error) {
 	modlib, ok := t.Vars.Command("MODLIB")
 	switch {
 	case !ok && t.Release == "":
-		return "", fmt.Errorf("%s: the kernel has no release yet, and so no directory for its modules: run make first", t.Objtree)
+		return "", fmt.Errorf("%s: the kernel has no release yet, and so no directory for modules: run make first", t.Objtree)
 	case !ok:
 		modlib = t.InstallModPath() + "/lib/modules/" + t.Release
 	case modlib == "":

@@ -14,19 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A kernel's build calls sign-file once a module, thousands of times, from shells and
-// makes that inherit nothing from each other. What they have in common is their
-// process group: that of the make, script or xargs at the top, which a shell made
-// for it. A file that is named after it, and after the key, says that somebody in
-// the group has warned already.
+// A kernel's build calls sign-file once per module, thousands of times, from shells and
+// makes that inherit nothing from each other. They share only their process group: that of
+// the make, script or xargs at the top, which a shell made for it. A file named after the
+// group and the key says that a process of the group has warned already.
 
-// warnedPrefix begins the names of these files.
+// warnedPrefix begins the name of such a file.
 const warnedPrefix = "warned-"
 
-// firstOfJob reports whether no other process of this process group has asked so
-// about the same file before. Where that cannot be known it is true.
+// firstOfJob reports whether this process is the first of its process group to ask about
+// the file. If it cannot tell, it returns true.
 func firstOfJob(path string) bool {
-	dir, err := jobFolder(os.Getenv("XDG_RUNTIME_DIR"))
+	dir, err := jobDir(os.Getenv("XDG_RUNTIME_DIR"))
 	if err != nil {
 		return true
 	}
@@ -40,7 +39,8 @@ func firstOfJob(path string) bool {
 		return true
 	}
 	group := fmt.Sprintf("%s%d-%s-", warnedPrefix, pid, started)
-	f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("%s%x-%x-%x", group, key.Dev, key.Ino, key.Ctim.Nano())), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	name := fmt.Sprintf("%s%x-%x-%x", group, key.Dev, key.Ino, key.Ctim.Nano())
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return !errors.Is(err, fs.ErrExist)
 	}
@@ -49,9 +49,8 @@ func firstOfJob(path string) bool {
 	return true
 }
 
-// startOf returns when a process was started, in the kernel's ticks: a process ID is
-// used again, but not at the same time. A group whose first process has ended is
-// told apart by its ID alone.
+// startOf returns the time when a process started, in the kernel's ticks: it tells apart
+// two processes that had the same ID. It is 0 for a process that has ended.
 func startOf(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,18 +59,18 @@ func startOf(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The name, in parentheses, may hold anything. The field is the 22nd, and the
-	// 20th after the name.
+	// The name, in parentheses, may hold anything. The time is the 22nd field, the 20th
+	// after the name.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
-		return "", errors.New("not a line of /proc/PID/stat")
+		return "", fmt.Errorf("/proc/%d/stat has fewer fields than expected", pid)
 	}
 	return fields[19], nil
 }
 
-// jobFolder returns a folder that this user alone can write to, and in which nothing
-// outlives the machine's uptime by much.
-func jobFolder(runtimeDir string) (string, error) {
+// jobDir returns a directory that only this user can write to, and whose files do not
+// outlive a reboot by much.
+func jobDir(runtimeDir string) (string, error) {
 	dir := filepath.Join(runtimeDir, "modsign")
 	switch {
 	case os.Geteuid() == 0:
@@ -79,11 +78,11 @@ func jobFolder(runtimeDir string) (string, error) {
 	case !filepath.IsAbs(runtimeDir):
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("modsign-jobs-%d", os.Geteuid()))
 	}
-	return dir, ownFolder(dir)
+	return dir, makeOwnDir(dir)
 }
 
-// ownFolder makes the folder, or sees that nobody else can have put anything in it.
-func ownFolder(dir string) error {
+// makeOwnDir makes a directory, or checks that only this user can have written to it.
+func makeOwnDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -92,13 +91,13 @@ func ownFolder(dir string) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s is not a folder that this user alone can write to", dir)
+		return fmt.Errorf("%s is not a directory that only this user can write to", dir)
 	}
 	return nil
 }
 
-// clearJobs removes the files of process groups that have ended, but for the group's
-// own. Without a first process nobody knows when that is, and a day is enough.
+// clearJobs removes the files of process groups that have ended, except those of its own
+// group. A group whose first process had ended before counts as ended after a day.
 func clearJobs(dir, own string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -107,12 +106,14 @@ func clearJobs(dir, own string) {
 	for _, e := range entries {
 		parts := strings.Split(strings.TrimPrefix(e.Name(), warnedPrefix), "-")
 		pid, err := strconv.Atoi(parts[0])
-		if !strings.HasPrefix(e.Name(), warnedPrefix) || strings.HasPrefix(e.Name(), own) || len(parts) != 5 || err != nil {
+		others := strings.HasPrefix(e.Name(), warnedPrefix) && !strings.HasPrefix(e.Name(), own)
+		if !others || len(parts) != 5 || err != nil {
 			continue
 		}
 		started, err := startOf(pid)
 		info, infoErr := e.Info()
-		if err == nil && started != parts[1] && parts[1] != "0" || infoErr == nil && time.Since(info.ModTime()) > 24*time.Hour {
+		gone := err == nil && started != parts[1] && parts[1] != "0"
+		if gone || infoErr == nil && time.Since(info.ModTime()) > 24*time.Hour {
 			os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}

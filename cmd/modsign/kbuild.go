@@ -34,8 +34,8 @@ kernel. Only a kernel that trusts its modules by their hashes does (modsign hash
 
 // addAgentEnd adds the flags that say when to destroy the one-time key.
 func addAgentEnd(flags *pflag.FlagSet, keep *string, lifetime *time.Duration) {
-	flags.StringVar(keep, "keep", "", "destroy the one-time key after N installs: installs=`N` (default: any number)")
-	flags.DurationVar(lifetime, "lifetime", 24*time.Hour, "destroy the one-time key after this `TIME`")
+	flags.StringVar(keep, "keep", "", "destroy the one-time key after `installs=N` (default: any number)")
+	flags.DurationVar(lifetime, "lifetime", 24*time.Hour, "destroy the one-time key after `DURATION`")
 }
 
 // kbuildTree says which build a command is about.

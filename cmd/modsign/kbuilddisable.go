@@ -56,8 +56,8 @@ func kbuildDisable(u *ui, hook *kbuildrun.Hook) error {
 		u.say("disabled in %s", hook.Objtree)
 	}
 	if had {
-		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; its receipt is in %s",
-			hook.Objtree, filepath.Join(hook.Objtree, kbuildrun.Dir))
+		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; "+
+			"its receipt is in %s", hook.Objtree, filepath.Join(hook.Objtree, kbuildrun.Dir))
 	}
 	return nil
 }

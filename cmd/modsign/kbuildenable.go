@@ -56,7 +56,8 @@ func kbuildEnable(u *ui, tree *kbuildTree, keep string, lifetime time.Duration) 
 	}
 	u.say("enabled in %s", hook.Objtree)
 	if old := filepath.Join(hook.Objtree, kbuild.DefaultKey); exists(old) {
-		u.say("%s holds the private key of an earlier build, which has no use once the kernel is built again: remove it then (shred -u %[1]s)", old)
+		u.say("%s holds the private key of an earlier build, which has no use once the kernel is built again: "+
+			"remove it then (shred -u %[1]s)", old)
 	}
 	return nil
 }

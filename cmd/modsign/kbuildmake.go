@@ -83,7 +83,9 @@ type kbuildFront struct{ *ui }
 func (f kbuildFront) Say(format string, args ...any)  { f.say(format, args...) }
 func (f kbuildFront) Note(format string, args ...any) { f.note(format, args...) }
 
-func (f kbuildFront) Sign(ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass kbuildrun.Pass) error {
+func (f kbuildFront) Sign(
+	ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass kbuildrun.Pass,
+) error {
 	w := work{ui: f.ui, verb: "signing", how: signedWith(key.Certificate, hash), options: o}
 	return w.do(ctx, pass)
 }
@@ -93,16 +95,20 @@ func (f kbuildFront) Prove(ctx context.Context, o sign.Options, pass kbuildrun.P
 	return w.do(ctx, pass)
 }
 
-func (f kbuildFront) Hash(ctx context.Context, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
+func (f kbuildFront) Hash(
+	ctx context.Context, source hashlist.Source, o hashlist.BuildOptions,
+) (*hashlist.Built, error) {
 	return buildHashes(ctx, f.ui, source, o)
 }
 
 func (f kbuildFront) Embedded(e *kbuildrun.Embedding) {
-	f.note("hashed %s (%s), and vmlinux has %s, in %s", plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
+	f.note("hashed %s (%s), and vmlinux has %s, in %s",
+		plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
 }
 
 func (f kbuildFront) Unsigned(extmod string, why error) {
-	f.say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until modsign sign --key FILE signs it", extmod, inOneLine(why))
+	f.say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until "+
+		"modsign sign --key FILE signs it", extmod, inOneLine(why))
 }
 
 func (f kbuildFront) Rejected(r hashlist.Result) {

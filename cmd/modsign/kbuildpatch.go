@@ -78,7 +78,8 @@ func (o *kbuildPatch) run(u *ui) error {
 	before, err := p.Apply()
 	switch {
 	case err != nil && before != nil && len(before.Other) > 0 && len(before.With) == 0:
-		return withHint(err, "modsign kbuild patch --print --srctree %s | patch -p1 -d %[1]s applies what it can, and leaves .rej files to apply by hand", quote(p.Srctree))
+		return withHint(err, "modsign kbuild patch --print --srctree %s | patch -p1 -d %[1]s applies what it can, "+
+			"and leaves .rej files to apply by hand", quote(p.Srctree))
 	case err != nil:
 		return err
 	case before.Applied():
@@ -87,7 +88,8 @@ func (o *kbuildPatch) run(u *ui) error {
 		u.say("patched %s, which is Linux %s", p.Srctree, p.Version)
 		u.hint("make menuconfig now has MODULE_HASHES, below \"Enable loadable module support\"")
 	default:
-		u.say("patched %s of %s: the others had the patch already, from an interrupted run", plural(len(before.Without), "file"), p.Srctree)
+		u.say("patched %s of %s: the others had the patch already, from an interrupted run",
+			plural(len(before.Without), "file"), p.Srctree)
 	}
 	return nil
 }
@@ -105,11 +107,14 @@ func checkPatch(u *ui, p *kbuildrun.Patch) error {
 	f := &failure{code: exitRefused}
 	switch {
 	case state.Absent():
-		f.err, f.hint = fmt.Errorf("%s does not have the patch, which applies", p.Srctree), "modsign kbuild patch applies it"
+		f.err = fmt.Errorf("%s does not have the patch, which applies", p.Srctree)
+		f.hint = "modsign kbuild patch applies it"
 	case len(state.Other) == 0:
-		f.err, f.hint = fmt.Errorf("%s has the patch in part: it is %v", p.Srctree, state), "modsign kbuild patch applies the rest, and modsign kbuild patch --revert removes it"
+		f.err = fmt.Errorf("%s has the patch in part: it is %v", p.Srctree, state)
+		f.hint = "modsign kbuild patch applies the rest, and modsign kbuild patch --revert removes it"
 	case len(state.With) == 0:
-		f.err = fmt.Errorf("%s, which is Linux %s, does not have the patch, and the one for Linux %s does not apply: %v", p.Srctree, p.Version, p.For, state)
+		f.err = fmt.Errorf("%s, which is Linux %s, does not have the patch, and the one for Linux %s does not apply: %v",
+			p.Srctree, p.Version, p.For, state)
 	default:
 		f.err = errors.New(p.Srctree + " does not have the patch as modsign has it: " + state.String())
 	}

@@ -131,7 +131,8 @@ func showKey(tree *kbuild.Tree) string {
 	}
 	client, err := agent.Dial(filepath.Join(tree.Objtree, kbuildrun.Dir))
 	if gone, ok := errors.AsType[*agent.UnavailableError](err); ok {
-		if exists(filepath.Join(tree.Objtree, kbuild.DefaultKey)) && !exists(filepath.Join(tree.Objtree, kbuildrun.Certificate)) {
+		in := func(name string) string { return filepath.Join(tree.Objtree, name) }
+		if exists(in(kbuild.DefaultKey)) && !exists(in(kbuildrun.Certificate)) {
 			return kbuild.DefaultKey + ", made by Kbuild"
 		}
 		return "a one-time key: " + gone.Error()

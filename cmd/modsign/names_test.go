@@ -78,10 +78,10 @@ func TestSignFileWarnsOnce(t *testing.T) {
 	}
 }
 
-// TestJobFolder refuses what another user may have made in the place of the folder.
-func TestJobFolder(t *testing.T) {
+// TestJobDir refuses what another user may have made in the place of the directory.
+func TestJobDir(t *testing.T) {
 	runtime := t.TempDir()
-	dir, err := jobFolder(runtime)
+	dir, err := jobDir(runtime)
 	want := filepath.Join(runtime, "modsign")
 	if os.Geteuid() == 0 { // root's is where nobody else can make one
 		want = "/run/modsign"
@@ -90,14 +90,14 @@ func TestJobFolder(t *testing.T) {
 		t.Fatal(dir, err)
 	}
 	dir = filepath.Join(runtime, "own")
-	if err := ownFolder(dir); err != nil {
+	if err := makeOwnDir(dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := ownFolder(dir); err == nil {
-		t.Error("a folder that all can write to")
+	if err := makeOwnDir(dir); err == nil {
+		t.Error("a directory that all can write to")
 	}
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestJobFolder(t *testing.T) {
 	if err := os.Symlink(t.TempDir(), dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := ownFolder(dir); err == nil {
+	if err := makeOwnDir(dir); err == nil {
 		t.Error("a link")
 	}
 }

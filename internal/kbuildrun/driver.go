@@ -18,7 +18,8 @@ import (
 	"github.com/modsign/modsign/kbuild"
 )
 
-// A Driver takes the place of one call of make in a tree where modsign is enabled.
+// A Driver takes the place of one call of make in a tree where modsign is enabled. It calls
+// make in the current directory, as the hook was.
 type Driver struct {
 	Objtree  string
 	ExtMod   string        // directory of an external module; empty for the kernel's own modules
@@ -61,7 +62,8 @@ func (d *Driver) warnUnfinished(goals []string) error {
 	}
 	for _, dir := range dirs {
 		if dir != target {
-			d.Front.Say("warning: an earlier make modules_install did not finish, and modules in %s may be unsigned: run it again", dir)
+			d.Front.Say("warning: an earlier make modules_install did not finish, and modules in %s may be unsigned: "+
+				"run it again", dir)
 		}
 	}
 	return nil
@@ -133,7 +135,9 @@ func (d *Driver) build(ctx context.Context, goals []string) error {
 }
 
 func allCertificates(goals []string) bool {
-	return len(goals) > 0 && !slices.ContainsFunc(goals, func(goal string) bool { return !strings.HasPrefix(goal, "certs/") })
+	return len(goals) > 0 && !slices.ContainsFunc(goals, func(goal string) bool {
+		return !strings.HasPrefix(goal, "certs/")
+	})
 }
 
 // pack makes a package. Its own make installs modules past the hook, and calls the

@@ -25,8 +25,8 @@ func EmbedHashes(ctx context.Context, tree *kbuild.Tree, jobs int,
 	build func(context.Context, hashlist.Source, hashlist.BuildOptions) (*hashlist.Built, error)) (*Embedding, error) {
 	format := tree.Config.HashFormat()
 	if format == "" {
-		return nil, &HintError{fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree),
-			"modsign kbuild patch adds them to a kernel's source"}
+		err := fmt.Errorf("%s: the kernel is configured without CONFIG_MODULE_HASHES_LIST and _MERKLE", tree.Objtree)
+		return nil, &HintError{err, "modsign kbuild patch adds them to a kernel's source"}
 	}
 	start := time.Now()
 	source, options, err := HashSource(tree)
@@ -47,7 +47,10 @@ func EmbedHashes(ctx context.Context, tree *kbuild.Tree, jobs int,
 		return nil, err
 	}
 	e := built.Embedded()
-	return &Embedding{Embedded: e, Changed: !old.Has(e), Modules: len(source.Names), Bytes: built.Bytes, Took: time.Since(start)}, nil
+	return &Embedding{
+		Embedded: e, Changed: !old.Has(e),
+		Modules: len(source.Names), Bytes: built.Bytes, Took: time.Since(start),
+	}, nil
 }
 
 // HashSource returns the modules of an object tree, and how to hash them as modules_install
@@ -74,13 +77,15 @@ func HashSource(tree *kbuild.Tree) (source hashlist.Source, options hashlist.Bui
 	case "1", "--strip-debug", "-g":
 		options.Strip = true
 	default:
-		return source, options, fmt.Errorf("INSTALL_MOD_STRIP is %q: modsign can predict the installed modules only if it is empty or 1", strip)
+		return source, options, fmt.Errorf("INSTALL_MOD_STRIP is %q: "+
+			"modsign can predict the installed modules only if it is empty or 1", strip)
 	}
 	return source, options, nil
 }
 
 // stripsOtherwise is the error about modules that would not be those that were hashed.
 func stripsOtherwise(strip, frozen string) error {
-	return &HintError{fmt.Errorf("INSTALL_MOD_STRIP is %q, but was %q when the kernel was built, and the kernel has the hashes of modules stripped that way", strip, frozen),
-		"use the same value, or run make with the new one first"}
+	err := fmt.Errorf("INSTALL_MOD_STRIP is %q, but was %q when the kernel was built, "+
+		"and the kernel has the hashes of modules stripped that way", strip, frozen)
+	return &HintError{err, "use the same value, or run make with the new one first"}
 }

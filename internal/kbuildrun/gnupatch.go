@@ -137,7 +137,8 @@ func (p *Patch) writable(name string) error {
 		dir = next
 	}
 	if err := syscall.Access(dir, 2|1); err != nil { // W_OK|X_OK
-		return fmt.Errorf("%s cannot be written to: %w; patch a copy of the source, or run as its owner; nothing was written", dir, err)
+		return fmt.Errorf("%s cannot be written to: %w; "+
+			"patch a copy of the source, or run as its owner; nothing was written", dir, err)
 	}
 	return nil
 }

@@ -104,7 +104,8 @@ func (d *Driver) installHashed(ctx context.Context, tree *kbuild.Tree, step Step
 // proof in the place of a signature.
 func (d *Driver) installProven(ctx context.Context, tree *kbuild.Tree, step Step, strips bool) error {
 	if step.Work != Install {
-		return errors.New("the modules of this kernel carry proofs in the place of signatures (CONFIG_MODULE_HASHES_MERKLE): there is nothing to sign")
+		return errors.New("the modules of this kernel carry proofs in the place of signatures " +
+			"(CONFIG_MODULE_HASHES_MERKLE): there is nothing to sign")
 	}
 	if d.idle() {
 		d.Front.Say("would run %s -f Makefile modules_install, and append the proofs", d.Make)
@@ -177,7 +178,8 @@ func (d *Driver) verifyInstalled(ctx context.Context, tree *kbuild.Tree) error {
 		return err
 	}
 	if rejected > 0 {
-		return &HintError{fmt.Errorf("the kernel will reject %d of the installed modules", rejected), "run make, and install again"}
+		err := fmt.Errorf("the kernel will reject %d of the installed modules", rejected)
+		return &HintError{err, "run make, and install again"}
 	}
 	return nil
 }

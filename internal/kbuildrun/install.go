@@ -76,7 +76,8 @@ func signs(config kbuild.Config, installs bool) bool {
 func (d *Driver) installUnsigned(ctx context.Context, config kbuild.Config, step Step) error {
 	switch {
 	case step.Work != Install && config.SigKey() == "" && config.Bool("MODULE_SIG"):
-		return &HintError{errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with"), "sign them with modsign sign --key FILE"}
+		err := errors.New("CONFIG_MODULE_SIG_KEY is empty: there is no key to sign modules with")
+		return &HintError{err, "sign them with modsign sign --key FILE"}
 	case step.Work != Install:
 		return d.make(ctx, step.Goals) // which says why not
 	case d.idle():

@@ -89,7 +89,8 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 func (d *Driver) agent(tree *kbuild.Tree) (Agent, error) {
 	a := Agent{Dir: d.path(Dir), Tree: d.Objtree, Hash: tree.Config.SigHash(), Keep: d.Keep, Lifetime: d.Lifetime}
 	var profile []byte
-	for _, genkey := range []string{d.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")} {
+	given, standard := d.path("certs/x509.genkey"), filepath.Join(tree.Srctree, "certs/default_x509.genkey")
+	for _, genkey := range []string{given, standard} {
 		text, err := readProfile(genkey)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -28,7 +28,10 @@ func (f ownFile) in(do func(dir *dirfd.Dir, name string) error) error {
 }
 
 // open is in, where below opens the directory in the tree.
-func (f ownFile) open(below func(*dirfd.Dir, string) (*dirfd.Dir, error), do func(dir *dirfd.Dir, name string) error) error {
+func (f ownFile) open(
+	below func(*dirfd.Dir, string) (*dirfd.Dir, error),
+	do func(dir *dirfd.Dir, name string) error,
+) error {
 	tree, err := dirfd.Open(f.tree)
 	if err != nil {
 		return err
