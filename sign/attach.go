@@ -148,7 +148,8 @@ func (t *Tree) CheckComplete(a *Attachment) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.signatures)) {
 		if names[name] == "" {
-			errs = append(errs, fmt.Errorf("%s: signature without a module in %s", cmp.Or(a.signatures[name].Source, name), strings.Join(t.source.Roots, ", ")))
+			source := cmp.Or(a.signatures[name].Source, name)
+			errs = append(errs, fmt.Errorf("%s: signature without a module in %s", source, strings.Join(t.source.Roots, ", ")))
 		}
 	}
 	return refusals(errs)
@@ -204,8 +205,8 @@ func (attached) byName() bool { return false }
 func (a attached) trailer(name string, digest []byte) (trailer, error) {
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
-			return trailer{}, fmt.Errorf("not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x",
-				name, cms.HashName(a.hash), digest, s.Sum)
+			const differs = "not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x"
+			return trailer{}, fmt.Errorf(differs, name, cms.HashName(a.hash), digest, s.Sum)
 		}
 	}
 	return trailer{module.TypePKCS7, a.signatures[name].Message}, nil

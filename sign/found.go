@@ -61,7 +61,9 @@ func (f *FoundSignatures) check() error {
 // FindSignatures reads the modules of a tree and the signatures that lie in files, for
 // [NewAttachment]. A module without a file, a file without a module, and a file without a
 // signature are refused with a [*RefusedError].
-func (t *Tree) FindSignatures(ctx context.Context, cert *x509.Certificate, from FoundSignatures, opts ReadOptions) (manifest.Signatures, error) {
+func (t *Tree) FindSignatures(
+	ctx context.Context, cert *x509.Certificate, from FoundSignatures, opts ReadOptions,
+) (manifest.Signatures, error) {
 	if err := first(t.check(), checkCertificate(cert), from.check(), opts.check()); err != nil {
 		return nil, err
 	}
@@ -124,10 +126,12 @@ func (t *Tree) signatureFiles(cert *x509.Certificate, from *FoundSignatures) ([]
 }
 
 // readFound reads the files, and returns the hash that all of them use.
-func readFound(ctx context.Context, cert *x509.Certificate, layout Layout, paths []string) ([][]byte, crypto.Hash, error) {
-	content := make([][]byte, len(paths))
+func readFound(
+	ctx context.Context, cert *x509.Certificate, layout Layout, paths []string,
+) (content [][]byte, hash crypto.Hash, err error) {
+	content = make([][]byte, len(paths))
 	hashes := make([]crypto.Hash, len(paths))
-	err := each(ctx, len(paths), func(i int) (err error) {
+	err = each(ctx, len(paths), func(i int) (err error) {
 		if content[i], err = siglayout.ReadFile(paths[i], cms.MaxSize); err != nil {
 			return err
 		}

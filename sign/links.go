@@ -16,22 +16,21 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// Links are what a run comes upon below its roots and does not work on.
+// Links are what a run finds below its roots and does not work on.
 type Links struct {
 	Found     int      // symbolic links, none of which is followed to a module
-	Renamed   int      // of them: lead to the new name of a module now
-	Behind    []string // names of modules that links lead to, and that are not worked on
+	Renamed   int      // of them, those that lead to the new name of a module now
+	Behind    []string // names of modules that only links lead to
 	Irregular []string // FIFOs, devices and sockets with the name of a module
 }
 
-// A link is a symbolic link of a tree. It is not followed to what is signed, but it is
-// not forgotten either: modprobe would follow it, and where a module gets another name,
-// so has the link that leads to it.
+// A link is a symbolic link of a tree. A run does not sign what it leads to. But modprobe
+// follows links: if a module gets another name, links to it have to lead there.
 type link struct {
 	at   location
 	dir  string // canonical path of its directory
 	text string // what it holds
-	to   string // canonical path of what it leads to; empty where it leads nowhere
+	to   string // canonical path of its target; empty if it is dangling
 }
 
 // links are those of a tree.
@@ -39,17 +38,17 @@ type links struct {
 	system    *module.Root
 	all       []*link
 	irregular []string // that have the name of a module, and are neither files nor links
-	// by holds the links by the one name, canonical but for itself, that they hold.
+	// by holds the links by the name that they hold, in its canonical directory.
 	by map[string][]*link
 
 	mu      sync.Mutex // for what follows
 	renamed int
-	moved   map[string]string // modules that have another name now, by the canonical old one
-	gone    map[*link]bool    // that are in place again, under this name or another
-	why     map[*link]error   // that could not be made to follow
+	moved   map[string]string // new names of modules, by the canonical old ones
+	gone    map[*link]bool    // that lead to the new name now
+	why     map[*link]error   // why others do not
 }
 
-// add takes what [module.Find] comes upon beside modules, at a location.
+// add takes what [module.Find] finds beside modules, at a location.
 func (l *links) add(e module.Entry, at location, kind fs.FileMode) {
 	switch {
 	case kind.IsRegular() || atomicfile.IsTemp(filepath.Base(e.Path)):
@@ -60,7 +59,7 @@ func (l *links) add(e module.Entry, at location, kind fs.FileMode) {
 	}
 }
 
-// open looks at where the links lead.
+// open finds out where the links lead.
 func (l *links) open(source *Source) error {
 	if len(l.all) == 0 {
 		return nil
@@ -69,7 +68,8 @@ func (l *links) open(source *Source) error {
 	if l.system, err = module.NewRoot(source.Root); err != nil {
 		return err
 	}
-	l.by, l.moved, l.gone, l.why = make(map[string][]*link), make(map[string]string), make(map[*link]bool), make(map[*link]error)
+	l.by, l.moved = make(map[string][]*link), make(map[string]string)
+	l.gone, l.why = make(map[*link]bool), make(map[*link]error)
 	for _, ln := range l.all {
 		if ln.dir, err = l.system.Canonical(filepath.Dir(ln.at.path())); err != nil {
 			return err
@@ -99,7 +99,7 @@ func (l *links) open(source *Source) error {
 	return nil
 }
 
-// behind lists the modules that the links lead to and that are none of the entries.
+// behind lists the modules that the links lead to and that are no entries.
 func (l *links) behind(roots []string, entries []module.Entry) ([]string, error) {
 	if len(l.all) == 0 {
 		return nil, nil
@@ -140,14 +140,16 @@ func (l *links) behind(roots []string, entries []module.Entry) ([]string, error)
 	return unknown, nil
 }
 
-// openLinks looks at the links of the tree, and at what they lead to.
+// openLinks finds out where the links of the tree lead.
 func (t *Tree) openLinks() (err error) {
 	if t.source.Names != nil {
 		if !t.source.renames() || t.source.elsewhere() {
 			return nil
 		}
-		// Other names are none of the run's business, but for links to what it renames.
-		_, err := module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) { t.symlinks.add(e, t.bases.of(&e), kind) })
+		// Only links to what the run renames matter.
+		_, err := module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
+			t.symlinks.add(e, t.bases.of(&e), kind)
+		})
 		if err != nil {
 			return err
 		}
@@ -160,18 +162,13 @@ func (t *Tree) openLinks() (err error) {
 	return err
 }
 
-// Links tells of the links of the tree, as they are so far.
+// Links returns the links of the tree, as they are so far.
 func (t *Tree) Links() Links {
-	return Links{Found: len(t.symlinks.all), Renamed: t.symlinks.renamed, Behind: t.behind, Irregular: t.symlinks.irregular}
+	l := &t.symlinks
+	return Links{Found: len(l.all), Renamed: l.renamed, Behind: t.behind, Irregular: l.irregular}
 }
 
-// countLinks completes a summary.
-func (t *Tree) countLinks(s *Summary) {
-	s.Links = t.Links()
-	s.Notes = append(s.Notes, t.symlinks.dangling()...)
-}
-
-// String says what is there besides modules, where nothing else is.
+// String says what a tree without modules has instead.
 func (l *links) String() string {
 	var b strings.Builder
 	if n := len(l.all); n > 0 {
@@ -187,17 +184,16 @@ func (l *links) String() string {
 	return b.String()
 }
 
-// follow has the links that lead to a module follow it to another name in its
-// directory, before the old name goes. Links that lead to links come last, and the old
-// ones go in the opposite order: at no time one leads nowhere. What goes wrong is for
-// notes to say.
+// follow makes the links to a module lead to its new name in the same directory, before
+// the old name goes. Links to links come last, and old ones go in the opposite order, so
+// that none is ever dangling. dangling reports what fails.
 func (l *links) follow(from, to string) {
 	if len(l.all) == 0 {
 		return
 	}
 	dir, err := l.system.Canonical(filepath.Dir(from))
 	if err != nil {
-		return // gone, and dangling says so
+		return // gone, which dangling reports
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -227,8 +223,8 @@ func (l *links) follow(from, to string) {
 	}
 }
 
-// nameFor is what a link is called when it leads to another base name: what has the
-// name of a module has the suffix of the module.
+// nameFor is the name of a link when it leads to another base name: the name of a module
+// gets the suffix of the module.
 func (ln *link) nameFor(to string) string {
 	name := ln.at.name()
 	if !module.IsName(name) {
@@ -237,12 +233,12 @@ func (ln *link) nameFor(to string) string {
 	return module.BaseName(name) + compress.FromName(to).Suffix()
 }
 
-// relink makes the link anew, with this name, for another base name of what it leads to.
+// relink makes the link again, with this name, to another base name of its target.
 func (ln *link) relink(name, to string) error {
 	text := ln.text[:strings.LastIndex(ln.text, "/")+1] + to
 	err := ln.at.in(func(dir *dirfd.Dir, old string) error { return atomicfile.Relink(dir, old, name, text) })
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already", ln.at.beside(name).path())
+		return fmt.Errorf("%s exists already", ln.at.beside(name).path())
 	}
 	return err
 }
@@ -251,8 +247,7 @@ func (ln *link) remove() error {
 	return ln.at.in(func(dir *dirfd.Dir, name string) error { return atomicfile.Unlink(dir, name, ln.text) })
 }
 
-// dangling names the links that led to modules which have other names now, and that
-// did not follow.
+// dangling names the links to modules that have other names now and that did not follow.
 func (l *links) dangling() []string {
 	var notes []string
 	for _, ln := range l.all {
@@ -261,9 +256,9 @@ func (l *links) dangling() []string {
 			continue
 		}
 		if _, err := os.Lstat(ln.to); err == nil {
-			continue // what the module was called is there after all
+			continue // the old name exists after all
 		}
-		note := fmt.Sprintf("warning: the symbolic link %s leads nowhere now: the module is %s", ln.at.path(), to)
+		note := fmt.Sprintf("warning: the symbolic link %s is dangling now: the module is %s", ln.at.path(), to)
 		if why := l.why[ln]; why != nil {
 			note += fmt.Sprintf(" (%v)", why)
 		}

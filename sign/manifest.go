@@ -54,7 +54,8 @@ func (t *Tree) names() (map[string]string, error) {
 	for _, e := range t.entries {
 		name := module.BaseName(e.Rel)
 		if other, ok := names[name]; ok {
-			return nil, fmt.Errorf("%s and %s would both be called %s: give their common parent directory, or remove the outdated one", other, e.Path, name)
+			return nil, fmt.Errorf("%s and %s would both be called %s: give a common parent, or remove the outdated one",
+				other, e.Path, name)
 		}
 		names[name] = e.Path
 	}
@@ -69,7 +70,9 @@ type SignManifestOptions struct {
 
 // SignManifest signs every digest of a manifest, and returns the signatures in its order.
 // The digests have to be those of the Signer's hash.
-func (s *Signer) SignManifest(ctx context.Context, m manifest.Manifest, opts SignManifestOptions) (manifest.Signatures, error) {
+func (s *Signer) SignManifest(
+	ctx context.Context, m manifest.Manifest, opts SignManifestOptions,
+) (manifest.Signatures, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}

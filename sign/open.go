@@ -197,7 +197,8 @@ func (t *Tree) checkOutput() error {
 			return err
 		}
 		if rel, err := filepath.Rel(root, output); err == nil && filepath.IsLocal(rel) {
-			return fmt.Errorf("output directory %s lies in the input %s: choose another, or none to sign in place", t.source.Output, root)
+			return fmt.Errorf("output directory %s lies in the input %s: choose another, or sign in place",
+				t.source.Output, root)
 		}
 	}
 	return nil

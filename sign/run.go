@@ -32,7 +32,8 @@ type task struct {
 // check refuses what does not fit the source.
 func (k *task) check(source *Source) error {
 	if k.detached && source.renames() {
-		return fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well", source.Compress)
+		return fmt.Errorf("detached signatures leave the modules as they are: they cannot be compressed with %v as well",
+			source.Compress)
 	}
 	return k.WriteOptions.check()
 }
@@ -137,7 +138,8 @@ func (t *Tree) complete(r *run) {
 	slices.Sort(s.Notes)
 	s.Notes = slices.Concat(t.notes, s.Notes, r.encoder.Notes())
 	if r.separated > 0 && r.last == stagePlace {
-		s.Notes = append(s.Notes, fmt.Sprintf("%d names of hard links became files of their own, since each has its own proof", r.separated))
+		s.Notes = append(s.Notes,
+			fmt.Sprintf("%d names of hard links became files of their own, since each has its own proof", r.separated))
 	}
 	s.Notes = append(s.Notes, t.symlinks.dangling()...)
 	if t.lock != nil && t.lock.Unsupported {

@@ -27,7 +27,8 @@ func (t *Tree) chooseTargets() error {
 		t.targets[i] = locationBelow(t.bases.output, t.source.Output, e.Rel)
 		target := t.source.packedName(t.targets[i].path())
 		if other, ok := taken[target]; ok {
-			return fmt.Errorf("%s and %s would both become %s: give their common parent directory, or an output directory for each", other, e.Path, target)
+			return fmt.Errorf("%s and %s would both become %s: give a common parent, or an output directory for each",
+				other, e.Path, target)
 		}
 		taken[target] = e.Path
 	}
@@ -45,7 +46,8 @@ func (t *Tree) dropOutdated() error {
 	var names []string
 	for i, e := range t.entries {
 		if e.Root {
-			return fmt.Errorf("%s: a single module is not compressed in place: give its directory, or an output directory", e.Path)
+			return fmt.Errorf("%s: a single module is not compressed in place: give its directory, or an output directory",
+				e.Path)
 		}
 		name := module.BaseName(e.Path)
 		if forms[name] == nil {
@@ -97,10 +99,10 @@ func (t *Tree) outdated(forms []int) (int, error) {
 	case packedA != packedB:
 		return -1, nil
 	case packedA == b.Path:
-		t.notes = append(t.notes, fmt.Sprintf("%s takes the location of %s, the same module in another form", a.Path, b.Path))
+		t.notes = append(t.notes, fmt.Sprintf("%s replaces %s, the same module in another format", a.Path, b.Path))
 		return forms[1], nil
 	case packedB == a.Path:
-		t.notes = append(t.notes, fmt.Sprintf("%s takes the location of %s, the same module in another form", b.Path, a.Path))
+		t.notes = append(t.notes, fmt.Sprintf("%s replaces %s, the same module in another format", b.Path, a.Path))
 		return forms[0], nil
 	default:
 		return -1, fmt.Errorf("%s would both become %s: remove the outdated one", strings.Join(paths, " and "), packedA)
@@ -138,7 +140,8 @@ func (t *Tree) spareInputs() error {
 	for i, target := range t.targets {
 		for _, target := range []string{target.path(), t.source.packedName(target.path())} {
 			if n, ok := nameOf(target); ok && inputs[n] {
-				return fmt.Errorf("the output for %s would replace the input %s: choose another output directory, or none to sign in place", t.entries[i].Path, target)
+				return fmt.Errorf("the output for %s would replace the input %s: choose another output directory, or sign in place",
+					t.entries[i].Path, target)
 			}
 		}
 	}

@@ -66,14 +66,18 @@ func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions)
 
 // Hash is Digest with a hash for each name in the tree, of what StripDebug leaves of a
 // module. The names of one file are read one by one.
-func (t *Tree) Hash(ctx context.Context, newHash func(name string) hash.Hash, opts ReadOptions, debug DebugOptions) (Summary, error) {
+func (t *Tree) Hash(
+	ctx context.Context, newHash func(name string) hash.Hash, opts ReadOptions, debug DebugOptions,
+) (Summary, error) {
 	switch {
 	case newHash == nil:
 		return Summary{}, errors.New("nothing to hash with: newHash is nil")
 	case debug.SplitDebug != "":
 		return Summary{}, errors.New("no debug information is split off where modules are only read")
 	}
-	return t.run(ctx, task{WriteOptions: opts.reading(), DebugOptions: debug, trailers: digests{newHash, true}, last: stageMake})
+	return t.run(ctx, task{
+		WriteOptions: opts.reading(), DebugOptions: debug, trailers: digests{newHash, true}, last: stageMake,
+	})
 }
 
 // reading are the options of a run that writes nothing.

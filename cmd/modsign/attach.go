@@ -64,10 +64,9 @@ Attach replaces a module whole or not at all, as modsign sign does.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVarP(&o.cert, "cert", "c", "", "certificate of the key, in `FILE` (PEM or DER)")
-	flags.StringVarP(&o.signatures, "signatures", "s", "", "signatures in `FILE` or directory (default: stdin, or beside the modules)")
-	flags.StringVar(&o.format, "format", "lines", "`FORMAT` of the signatures: lines, p7s, debian or raw")
-	addKeyID(flags, &o.keyID)
-	flags.Lookup("key-id").Usage = "with --format raw: " + flags.Lookup("key-id").Usage
+	flags.StringVarP(&o.signatures, "signatures", "s", "", "`FILE` or directory with the signatures (default: stdin)")
+	addChoice(flags, &o.format, "format", "lines", "`FORMAT` of signatures: lines (default), p7s, debian or raw")
+	flags.BoolVar(&o.keyID, "key-id", false, "with --format raw: name the certificate by key identifier")
 	o.installedOptions.addFlags(flags)
 	o.existing.addFlag(flags)
 	o.compress.addFlag(flags)
@@ -146,9 +145,11 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	w := work{ui: u, verb: "signing", options: sign.Options{WriteOptions: write, Existing: existing}, said: said, how: signedWith(cert, attachment.Hash())}
+	w := work{ui: u, verb: "signing", said: said, how: signedWith(cert, attachment.Hash())}
+	w.options = sign.Options{WriteOptions: write, Existing: existing}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) {
-		return tree.Attach(ctx, attachment, sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing})
+		attach := sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing}
+		return tree.Attach(ctx, attachment, attach)
 	})
 	if kernel != nil && !o.dryRun && o.output == "" {
 		kernel.outdated(u, w.summary)
@@ -172,12 +173,15 @@ func (o *attachOptions) fromLines(ctx context.Context, u *ui, cert *x509.Certifi
 }
 
 // fromFiles reads and checks the signatures that lie in files.
-func (o *attachOptions) fromFiles(ctx context.Context, u *ui, tree *sign.Tree, cert *x509.Certificate) (*sign.Attachment, error) {
+func (o *attachOptions) fromFiles(
+	ctx context.Context, u *ui, tree *sign.Tree, cert *x509.Certificate,
+) (*sign.Attachment, error) {
 	layout, err := sign.ParseLayout(o.format)
 	if err != nil {
 		return nil, err
 	}
-	from := sign.FoundSignatures{Layout: layout, Dir: o.signatures, UseKeyID: o.keyID, Note: func(note string) { u.note("%s", note) }}
+	from := sign.FoundSignatures{Layout: layout, Dir: o.signatures, UseKeyID: o.keyID}
+	from.Note = func(note string) { u.note("%s", note) }
 	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
 	s, err := readTree(u, tree, options, func(options sign.ReadOptions) (manifest.Signatures, error) {
 		return tree.FindSignatures(ctx, cert, from, options)

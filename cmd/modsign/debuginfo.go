@@ -20,7 +20,7 @@ type debugFlags struct {
 }
 
 func (f *debugFlags) addSplit(flags *pflag.FlagSet) {
-	flags.StringVar(&f.split, "split-debug", "", "move debug information to files below `DIR`, such as ROOT/usr/lib/debug")
+	flags.StringVar(&f.split, "split-debug", "", "move debug information to files below `DIR`")
 }
 
 // removes reports whether debug information is removed.
@@ -52,6 +52,8 @@ func refuseUnsplit(ctx context.Context, tree *sign.Tree, dir string, options sig
 	if len(missing) > 1 {
 		more = fmt.Sprintf(", nor of %d others", len(missing)-1)
 	}
-	return withHint(fmt.Errorf("%s has debug information, and %s has no debug file of it%s: stripping it later removes the signature", missing[0], dir, more),
-		"sign after find-debuginfo (see %%modsign_spec_install_post), split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", quote(dir))
+	err = fmt.Errorf("%s has debug information, and %s has no debug file of it%s: stripping it later removes signatures",
+		missing[0], dir, more)
+	return withHint(err, "sign after find-debuginfo (see %%modsign_spec_install_post), "+
+		"split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", quote(dir))
 }

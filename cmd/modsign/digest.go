@@ -87,14 +87,17 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, d := range m {
 		bytes += d.Size
 	}
-	u.note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes), seconds(time.Since(start)))
+	u.note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes),
+		seconds(time.Since(start)))
 	for _, note := range linkNotes(tree.Links(), "read") {
 		u.note("%s", note)
 	}
 	return nil
 }
 
-func (o *digestOptions) digest(ctx context.Context, u *ui, tree *sign.Tree, hash crypto.Hash) (manifest.Manifest, error) {
+func (o *digestOptions) digest(
+	ctx context.Context, u *ui, tree *sign.Tree, hash crypto.Hash,
+) (manifest.Manifest, error) {
 	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
 	return readTree(u, tree, options, func(options sign.ReadOptions) (manifest.Manifest, error) {
 		return tree.Manifest(ctx, hash, options)

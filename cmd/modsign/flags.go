@@ -29,6 +29,12 @@ func addOutputFile(flags *pflag.FlagSet, file *string, what string) {
 	flags.StringVarP(file, "output", "o", "", "write "+what+" to `FILE` instead of stdout")
 }
 
+// addChoice adds a flag with a few values. The usage marks the default one.
+func addChoice(flags *pflag.FlagSet, p *string, name, value, usage string) {
+	flags.StringVar(p, name, value, usage)
+	flags.Lookup(name).DefValue = "" // else the usage would have it twice
+}
+
 func addWait(flags *pflag.FlagSet, wait *bool) {
 	flags.BoolVar(wait, "wait", false, "wait if another run has locked the modules")
 }
@@ -59,7 +65,7 @@ func (j jobsFlag) check() error {
 type hashFlag string
 
 func (h *hashFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar((*string)(h), "hash", "", "hash `NAME`, as in CONFIG_MODULE_SIG_HASH (default: the kernel's, or sha512)")
+	flags.StringVar((*string)(h), "hash", "", "`NAME` of the hash (default: the kernel's, or sha512)")
 }
 
 // hash is the hash that was asked for, or the one that the kernel was configured with, if
@@ -86,7 +92,7 @@ const defaultHash = "sha512"
 type existingFlag string
 
 func (e *existingFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar((*string)(e), "existing", "replace", "`POLICY` for modules that are already signed: replace, skip or refuse")
+	addChoice(flags, (*string)(e), "existing", "replace", "`POLICY` for signed modules: replace (default), skip or refuse")
 }
 
 func (e existingFlag) existing() (sign.Existing, error) {
@@ -101,7 +107,7 @@ func (e existingFlag) existing() (sign.Existing, error) {
 type compressFlag string
 
 func (c *compressFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar((*string)(c), "compress", "", "leave all modules in `FORMAT`: none, gz, xz or zst (default: as they are)")
+	flags.StringVar((*string)(c), "compress", "", "leave all modules in `FORMAT`: none, gz, xz or zst")
 }
 
 func (c compressFlag) apply(source *sign.Source) error {
@@ -139,7 +145,7 @@ func parseMode(text string) (*fs.FileMode, error) {
 
 func addMaxSize(flags *pflag.FlagSet, max *size) {
 	*max = 2 << 30
-	flags.Var(max, "max-module-size", "reject a module of more than `SIZE` bytes when decompressed")
+	flags.Var(max, "max-module-size", "reject modules above `SIZE` when decompressed")
 }
 
 // size is a flag in bytes; K, M, G and T after it are powers of 1024.

@@ -31,7 +31,7 @@ const running = "running"
 func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.installed, "installed", "i", "", "modules installed for kernel `KVER` (default: the running one)")
 	flags.Lookup("installed").NoOptDefVal = running
-	flags.StringVar(&o.root, "root", "/", "with --installed: root directory `DIR` of the system")
+	flags.StringVar(&o.root, "root", "/", "with --installed: root `DIR` of the system")
 }
 
 // kernel is an installed kernel. Its paths are resolved once, below the root directory: an
@@ -59,7 +59,8 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 		case len(args) > 0:
 			version, args = args[0], args[1:]
 		case filepath.Clean(o.root) != "/":
-			return nil, usagef("--installed with --root needs the kernel's version: see %s", filepath.Join(o.root, "lib/modules"))
+			return nil, usagef("--installed with --root needs the kernel's version: see %s",
+				filepath.Join(o.root, "lib/modules"))
 		default:
 			var uts unix.Utsname
 			if err := unix.Uname(&uts); err != nil {
@@ -150,7 +151,8 @@ func (k *kernel) hash() (string, error) {
 
 // image is the path of the kernel's image, or empty.
 func (k *kernel) image() string {
-	return k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz", "boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
+	return k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz",
+		"boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
 }
 
 // keyring holds the certificates in the kernel's image.
@@ -184,8 +186,9 @@ func (k *kernel) guard(cert []byte) error {
 			"add --force-untrusted to go on without this check")
 	}
 	if !keys.Holds(cert) {
-		return withHint(fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.version),
-			"it trusts %s; add --force-untrusted if the key is enrolled by other means", strings.Join(keys.Names(), ", "))
+		err := fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.version)
+		return withHint(err, "it trusts %s; add --force-untrusted if the key is enrolled by other means",
+			strings.Join(keys.Names(), ", "))
 	}
 	return nil
 }
@@ -195,5 +198,6 @@ func (k *kernel) outdated(u *ui, s sign.Summary) {
 	if s.Signed == 0 {
 		return
 	}
-	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)", k.version)
+	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)",
+		k.version)
 }

@@ -42,17 +42,18 @@ func holdsKernelModules(dir string) bool {
 // linkNotes are the notes on what a run found besides modules. done is "signed", say.
 func linkNotes(l sign.Links, done string) []string {
 	var notes []string
+	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if n := l.Found - l.Renamed; n > 0 {
-		notes = append(notes, plural(n, "symbolic link")+" not followed")
+		add("%s not followed", plural(n, "symbolic link"))
 	}
 	if l.Renamed > 0 {
-		notes = append(notes, plural(l.Renamed, "symbolic link")+" renamed with the modules")
+		add("%s renamed with the modules", plural(l.Renamed, "symbolic link"))
 	}
 	if n := len(l.Behind); n > 0 {
-		notes = append(notes, fmt.Sprintf("warning: %s behind symbolic links not %s: %s", plural(n, "module"), done, some(l.Behind)))
+		add("warning: %s behind symbolic links not %s: %s", plural(n, "module"), done, some(l.Behind))
 	}
 	if n := len(l.Irregular); n > 0 {
-		notes = append(notes, fmt.Sprintf("warning: %s not %s, as not regular files: %s", plural(n, "module name"), done, some(l.Irregular)))
+		add("warning: %s not %s, as not regular files: %s", plural(n, "module name"), done, some(l.Irregular))
 	}
 	return notes
 }

@@ -20,7 +20,8 @@ func noSuchCommand(cmd *cobra.Command, words []string) error {
 	if len(words) == 0 {
 		return nil
 	}
-	err := &failure{code: exitUsage, err: fmt.Errorf("there is no command %.40q", words[0]), hint: cmd.CommandPath() + " --help lists the commands"}
+	err := &failure{code: exitUsage, err: fmt.Errorf("there is no command %.40q", words[0])}
+	err.hint = cmd.CommandPath() + " --help lists the commands"
 	if name := nearestCommand(cmd, words[0]); name != "" {
 		err.hint = fmt.Sprintf("%s %s is the nearest; %s", cmd.CommandPath(), name, err.hint)
 	}

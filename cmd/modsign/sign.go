@@ -42,14 +42,17 @@ kernel's sign-file appends. It signs the content of compressed modules and compr
 them again.
 
 Sign replaces a module whole or not at all, and keeps its mode, owner, times, hard
-links and extended attributes, except security.ima and security.evm, which attest the
-old bytes. If a module fails, it signs the others and exits with status 3.
+links and extended attributes. --xattr safe drops security.ima and security.evm, which
+attest the old bytes; --xattr keep keeps them. If a module fails, it signs the others
+and exits with status 3.
 
 It does not follow symbolic links below a directory: it counts them, and names the
 modules behind them that it does not sign. If --compress renames a module, links to it
 in the tree get the new name too.
 
-With --one-time it makes a key, signs with it, drops it, and keeps only the certificate.
+With --one-time it makes a key, signs with it, drops it, and keeps only the certificate:
+modsign-one-time.x509 in the output directory or in the first PATH, unless --cert-out
+names another file. modsign keygen --help lists the types of keys.
 
 With --installed, the kernel must have the certificate built in. --force-untrusted
 accepts one that is enrolled by other means, such as a machine owner key. A
@@ -62,7 +65,8 @@ DIR/lib/modules/KVER/.../NAME.ko.debug, with a link from DIR/.build-id: debugger
 it if DIR is usr/lib/debug of the installed system.
 
 --sync says when modules are flushed to disk: tree is one syncfs at the end, file is
-an fsync before each rename, none leaves it to the system.`,
+an fsync before each rename, none leaves it to the system. --hash takes the names of
+CONFIG_MODULE_SIG_HASH.`,
 		Example: `  modsign sign --key certs/signing_key.pem /tmp/stage/lib/modules
   modsign sign --one-time --output signed modules
   modsign sign --key mok.pem --cert mok.der --installed 6.12.0-1-amd64 --force-untrusted
@@ -74,8 +78,8 @@ an fsync before each rename, none leaves it to the system.`,
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
 	flags.BoolVar(&o.oneTime, "one-time", false, "make a key, sign with it, keep only its certificate")
-	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE` (default: modsign-one-time.x509)")
-	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: `TYPE` of the key, see keygen (default: rsa:4096)")
+	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE`")
+	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: `TYPE` of the key (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	o.addFlags(flags, u)
 	addForceUntrusted(flags, &o.forceUntrusted)
@@ -90,7 +94,7 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, leave the module")
 	flags.BoolVar(&o.debug.strip, "strip-debug", false, "remove debug information first, as strip --strip-debug does")
 	o.debug.addSplit(flags)
-	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "fail if `DIR` lacks a debug file for a module's debug information")
+	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "fail if `DIR` lacks the debug file of a module")
 	o.compress.addFlag(flags)
 	o.treeOptions.addFlags(flags, u)
 }
@@ -111,7 +115,7 @@ func (o *signOptions) check(args []string) error {
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would sign this machine's own modules with a key that no kernel knows")
 	case o.detached && (o.debug.removes() || o.compress != ""):
-		return usagef("--detached leaves the modules as they are: it excludes --strip-debug, --split-debug and --compress")
+		return usagef("--detached leaves modules as they are: it excludes --strip-debug, --split-debug and --compress")
 	case o.forceUntrusted && o.installed == "":
 		return usagef("--force-untrusted goes with --installed")
 	}
@@ -186,14 +190,16 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	defer tree.Close()
 	if o.refuseUnsplit != "" && o.debug.split == "" {
-		if err := refuseUnsplit(ctx, tree, o.refuseUnsplit, sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}); err != nil {
+		options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
+		if err := refuseUnsplit(ctx, tree, o.refuseUnsplit, options); err != nil {
 			return err
 		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	w := work{ui: u, verb: "signing", options: p.options, how: signedWith(pair.Certificate, p.hash), said: append(o.notes, said...)}
+	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
+	w.how = signedWith(pair.Certificate, p.hash)
 	cert := oneTimeCert{chosen: o.certOut != "", wait: o.wait}
 	defer cert.unlock()
 	if o.oneTime && !o.dryRun {

@@ -13,7 +13,9 @@ import (
 // The certificate that modsign sign --one-time leaves: oneTimeCert has the file.
 
 // writeCert writes the certificate of a one-time key.
-func (o *signOptions) writeCert(ctx context.Context, w *work, cert *oneTimeCert, pair *keygen.Pair, roots []string) error {
+func (o *signOptions) writeCert(
+	ctx context.Context, w *work, cert *oneTimeCert, pair *keygen.Pair, roots []string,
+) error {
 	cert.path = o.certPath(roots)
 	w.cert = cert.path
 	if _, err := os.Stat(w.cert); err == nil && w.options.Existing == sign.Skip {

@@ -68,9 +68,10 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 		return err
 	}
 	start := time.Now()
-	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: func(done, total int) {
+	progress := func(done, total int) {
 		u.progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
-	}})
+	}
+	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: progress})
 	u.progress(true, nil)
 	if err != nil {
 		return err
@@ -78,7 +79,8 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err
 	}
-	u.note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair.Certificate, hash), seconds(time.Since(start)))
+	u.note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair.Certificate, hash),
+		seconds(time.Since(start)))
 	return nil
 }
 

@@ -160,7 +160,8 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, so this one has to; but it warns.
 		if firstOfJob(keyPath) {
-			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)", printable(insecure.Path), insecure.Err, printable(keyHint(err)))
+			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
+				printable(insecure.Path), insecure.Err, printable(keyHint(err)))
 		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)

@@ -44,7 +44,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 		w.ui.note("%s", note)
 	}
 	if w.foreign {
-		w.ui.hint("--owner runner leaves the new files to the user who runs modsign; --output DIR writes a copy and leaves the modules alone")
+		w.ui.hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
 	}
 	w.stale.hint(w.ui)
 	switch {
@@ -53,7 +53,8 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 		if left == 0 {
 			return errInterrupted
 		}
-		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it", errInterrupted, plural(left, "module"))
+		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it",
+			errInterrupted, plural(left, "module"))
 	case errors.Is(err, sign.ErrIncomplete): // the modules are named above
 		return exitStatus(exitSome)
 	}
@@ -166,11 +167,14 @@ func (w *work) whySkipped(n int) string {
 // notes are what a person should know of a run.
 func (w *work) notes(s sign.Summary) []string {
 	notes := s.Notes
+	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if s.DroppedXattrs > 0 {
-		notes = append(notes, fmt.Sprintf("warning: dropped security.ima or security.evm of %s, which attest the old bytes (--xattr=keep keeps them)", plural(s.DroppedXattrs, "module")))
+		add("warning: dropped security.ima or security.evm of %s, which attest the old bytes (--xattr=keep keeps them)",
+			plural(s.DroppedXattrs, "module"))
 	}
 	if s.OutsideLinks > 0 {
-		notes = append(notes, fmt.Sprintf("warning: %s outside of the given paths: these hard links keep the old modules", plural(s.OutsideLinks, "name")))
+		add("warning: %s outside of the given paths: these hard links keep the old modules",
+			plural(s.OutsideLinks, "name"))
 	}
 	done := "signed"
 	if w.verb == "stripping" {
@@ -178,13 +182,15 @@ func (w *work) notes(s sign.Summary) []string {
 	}
 	notes = append(notes, linkNotes(s.Links, done)...)
 	if s.RecoveredLinks > 0 {
-		notes = append(notes, fmt.Sprintf("restored %s that an interrupted run had not linked", plural(s.RecoveredLinks, "hard link")))
+		add("restored %s that an interrupted run had not linked", plural(s.RecoveredLinks, "hard link"))
 	}
 	return notes
 }
 
 // readTree runs f, which reads a tree, shows what it does, and names the modules that fail.
-func readTree[T any](u *ui, tree *sign.Tree, options sign.ReadOptions, f func(sign.ReadOptions) (T, error)) (T, error) {
+func readTree[T any](
+	u *ui, tree *sign.Tree, options sign.ReadOptions, f func(sign.ReadOptions) (T, error),
+) (T, error) {
 	w := work{ui: u, verb: "reading", start: time.Now()}
 	failed := 0
 	options.Report = sign.Report{Progress: w.progress, Result: func(r sign.Result) {
@@ -196,7 +202,8 @@ func readTree[T any](u *ui, tree *sign.Tree, options sign.ReadOptions, f func(si
 	result, err := f(options)
 	u.progress(true, nil)
 	if errors.Is(err, sign.ErrIncomplete) { // the modules are named above
-		return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read", failed, tree.Modules())
+		return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
+			failed, tree.Modules())
 	}
 	return result, err
 }

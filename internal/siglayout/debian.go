@@ -140,7 +140,8 @@ func (s *debianSearch) match(name string, p debianPackage, dir string) (*debianM
 		case "efi":
 			continue
 		default:
-			return nil, fmt.Errorf("%s: package %s: %s: sig_type %q is neither linux-module nor efi", s.list, name, f.File, f.Type)
+			return nil, fmt.Errorf("%s: package %s: %s: sig_type %q is neither linux-module nor efi",
+				s.list, name, f.File, f.Type)
 		}
 		m.modules++
 		i, ok := s.index[module.BaseName(strings.TrimPrefix(f.File, "usr/"))]

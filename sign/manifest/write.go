@@ -96,7 +96,8 @@ func follows(d, last *Digest) error {
 	case d.Path < last.Path:
 		return fmt.Errorf("%s follows %s: paths have to ascend", d.Path, last.Path)
 	case d.Hash != last.Hash:
-		return fmt.Errorf("%s has hash %s, but %s has %s: all need the same", d.Path, cms.HashName(d.Hash), last.Path, cms.HashName(last.Hash))
+		return fmt.Errorf("%s has hash %s, but %s has %s: all need the same",
+			d.Path, cms.HashName(d.Hash), last.Path, cms.HashName(last.Hash))
 	}
 	return nil
 }
