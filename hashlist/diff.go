@@ -1,15 +1,15 @@
 package hashlist
 
-// A Change is a module that two lists differ in.
+// A Change is a module in which two lists differ.
 type Change struct {
 	Path     string
-	Old, New *Module // nil where the list has no module of that path
+	Old, New *Module // nil if the list has no module with that path
 }
 
-// Diff compares two lists: what was removed or has another hash, in the order of the
-// first, and then what was added, in the order of the second. reordered says that the
-// modules of both stand in another order, which makes another section and another
-// tree of the same modules. A nil list is an empty one.
+// Diff compares two lists. It returns the modules that were removed or have another hash,
+// in the order of the first list, and then those that were added, in the order of the
+// second. reordered reports whether the modules of both lists have another order, which
+// makes another section and another tree. A nil list is an empty one.
 func Diff(a, b *List) (changes []Change, reordered bool) {
 	a, b = orEmpty(a), orEmpty(b)
 	was, is := byPath(a), byPath(b)

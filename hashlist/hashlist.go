@@ -1,57 +1,56 @@
-// Package hashlist is trust by content instead of by key: a kernel that has the
-// hashes of its modules built in loads these modules, and no key was ever needed.
+// Package hashlist implements hash-based module integrity: a kernel loads the modules
+// whose hashes are built into it, and needs no key.
 //
-// There are two forms, both of a patch series for Linux that is not merged
-// (CONFIG_MODULE_HASHES), and a third for people. What is hashed is a module as it
-// will be loaded: stripped, not compressed, and without the signature that may be
-// appended to it, so that a module may be signed besides, now or later, and so that
-// the lists of two builds with two one-time keys are the same. Of a module that is not
-// signed, which is all that the series knows, the hash is that of the whole file.
+// Call [Build] first: it hashes the modules of a kernel. [Built.Embed] puts the hashes into
+// the vmlinux of an object tree, and [List.Write] writes them as text. To check modules
+// later, make a [Reference] from such a list ([Parse], [NewReference]) or from a kernel
+// image ([OpenKernel], [NewKernelReference]), and call [Reference.Verify]. [Diff] compares
+// two lists.
+//
+// The kernel has the hashes in one of two forms, a list or a Merkle tree. Both come from a
+// patch series for Linux that is not merged (CONFIG_MODULE_HASHES). The hash is that of
+// a module as it will be loaded: stripped, not compressed, and without appended
+// signatures. Therefore a module can be signed as well, now or later, and two builds with
+// two one-time keys have the same list. The series knows only unsigned modules, and for
+// these the hash is that of the whole file.
 //
 // # List
 //
-// As of v3 of the series, the section .module_hashes of vmlinux is an array of
-// SHA-256 hashes, 32 bytes each, of the modules in the order of modules.order. The
-// kernel looks for the hash of what it is to load. Modules stay as they are. See
-// [List] and [List.Embedded].
+// In v3 of the series, the section .module_hashes of vmlinux is an array of SHA-256
+// hashes, 32 bytes each, of the modules in the order of modules.order. The kernel searches
+// it for the hash of a module that it loads. The modules stay as they are. See [List] and
+// [List.Embedded].
 //
 // # Tree
 //
-// As of v5, the section holds the root of a Merkle tree over the modules, and each
-// module has a proof appended, in the place of a signature:
+// In v5, the section holds the root of a Merkle tree over the modules, and each module
+// has a proof appended in the place of a signature:
 //
 //	leaf    SHA-256 of 0x01, the position in modules.order as be32, and the module
-//	node    SHA-256 of 0x02, the left and the right hash
-//	        a node without a sibling is its own
-//	levels  so many times the hashes are paired: 0 for no module, 1 for one, else
-//	        the logarithm of their number to the base of 2, rounded up
+//	node    SHA-256 of 0x02, the left and the right hash;
+//	        a node without a sibling is paired with itself
+//	levels  how many times the hashes are paired: 0 for no module, 1 for one, otherwise
+//	        the binary logarithm of their number, rounded up
 //	root    u32 levels in the byte order of the kernel, and the hash: 36 bytes
 //	proof   be32 position, and the sibling on each level, from the leaf up
 //
-// It is not the tree of RFC 6962, which pairs otherwise. See [Tree], [Root], [Proof].
+// It is not the tree of RFC 6962, which pairs hashes differently. See [Tree], [Root] and
+// [Proof].
 //
 // # Text
 //
-// What people read, compare and sign is a file of lines:
+// The list that people read, compare and sign is a file of lines:
 //
 //	modsign hash list 1 6.12.0
 //	9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08       4 kernel/fs/a.ko
 //	60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752       5 kernel/fs/b.ko
 //	2
 //
-// The first has the version of the format and the release of the kernel. Then comes
-// a line for each module in the order of modules.order, with its hash as in the
-// list, its size in bytes to the right of 7 columns or more, and its path below the
-// folder of all modules, to the end of the line. The last line is their number, so
-// that a file that was cut off is known by it. There is one way to write a list,
-// and [Parse] takes no other.
-//
-// # Kernels
-//
-// [OpenKernel] reads what a kernel has, out of vmlinux or a boot image, and [Embed]
-// writes it into a vmlinux that is linked with zeros in its place. [Reference.Verify]
-// compares the modules of a folder with a list or with a kernel. Hashes of many modules
-// at once are for the package sign, to which [NewDigest] and [Proofs] fit.
+// The first line has the version of the format and the release of the kernel. One line
+// follows for each module, in the order of modules.order: the hash as in the list, the
+// size in bytes, right-aligned in at least 7 columns, and the path below lib/modules/KVER
+// up to the end of the line. The last line is the number of modules, which shows that the
+// file is complete. There is one way to write a list, and [Parse] accepts no other.
 package hashlist
 
 import (
@@ -68,6 +67,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // Hash is a SHA-256 hash: of a module, a leaf or a node.
@@ -75,13 +75,13 @@ type Hash [sha256.Size]byte
 
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
-// Sum returns the hash of a module as it stands in a list, and its size in bytes.
-func Sum(module io.Reader) (hash Hash, size int64, err error) {
-	if module == nil {
-		return Hash{}, 0, errors.New("no module to hash is given")
+// Sum returns the hash of a module for a list, and its size in bytes.
+func Sum(r io.Reader) (hash Hash, size int64, err error) {
+	if r == nil {
+		return Hash{}, 0, errors.New("no module is given")
 	}
 	h := sha256.New()
-	if size, err = io.Copy(h, module); err != nil {
+	if size, err = module.Copy(h, r); err != nil {
 		return Hash{}, 0, err
 	}
 	return Hash(h.Sum(nil)), size, nil
@@ -96,11 +96,11 @@ type Module struct {
 
 // List holds the modules of a kernel in the order of its modules.order.
 type List struct {
-	Release string // of the kernel, as uname -r says it
+	Release string // of the kernel, as uname -r prints it
 	Modules []Module
 }
 
-// Embedded is what a kernel has of the list: the bare hashes.
+// Embedded returns the part of the list that a kernel has: the bare hashes.
 func (l *List) Embedded() *Embedded {
 	if l == nil {
 		return nil
@@ -118,10 +118,10 @@ const (
 	maxRelease = 64          // __NEW_UTS_LEN
 	maxPath    = 4096        // PATH_MAX
 	maxLine    = maxPath * 2 // more than any line has
-	maxModules = 1 << 24     // beyond, sizes of memory are somebody's joke
+	maxModules = 1 << 24     // beyond, the number is not an honest one
 )
 
-// check refuses what the text cannot hold, or what makes no sense in it.
+// check rejects values that the text cannot hold, or that make no sense in it.
 func (l *List) check() error {
 	if l == nil {
 		return errNoList
@@ -130,7 +130,7 @@ func (l *List) check() error {
 		return err
 	}
 	if len(l.Modules) > maxModules {
-		return fmt.Errorf("%d modules are too many for a hash list", len(l.Modules))
+		return fmt.Errorf("hash list of %d modules: more than %d", len(l.Modules), maxModules)
 	}
 	seen := make(map[string]bool, len(l.Modules))
 	for _, m := range l.Modules {
@@ -138,7 +138,7 @@ func (l *List) check() error {
 			return err
 		}
 		if seen[m.Path] {
-			return fmt.Errorf("%s is in the hash list twice", m.Path)
+			return fmt.Errorf("hash list names %s twice", m.Path)
 		}
 		seen[m.Path] = true
 	}
@@ -148,7 +148,7 @@ func (l *List) check() error {
 func checkRelease(release string) error {
 	odd := func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }
 	if release == "" || len(release) > maxRelease || strings.ContainsFunc(release, odd) {
-		return fmt.Errorf("%q is not the release of a kernel", release)
+		return fmt.Errorf("%q is not a kernel release", release)
 	}
 	return nil
 }
@@ -157,13 +157,13 @@ func (m *Module) check() error {
 	odd := func(r rune) bool { return r == utf8.RuneError || unicode.IsControl(r) }
 	switch {
 	case m.Path == "" || len(m.Path) > maxPath || strings.ContainsFunc(m.Path, odd) || m.Path[0] == ' ':
-		return fmt.Errorf("%q cannot be the path of a module in a hash list", m.Path)
+		return fmt.Errorf("%q is not a valid path in a hash list", m.Path)
 	case m.Size < 0:
-		return fmt.Errorf("%s has a size of %d", m.Path, m.Size)
+		return fmt.Errorf("%s: negative size: %d", m.Path, m.Size)
 	}
 	for part := range strings.SplitSeq(m.Path, "/") {
 		if part == "" || part == "." || part == ".." {
-			return fmt.Errorf("%q is not a path below the folder of the modules", m.Path)
+			return fmt.Errorf("%q is not a path below lib/modules/KVER", m.Path)
 		}
 	}
 	return nil
@@ -171,8 +171,8 @@ func (m *Module) check() error {
 
 func (m *Module) line() string { return fmt.Sprintf("%v %7d %s\n", m.Hash, m.Size, m.Path) }
 
-// Write writes the list as text. Two modules of one path, or what the text cannot
-// hold, are an error, and nothing is written then.
+// Write writes the list as text. If two modules have the same path, or the text cannot
+// hold a value, Write returns an error and writes nothing.
 func (l *List) Write(w io.Writer) error {
 	if err := l.check(); err != nil {
 		return err
@@ -186,7 +186,7 @@ func (l *List) Write(w io.Writer) error {
 	return b.Flush()
 }
 
-// WriteFile writes the list to a file, whole.
+// WriteFile writes the list to a file, which it replaces as a whole.
 func (l *List) WriteFile(path string) error {
 	var b bytes.Buffer
 	if err := l.Write(&b); err != nil {
@@ -195,8 +195,8 @@ func (l *List) WriteFile(path string) error {
 	return atomicfile.WriteOutput(path, b.Bytes(), false)
 }
 
-// Parse reads what [List.Write] has written, and nothing else: an error says in
-// which line it is anything else.
+// Parse reads a list that [List.Write] wrote. Its errors name the line that does not
+// follow the format.
 func Parse(r io.Reader) (*List, error) {
 	l := new(List)
 	in := bufio.NewScanner(r)
@@ -206,7 +206,7 @@ func Parse(r io.Reader) (*List, error) {
 	for in.Scan() {
 		line := in.Text()
 		n++
-		err := errors.New("there is something behind the number of modules")
+		err := errors.New("the number of modules is not the last line")
 		if !ended {
 			ended, err = l.parseLine(n, line)
 		}
@@ -216,40 +216,40 @@ func Parse(r io.Reader) (*List, error) {
 	}
 	switch err := in.Err(); {
 	case errors.Is(err, bufio.ErrTooLong):
-		return nil, fmt.Errorf("hash list, line %d: it is longer than any line of a hash list", n+1)
+		return nil, fmt.Errorf("hash list, line %d: too long", n+1)
 	case err != nil:
 		return nil, err
 	case !ended:
-		return nil, fmt.Errorf("hash list, line %d: it ends without the number of modules: it was cut off", n+1)
+		return nil, fmt.Errorf("hash list, line %d: the list is cut off: no number of modules", n+1)
 	}
-	return l, l.check() // names that are there twice
+	return l, l.check() // paths that occur twice
 }
 
-// wholeLines splits at line feeds, which a line has to have.
+// wholeLines is a split function for lines, of which the last one needs its line feed too.
 func wholeLines(data []byte, atEOF bool) (int, []byte, error) {
 	if i := bytes.IndexByte(data, '\n'); i >= 0 {
 		return i + 1, data[:i], nil
 	}
 	if atEOF && len(data) > 0 {
-		return 0, nil, errors.New("hash list: the last line has no end: it was cut off")
+		return 0, nil, errors.New("hash list: the list is cut off: its last line has no end")
 	}
 	return 0, nil, nil
 }
 
-// parseLine reads a line. The last one says so.
+// parseLine reads a line, and reports whether it is the last one.
 func (l *List) parseLine(n int, line string) (last bool, err error) {
 	if n == 1 {
 		release, ok := strings.CutPrefix(line, title)
 		if !ok {
-			// What it is instead may be a secret.
-			return false, fmt.Errorf("a hash list begins with %q and the release of the kernel, and this does not", title)
+			// The line may be a secret: the error does not quote it.
+			return false, fmt.Errorf("not a hash list: it does not begin with %q", title)
 		}
 		l.Release = release
 		return false, checkRelease(release)
 	}
 	if !strings.Contains(line, " ") {
 		if line != strconv.Itoa(len(l.Modules)) {
-			return false, fmt.Errorf("there are %d modules, and it says %.20q", len(l.Modules), line)
+			return false, fmt.Errorf("%.20q is not the number of modules, %d", line, len(l.Modules))
 		}
 		return true, nil
 	}
@@ -258,7 +258,7 @@ func (l *List) parseLine(n int, line string) (last bool, err error) {
 		return false, err
 	}
 	if len(l.Modules) == maxModules {
-		return false, errors.New("there are too many modules")
+		return false, errors.New("too many modules")
 	}
 	l.Modules = append(l.Modules, m)
 	return false, nil
@@ -273,7 +273,7 @@ func parseModule(line string) (Module, error) {
 		_, err = hex.Decode(m.Hash[:], []byte(hash))
 		m.Path, m.Size = path, n
 	}
-	// One way to write it: the line is formed anew, and has to be the same.
+	// There is one way to write a line: written again, it has to be the same.
 	if err != nil || m.line() != line+"\n" {
 		return m, fmt.Errorf("not a hash of 64 hexadecimal digits, a size and a path: %.100q", line)
 	}

@@ -93,24 +93,24 @@ func TestParseRefuses(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]string{
-		"line 1":                   "",
-		"begins with":              "# " + good,
-		"release of a kernel":      strings.Replace(good, l.Release, "6.12 0", 1),
-		"twice":                    lines[0] + lines[1] + lines[1] + "2\n",
-		"behind the number":        good + lines[1],
-		"and it says \"4\"":        lines[0] + lines[1] + lines[2] + lines[3] + "4\n",
-		"no end":                   strings.TrimSuffix(good, "\n"),
-		"not a hash":               lines[0] + strings.ToUpper(lines[1]) + "1\n",
-		"not a path below":         lines[0] + strings.Replace(lines[1], "kernel/", "../", 1) + "1\n",
-		"cannot be the path":       lines[0] + strings.Replace(lines[1], "kernel/", "ker\tnel/", 1) + "1\n",
-		"longer than any line":     lines[0] + strings.Repeat("a", 2*maxLine) + "\n",
-		"line 3: not a hash of 64": lines[0] + lines[1] + strings.Replace(lines[2], "       ", "      0", 1) + lines[3] + "3\n",
+		"line 1":                                "",
+		"does not begin with":                   "# " + good,
+		"not a kernel release":                  strings.Replace(good, l.Release, "6.12 0", 1),
+		"twice":                                 lines[0] + lines[1] + lines[1] + "2\n",
+		"is not the last line":                  good + lines[1],
+		"\"4\" is not the number of modules, 3": lines[0] + lines[1] + lines[2] + lines[3] + "4\n",
+		"no end":                                strings.TrimSuffix(good, "\n"),
+		"not a hash":                            lines[0] + strings.ToUpper(lines[1]) + "1\n",
+		"not a path below":                      lines[0] + strings.Replace(lines[1], "kernel/", "../", 1) + "1\n",
+		"not a valid path":                      lines[0] + strings.Replace(lines[1], "kernel/", "ker\tnel/", 1) + "1\n",
+		"line 2: too long":                      lines[0] + strings.Repeat("a", 2*maxLine) + "\n",
+		"line 3: not a hash of 64":              lines[0] + lines[1] + strings.Replace(lines[2], "       ", "      0", 1) + lines[3] + "3\n",
 	} {
 		if got, err := Parse(strings.NewReader(bad)); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	if _, err := Parse(strings.NewReader(lines[0] + lines[1] + lines[3] + lines[4])); err == nil || !strings.Contains(err.Error(), "line 4: there are 2 modules") {
+	if _, err := Parse(strings.NewReader(lines[0] + lines[1] + lines[3] + lines[4])); err == nil || !strings.Contains(err.Error(), "line 4: \"3\" is not the number of modules, 2") {
 		t.Errorf("a line is missing: %v", err)
 	}
 	failed := errors.New("failed")
@@ -121,12 +121,12 @@ func TestParseRefuses(t *testing.T) {
 
 func TestWriteRefuses(t *testing.T) {
 	for name, change := range map[string]func(*List){
-		"release":  func(l *List) { l.Release = "" },
-		"twice":    func(l *List) { l.Modules[1].Path = l.Modules[0].Path },
-		"path":     func(l *List) { l.Modules[1].Path = "a\nb" },
-		"below":    func(l *List) { l.Modules[1].Path = "a//b" },
-		"size":     func(l *List) { l.Modules[1].Size = -1 },
-		"be the p": func(l *List) { l.Modules[1].Path = " a" },
+		"release":      func(l *List) { l.Release = "" },
+		"twice":        func(l *List) { l.Modules[1].Path = l.Modules[0].Path },
+		"path":         func(l *List) { l.Modules[1].Path = "a\nb" },
+		"below":        func(l *List) { l.Modules[1].Path = "a//b" },
+		"size":         func(l *List) { l.Modules[1].Size = -1 },
+		"a valid path": func(l *List) { l.Modules[1].Path = " a" },
 	} {
 		l := testList(2)
 		change(l)

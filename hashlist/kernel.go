@@ -14,24 +14,35 @@ import (
 	"github.com/modsign/modsign/internal/vmlinux"
 )
 
-// SectionName is the section of vmlinux that has the hashes.
+// SectionName is the section of vmlinux that holds the hashes.
 const SectionName = ".module_hashes"
 
-// Embedded is what a kernel has of the hashes of its modules: a list, or a root.
+// Embedded holds the hashes that a kernel has built in: a list, or the root of a tree.
 type Embedded struct {
-	Hashes []Hash // in the order of modules.order, where there is no Root
+	Hashes []Hash // in the order of modules.order, unless there is a Root
 	Root   *Root
 }
 
-// Format says which of the two it is, in the words of the kernel's configuration.
-func (e *Embedded) Format() string {
+// Format is a form in which a kernel has the hashes of its modules, as the end of
+// CONFIG_MODULE_HASHES_LIST and CONFIG_MODULE_HASHES_MERKLE spells it.
+type Format string
+
+const (
+	FormatList   Format = "list"   // the hashes themselves
+	FormatMerkle Format = "merkle" // the root of a Merkle tree: see [Tree]
+)
+
+var formatWords = map[Format]string{FormatList: "list", FormatMerkle: "Merkle tree"}
+
+// Format returns the form of the hashes.
+func (e *Embedded) Format() Format {
 	if e != nil && e.Root != nil {
-		return "Merkle tree"
+		return FormatMerkle
 	}
-	return "list"
+	return FormatList
 }
 
-// String says for people what it is.
+// String describes the hashes for people.
 func (e *Embedded) String() string {
 	switch {
 	case e == nil:
@@ -44,8 +55,8 @@ func (e *Embedded) String() string {
 	return fmt.Sprintf("a list of %d hashes", len(e.Hashes))
 }
 
-// Blank reports whether there are still the zeros that the kernel was linked with, so
-// that it trusts no module. It is false for a list that has room for none.
+// Blank reports whether the section still holds the zeros that the kernel was linked
+// with, so that it trusts no module. A list without room for hashes is not blank.
 func (e *Embedded) Blank() bool {
 	if e == nil {
 		return true
@@ -61,7 +72,7 @@ func (e *Embedded) Blank() bool {
 	return len(e.Hashes) > 0
 }
 
-// Append appends what the section holds, in the byte order of the kernel.
+// Append appends the content of the section, in the byte order of the kernel.
 func (e *Embedded) Append(b []byte, order binary.AppendByteOrder) []byte {
 	if e == nil {
 		return b
@@ -75,8 +86,8 @@ func (e *Embedded) Append(b []byte, order binary.AppendByteOrder) []byte {
 	return b
 }
 
-// ParseSection is the inverse of [Embedded.Append]. The size tells which format it is:
-// that of a root is no multiple of that of a hash.
+// ParseSection is the inverse of [Embedded.Append]. It tells the formats apart by their
+// size: that of a root is not a multiple of that of a hash.
 func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 	if len(b) == RootSize {
 		root, err := ParseRoot(b, order)
@@ -86,7 +97,8 @@ func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 		return &Embedded{Root: &root}, nil
 	}
 	if len(b)%sha256.Size != 0 {
-		return nil, fmt.Errorf("a section %s has %d bytes, or %d for each module: not %d", SectionName, RootSize, sha256.Size, len(b))
+		return nil, fmt.Errorf("section %s of %d bytes: it must have %d, or %d for each module",
+			SectionName, len(b), RootSize, sha256.Size)
 	}
 	e := &Embedded{Hashes: make([]Hash, len(b)/sha256.Size)}
 	for i := range e.Hashes {
@@ -95,21 +107,20 @@ func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 	return e, nil
 }
 
-// ErrNoSection says that a kernel is built without CONFIG_MODULE_HASHES.
-var ErrNoSection = errors.New("it has no section " + SectionName + ": a kernel with CONFIG_MODULE_HASHES has one")
+// ErrNoSection reports a kernel that was built without CONFIG_MODULE_HASHES.
+var ErrNoSection = errors.New("no section " + SectionName + ": the kernel was built without CONFIG_MODULE_HASHES")
 
-// A Kernel is an image with hashes: a vmlinux, or a boot image that modsign verify
-// reads.
+// A Kernel is a kernel image with hashes: a vmlinux, or an x86 boot image.
 type Kernel struct {
-	Release  string // as uname -r has it; empty where the image does not say
+	Release  string // as uname -r prints it; empty if the image does not tell
 	Embedded *Embedded
 
 	section *vmlinux.Section
 	packing string
 }
 
-// OpenKernel reads what a kernel has of its modules' hashes. A kernel without has
-// [ErrNoSection].
+// OpenKernel reads the hashes that a kernel image has built in. For an image without, the
+// error is [ErrNoSection].
 func OpenKernel(path string) (*Kernel, error) {
 	image, err := vmlinux.Open(path)
 	if err != nil {
@@ -139,10 +150,10 @@ func newKernel(image *vmlinux.Image) (*Kernel, error) {
 	return k, err
 }
 
-// Embed writes hashes over those of a linked vmlinux, and returns the kernel as it was
-// before. Nothing is written when the section is of another size, or when it holds
-// these hashes already. The file is written anew, whole, and has the time of
-// modification of the old one: make has nothing to do again for it.
+// Embed replaces the hashes of a linked vmlinux, and returns the kernel as it was before.
+// It writes nothing if the section has another size, which is an error, or holds these
+// hashes already. It replaces the file as a whole. The new file has the time of
+// modification of the old one, so that make has nothing to do again.
 func Embed(path string, e *Embedded) (*Kernel, error) {
 	if e == nil {
 		return nil, errNoHashes
@@ -157,9 +168,9 @@ func Embed(path string, e *Embedded) (*Kernel, error) {
 		return nil, err
 	}
 	if old.packing != "vmlinux" {
-		return nil, fmt.Errorf("%s is a %s: give the vmlinux, before the boot image is made of it", path, old.packing)
+		return nil, fmt.Errorf("%s is a %s: use the vmlinux that it was made from", path, old.packing)
 	}
-	if err := old.Fits(e); err != nil {
+	if err := old.CheckRoom(e); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if old.Has(e) {
@@ -168,7 +179,7 @@ func Embed(path string, e *Embedded) (*Kernel, error) {
 	return old, overwrite(path, old.bytes(e), old.section.Offset)
 }
 
-// Order is the byte order of the kernel; nil for a Kernel that was not opened.
+// Order returns the byte order of the kernel, or nil for a Kernel that was not opened.
 func (k *Kernel) Order() binary.ByteOrder {
 	if k == nil || k.section == nil {
 		return nil
@@ -180,15 +191,15 @@ func (k *Kernel) bytes(e *Embedded) []byte {
 	return e.Append(nil, k.section.Order.(binary.AppendByteOrder))
 }
 
-// Has reports whether a kernel has just these hashes.
+// Has reports whether a kernel has exactly these hashes.
 func (k *Kernel) Has(e *Embedded) bool {
 	return e != nil && k != nil && k.section != nil && bytes.Equal(k.section.Data, k.bytes(e))
 }
 
-// Fits tells why hashes have no place in a kernel; nil if they have.
-func (k *Kernel) Fits(e *Embedded) error {
+// CheckRoom returns an error if hashes do not fit into the section of a kernel.
+func (k *Kernel) CheckRoom(e *Embedded) error {
 	if k == nil || k.Embedded == nil {
-		return errors.New("the kernel was not opened: OpenKernel does so")
+		return errors.New("the kernel was not opened with OpenKernel")
 	}
 	if e == nil {
 		return errNoHashes
@@ -196,14 +207,16 @@ func (k *Kernel) Fits(e *Embedded) error {
 	room := k.Embedded
 	switch {
 	case room.Format() != e.Format():
-		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), and this is a %s", room.Format(), e.Format())
+		return fmt.Errorf("the kernel is built for a %s (CONFIG_MODULE_HASHES_*), not for a %s",
+			formatWords[room.Format()], formatWords[e.Format()])
 	case len(room.Hashes) != len(e.Hashes):
-		return fmt.Errorf("the kernel was linked with room for %d hashes, and there are %d modules: remove vmlinux and run make again", len(room.Hashes), len(e.Hashes))
+		return fmt.Errorf("the kernel was linked with room for %d hashes, but there are %d modules: "+
+			"remove vmlinux and run make again", len(room.Hashes), len(e.Hashes))
 	}
 	return nil
 }
 
-// overwrite replaces a file by one with other bytes at an offset.
+// overwrite replaces a file by a copy with other bytes at an offset.
 func overwrite(path string, data []byte, offset int64) error {
 	in, err := os.Open(path)
 	if err != nil {

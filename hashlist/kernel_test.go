@@ -167,8 +167,8 @@ func TestEmbedRefuses(t *testing.T) {
 		"no section":         {nil, all["root"], "CONFIG_MODULE_HASHES"},
 		"a list into a tree": {all["blank root"], all["list"], "built for a Merkle tree"},
 		"a root into a list": {all["blank list"], all["root"], "built for a list"},
-		"too small":          {all["blank list"], &Embedded{Hashes: hashesOf(4)}, "room for 3 hashes, and there are 4 modules"},
-		"too large":          {all["blank list"], &Embedded{Hashes: hashesOf(2)}, "room for 3 hashes, and there are 2 modules"},
+		"too small":          {all["blank list"], &Embedded{Hashes: hashesOf(4)}, "room for 3 hashes, but there are 4 modules"},
+		"too large":          {all["blank list"], &Embedded{Hashes: hashesOf(2)}, "room for 3 hashes, but there are 2 modules"},
 	} {
 		vmlinux := link(t, test.vmlinux)
 		before, err := os.ReadFile(vmlinux)
@@ -187,7 +187,7 @@ func TestEmbedRefuses(t *testing.T) {
 	}
 	vmlinux := link(t, all["root"])
 	testmod.Run(t, testmod.Program(t, "gzip", "gzip"), vmlinux)
-	if _, err := Embed(vmlinux+".gz", all["blank root"]); err == nil || !strings.Contains(err.Error(), "give the vmlinux") {
+	if _, err := Embed(vmlinux+".gz", all["blank root"]); err == nil || !strings.Contains(err.Error(), "use the vmlinux") {
 		t.Errorf("compressed: %v", err)
 	}
 }

@@ -28,7 +28,7 @@ func TestOutcome(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := &hashlist.List{Release: "6.12.0", Modules: []hashlist.Module{{Path: "a.ko", Size: size, Hash: hash}}}
-	verify := func(ctx context.Context, files map[string][]byte, opts hashlist.Options) (hashlist.Summary, error) {
+	verify := func(ctx context.Context, files map[string][]byte, opts hashlist.VerifyOptions) (hashlist.Summary, error) {
 		dir := t.TempDir()
 		for name, data := range files {
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
@@ -44,12 +44,12 @@ func TestOutcome(t *testing.T) {
 		says            string
 	}{
 		{map[string][]byte{"a.ko": good}, false, false, ""},
-		{map[string][]byte{"a.ko": append(testmod.ELF(), 0)}, true, false, "1 of 1 modules are not those that the kernel trusts: "},
+		{map[string][]byte{"a.ko": append(testmod.ELF(), 0)}, true, false, "1 of 1 modules are not trusted: "},
 		{map[string][]byte{"a.ko": good, "b.ko": append(testmod.ELF(), 0)}, true, false, "b.ko: extra"},
 		{nil, true, false, "a.ko: missing"},
 		{map[string][]byte{"a.ko": good, "b.ko.xz": good}, true, true, "b.ko.xz: name and content disagree"},
 	} {
-		summary, err := verify(t.Context(), test.files, hashlist.Options{})
+		summary, err := verify(t.Context(), test.files, hashlist.VerifyOptions{})
 		if errors.Is(err, hashlist.ErrRefused) != test.refused || errors.Is(err, hashlist.ErrIncomplete) != test.unread || (err != nil) != test.refused || (summary.Refused() > 0) != test.refused {
 			t.Errorf("%v: %v", summary, err)
 		}
@@ -64,16 +64,16 @@ func TestOutcome(t *testing.T) {
 	for i := range 100 {
 		files[fmt.Sprintf("%d.ko", i)] = []byte("text")
 	}
-	if _, err := verify(t.Context(), files, hashlist.Options{}); err == nil || !strings.HasSuffix(err.Error(), "; and 91 more") {
+	if _, err := verify(t.Context(), files, hashlist.VerifyOptions{}); err == nil || !strings.HasSuffix(err.Error(), "; and 91 more") {
 		t.Errorf("%q", err)
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := verify(ctx, files, hashlist.Options{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }}); !errors.Is(err, cause) || errors.Is(err, hashlist.ErrRefused) {
+	if _, err := verify(ctx, files, hashlist.VerifyOptions{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }}); !errors.Is(err, cause) || errors.Is(err, hashlist.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
-	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.Options{}); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no folder: %v", err)
+	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
 	}
 }
 
@@ -83,18 +83,18 @@ func TestNothing(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	ignore := func(_ any, err error) error { return err }
 	for name, f := range map[string]func() error{
-		"Verify without a reference": func() error { return ignore((*hashlist.Reference)(nil).Verify(ctx, dir, hashlist.Options{})) },
-		"Verify of a zero reference": func() error { return ignore(new(hashlist.Reference).Verify(ctx, dir, hashlist.Options{})) },
-		"Verify with no list":        func() error { return ignore(hashlist.NewReference(nil).Verify(ctx, dir, hashlist.Options{})) },
+		"Verify without a reference": func() error { return ignore((*hashlist.Reference)(nil).Verify(ctx, dir, hashlist.VerifyOptions{})) },
+		"Verify of a zero reference": func() error { return ignore(new(hashlist.Reference).Verify(ctx, dir, hashlist.VerifyOptions{})) },
+		"Verify with no list":        func() error { return ignore(hashlist.NewReference(nil).Verify(ctx, dir, hashlist.VerifyOptions{})) },
 		"Verify with jobs that are no many": func() error {
-			return ignore(hashlist.NewReference(new(hashlist.List)).Verify(ctx, dir, hashlist.Options{Jobs: -1}))
+			return ignore(hashlist.NewReference(new(hashlist.List)).Verify(ctx, dir, hashlist.VerifyOptions{Jobs: -1}))
 		},
 		"NewKernelReference of nothing": func() error { return ignore(hashlist.NewKernelReference(nil, nil)) },
 		"Write of no list":              func() error { return (*hashlist.List)(nil).Write(io.Discard) },
 		"Write of a zero list":          func() error { return new(hashlist.List).Write(io.Discard) },
 		"Sum of nothing":                func() error { _, _, err := hashlist.Sum(nil); return err },
 		"Embed of nothing":              func() error { return ignore(hashlist.Embed(dir, nil)) },
-		"Fits of nothing":               func() error { return new(hashlist.Kernel).Fits(nil) },
+		"CheckRoom of nothing":          func() error { return new(hashlist.Kernel).CheckRoom(nil) },
 		"ParseSection without an order": func() error { return ignore(hashlist.ParseSection(make([]byte, hashlist.RootSize), nil)) },
 		"WriteSection of nothing": func() error {
 			return (*hashlist.Embedded)(nil).WriteSection(filepath.Join(dir, "s"), binary.LittleEndian)
@@ -135,9 +135,6 @@ func TestNothing(t *testing.T) {
 		t.Errorf("%v, %v", changes, reordered)
 	}
 	proofs.NewHash("a.ko").Write(nil)
-	if hash, leaf := hashlist.SplitDigest([]byte("short")); hash != leaf || hash != (hashlist.Hash{}) {
-		t.Errorf("%v, %v", hash, leaf)
-	}
 	// Nothing is not trusted.
 	for _, summary := range []hashlist.Summary{nil, {hashlist.Trusted: 0}} {
 		if text := summary.String(); text != "no module" {
@@ -157,7 +154,7 @@ func TestHashesBeginAgain(t *testing.T) {
 		io.Writer
 		Reset()
 		Sum([]byte) []byte
-	}{hashlist.NewLeaf(7), hashlist.NewDigest(7)} {
+	}{hashlist.NewLeaf(7), new(hashlist.Proofs).NewHash("a.ko")} {
 		io.WriteString(h, "module")
 		want := h.Sum(nil)
 		h.Reset()

@@ -9,8 +9,8 @@ import (
 	"math/bits"
 )
 
-// Series is the version of the patch series whose tree this is. Its fourth version
-// has the same.
+// Series is the version of the patch series that defines the tree. Version 4 of the
+// series has the same tree.
 const Series = "v5 of 2026-05-05"
 
 // The bytes that keep a leaf from being taken for a node.
@@ -19,8 +19,8 @@ const (
 	nodePrefix = 0x02
 )
 
-// NewLeaf returns a hash to which the module at a position in modules.order is to be
-// written. Its sum, 32 bytes, is the [Hash] of the leaf.
+// NewLeaf returns a hash for the leaf at a position in modules.order. Write the module to
+// it: its sum, 32 bytes, is the [Hash] of the leaf.
 func NewLeaf(position uint32) hash.Hash {
 	h := leafDigest{sha256.New(), position}
 	h.begin()
@@ -50,7 +50,7 @@ func node(left, right Hash) Hash {
 	return sha256.Sum256(b[:])
 }
 
-// levels is how often the hashes of n modules are paired.
+// levels returns how many times the hashes of n modules are paired.
 func levels(n int) int {
 	if n < 2 {
 		return n
@@ -58,13 +58,12 @@ func levels(n int) int {
 	return bits.Len(uint(n - 1))
 }
 
-// Tree is a Merkle tree over the modules of a kernel.
+// A Tree is a Merkle tree over the modules of a kernel.
 type Tree struct {
 	rows [][]Hash // the leaves first; each row has half as many as the one before, rounded up
 }
 
-// NewTree returns the tree over leaves, in the order of modules.order. It keeps the
-// slice.
+// NewTree returns the tree over leaves in the order of modules.order. It keeps the slice.
 func NewTree(leaves []Hash) *Tree {
 	t := &Tree{rows: [][]Hash{leaves}}
 	for range levels(len(leaves)) {
@@ -78,8 +77,8 @@ func NewTree(leaves []Hash) *Tree {
 	return t
 }
 
-// sibling is the hash that one is paired with: the last of an odd number with
-// itself.
+// sibling returns the hash that another is paired with: the last of an odd number is
+// paired with itself.
 func sibling(row []Hash, i int) Hash {
 	if i^1 < len(row) {
 		return row[i^1]
@@ -87,10 +86,10 @@ func sibling(row []Hash, i int) Hash {
 	return row[i]
 }
 
-// Root is what a kernel has of its tree.
+// Root is the part of the tree that a kernel has.
 type Root struct {
 	Levels uint32
-	Hash   Hash // zeros where there are no modules
+	Hash   Hash // zeros if there are no modules
 }
 
 // RootSize is the length of a [Root] in the section .module_hashes.
@@ -111,31 +110,31 @@ func (r Root) Append(b []byte, order binary.AppendByteOrder) []byte {
 	return append(order.AppendUint32(b, r.Levels), r.Hash[:]...)
 }
 
-// ParseRoot is the inverse of [Root.Append]. A root of more levels than positions
-// of 32 bits can have is an error: it is another thing, or of the other byte order.
+// ParseRoot is the inverse of [Root.Append]. More levels than a tree with positions of 32
+// bits can have are an error: the bytes are no root, or have the other byte order.
 func ParseRoot(b []byte, order binary.ByteOrder) (Root, error) {
 	if order == nil {
 		return Root{}, errNoOrder
 	}
 	if len(b) != RootSize {
-		return Root{}, fmt.Errorf("the root of a tree of modules has %d bytes, not %d", RootSize, len(b))
+		return Root{}, fmt.Errorf("root of a Merkle tree: must have %d bytes, not %d", RootSize, len(b))
 	}
 	r := Root{Levels: order.Uint32(b), Hash: Hash(b[4:])}
 	if r.Levels > maxLevels {
-		return Root{}, fmt.Errorf("a tree of modules with %d levels: %d are possible", r.Levels, maxLevels)
+		return Root{}, fmt.Errorf("root of a Merkle tree: %d levels, but at most %d are possible", r.Levels, maxLevels)
 	}
 	return r, nil
 }
 
 const maxLevels = 32
 
-// Proof leads from one module to the root.
+// A Proof leads from one module to the root.
 type Proof struct {
 	Position uint32
 	Siblings []Hash // from the leaf up: the audit path
 }
 
-// size is the number of leaves.
+// size returns the number of leaves.
 func (t *Tree) size() int {
 	if t == nil || len(t.rows) == 0 {
 		return 0
@@ -143,8 +142,8 @@ func (t *Tree) size() int {
 	return len(t.rows[0])
 }
 
-// Prove returns the proof of the module at a position. Where there is none it returns
-// a zero Proof, which no module of the tree has.
+// Prove returns the proof of the module at a position. Without a module there it returns
+// the zero Proof, which is the proof of no module.
 func (t *Tree) Prove(position int) Proof {
 	if position < 0 || position >= t.size() {
 		return Proof{}
@@ -170,7 +169,8 @@ func (p Proof) Append(b []byte) []byte {
 // ParseProof is the inverse of [Proof.Append].
 func ParseProof(b []byte) (Proof, error) {
 	if len(b) < 4 || (len(b)-4)%sha256.Size != 0 || (len(b)-4)/sha256.Size > maxLevels {
-		return Proof{}, fmt.Errorf("a proof has 4 bytes and %d for each level, up to %d: not %d", sha256.Size, maxLevels, len(b))
+		return Proof{}, fmt.Errorf("proof: must have 4 bytes and %d for each of up to %d levels, not %d",
+			sha256.Size, maxLevels, len(b))
 	}
 	p := Proof{Position: binary.BigEndian.Uint32(b)}
 	for b = b[4:]; len(b) > 0; b = b[sha256.Size:] {
@@ -181,19 +181,19 @@ func ParseProof(b []byte) (Proof, error) {
 
 // Errors of [Root.Check].
 var (
-	// ErrLevels is of a proof for a tree of another size. The kernel answers ENOPKG.
+	// ErrLevels reports a proof for a tree of another size. The kernel returns ENOPKG.
 	ErrLevels = errors.New("the proof is for a tree of another size")
-	// ErrForeign is of a module that is not the tree's, or not at that position. The
-	// kernel answers ENOKEY.
-	ErrForeign = errors.New("the module is none of those that the kernel was built with")
+	// ErrForeign reports a module that the tree does not have, or not at that position. The
+	// kernel returns ENOKEY.
+	ErrForeign = errors.New("the kernel was not built with this module")
 )
 
-// Check tells whether a module belongs to the tree: leaf is its hash, as made by
-// [NewLeaf] with the position of the proof. It is module_hashes_verify of the
-// series (kernel/module/hashes.c).
+// Check returns nil if a module belongs to the tree. leaf is the hash of the module, made
+// by [NewLeaf] with the position of the proof. Check decides like module_hashes_verify of
+// the series (kernel/module/hashes.c).
 func (r Root) Check(leaf Hash, p Proof) error {
 	if uint64(len(p.Siblings)) != uint64(r.Levels) {
-		return fmt.Errorf("%w: it has %d levels, and the kernel's %d", ErrLevels, len(p.Siblings), r.Levels)
+		return fmt.Errorf("%w: %d levels instead of %d", ErrLevels, len(p.Siblings), r.Levels)
 	}
 	position, is := p.Position, leaf
 	for _, other := range p.Siblings {

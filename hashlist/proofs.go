@@ -16,45 +16,14 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// NewDigest begins both hashes of the module at a position, in one pass over it: the
-// one that stands in a list, and the leaf. [SplitDigest] takes its sum apart.
-func NewDigest(position uint32) hash.Hash {
-	return digest{sha256.New(), NewLeaf(position)}
-}
-
-type digest struct{ hash, leaf hash.Hash }
-
-func (d digest) Reset() {
-	d.hash.Reset()
-	d.leaf.Reset()
-}
-
-func (d digest) Write(b []byte) (int, error) {
-	d.hash.Write(b)
-	return d.leaf.Write(b)
-}
-
-func (d digest) Sum(b []byte) []byte { return d.leaf.Sum(d.hash.Sum(b)) }
-func (d digest) Size() int           { return 2 * sha256.Size }
-func (d digest) BlockSize() int      { return sha256.BlockSize }
-
-// SplitDigest takes the sum of a [NewDigest] apart. Of anything else it returns zeros,
-// which are the hash of no module.
-func SplitDigest(sum []byte) (hash, leaf Hash) {
-	if len(sum) != 2*sha256.Size {
-		return Hash{}, Hash{}
-	}
-	return Hash(sum[:sha256.Size]), Hash(sum[sha256.Size:])
-}
-
-// Proofs are those of all modules of a tree, each by the name of its module. It is a
-// sign.Prover.
+// Proofs holds the proofs of all modules of a tree, by the names of the modules. It
+// implements sign.Prover, with which package sign appends them to the modules.
 type Proofs struct {
 	root   Root
 	proofs map[string]Proof
 }
 
-// NewProofs returns the proofs of modules with these names and leaves, in the order of
+// NewProofs returns the proofs of modules with these names and leaves, both in the order of
 // modules.order. A name without a leaf gets no proof.
 func NewProofs(names []string, leaves []Hash) *Proofs {
 	tree := NewTree(leaves)
@@ -65,7 +34,7 @@ func NewProofs(names []string, leaves []Hash) *Proofs {
 	return p
 }
 
-// Root is what the kernel has to have.
+// Root returns the root that the kernel must have.
 func (p *Proofs) Root() Root {
 	if p == nil {
 		return Root{}
@@ -73,7 +42,7 @@ func (p *Proofs) Root() Root {
 	return p.root
 }
 
-// proof finds the proof of a module.
+// proof returns the proof of a module.
 func (p *Proofs) proof(name string) (Proof, bool) {
 	if p == nil {
 		return Proof{}, false
@@ -82,33 +51,34 @@ func (p *Proofs) proof(name string) (Proof, bool) {
 	return proof, ok
 }
 
-// NewHash begins the leaf of a module.
+// NewHash returns a hash for the leaf of a module: see [NewLeaf].
 func (p *Proofs) NewHash(name string) hash.Hash {
-	proof, _ := p.proof(name) // Proof says that there is none
+	proof, _ := p.proof(name) // without a proof, method Proof fails
 	return NewLeaf(proof.Position)
 }
 
-// Proof returns the proof of a module, as it stands in the place of a signature. It is
-// an error when the module is another than the proof is for.
+// Proof returns the proof of a module, as it is appended in the place of a signature. leaf
+// is the sum of [Proofs.NewHash]: if it is not that of the module that was hashed, Proof
+// returns an error.
 func (p *Proofs) Proof(name string, leaf []byte) ([]byte, error) {
 	proof, ok := p.proof(name)
 	if !ok {
-		return nil, errors.New("it is none of the modules that the tree of hashes was made of")
+		return nil, errors.New("not one of the modules in the Merkle tree")
 	}
 	if len(leaf) != sha256.Size {
-		return nil, fmt.Errorf("the hash of a leaf has %d bytes, not %d", sha256.Size, len(leaf))
+		return nil, fmt.Errorf("hash of a leaf: must have %d bytes, not %d", sha256.Size, len(leaf))
 	}
 	if err := p.root.Check(Hash(leaf), proof); err != nil {
-		return nil, fmt.Errorf("it is not the module that was hashed: %w", err)
+		return nil, fmt.Errorf("module was changed after it was hashed: %w", err)
 	}
 	return proof.Append(nil), nil
 }
 
-// proofFile is where the proof of a module lies, beside it.
+// proofFile returns the name of the file beside a module that holds its proof.
 func proofFile(module string) string { return strings.TrimSuffix(module, ".ko") + ".merkle" }
 
-// Trailer is what a module is made one with a proof by: it is appended to the
-// module, and is what a .merkle file holds. It is nil for a module without a proof.
+// Trailer returns the bytes to append to a module: its proof, and the marker behind it. A
+// .merkle file holds the same. It returns nil for a module without a proof.
 func (p *Proofs) Trailer(name string) []byte {
 	proof, ok := p.proof(name)
 	if !ok {
@@ -117,9 +87,9 @@ func (p *Proofs) Trailer(name string) []byte {
 	return module.AppendSignature(nil, module.TypeMerkle, proof.Append(nil))
 }
 
-// Write writes the trailer of each module beside it, below a directory: to
-// dummy.merkle of dummy.ko. A file that holds it already is left alone; anything but a
-// file of that name is refused, and no symbolic link below the directory is followed.
+// Write writes the trailer of each module below dir to a file beside it: that of dummy.ko
+// to dummy.merkle. It does not touch a file that holds the trailer already. It refuses to
+// replace anything but a regular file, and follows no symbolic link below dir.
 func (p *Proofs) Write(dir string) error {
 	if p == nil {
 		return errors.New("no proofs are given")
@@ -154,8 +124,8 @@ func writeProof(base *dirfd.Dir, path string, trailer []byte) error {
 	return atomicfile.WriteIn(dir, name, trailer, 0o644, false)
 }
 
-// ReadProofs is the inverse of [Proofs.Write]: it reads the proofs of modules, for a
-// kernel that has the root.
+// ReadProofs is the inverse of [Proofs.Write]: it reads the proofs of the named modules
+// for a kernel with this root.
 func ReadProofs(dir string, names []string, root Root) (*Proofs, error) {
 	p := &Proofs{root: root, proofs: make(map[string]Proof, len(names))}
 	for _, name := range names {
@@ -164,11 +134,11 @@ func ReadProofs(dir string, names []string, root Root) (*Proofs, error) {
 		if err != nil {
 			return nil, err
 		}
-		// A byte stands for the module: a trailer alone is none.
+		// One byte stands for the module: a trailer without one is malformed.
 		file := bytes.NewReader(append([]byte{0}, trailer...))
 		layer, err := module.Check(file, file.Size(), module.TypeMerkle)
 		if err == nil && layer.Offset != 1 {
-			err = errors.New("it is not a proof and nothing else")
+			err = errors.New("not a proof alone")
 		}
 		var proof Proof
 		if err == nil {

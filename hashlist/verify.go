@@ -15,35 +15,36 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// Verdict is what a kernel with these hashes makes of a module.
+// Verdict is what a kernel with these hashes decides about a module.
 type Verdict string
 
 const (
-	Trusted     Verdict = "trusted"        // the kernel loads it for its hash
-	Changed     Verdict = "changed"        // it is not what it was
-	Stripped    Verdict = "stripped since" // it was changed, and has lost its debug information
-	Unstripped  Verdict = "not stripped"   // what is trusted is the module as it is without debug information
-	Extra       Verdict = "extra"          // the kernel was built without it
-	Missing     Verdict = "missing"        // the kernel was built with it, and it is not here
-	Unproven    Verdict = "not proven"     // it carries no proof, and the kernel has no list
-	OtherKernel Verdict = "of another kernel"
-	Malformed   Verdict = "malformed" // the kernel cannot tell the module from its signature
-	Failed      Verdict = "failed"    // it cannot be read
+	Trusted     Verdict = "trusted"           // the kernel loads it because of its hash
+	Changed     Verdict = "changed"           // its content is not the one that was hashed
+	Stripped    Verdict = "stripped since"    // it was changed, and lost its debug information
+	Unstripped  Verdict = "not stripped"      // the kernel trusts it without debug information
+	Extra       Verdict = "extra"             // the kernel was built without it
+	Missing     Verdict = "missing"           // the kernel was built with it, and it is not there
+	Unproven    Verdict = "not proven"        // it carries no proof, and the kernel has a Merkle tree
+	OtherKernel Verdict = "of another kernel" // its proof is for another kernel
+	Malformed   Verdict = "malformed"         // the kernel cannot parse its signature
+	Failed      Verdict = "failed"            // no verdict: it cannot be read
 )
 
-var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed, Failed}
+var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed,
+	Failed}
 
 // Result is the verdict on one module.
 type Result struct {
-	Path    string // of the file; empty for what is Missing
-	Target  string // the file, when a symbolic link was followed to it
-	Name    string // as lists have it: kernel/fs/ext4/ext4.ko
+	Path    string // of the file; empty if the module is Missing
+	Target  string // the file, if Path leads to it over symbolic links
+	Name    string // as in lists: kernel/fs/ext4/ext4.ko
 	Verdict Verdict
-	Detail  string // more about it, for people; may be empty
+	Detail  string // more words for people; may be empty
 	Err     error  // why it Failed
 }
 
-// String is the verdict, and what more there is to say.
+// String returns the verdict and the detail.
 func (r Result) String() string {
 	if r.Detail == "" {
 		return string(r.Verdict)
@@ -54,7 +55,7 @@ func (r Result) String() string {
 // Summary counts verdicts.
 type Summary map[Verdict]int
 
-// Refused is how many modules are anything but Trusted.
+// Refused returns how many modules have any verdict but Trusted.
 func (s Summary) Refused() (n int) {
 	for verdict, count := range s {
 		if verdict != Trusted {
@@ -64,7 +65,7 @@ func (s Summary) Refused() (n int) {
 	return n
 }
 
-// String says it for people: "all trusted", "no module", or what there is of each.
+// String returns "all trusted", "no module", or the number of modules with each verdict.
 func (s Summary) String() string {
 	switch {
 	case s.Refused() > 0:
@@ -82,18 +83,18 @@ func (s Summary) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// A Reference is what modules are compared with: a list with names, or what a kernel
-// has of it.
+// A Reference is what [Reference.Verify] compares modules with: a list with names, or the
+// hashes that a kernel has built in.
 type Reference struct {
-	kernel bool // what a kernel has
+	kernel bool // the hashes are those of a kernel
 	root   *Root
 	names  []string
 	named  map[string]Module // by path; of a kernel's own list without sizes
 	known  map[Hash]string   // the names of hashes, which may be empty
 }
 
-// NewReference returns a list as a reference. Without a list there is none, which
-// Verify says.
+// NewReference returns a list as a reference, or nil if the list is nil. Verify fails for
+// a nil Reference.
 func NewReference(l *List) *Reference {
 	if l == nil {
 		return nil
@@ -107,26 +108,28 @@ func NewReference(l *List) *Reference {
 	return r
 }
 
-// NewKernelReference returns what a kernel has as a reference. The names of its
-// modules are those of modules.order, for the order is all that the kernel has; nil
-// where it is not there, and then nothing is known to be missing. Another number of
-// names than hashes is an error: they are of two builds.
+// NewKernelReference returns the hashes of a kernel as a reference. The kernel has no names
+// of modules: order holds those in the installed modules.order. If order is nil, Verify
+// does not find missing modules. If the number of names and hashes differs, they are from
+// different builds, which is an error.
 func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
 	if e == nil {
 		return nil, errNoHashes
 	}
 	if e.Blank() {
-		return nil, errors.New("the kernel has no hashes yet: its section is as it was linked, and modsign hashlist embed fills it")
+		return nil, errors.New("the kernel has no hashes yet: its section " + SectionName + " is empty")
 	}
 	r := &Reference{kernel: true, root: e.Root, names: order}
 	if r.root != nil {
 		if n := levels(len(order)); order != nil && n != int(r.root.Levels) {
-			return nil, fmt.Errorf("the kernel has the root of a tree of %d levels, and modules.order has %d modules, which make %d: they are of different builds", r.root.Levels, len(order), n)
+			return nil, fmt.Errorf("the kernel has a tree of %d levels, but the %d modules of modules.order make %d: "+
+				"they are from different builds", r.root.Levels, len(order), n)
 		}
 		return r, nil
 	}
 	if order != nil && len(order) != len(e.Hashes) {
-		return nil, fmt.Errorf("the kernel has %d hashes, and modules.order %d modules: they are of different builds", len(e.Hashes), len(order))
+		return nil, fmt.Errorf("the kernel has %d hashes, but modules.order has %d modules: they are from different builds",
+			len(e.Hashes), len(order))
 	}
 	r.known = make(map[Hash]string, len(e.Hashes))
 	r.named = make(map[string]Module, len(order))
@@ -141,27 +144,28 @@ func NewKernelReference(e *Embedded, order []string) (*Reference, error) {
 	return r, nil
 }
 
-// Options say how modules are verified.
-type Options struct {
-	Jobs int // modules worked on at once; 0 stands for twice the number of processors
-	// Root is the root directory of the system that the modules belong to, in which
-	// symbolic links are resolved; if it is empty, it is the machine's own.
-	Root   string
+// VerifyOptions tell [Reference.Verify] how to go through a tree.
+type VerifyOptions struct {
+	Jobs int // modules that are read at once; 0 means twice the number of processors
+	// Root is the root directory of the system that the modules belong to: symbolic links
+	// lead where they would lead after chroot(2). Empty means the machine's own.
+	Root string
+	// Result, if it is not nil, gets the results one at a time: in the order of the names,
+	// and last of the modules that are missing.
 	Result func(Result)
 }
 
-// Verify compares the modules below a folder, that of all modules of a kernel, with a
-// reference. It looks at what depmod would find, over symbolic links too. Results come
-// in the order of the names, and what is missing comes last. The error is nil only if
-// all modules are Trusted: it is [ErrRefused], with [ErrIncomplete] if some could not be
-// read, or what ended the run early, such as the context's cause. That there are no
-// modules is no error.
-func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summary, error) {
+// Verify compares the modules below a directory lib/modules/KVER with a reference. It
+// looks at the files that depmod would find, over symbolic links too. The error is nil
+// only if all modules are Trusted. Otherwise it is [ErrRefused], with [ErrIncomplete] if
+// some could not be read, or the cause of the context if that has ended. A directory
+// without modules is no error in itself, but all modules of the reference are missing.
+func (r *Reference) Verify(ctx context.Context, root string, opts VerifyOptions) (Summary, error) {
 	switch {
 	case r == nil || r.known == nil && r.root == nil:
 		return nil, errNoReference
 	case opts.Jobs < 0:
-		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
+		return nil, fmt.Errorf("negative VerifyOptions.Jobs: %d", opts.Jobs)
 	}
 	in, err := module.NewRoot(opts.Root)
 	if err != nil {
@@ -199,7 +203,7 @@ func (r *Reference) Verify(ctx context.Context, root string, opts Options) (Summ
 	return summary, outcome.err(modules)
 }
 
-// entry is the verdict on a file.
+// entry returns the verdict on a file.
 func (r *Reference) entry(ctx context.Context, e module.Entry, limits module.Limits) Result {
 	result := Result{Path: e.Path, Target: e.Real, Name: module.BaseName(e.Rel)}
 	if result.Err = r.file(ctx, e, &result, limits); result.Err != nil {
@@ -214,7 +218,7 @@ func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, li
 		return err
 	}
 	defer m.Close()
-	// The kernel takes the outermost signature off, and no other.
+	// The kernel removes the outermost signature, and no other.
 	layer, err := module.Check(m, m.Size, module.TypePKCS7, module.TypeMerkle)
 	signed := err == nil
 	if format, ok := errors.AsType[*module.FormatError](err); ok {
@@ -236,7 +240,7 @@ func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, li
 		return r.proven(m, layer, payload(), result)
 	}
 	if r.kernel && signed && layer.Info.IDType == module.TypeMerkle {
-		result.Verdict, result.Detail = OtherKernel, "it carries a proof, and this kernel has a list"
+		result.Verdict, result.Detail = OtherKernel, "it carries a proof, but this kernel has a list"
 		return nil
 	}
 	hash, _, err := Sum(payload())
@@ -253,7 +257,7 @@ func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, li
 	return r.explain(m, size, result)
 }
 
-// proven judges the proof that a module carries.
+// proven sets the verdict on a module with a proof.
 func (r *Reference) proven(m *module.File, layer module.Layer, payload io.Reader, result *Result) error {
 	sig, err := layer.Signature(m)
 	if err != nil {
@@ -265,21 +269,21 @@ func (r *Reference) proven(m *module.File, layer module.Layer, payload io.Reader
 		return nil
 	}
 	leaf := NewLeaf(proof.Position)
-	if _, err := io.Copy(leaf, payload); err != nil {
+	if _, err := module.Copy(leaf, payload); err != nil {
 		return err
 	}
 	switch err := r.root.Check(Hash(leaf.Sum(nil)), proof); {
 	case errors.Is(err, ErrLevels):
 		result.Verdict, result.Detail = OtherKernel, err.Error()
 	case err != nil:
-		result.Verdict, result.Detail = Changed, "or the proof is that of another module or kernel"
+		result.Verdict, result.Detail = Changed, "or its proof is that of another module or kernel"
 	default:
 		result.Verdict = Trusted
 	}
 	return nil
 }
 
-// explain says of a module with a hash that is not known what became of it.
+// explain sets the verdict on a module with an unknown hash.
 func (r *Reference) explain(m *module.File, size int64, result *Result) error {
 	was, named := r.named[result.Name]
 	result.Verdict = Extra
@@ -288,11 +292,11 @@ func (r *Reference) explain(m *module.File, size int64, result *Result) error {
 	}
 	file, err := elfstrip.Parse(m.Payload(size), size)
 	if err != nil {
-		return nil // it is what it is
+		return nil // no module: there is nothing more to tell
 	}
 	if !file.HasDebugInfo() {
 		if named && size < was.Size {
-			result.Verdict, result.Detail = Stripped, fmt.Sprintf("it has %d bytes, and had %d", size, was.Size)
+			result.Verdict, result.Detail = Stripped, fmt.Sprintf("%d bytes instead of %d", size, was.Size)
 		}
 		return nil
 	}
@@ -301,7 +305,7 @@ func (r *Reference) explain(m *module.File, size int64, result *Result) error {
 		return nil
 	}
 	h := sha256.New()
-	if _, err := io.Copy(h, image.Reader()); err != nil {
+	if _, err := module.Copy(h, image.Reader()); err != nil {
 		return err
 	}
 	if _, ok := r.known[Hash(h.Sum(nil))]; ok {

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// BootFiles returns the files below arch/*/boot that make has made of vmlinux itself:
-// those that stand in the way when vmlinux is written over and keeps its time. They
-// are known by the commands that Kbuild has saved (.NAME.cmd).
+// BootFiles returns the files below arch/*/boot that make has made directly from vmlinux.
+// When vmlinux changes but keeps its time of modification, make takes them for up to
+// date: remove them. BootFiles finds them by the commands that Kbuild saves in .NAME.cmd.
 func (t *Tree) BootFiles() ([]string, error) {
 	dirs, err := filepath.Glob(filepath.Join(t.Objtree, "arch/*/boot"))
 	if err != nil {

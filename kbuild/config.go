@@ -1,12 +1,8 @@
-// Package kbuild tells what a kernel's build tree says: its configuration, its
-// release, its modules, and where they are installed; and it has the hook by
-// which modsign takes part in a build.
-//
-// It does not sign and holds no keys.
 package kbuild
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,18 +11,18 @@ import (
 	"strings"
 )
 
-// Config is a kernel's configuration: .config, include/config/auto.conf, or the
-// config-VERSION that distributions install in /boot. The keys are whole, as in
-// CONFIG_MODULE_SIG; strings have no quotes. What is not set is not in it.
+// A Config is the configuration of a kernel: .config, include/config/auto.conf, or the
+// config-VERSION that distributions install in /boot. A key is the whole name of a symbol,
+// such as CONFIG_MODULE_SIG. A value has no quotes. A symbol that is not set is absent.
 type Config map[string]string
 
-// ReadConfig reads a configuration, the format of which is
+// ReadConfig reads a configuration in the format of Kconfig:
 //
 //	# CONFIG_A is not set
 //	CONFIG_B=y
 //	CONFIG_C="a string with \" and \\ escaped"
 //
-// An error names the line.
+// An error names the line, and does not quote it: the file may be a private key.
 func ReadConfig(r io.Reader) (Config, error) {
 	config := make(Config)
 	lines := bufio.NewScanner(r)
@@ -38,7 +34,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 		}
 		name, value, ok := strings.Cut(line, "=")
 		if !ok || !strings.HasPrefix(name, "CONFIG_") {
-			return nil, fmt.Errorf("line %d is no kernel configuration", n) // it may be anything, a key for one
+			return nil, fmt.Errorf("line %d is not kernel configuration", n)
 		}
 		if strings.HasPrefix(value, `"`) {
 			unquoted, err := unquote(value)
@@ -52,15 +48,14 @@ func ReadConfig(r io.Reader) (Config, error) {
 	return config, lines.Err()
 }
 
-// unquote takes the quotes off a string, in which a backslash protects the next
-// character, whatever it is.
+// unquote removes the quotes of a string, in which a backslash protects any character.
 func unquote(s string) (string, error) {
 	var b strings.Builder
 	for i := 1; i < len(s); i++ {
 		switch s[i] {
 		case '"':
 			if i != len(s)-1 {
-				return "", fmt.Errorf("text behind the string")
+				return "", errors.New("text after the string")
 			}
 			return b.String(), nil
 		case '\\':
@@ -71,7 +66,7 @@ func unquote(s string) (string, error) {
 		}
 		b.WriteByte(s[i])
 	}
-	return "", fmt.Errorf("the string does not end")
+	return "", errors.New("string without a closing quote")
 }
 
 // OpenConfig reads the configuration in a file.
@@ -88,13 +83,12 @@ func OpenConfig(path string) (Config, error) {
 	return config, nil
 }
 
-// DefaultKey is the value of CONFIG_MODULE_SIG_KEY, and the only one, for which
-// Kbuild makes a key itself.
+// DefaultKey is the default of CONFIG_MODULE_SIG_KEY, and the only value for which
+// Kbuild makes a key.
 const DefaultKey = "certs/signing_key.pem"
 
-// With returns a copy over which make's command line has been laid. Of vars it
-// takes what begins with CONFIG_. An empty value unsets, as it does for make's
-// ifdef.
+// With returns a copy that the variables of a command line of make override. It takes
+// those whose names begin with CONFIG_. As for make's ifdef, an empty value unsets.
 func (c Config) With(vars map[string]string) Config {
 	config := make(Config, len(c))
 	maps.Copy(config, c)
@@ -110,19 +104,19 @@ func (c Config) With(vars map[string]string) Config {
 	return config
 }
 
-// Bool reports whether a symbol is y. Its name has no CONFIG_.
+// Bool reports whether a symbol is y. The name comes without CONFIG_.
 func (c Config) Bool(name string) bool { return c["CONFIG_"+name] == "y" }
 
-// SigHash is CONFIG_MODULE_SIG_HASH, such as sha512; empty where the kernel
-// signs nothing.
+// SigHash is CONFIG_MODULE_SIG_HASH, such as sha512, or empty if the kernel is
+// configured without signatures.
 func (c Config) SigHash() string { return c["CONFIG_MODULE_SIG_HASH"] }
 
-// SigKey is CONFIG_MODULE_SIG_KEY: a file, relative to the object tree, or a
-// pkcs11: URI; empty where there is none.
+// SigKey is CONFIG_MODULE_SIG_KEY: a file relative to the object tree, a pkcs11: URI,
+// or empty.
 func (c Config) SigKey() string { return c["CONFIG_MODULE_SIG_KEY"] }
 
-// SigKeyType is the type of the key that is made for DefaultKey: rsa, ecdsa,
-// mldsa44, mldsa65 or mldsa87. Kernels before 5.13 do not ask, and have RSA.
+// SigKeyType is the type of the key that Kbuild makes for [DefaultKey]: rsa, ecdsa,
+// mldsa44, mldsa65 or mldsa87. Kernels before 5.13 have no such symbol and use rsa.
 func (c Config) SigKeyType() string {
 	for symbol, name := range map[string]string{
 		"ECDSA": "ecdsa", "MLDSA_44": "mldsa44", "MLDSA_65": "mldsa65", "MLDSA_87": "mldsa87",
@@ -134,22 +128,21 @@ func (c Config) SigKeyType() string {
 	return "rsa"
 }
 
-// SigAll reports whether modules_install signs. It goes by CONFIG_MODULE_SIG_ALL
-// alone, as scripts/Makefile.modinst does: with CONFIG_IMA_APPRAISE_MODSIG that
-// is there without CONFIG_MODULE_SIG.
+// SigAll reports whether modules_install signs. As in scripts/Makefile.modinst,
+// CONFIG_MODULE_SIG_ALL alone decides: with CONFIG_IMA_APPRAISE_MODSIG a kernel can have
+// it without CONFIG_MODULE_SIG.
 func (c Config) SigAll() bool { return c.Bool("MODULE_SIG_ALL") }
 
-// TrustedKeys is CONFIG_SYSTEM_TRUSTED_KEYS, a PEM file of certificates which the
-// kernel trusts besides that of its signing key.
+// TrustedKeys is CONFIG_SYSTEM_TRUSTED_KEYS, a PEM file of certificates that the kernel
+// trusts besides the one of its signing key.
 func (c Config) TrustedKeys() string { return c["CONFIG_SYSTEM_TRUSTED_KEYS"] }
 
-// Compression is how modules_install compresses: gzip, xz or zstd, or empty when
-// it does not.
+// Compression is the format in which modules_install compresses modules: gzip, xz, zstd,
+// or empty for none.
 func (c Config) Compression() string {
-	// CONFIG_MODULE_COMPRESS has been two things. Up to 5.12 it was to compress
-	// all. From 6.12 on it is a menu, and CONFIG_MODULE_COMPRESS_ALL is to
-	// compress all. Between, there was none. CONFIG_BASE_SMALL was a number up
-	// to 6.10, which tells one from the other.
+	// Up to 5.12, CONFIG_MODULE_COMPRESS meant to compress all modules. From 5.13 on
+	// there was none. In 6.12 it came back as a menu, and CONFIG_MODULE_COMPRESS_ALL
+	// means to compress all. CONFIG_BASE_SMALL, a number up to 6.10, tells which one it is.
 	_, notNumber := strconv.Atoi(c["CONFIG_BASE_SMALL"])
 	if c.Bool("MODULE_COMPRESS") && notNumber != nil && !c.Bool("MODULE_COMPRESS_ALL") {
 		return ""
@@ -162,8 +155,8 @@ func (c Config) Compression() string {
 	return ""
 }
 
-// HashFormat is the form of the hashes by which a kernel with CONFIG_MODULE_HASHES
-// knows its modules: list or merkle; empty where it has none.
+// HashFormat is the format of the module hashes in a kernel with CONFIG_MODULE_HASHES:
+// list, merkle, or empty for a kernel without them.
 func (c Config) HashFormat() string {
 	switch {
 	case c.Bool("MODULE_HASHES_LIST"):
@@ -174,6 +167,6 @@ func (c Config) HashFormat() string {
 	return ""
 }
 
-// InstallStrip is INSTALL_MOD_STRIP as it was when a kernel with CONFIG_MODULE_HASHES
-// was built: the hashes are those of modules that are stripped so.
+// InstallStrip is the value of INSTALL_MOD_STRIP when a kernel with CONFIG_MODULE_HASHES
+// was built. The kernel has the hashes of modules that are stripped this way.
 func (c Config) InstallStrip() string { return c["CONFIG_MODULE_INSTALL_STRIP"] }

@@ -12,14 +12,12 @@ import (
 	"strings"
 )
 
-// Modules returns the modules that modules_install installs: their names below
-// Destination without the suffix of a compression, such as
-// drivers/net/dummy.ko, in the order of the file modules.order, each once. A
-// kernel without CONFIG_MODULES has none.
+// Modules returns the modules that modules_install installs, each once and in the order of
+// modules.order: their names below [Tree.Destination], such as drivers/net/dummy.ko,
+// without a suffix of compression. A kernel without CONFIG_MODULES has none.
 //
-// It is an error when nothing is built, or when a module would be installed
-// outside of Destination. What is wrong with modules.order is told with its
-// line.
+// It fails if nothing is built yet, and if a module would be installed outside of the
+// destination. An error about modules.order names the line.
 func (t *Tree) Modules() ([]string, error) {
 	if t.Config != nil && !t.Config.Bool("MODULES") {
 		return nil, nil
@@ -27,7 +25,7 @@ func (t *Tree) Modules() ([]string, error) {
 	path := filepath.Join(t.modules, "modules.order")
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no modules are built: %w; run make first", err)
+		return nil, fmt.Errorf("no modules are built yet: %w; run make first", err)
 	}
 	if err != nil {
 		return nil, err
@@ -37,8 +35,8 @@ func (t *Tree) Modules() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	// Before 5.3 the names were those below MODLIB, as they are to this day in
-	// the file that is installed. But kernel is also a folder of the source.
+	// Before 5.3 the names began at MODLIB, as they still do in the installed file. But
+	// kernel is also a directory of the source.
 	inKernel := func(name string) bool { return strings.HasPrefix(name, "kernel/") }
 	if t.ExtMod == "" && len(names) > 0 && allOf(names, inKernel) && !exists(filepath.Join(t.Objtree, names[0])) {
 		for i, name := range names {
@@ -48,15 +46,15 @@ func (t *Tree) Modules() ([]string, error) {
 	return names, nil
 }
 
-// InstalledModules returns the modules that an installed kernel came with: their names
-// below its folder, which is lib/modules/RELEASE, in the order of modules.order there,
-// such as kernel/drivers/net/dummy.ko. The error is [fs.ErrNotExist] where there is no
-// such file.
+// InstalledModules returns the modules that an installed kernel came with, in the order of
+// modules.order in its directory lib/modules/RELEASE: their names below that directory,
+// such as kernel/drivers/net/dummy.ko. The error is [fs.ErrNotExist] if there is no such
+// file.
 func InstalledModules(modlib string) ([]string, error) {
 	return ReadInstalledOrder(filepath.Join(modlib, "modules.order"))
 }
 
-// ReadInstalledOrder is [InstalledModules] for the file modules.order itself.
+// ReadInstalledOrder is [InstalledModules] for the path of modules.order itself.
 func ReadInstalledOrder(path string) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -77,10 +75,10 @@ func allOf(names []string, is func(string) bool) bool {
 // parseOrder reads a modules.order, which has a module on each line:
 //
 //	drivers/net/dummy.o	// from 6.2 on
-//	drivers/net/dummy.ko	// before, and where modules are installed
+//	drivers/net/dummy.ko	// before 6.2, and in the installed file
 //
-// The lines are paths from base, and the names it returns are paths from root,
-// all with .ko. It refuses what does not lie below root.
+// A line is a path relative to base. A name that it returns is relative to root, and ends
+// in .ko. It refuses a module that is not below root.
 func parseOrder(r io.Reader, base, root string) ([]string, error) {
 	var names []string
 	seen := make(map[string]bool)
@@ -113,6 +111,6 @@ func parseOrder(r io.Reader, base, root string) ([]string, error) {
 	return names, lines.Err()
 }
 
-// notInPath tells what a path in modules.order cannot hold: make would split the
+// notInPath reports whether a path in modules.order cannot hold r: make would split the
 // line there.
 func notInPath(r rune) bool { return r <= ' ' || r == 0x7f }

@@ -10,8 +10,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// makeTree writes files, named by their paths, into a folder of the test's own,
-// and returns the folder without symbolic links.
+// makeTree writes files, named by their paths, into a directory of the test's own,
+// and returns the directory without symbolic links.
 func makeTree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root, err := filepath.EvalSymlinks(t.TempDir())
@@ -214,5 +214,12 @@ func TestOpenTreeOfHeaders(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(tree.Srctree, "Makefile")); err != nil || len(tree.Config) < 1000 || tree.Config.SigHash() == "" || !tree.Config.Bool("MODULES") {
 			t.Errorf("%s: source %s (%v), %d symbols, hash %q", objtree, tree.Srctree, err, len(tree.Config), tree.Config.SigHash())
 		}
+	}
+}
+
+func lookup(env map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		value, ok := env[name]
+		return value, ok
 	}
 }

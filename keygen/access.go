@@ -53,12 +53,5 @@ func (a access) check(data []byte, note func(string)) error {
 		note(fmt.Sprintf("private key is readable for its group %d too: its mode is %04o", a.gid, a.mode))
 		return nil
 	}
-	insecure := func(hint string) error { return refuse(hint, "%w: its mode is %04o", ErrInsecure, a.mode) }
-	switch {
-	case a.readOnly:
-		return insecure("its mount is read-only: have it mounted with mode 0400 (Kubernetes: defaultMode of the secret's volume)")
-	case !a.mine:
-		return insecure("its owner can: chmod 600 FILE")
-	}
-	return insecure("chmod 600 FILE")
+	return &LoadError{Reason: ErrInsecure, Err: &InsecureError{Mode: a.mode, NotOwner: !a.mine, ReadOnly: a.readOnly}}
 }

@@ -82,7 +82,7 @@ func parseEncryptedPKCS8(der []byte, limits kdfLimits) (*encryption, error) {
 }
 
 func unsupportedCipher(what string) error {
-	return refuse("openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out KEY.pem", "private key is encrypted with %s, which is not supported", what)
+	return refuse(ErrUnsupportedCipher, "private key is encrypted with %s, which is not supported", what)
 }
 
 func damagedParameters(of string) error {

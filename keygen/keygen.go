@@ -63,23 +63,13 @@
 // headers: RFC 1421, 4.6.1). Keys are RSA of 1024 bits and more, or ECDSA on
 // P-256, P-384 or P-521. Certificates are PEM or DER.
 //
-// # The key agent
-//
-// [ServeAgent] makes a one-time key and keeps it in the memory of a process,
-// which signs for its user and for root, over a socket, until it is told to
-// forget the key, or its time is over, or its folder is gone. Only the
-// certificate is ever in a file. The process leaves a [Receipt], signed by the
-// key as its last act. [DialAgent] reaches it, and so does [Load], by the file of
-// the certificate.
-//
 // # What it is not
 //
 // The package is no certificate authority: its certificates are self-signed. It
 // reads neither the environment nor the terminal: where a passphrase comes from
 // is the caller's business ([Passphrase]). Keys in a token (PKCS #11) and ML-DSA
 // keys are refused by name. Nothing is promised about the wiping of memory,
-// which Go's crypto packages do not offer: an agent's key is gone when its
-// process is.
+// which Go's crypto packages do not offer.
 package keygen
 
 import (

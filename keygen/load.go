@@ -1,16 +1,14 @@
 package keygen
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"regexp"
-	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -18,85 +16,6 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 )
-
-// What Load may say; found with errors.Is.
-var (
-	// ErrInsecure is of a private key that others than its owner can get at.
-	ErrInsecure = errors.New("private key is open to others")
-	// ErrNoPassphrase is of an encrypted key without a passphrase. A
-	// Passphrase that has none to give returns it too.
-	ErrNoPassphrase = errors.New("private key is encrypted, and no passphrase is given")
-	// ErrWrongPassphrase is of an encrypted key that the passphrase does not
-	// open. A key that is damaged inside looks the same.
-	ErrWrongPassphrase = errors.New("wrong passphrase")
-	// ErrMismatch is of a certificate for another key.
-	ErrMismatch = errors.New("private key does not belong to the certificate")
-	// ErrNoPKCS11 is of a key in a token.
-	ErrNoPKCS11 = errors.New("this build has no support for keys in a token (PKCS #11)")
-)
-
-// LoadError is what is wrong with a key's or certificate's file. It never holds
-// a byte of a private key or passphrase.
-type LoadError struct {
-	Path string
-	Err  error
-	Hint string // what to do about it; may be empty
-}
-
-func (e *LoadError) Error() string {
-	if e.Hint == "" {
-		return fmt.Sprintf("%s: %v", e.Path, e.Err)
-	}
-	return fmt.Sprintf("%s: %v (%s)", e.Path, e.Err, e.Hint)
-}
-
-func (e *LoadError) Unwrap() error { return e.Err }
-
-// refuse is a LoadError whose path is not known yet.
-func refuse(hint, format string, args ...any) error {
-	return &LoadError{Err: fmt.Errorf(format, args...), Hint: hint}
-}
-
-// inFile puts the path to an error, and into its hint where that says FILE.
-func inFile(path string, err error) error {
-	if e, ok := errors.AsType[*LoadError](err); ok {
-		return &LoadError{Path: path, Err: e.Err, Hint: fileInHint.ReplaceAllLiteralString(e.Hint, shellWord(path))}
-	}
-	if e, ok := errors.AsType[*keyfile.HintError](err); ok {
-		return inFile(path, &LoadError{Err: err, Hint: e.Hint})
-	}
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
-		err = e.Err
-	}
-	return &LoadError{Path: path, Err: err}
-}
-
-var (
-	fileInHint = regexp.MustCompile(`\bFILE\b`)
-	// Of a key without its BEGIN. What is DER begins with M in base64.
-	derInBase64 = regexp.MustCompile(`^\s*M[A-Za-z0-9+/=\s]{99,}`)
-	plainWord   = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,][A-Za-z0-9_./:@%+=,-]*$`)
-)
-
-// shellWord quotes a path for a shell where it has to be.
-func shellWord(path string) string {
-	if plainWord.MatchString(path) {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
-}
-
-// notPath refuses what is a key itself, or any PEM, in the place of the name of its
-// file: it goes into no error, which may end up in a log.
-func notPath(paths ...string) error {
-	for _, path := range paths {
-		if strings.Contains(path, "-----BEGIN") || derInBase64.MatchString(path) {
-			return &LoadError{Path: "(not shown)", Err: errors.New("the text of a key or certificate is given where the name of its file is wanted"),
-				Hint: "write it to a file that only you can read, and give the name of that"}
-		}
-	}
-	return nil
-}
 
 // Passphrase returns the passphrase of an encrypted private key. It is asked
 // once a Load at most, and only when the key is encrypted. The bytes are taken
@@ -112,6 +31,11 @@ type LoadOptions struct {
 
 	// AllowInsecure takes a key file that group or others have access to.
 	AllowInsecure bool
+
+	// KeyOf is asked for the key of a key file that holds a certificate and no private
+	// key, which is kept elsewhere; package agent has one that asks a key agent. It
+	// returns nil where it knows of none. It may be nil.
+	KeyOf func(path string, cert *x509.Certificate) (crypto.Signer, error)
 
 	// Note is told, in words for people that begin with a file's path, what is
 	// not wrong but worth knowing; it may be nil.
@@ -132,21 +56,12 @@ type LoadOptions struct {
 // Both are read once and in order, the key first, so that either may be a pipe. A
 // byte order mark of UTF-8 is skipped.
 //
-// A key file that holds a certificate and no private key, and lies beside the
-// agent.sock of a key agent ([ServeAgent]) whose certificate that is, stands for
-// the agent's key: the Signer is that of [Agent.Pair]. When the agent has ended,
-// the error holds a [*NoAgentError], which says why.
-//
 // Errors are of type [*LoadError]; the variables ErrInsecure, ErrNoPassphrase,
 // ErrWrongPassphrase, ErrMismatch and ErrNoPKCS11 tell the ones apart that a
 // program may want to handle. What the Passphrase returns as its error is
 // wrapped.
 func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
-	if isToken(keyPath) || isToken(certPath) {
-		// A URI may hold a PIN and goes into no error.
-		return nil, inFile("pkcs11:", refuse("use a key in a file", "%w", ErrNoPKCS11))
-	}
-	if err := notPath(keyPath, certPath); err != nil {
+	if err := cmp.Or(notToken(keyPath, certPath), notPath(keyPath, certPath)); err != nil {
 		return nil, err
 	}
 	keyFile, access, err := readKeyFile(keyPath)
@@ -175,15 +90,14 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	var signer crypto.Signer
 	block, err := findKey(keyFile)
 	if err != nil {
-		if signer, err = agentFor(keyPath, keyFile, err); err != nil {
+		if signer, err = opts.keyElsewhere(keyPath, keyFile, err); err != nil {
 			return nil, inFile(keyPath, err)
 		}
 	}
 	cert, err := firstCertificate(certFile)
 	if err != nil {
-		if e, ok := errors.AsType[*LoadError](err); ok && inKey && errors.Is(err, errNoCertificate) {
-			e.Err = errors.New("file holds a private key but no certificate")
-			e.Hint = "give the certificate's file too (--cert)"
+		if inKey && errors.Is(err, ErrNoCertificate) {
+			err = ErrKeyAlone
 		}
 		return nil, inFile(certPath, err)
 	}
@@ -205,15 +119,26 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		if inKey {
 			where = "in the same file"
 		}
-		return nil, inFile(keyPath, refuse("", "%w %s, which is of %s", ErrMismatch, where, subjectOf(cert)))
+		return nil, inFile(keyPath, refuse(ErrMismatch, "%w %s, which is of %s", ErrMismatch, where, subjectOf(cert)))
 	}
 	return &Pair{Signer: signer, Certificate: cert}, nil
 }
 
-// isToken reports whether a path is a PKCS #11 URI (RFC 7512).
-func isToken(path string) bool {
-	const scheme = "pkcs11:"
-	return len(path) >= len(scheme) && strings.EqualFold(path[:len(scheme)], scheme)
+// keyElsewhere returns the key of a file that holds a certificate alone, or else the
+// error about the file.
+func (o LoadOptions) keyElsewhere(path string, data []byte, noKey error) (crypto.Signer, error) {
+	cert, err := firstCertificate(data)
+	if err != nil || o.KeyOf == nil {
+		return nil, noKey
+	}
+	signer, err := o.KeyOf(path, cert)
+	switch {
+	case err != nil:
+		return nil, &LoadError{Err: err}
+	case signer == nil:
+		return nil, noKey
+	}
+	return signer, nil
 }
 
 // subjectOf names a certificate for people.
@@ -229,17 +154,14 @@ func subjectOf(cert *x509.Certificate) string {
 // certificate after the other, as in the kernel's certs/signing_key.x509.
 // Errors are of type [*LoadError].
 func LoadCertificates(path string) ([]*x509.Certificate, error) {
-	if isToken(path) {
-		return nil, inFile("pkcs11:", refuse("use a certificate in a file", "%w", ErrNoPKCS11))
-	}
-	if err := notPath(path); err != nil {
+	if err := cmp.Or(notToken(path), notPath(path)); err != nil {
 		return nil, err
 	}
 	data, err := keyfile.Read(path)
 	if err != nil {
 		return nil, inFile(path, err)
 	}
-	certs, err := parseCertificates(data)
+	certs, err := ParseCertificates(data)
 	if err != nil {
 		return nil, inFile(path, err)
 	}
@@ -284,9 +206,6 @@ func isOpenPGPKey(data []byte) bool {
 	return len(data) > 0 && (data[0]&0xfc == 0x94 || data[0] == 0xc5)
 }
 
-// errNoCertificate is of a file in which no certificate was found.
-var errNoCertificate = errors.New("file holds no certificate")
-
 // firstCertificate finds the certificate that sign-file would take: the first
 // two bytes tell DER, of which what follows the certificate is not looked at,
 // from PEM.
@@ -302,7 +221,9 @@ func firstCertificate(data []byte) (*x509.Certificate, error) {
 	return nil, noCertificate(data)
 }
 
-func parseCertificates(data []byte) ([]*x509.Certificate, error) {
+// ParseCertificates returns all certificates of a file's contents, at least one, as
+// [LoadCertificates] does. No error quotes the data.
+func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	if isDER(data) {
 		for offset := 0; offset == 0 || !keyfile.IsPadding(data[offset:]); {
@@ -383,8 +304,8 @@ func parseCertificate(data []byte, offset int) (*x509.Certificate, error) {
 	if !s.SkipASN1(cbasn1.SEQUENCE) {
 		return nil, fmt.Errorf("no whole DER certificate at offset %d", offset)
 	}
-	if what, hint := describeDER(der[:len(der)-len(s)]); what != "" {
-		return nil, refuse(hint, "%w but %s", errNoCertificate, what)
+	if what, _ := describeDER(der[:len(der)-len(s)]); what != "" {
+		return nil, refuse(ErrNoCertificate, "%w but %s", ErrNoCertificate, what)
 	}
 	return nil, fmt.Errorf("certificate at offset %d: %w", offset, err)
 }
@@ -392,17 +313,17 @@ func parseCertificate(data []byte, offset int) (*x509.Certificate, error) {
 // noCertificate says what is in a file instead of certificates.
 func noCertificate(data []byte) error {
 	if what, hint := keyfile.Mangled(data); what != "" {
-		return refuse(hint, "%w but %s", errNoCertificate, what)
+		return refuseMangled(ErrNoCertificate, hint, "%w but %s", ErrNoCertificate, what)
 	}
 	for block := range keyfile.Blocks(data) {
 		switch {
 		case block.Kind == keyfile.Trusted:
-			return refuse(keyfile.TrustedHint, "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", errNoCertificate)
+			return refuseMangled(ErrNoCertificate, keyfile.TrustedHint, "%w but OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", ErrNoCertificate)
 		case block.IsPrivateKey():
-			return refuse("", "%w but a private key", errNoCertificate)
+			return refuse(ErrNoCertificate, "%w but a private key", ErrNoCertificate)
 		default:
-			return refuse("", "%w but a PEM block %s", errNoCertificate, block.Label())
+			return refuse(ErrNoCertificate, "%w but a PEM block %s", ErrNoCertificate, block.Label())
 		}
 	}
-	return refuse("", "%w, neither in PEM nor in DER", errNoCertificate)
+	return refuse(ErrNoCertificate, "%w, neither in PEM nor in DER", ErrNoCertificate)
 }

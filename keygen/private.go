@@ -45,43 +45,46 @@ func findKey(data []byte) (pemBlock, error) {
 			other = block
 		}
 	}
-	none := func(hint, format string, args ...any) (pemBlock, error) {
-		return pemBlock{}, refuse(hint, "no private key: file is "+format, args...)
+	return pemBlock{}, noKey(data, other)
+}
+
+// noKey says what is in a file instead of a private key. The first PEM block, if there
+// is any, is of another kind.
+func noKey(data []byte, first keyfile.Block) error {
+	const none = "no private key: file is "
+	if what, hint := keyfile.Mangled(data); what != "" {
+		return refuseMangled(ErrMangled, hint, none+"%s", what)
 	}
-	what, hint := keyfile.Mangled(data)
 	switch {
-	case what != "":
-		return none(hint, "%s", what)
-	case other.IsCertificate():
-		return none("the private key comes first, the certificate after it or with --cert", "a certificate")
-	case strings.HasSuffix(other.Kind, "PUBLIC KEY"):
-		return none("signing needs the private half", "a public key")
-	case other.Kind != "":
-		return none("", "a PEM block %s", other.Label())
+	case first.IsCertificate():
+		return refuse(ErrCertificateAlone, none+"a certificate")
+	case strings.HasSuffix(first.Kind, "PUBLIC KEY"):
+		return refuse(ErrPublicKey, none+"a public key")
+	case first.Kind != "":
+		return refuse("", none+"a PEM block %s", first.Label())
 	case bytes.HasPrefix(data, []byte("PuTTY-User-Key-File-")):
-		return none("puttygen FILE -O private-openssh, then ssh-keygen -p -m PKCS8", "a PuTTY key")
+		return refuse(ErrPuTTY, none+"a PuTTY key")
 	}
-	if what, hint = describeDER(data); what != "" {
-		return none(hint, "%s", what)
+	if what, reason := describeDER(data); what != "" {
+		return refuse(reason, none+"%s", what)
 	}
-	return none("", "not PEM")
+	return refuse("", none+"not PEM")
 }
 
 // describeDER tells apart the DER files that people take for a key or a
 // certificate.
-func describeDER(data []byte) (what, hint string) {
+func describeDER(data []byte) (what string, reason Reason) {
 	s := cryptobyte.String(data)
 	var body cryptobyte.String
 	if !s.ReadASN1(&body, cbasn1.SEQUENCE) {
 		return "", ""
 	}
 	if _, err := cms.ParseX509(data[:len(data)-len(s)]); err == nil {
-		return "a DER certificate", "the private key comes first, the certificate with --cert"
+		return "a DER certificate", ErrCertificateAlone
 	}
 	if _, err := x509.ParsePKIXPublicKey(data); err == nil {
-		return "a DER public key", "signing needs the private half"
+		return "a DER public key", ErrPublicKey
 	}
-	const toPEM = "openssl pkey -inform DER -in FILE -out KEY.pem"
 	var version int
 	if first := body; first.ReadASN1Integer(&version) {
 		var next cryptobyte.String
@@ -92,9 +95,9 @@ func describeDER(data []byte) (what, hint string) {
 		var oid asn1.ObjectIdentifier
 		switch {
 		case version == 3 && tag == cbasn1.SEQUENCE && next.ReadASN1ObjectIdentifier(&oid) && strings.HasPrefix(oid.String(), "1.2.840.113549.1.7."):
-			return "a PKCS #12 store", "openssl pkcs12 -in FILE -noenc -out KEY.pem, then chmod 600 KEY.pem"
+			return "a PKCS #12 store", ErrPKCS12
 		case version == 0, version == 1:
-			return "a private key in DER, and the kernel's sign-file takes PEM", toPEM
+			return "a private key in DER, and the kernel's sign-file takes PEM", ErrDER
 		}
 		return "", ""
 	}
@@ -102,7 +105,7 @@ func describeDER(data []byte) (what, hint string) {
 	var algorithm, encrypted cryptobyte.String
 	if body.ReadASN1(&algorithm, cbasn1.SEQUENCE) && algorithm.ReadASN1ObjectIdentifier(&oid) &&
 		body.ReadASN1(&encrypted, cbasn1.OCTET_STRING) && body.Empty() {
-		return "an encrypted private key in DER, and the kernel's sign-file takes PEM", toPEM
+		return "an encrypted private key in DER, and the kernel's sign-file takes PEM", ErrDER
 	}
 	return "", ""
 }
@@ -116,9 +119,9 @@ const maxKeySize = 32 << 10
 func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, error) {
 	switch b.Kind {
 	case "OPENSSH PRIVATE KEY":
-		return nil, refuse("on a copy: ssh-keygen -p -m PKCS8 -f COPY", "private key is in OpenSSH's own format")
+		return nil, ErrOpenSSH
 	case "PGP PRIVATE KEY BLOCK":
-		return nil, refuse("the kernel knows X.509 alone: make a key with modsign keygen", "private key is an OpenPGP key")
+		return nil, ErrOpenPGP
 	case "DSA PRIVATE KEY":
 		return nil, unsupportedKey("a DSA key")
 	}
@@ -162,11 +165,11 @@ func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, e
 // passphrase asks for the passphrase.
 func (ask Passphrase) passphrase() ([]byte, error) {
 	if ask == nil {
-		return nil, noPassphrase()
+		return nil, ErrNoPassphrase
 	}
 	passphrase, err := ask()
 	if errors.Is(err, ErrNoPassphrase) {
-		return nil, noPassphrase()
+		return nil, ErrNoPassphrase
 	}
 	if err != nil {
 		return nil, fmt.Errorf("private key is encrypted, and asking for its passphrase failed: %w", err)
@@ -174,21 +177,17 @@ func (ask Passphrase) passphrase() ([]byte, error) {
 	return passphrase, nil
 }
 
-func noPassphrase() error {
-	return refuse("set KBUILD_SIGN_PIN, use --passphrase-file, or run on a terminal to be asked", "%w", ErrNoPassphrase)
-}
-
 // unsupportedKey refuses a kind of key, which is one of the names here: what the
 // file calls its algorithm may be a part of the key where the file is damaged.
 func unsupportedKey(kind string) error {
-	return refuse("make one with modsign keygen", "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
+	return refuse(ErrUnsupportedKey, "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
 }
 
 // checkKey keeps the keys that modules are signed with here. It takes what the
 // parsers of crypto/x509 return, which have computed an RSA key's CRT values:
 // without them each signature would take twice as long.
 func checkKey(key any, err error) (crypto.Signer, error) {
-	if _, ok := errors.AsType[*LoadError](err); ok {
+	if _, refused := errors.AsType[Reason](err); refused {
 		return nil, err
 	}
 	if err != nil {
@@ -198,7 +197,7 @@ func checkKey(key any, err error) (crypto.Signer, error) {
 	case *rsa.PrivateKey:
 		// What crypto/rsa would say at the first signature.
 		if bits := key.N.BitLen(); bits < 1024 {
-			return nil, refuse("make one with modsign keygen", "RSA key has %d bits, and at least 1024 are needed", bits)
+			return nil, refuse(ErrUnsupportedKey, "RSA key has %d bits, and at least 1024 are needed", bits)
 		}
 		return key, nil
 	case *ecdsa.PrivateKey:
@@ -267,7 +266,7 @@ func parseSEC1(der []byte) (any, error) {
 		return nil, errors.New("not a SEC 1 ECPrivateKey")
 	}
 	if !present {
-		return nil, refuse("openssl pkey -in FILE -out KEY.pem", "EC key does not name its curve")
+		return nil, ErrUnnamedCurve
 	}
 	if err := checkCurve(params); err != nil {
 		return nil, err
@@ -278,7 +277,7 @@ func parseSEC1(der []byte) (any, error) {
 // checkCurve names the curves that are refused.
 func checkCurve(params cryptobyte.String) error {
 	if params.PeekASN1Tag(cbasn1.SEQUENCE) {
-		return refuse("openssl pkey -in FILE -ec_param_enc named_curve -out KEY.pem", "EC key spells its curve out instead of naming it")
+		return refuse(ErrUnnamedCurve, "EC key spells its curve out instead of naming it")
 	}
 	var oid asn1.ObjectIdentifier
 	if !params.ReadASN1ObjectIdentifier(&oid) {

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/internal/treedir"
 )
 
 // mangled are the ways in which the line breaks of PEM get lost on the way through
@@ -63,8 +63,11 @@ func TestMangled(t *testing.T) {
 				if checkError(t, err, key); strings.Contains(err.Error(), "-----BEGIN P") {
 					t.Errorf("error quotes the file: %v", err)
 				}
-				e, _ := errors.AsType[*LoadError](err)
-				command := strings.TrimPrefix(e.Hint, "where that is spaces or quotes: ")
+				if !errors.Is(err, ErrMangled) {
+					t.Errorf("error has not the reason ErrMangled: %v", err)
+				}
+				e, _ := errors.AsType[*keyfile.HintError](err)
+				command := strings.ReplaceAll(strings.TrimPrefix(e.Hint, "where that is spaces or quotes: "), "FILE", "'"+path+"'")
 				if strings.HasPrefix(name, "UTF-16") {
 					if !strings.Contains(err.Error(), "UTF-16") {
 						t.Error(err)
@@ -128,18 +131,9 @@ func TestLabelsAreNotQuoted(t *testing.T) {
 				_, err := Load(path, cert, LoadOptions{Passphrase: passphrase(secret)})
 				return err
 			},
-			"certificate":   func(path string) error { _, err := Load(plain, path, LoadOptions{}); return err },
-			"certificates":  func(path string) error { _, err := LoadCertificates(path); return err },
-			"configuration": func(path string) error { return parseFile(path) },
-			"receipt": func(path string) error {
-				dir, err := treedir.Open(filepath.Dir(path))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer dir.Close()
-				_, err = checkedReceipt(dir, filepath.Base(path))
-				return err
-			},
+			"certificate":    func(path string) error { _, err := Load(plain, path, LoadOptions{}); return err },
+			"certificates":   func(path string) error { _, err := LoadCertificates(path); return err },
+			"configuration":  func(path string) error { return parseFile(path) },
 			"key and certs":  func(path string) error { _, err := Load(path, "", LoadOptions{}); return err },
 			"OpenPGP's file": func(path string) error { _, err := ReadPrivate(path, false); return err },
 		} {
@@ -309,19 +303,19 @@ func TestGenerateLoadable(t *testing.T) {
 	}
 }
 
-// TestInsecureHints says what can be done about a key that others can read.
-func TestInsecureHints(t *testing.T) {
+// TestInsecureError says who can change the mode of a key that others can read.
+func TestInsecureError(t *testing.T) {
 	key := testmod.NewKey(t, "ecdsa:p256")
 	for _, test := range []struct {
 		who  access
-		want string
+		want InsecureError
 	}{
-		{access{mode: 0o644, mine: true}, "chmod 600 FILE"},
-		{access{mode: 0o644}, "its owner can: chmod 600 FILE"},
-		{access{mode: 0o644, mine: true, readOnly: true}, "its mount is read-only: have it mounted with mode 0400 (Kubernetes: defaultMode of the secret's volume)"},
+		{access{mode: 0o644, mine: true}, InsecureError{Mode: 0o644}},
+		{access{mode: 0o644}, InsecureError{Mode: 0o644, NotOwner: true}},
+		{access{mode: 0o644, mine: true, readOnly: true}, InsecureError{Mode: 0o644, ReadOnly: true}},
 	} {
 		err := test.who.check(key.KeyPEM, func(string) {})
-		if e, ok := errors.AsType[*LoadError](err); !ok || !errors.Is(err, ErrInsecure) || e.Hint != test.want {
+		if e, ok := errors.AsType[*InsecureError](err); !ok || !errors.Is(err, ErrInsecure) || *e != test.want {
 			t.Errorf("%+v: %v", test.who, err)
 		}
 	}

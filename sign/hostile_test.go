@@ -178,6 +178,35 @@ func TestNamedLinks(t *testing.T) {
 	}
 }
 
+// The tree that was opened is another than the one that has its path now: links follow
+// their modules in the first alone.
+func TestLinkInMovedTree(t *testing.T) {
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA256, false)
+	for _, names := range [][]string{nil, {"sub/a.ko"}} {
+		dir := t.TempDir()
+		tree, moved := filepath.Join(dir, "tree"), filepath.Join(dir, "moved")
+		plant := func() {
+			put(t, filepath.Join(tree, "sub/a.ko"), testmod.ELF())
+			symlink(t, "../sub/a.ko", filepath.Join(tree, "links/b.ko"))
+		}
+		plant()
+		opened := openTree(t, Source{Roots: []string{tree}, Names: names, Compress: Gzip})
+		if err := os.Rename(tree, moved); err != nil {
+			t.Fatal(err)
+		}
+		plant()
+		before := snapshot(t, tree)
+		s, err := opened.Sign(t.Context(), signer, Options{})
+		if err != nil || s.Signed != 1 || s.Links.Renamed != 1 {
+			t.Errorf("%+v (%v)", s, err)
+		}
+		if to, err := os.Readlink(filepath.Join(moved, "links/b.ko.gz")); to != "../sub/a.ko.gz" || !exists(t, filepath.Join(moved, "sub/a.ko.gz")) || exists(t, filepath.Join(moved, "links/b.ko")) {
+			t.Errorf("the link leads to %q (%v)", to, err)
+		}
+		unchanged(t, "the tree that came later", tree, before, true)
+	}
+}
+
 // Of two forms of one module neither is thrown away for the other, unless they are the
 // same module but for signatures.
 func TestTwins(t *testing.T) {

@@ -27,9 +27,7 @@ type Links struct {
 // A link is a symbolic link of a tree. A run does not sign what it leads to. But modprobe
 // follows links: if a module gets another name, links to it have to lead there.
 type link struct {
-	path string // below the root, as the user spelled that
-	root string // of the tree, as the user spelled it
-	rel  string // path below the root
+	at   location
 	dir  string // canonical path of its directory
 	text string // what it holds
 	to   string // canonical path of its target; empty if it is dangling
@@ -50,12 +48,12 @@ type links struct {
 	why     map[*link]error   // why others do not
 }
 
-// add takes what [module.Find] finds beside modules.
-func (l *links) add(e module.Entry, kind fs.FileMode) {
+// add takes what [module.Find] finds beside modules, and its location.
+func (l *links) add(e module.Entry, at location, kind fs.FileMode) {
 	switch {
 	case kind.IsRegular() || atomicfile.IsTemp(filepath.Base(e.Path)):
 	case kind&fs.ModeSymlink != 0:
-		l.all = append(l.all, &link{path: e.Path, root: e.Base, rel: e.Rel})
+		l.all = append(l.all, &link{at: at})
 	case module.IsName(filepath.Base(e.Path)):
 		l.irregular = append(l.irregular, e.Path)
 	}
@@ -73,10 +71,14 @@ func (l *links) open(source *Source) error {
 	l.by, l.moved = make(map[string][]*link), make(map[string]string)
 	l.gone, l.why = make(map[*link]bool), make(map[*link]error)
 	for _, ln := range l.all {
-		if ln.dir, err = l.system.Canonical(filepath.Dir(ln.path)); err != nil {
+		if ln.dir, err = l.system.Canonical(filepath.Dir(ln.at.path())); err != nil {
 			return err
 		}
-		if ln.text, err = os.Readlink(ln.path); errors.Is(err, fs.ErrNotExist) {
+		err = ln.at.in(func(dir *dirfd.Dir, name string) (err error) {
+			ln.text, err = dir.Readlink(name)
+			return err
+		})
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone since
 		} else if err != nil {
 			return err
@@ -123,7 +125,7 @@ func (l *links) behind(roots []string, entries []module.Entry) ([]string, error)
 	}
 	paths := make([]string, len(l.all))
 	for i, ln := range l.all {
-		paths[i] = ln.path
+		paths[i] = ln.at.path()
 	}
 	found, err := module.Behind(l.system, paths, inside)
 	if err != nil {
@@ -145,7 +147,10 @@ func (t *Tree) openLinks() (err error) {
 			return nil
 		}
 		// Only links to what the run renames matter.
-		if _, err := module.Find(t.source.Roots, t.symlinks.add); err != nil {
+		_, err := module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
+			t.symlinks.add(e, t.bases.of(&e), kind)
+		})
+		if err != nil {
 			return err
 		}
 		return t.symlinks.open(&t.source)
@@ -167,7 +172,7 @@ func (t *Tree) Links() Links {
 func (l *links) String() string {
 	var b strings.Builder
 	if n := len(l.all); n > 0 {
-		names := l.all[0].path
+		names := l.all[0].at.path()
 		if n > 1 {
 			names += ", ..."
 		}
@@ -205,7 +210,7 @@ func (l *links) follow(from, to string) {
 			}
 			l.gone[ln] = true
 			l.renamed++
-			if is := filepath.Base(ln.path); name != is {
+			if is := ln.at.name(); name != is {
 				old = append(old, ln)
 				steps = append(steps, step{filepath.Join(ln.dir, is), name})
 			}
@@ -221,45 +226,25 @@ func (l *links) follow(from, to string) {
 // nameFor is the name of a link when it leads to another base name: the name of a module
 // gets the suffix of the module.
 func (ln *link) nameFor(to string) string {
-	name := filepath.Base(ln.path)
+	name := ln.at.name()
 	if !module.IsName(name) {
 		return name
 	}
 	return module.BaseName(name) + compress.FromName(to).Suffix()
 }
 
-// openDir opens the directory of the link.
-func (ln *link) openDir() (*dirfd.Dir, error) {
-	root, err := dirfd.Open(ln.root)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	return root.OpenDir(filepath.Dir(ln.rel))
-}
-
 // relink makes the link again, with this name, to another base name of its target.
 func (ln *link) relink(name, to string) error {
-	dir, err := ln.openDir()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
 	text := ln.text[:strings.LastIndex(ln.text, "/")+1] + to
-	err = atomicfile.Relink(dir, filepath.Base(ln.path), name, text)
+	err := ln.at.in(func(dir *dirfd.Dir, old string) error { return atomicfile.Relink(dir, old, name, text) })
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s exists already", filepath.Join(filepath.Dir(ln.path), name))
+		return fmt.Errorf("%s exists already", ln.at.beside(name).path())
 	}
 	return err
 }
 
 func (ln *link) remove() error {
-	dir, err := ln.openDir()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return atomicfile.Unlink(dir, filepath.Base(ln.path), ln.text)
+	return ln.at.in(func(dir *dirfd.Dir, name string) error { return atomicfile.Unlink(dir, name, ln.text) })
 }
 
 // dangling names the links to modules that have other names now and that did not follow.
@@ -273,7 +258,7 @@ func (l *links) dangling() []string {
 		if _, err := os.Lstat(ln.to); err == nil {
 			continue // the old name exists after all
 		}
-		note := fmt.Sprintf("warning: the symbolic link %s is dangling now: the module is %s", ln.path, to)
+		note := fmt.Sprintf("warning: the symbolic link %s leads nowhere now: the module is %s", ln.at.path(), to)
 		if why := l.why[ln]; why != nil {
 			note += fmt.Sprintf(" (%v)", why)
 		}

@@ -138,10 +138,11 @@ func (t *Tree) find() (left []location, err error) {
 		return nil, err
 	}
 	t.entries, err = module.Find(t.source.Roots, func(e module.Entry, kind fs.FileMode) {
-		t.symlinks.add(e, kind)
+		at := t.bases.of(&e)
+		t.symlinks.add(e, at, kind)
 		// Roots that are only read may have another run at work on a part of them.
 		if t.source.Output == "" && kind&^fs.ModeSymlink == 0 && atomicfile.IsTemp(filepath.Base(e.Rel)) {
-			left = append(left, t.bases.of(&e))
+			left = append(left, at)
 		}
 	})
 	return left, err

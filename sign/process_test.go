@@ -786,15 +786,11 @@ func testVerifyMemory(t *testing.T, root, cert string) {
 	if err := keys.AddFile(cert); err != nil {
 		t.Fatal(err)
 	}
-	found, err := verify.Find([]string{root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = verify.Tree(t.Context(), &keys, found, verify.Options{Jobs: 2}, func(r verify.Result) {
+	_, err := verify.Tree(t.Context(), &keys, []string{root}, verify.Options{Jobs: 2, Result: func(r verify.Result) {
 		if r.Verdict != verify.Trusted {
 			t.Errorf("%s: %s: %v", r.Path, r.Verdict, r.Err)
 		}
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

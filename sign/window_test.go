@@ -30,15 +30,11 @@ func TestWindowMemory(t *testing.T) {
 		}
 		resetPeak(t)
 		// Those that were signed have small windows.
-		found, err := verify.Find([]string{root})
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = verify.Tree(t.Context(), new(verify.Keyring), found, verify.Options{Jobs: 16}, func(r verify.Result) {
+		_, err := verify.Tree(t.Context(), new(verify.Keyring), []string{root}, verify.Options{Jobs: 16, Result: func(r verify.Result) {
 			if r.Verdict != verify.NotSigned {
 				t.Errorf("%s: %s: %v", r.Path, r.Verdict, r.Err)
 			}
-		})
+		}})
 		if !errors.Is(err, verify.ErrRefused) {
 			t.Fatal(err)
 		}

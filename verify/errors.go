@@ -9,35 +9,35 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// What [Tree] ends with where not every module is Trusted. The error that wraps them
-// counts the modules, and wraps the Result.Err of the first ones.
+// Errors of [Tree]. The first two come wrapped in an error that counts the modules and
+// wraps the Result.Err of the first ones.
 var (
-	// ErrRefused reports modules that the kernel would refuse: the verdict is neither
-	// Trusted nor Unreadable.
+	// ErrRefused reports modules that the kernel would refuse to load: their verdict is
+	// neither Trusted nor Unreadable.
 	ErrRefused = errors.New("the kernel would refuse some modules")
-	// ErrIncomplete reports modules that are Unreadable, so that there is no verdict.
+	// ErrIncomplete reports modules without a verdict: they are Unreadable.
 	ErrIncomplete = errors.New("some modules could not be read")
+	// ErrNoModules reports that there is no module to verify or to describe.
+	ErrNoModules = errors.New("no kernel module found")
 )
 
-// Errors that a Result.Err, or the error of Inspect, may wrap.
+// Errors that a Result.Err, or the error of [Inspect], may wrap.
 var (
 	// ErrChanged reports a module that changed while it was being read.
 	ErrChanged = module.ErrChanged
 	// ErrNotModule reports a file that is not a whole kernel module in ELF.
 	ErrNotModule = module.ErrNotModule
-	// ErrTooLarge reports a compressed module that is larger than Options.MaxSize
-	// when decompressed.
+	// ErrTooLarge reports a module that decompresses to more than Options.MaxSize.
 	ErrTooLarge = compress.ErrTooLarge
 )
 
-// A MisnamedError reports a file whose name promises another compression than its
-// content has: by its first bytes it Is of another format, and the Right base name is
-// this one.
+// A MisnamedError reports a file whose name and content have different compression
+// formats. Is is the format of the content, and Right the base name that fits it.
 type MisnamedError = module.MisnamedError
 
-var errNoKeyring = errors.New("nothing to verify with: the Keyring is nil")
+var errNoKeyring = errors.New("no keyring is given")
 
-// check refuses values that mean nothing.
+// check rejects values that mean nothing.
 func (o *Options) check() error {
 	switch {
 	case o.Jobs < 0:
@@ -58,17 +58,18 @@ func (o *outcome) add(r Result) {
 	case Trusted:
 	case Unreadable:
 		o.unreadable.Add(r.Path, r.Err)
-	case NotSigned: // which is what its error says, too
+	case NotSigned: // its error has the same words
 		o.refused.Add(r.Path, r.Err)
 	default:
 		o.refused.Add(r.Path, fmt.Errorf("%s: %w", r.Verdict, r.Err))
 	}
 }
 
-// err is nil where all of the modules are trusted.
+// err returns nil if all modules are trusted.
 func (o *outcome) err(modules int) error {
 	refused := o.refused.Err(ErrRefused, fmt.Sprintf("the kernel would refuse %d of %d modules", o.refused.Len(), modules))
-	unreadable := o.unreadable.Err(ErrIncomplete, fmt.Sprintf("%d of %d modules could not be read", o.unreadable.Len(), modules))
+	unreadable := o.unreadable.Err(ErrIncomplete,
+		fmt.Sprintf("%d of %d modules could not be read", o.unreadable.Len(), modules))
 	switch {
 	case refused == nil:
 		return unreadable

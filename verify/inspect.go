@@ -4,65 +4,106 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/failures"
 	"github.com/modsign/modsign/internal/module"
 )
 
-// Description is what can be said of a module without knowing whom to trust.
+// Description describes a module, without a verdict.
 type Description struct {
 	Path     string
-	Target   string  // the file, when a symbolic link was followed to it
+	Target   string  // the file, if Path leads to it over symbolic links
 	Format   string  // none, gzip, xz, zstd
-	FileSize int64   // in bytes, as it lies on disk
-	Size     int64   // decompressed, with signatures
-	Payload  int64   // decompressed, without
+	FileSize int64   // on disk, in bytes
+	Size     int64   // decompressed, with signatures, in bytes
+	Payload  int64   // decompressed, without signatures, in bytes
 	Layers   []Layer // the outermost first
 	Warnings []string
 }
 
 // Layer is one appended signature.
 type Layer struct {
-	Type    string // as modinfo names it: PKCS#7, X509, PGP; Merkle
-	Offset  int64  // where it begins: how many bytes it signs
-	Size    int    // of the signature itself, in bytes, without the name and the id of its signer
+	Type    string // as modinfo names it (PKCS#7, X509, PGP), or Merkle
+	Offset  int64  // where it begins, which is how many bytes it signs
+	Size    int    // of the signature in bytes, without the name and the key id of its signer
 	Signers []Signer
-	Problem string   // why it cannot be read
-	Notes   []string // in what it differs from what sign-file writes, and why no kernel of today takes it
+	Problem string   // why it cannot be parsed
+	Notes   []string // how it differs from a signature of sign-file, and why current kernels reject it
 }
 
-// Signer is one SignerInfo of a signature, or the signer of a signature of the format of
+// Signer is one SignerInfo of a signature, or the signer of a signature in the format used
 // before Linux 4.3.
 type Signer struct {
-	Name         string // of the certificate's subject, in the format of before Linux 4.3
-	Issuer       string // as the kernel names it; empty where the key id names the signer
-	Serial       string // hexadecimal, as modinfo's sig_key without colons
+	Name         string // of the subject of the certificate; only in the format used before Linux 4.3
+	Issuer       string // as the kernel names it; empty if the key id names the signer
+	Serial       string // hexadecimal, as in modinfo's sig_key but without colons
 	KeyID        string // the subject key identifier, hexadecimal
 	Hash         string // sha512, sha3-256, ...
 	Algorithm    string // rsa, ecdsa, ...
 	Size         int    // of the signature value, in bytes
-	HasAttribute bool   // signed attributes, which the kernel refuses for a module
+	HasAttribute bool   // it has signed attributes, which the kernel rejects for modules
 }
 
-// Inspect describes a module, over links too. A signature that cannot be read is
-// described as such, and is no error.
-func Inspect(ctx context.Context, path string, maxSize int64) (*Description, error) {
-	return inspect(ctx, module.Follow(nil, path), maxSize)
+// Inspect describes a module, over symbolic links too. A signature that cannot be parsed
+// is described as such, and is no error.
+func Inspect(ctx context.Context, path string) (*Description, error) {
+	return inspect(ctx, module.Follow(nil, path), module.Limits{})
 }
 
-func inspect(ctx context.Context, e module.Entry, maxSize int64) (*Description, error) {
-	if err := (&Options{MaxSize: maxSize}).check(); err != nil {
+// InspectTree describes the modules that [Tree] would verify, in the same order. For each
+// it calls result with the path, and the description or the error of [Inspect]. It
+// returns the links that were not followed, as [Summary] has them. The error is
+// [ErrIncomplete] if some modules could not be described, [ErrNoModules] if there are
+// none, or the cause of the context if that has ended.
+func InspectTree(ctx context.Context, roots []string, o Options,
+	result func(path string, d *Description, err error)) (skipped []string, err error) {
+	found, err := o.find(roots)
+	if err != nil {
 		return nil, err
 	}
-	m, err := e.Open(ctx, module.Limits{MaxSize: maxSize})
+	if len(found.Entries) == 0 {
+		return found.Skipped, noModules(roots)
+	}
+	type described struct {
+		path string
+		d    *Description
+		err  error
+	}
+	var failed failures.List
+	limits := module.SharedLimits(o.MaxSize)
+	work := func(i int) described {
+		d, err := inspect(ctx, found.Entries[i], limits)
+		return described{found.Entries[i].Path, d, err}
+	}
+	err = batch.Map(ctx, len(found.Entries), o.Jobs, work, func(d described) {
+		if d.err != nil {
+			failed.Add(d.path, d.err)
+		}
+		if result != nil {
+			result(d.path, d.d, d.err)
+		}
+	})
+	if err != nil {
+		return found.Skipped, err
+	}
+	return found.Skipped, failed.Err(ErrIncomplete,
+		fmt.Sprintf("%d of %d modules could not be described", failed.Len(), len(found.Entries)))
+}
+
+func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Description, error) {
+	m, err := e.Open(ctx, limits)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size, Payload: m.Size}
+	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size,
+		Payload: m.Size}
 	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}
@@ -125,9 +166,8 @@ func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
 	return nil
 }
 
-// describeOld describes a signature of the format of before Linux 4.3, in which all
-// that is known of it stands beside it. Another type that has these fields is taken
-// to mean the same by them.
+// describeOld describes a signature in the format used before Linux 4.3, whose algorithms
+// and signer are fields beside it. The fields are read the same way for other types.
 func (d *Layer) describeOld(m *module.File, l module.Layer) error {
 	name, err := l.Signer(m)
 	if err != nil {
@@ -150,7 +190,7 @@ func (d *Layer) describeOld(m *module.File, l module.Layer) error {
 			return err
 		}
 		if n < 0 {
-			d.Problem = "the length before the signature value is not that of the signature value"
+			d.Problem = "the length field does not fit the signature value"
 		} else {
 			s.Size = n
 		}

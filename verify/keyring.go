@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"crypto"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"github.com/modsign/modsign/internal/vmlinux"
 )
 
-// A Keyring is what a kernel trusts, and what it is told to refuse. The zero
-// value trusts nothing.
+// A Keyring holds the certificates that a kernel trusts, and those that it is told to
+// reject. The zero value trusts nothing. Fill it before it is used by several goroutines.
 type Keyring struct {
 	certs    []*cms.Certificate
 	bad      []*cms.Certificate
@@ -28,13 +29,31 @@ type Keyring struct {
 	warnings []string
 }
 
-// ErrNoCertificates says that there is nothing to trust in a place that was
-// named for it.
+// ErrNoCertificates reports a file or a kernel image without certificates.
 var ErrNoCertificates = errors.New("no certificate found")
 
-// AddFile trusts all certificates of a file of at most 4 MiB: PEM, whose other
-// blocks are skipped, or DER, one after the other, filled up with zero bytes or not. One that no kernel would load is
-// an error.
+// Add trusts a certificate. source says where it comes from, for Result.Source. A
+// certificate that no kernel would load is an error.
+func (k *Keyring) Add(cert *x509.Certificate, source string) error {
+	switch {
+	case k == nil:
+		return errNoKeyring
+	case cert == nil:
+		return errors.New("no certificate is given")
+	case len(cert.Raw) == 0:
+		return errors.New("certificate was not parsed: it has no encoding")
+	}
+	parsed, err := cms.ParseCertificate(cert.Raw)
+	if err != nil {
+		return err
+	}
+	k.add([]*cms.Certificate{parsed}, nil, source)
+	return nil
+}
+
+// AddFile trusts all certificates in a file of at most 4 MiB. The file holds PEM, of which
+// AddFile skips other blocks, or DER certificates one after the other; zero bytes may
+// follow them. A certificate that no kernel would load is an error.
 func (k *Keyring) AddFile(path string) error {
 	if k == nil {
 		return errNoKeyring
@@ -58,17 +77,17 @@ func (k *Keyring) AddFile(path string) error {
 	return nil
 }
 
-// noCertificates says what a file is instead, and what to do.
+// noCertificates describes a file without certificates, and what to do.
 func noCertificates(b []byte) (what, hint string) {
 	if what, hint = keyfile.Mangled(b); what != "" {
 		return "file is " + what, hint
 	}
 	for block := range keyfile.Blocks(b) {
 		if block.Kind == keyfile.Trusted {
-			return "file is OpenSSL's TRUSTED CERTIFICATE, which the kernel's tools do not take", keyfile.TrustedHint
+			return "file is an OpenSSL TRUSTED CERTIFICATE, which the kernel's tools do not accept", keyfile.TrustedHint
 		}
 	}
-	return "it holds neither PEM certificates nor DER", ""
+	return "neither PEM certificates nor DER", ""
 }
 
 func parseFile(b []byte) ([]*cms.Certificate, error) {
@@ -93,9 +112,9 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 	return certs, nil
 }
 
-// AddImage trusts what a kernel image has built in, a vmlinux or an x86 bzImage,
-// and refuses what it is built to refuse. A System.map beside it is used where
-// the image needs one.
+// AddImage trusts the certificates built into a kernel image (a vmlinux or an x86
+// bzImage), and rejects those that the image is built to reject. If the image has no
+// symbols, AddImage uses a System.map beside it.
 func (k *Keyring) AddImage(path string) error {
 	if k == nil {
 		return errNoKeyring
@@ -107,7 +126,7 @@ func (k *Keyring) AddImage(path string) error {
 	defer image.Close()
 	lists, err := image.Certificates()
 	if err != nil {
-		// Its refusal is the better explanation when the map does not help.
+		// The first error explains more if the map does not help.
 		if useSystemMap(image, path) == nil {
 			lists, err = image.Certificates()
 		}
@@ -115,13 +134,14 @@ func (k *Keyring) AddImage(path string) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	// What the kernel leaves out of its keyring when it boots is no error here.
+	// A certificate that the kernel leaves out when it boots is no error.
 	certs, err := cms.ParseCertificateList(lists.Builtin)
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
 	}
 	if len(lists.Dropped) > 0 {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates", path, len(lists.Dropped)))
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
+			path, len(lists.Dropped)))
 	}
 	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return blacklisted(c, lists.BlacklistHashes) })
 	revoked, err := cms.ParseCertificateList(lists.Revoked)
@@ -129,14 +149,14 @@ func (k *Keyring) AddImage(path string) error {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
 	}
 	if len(certs) == 0 {
-		return fmt.Errorf("%s: %w that the kernel could use", path, ErrNoCertificates)
+		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
 	k.add(certs, revoked, path)
 	return nil
 }
 
-// useSystemMap looks for the System.map-VERSION that Debian and Fedora install
-// beside vmlinuz-VERSION.
+// useSystemMap reads the System.map-VERSION that Debian and Fedora install beside
+// vmlinuz-VERSION.
 func useSystemMap(image *vmlinux.Image, path string) error {
 	dir, name := filepath.Split(path)
 	_, version, ok := strings.Cut(name, "-")
@@ -160,7 +180,8 @@ func blacklisted(c *cms.Certificate, list []string) bool {
 		if !ok || err != nil {
 			continue
 		}
-		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
+		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512,
+			crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
 			if h.Size() != len(want) {
 				continue
 			}
@@ -185,10 +206,10 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
 }
 
-// Len is how many certificates the keyring trusts.
+// Len returns how many certificates the keyring trusts.
 func (k *Keyring) Len() int { return len(k.list()) }
 
-// list is what it trusts; nothing, if it is nil.
+// list returns the trusted certificates, none if the keyring is nil.
 func (k *Keyring) list() []*cms.Certificate {
 	if k == nil {
 		return nil
@@ -196,8 +217,7 @@ func (k *Keyring) list() []*cms.Certificate {
 	return k.certs
 }
 
-// Warnings tell of certificates that a kernel image holds and the kernel cannot
-// use.
+// Warnings describes certificates in kernel images that the kernel cannot use.
 func (k *Keyring) Warnings() []string {
 	if k == nil {
 		return nil
@@ -205,7 +225,7 @@ func (k *Keyring) Warnings() []string {
 	return k.warnings
 }
 
-// Names are the trusted certificates in the words of the kernel's log.
+// Names returns the trusted certificates in the words of the kernel's log.
 func (k *Keyring) Names() []string {
 	names := make([]string, k.Len())
 	for i, c := range k.list() {
@@ -214,7 +234,7 @@ func (k *Keyring) Names() []string {
 	return names
 }
 
-// Holds reports whether a certificate in DER is one of those that are trusted.
+// Holds reports whether the keyring trusts a certificate, given in DER.
 func (k *Keyring) Holds(der []byte) bool {
 	return slices.ContainsFunc(k.list(), func(c *cms.Certificate) bool { return bytes.Equal(c.Raw, der) })
 }

@@ -1,8 +1,10 @@
 package verify_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,7 +45,11 @@ func TestOutcome(t *testing.T) {
 	t.Parallel()
 	keys, good := trusting(t)
 	unsigned := testmod.WriteFile(t, "unsigned.ko", testmod.ELF())
-	missing := filepath.Join(filepath.Dir(unsigned), "missing.ko")
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "missing.ko")
+	if err := os.Symlink("nowhere", missing); err != nil {
+		t.Fatal(err)
+	}
 	misnamed := testmod.WriteFile(t, "plain.ko.xz", testmod.ELF())
 	text := testmod.WriteFile(t, "text.ko", []byte("text"))
 	data, err := os.ReadFile(good)
@@ -54,52 +60,54 @@ func TestOutcome(t *testing.T) {
 	changed := testmod.WriteFile(t, "changed.ko", data)
 	for _, test := range []struct {
 		keys                *verify.Keyring
-		paths               []string
+		roots               []string
 		refused, unreadable bool
 		says                string
 	}{
-		{keys, nil, false, false, ""},
+		{keys, []string{good}, false, false, ""},
 		{keys, []string{good, good}, false, false, ""},
 		{keys, []string{good, unsigned}, true, false, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed"},
 		{keys, []string{changed, good, unsigned}, true, false, "the kernel would refuse 2 of 3 modules: " + changed + ": bad signature: "},
-		{keys, []string{missing, good}, false, true, "1 of 2 modules could not be read: open " + missing + ": "},
-		{keys, []string{missing, unsigned}, true, true, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: "},
+		{keys, []string{dir, good}, false, true, "1 of 2 modules could not be read: open " + missing + ": "},
+		{keys, []string{dir, unsigned}, true, true, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: "},
 		{keys, []string{text}, true, false, ""},
 		{keys, []string{misnamed}, true, false, ""},
 		{new(verify.Keyring), []string{good}, true, false, "unknown key"},
 	} {
 		for _, report := range []func(verify.Result){nil, func(verify.Result) {}} {
-			err := verify.Tree(t.Context(), test.keys, test.paths, verify.Options{}, report)
+			_, err := verify.Tree(t.Context(), test.keys, test.roots, verify.Options{Result: report})
 			if errors.Is(err, verify.ErrRefused) != test.refused || errors.Is(err, verify.ErrIncomplete) != test.unreadable || (err != nil) != (test.refused || test.unreadable) {
-				t.Errorf("%q: %v", test.paths, err)
+				t.Errorf("%q: %v", test.roots, err)
 			}
 			if err != nil && (!strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "\n")) {
-				t.Errorf("%q: %q, want %q", test.paths, err, test.says)
+				t.Errorf("%q: %q, want %q", test.roots, err, test.says)
 			}
 		}
 	}
-	err = verify.Tree(t.Context(), keys, []string{missing, misnamed}, verify.Options{}, nil)
+	_, err = verify.Tree(t.Context(), keys, []string{dir, misnamed}, verify.Options{})
 	if wrong, ok := errors.AsType[*verify.MisnamedError](err); !ok || wrong.Right != "plain.ko" || wrong.Is != sign.None || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what the first modules ended with is not found in %v", err)
 	}
-	if _, err := verify.Inspect(t.Context(), misnamed, 0); err == nil {
+	if _, err := verify.Inspect(t.Context(), misnamed); err == nil {
 		t.Error("described a module with a wrong name")
 	} else if _, ok := errors.AsType[*verify.MisnamedError](err); !ok {
 		t.Error(err)
 	}
 
 	// Many of them make no long error.
-	paths := make([]string, 300)
-	for i := range paths {
-		paths[i] = unsigned
+	many := []string{t.TempDir()}
+	for i := range 300 {
+		if err := os.WriteFile(filepath.Join(many[0], fmt.Sprint(i, ".ko")), testmod.ELF(), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := verify.Tree(t.Context(), keys, paths, verify.Options{}, nil); !strings.HasSuffix(err.Error(), "; and 290 more") {
+	if _, err := verify.Tree(t.Context(), keys, many, verify.Options{}); !strings.HasSuffix(err.Error(), "; and 290 more") {
 		t.Errorf("%q", err)
 	}
 	// An interrupt is the context's cause.
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if err := verify.Tree(ctx, keys, paths, verify.Options{Jobs: 1}, func(verify.Result) { cancel(cause) }); !errors.Is(err, cause) || errors.Is(err, verify.ErrRefused) {
+	if _, err := verify.Tree(ctx, keys, many, verify.Options{Jobs: 1, Result: func(verify.Result) { cancel(cause) }}); !errors.Is(err, cause) || errors.Is(err, verify.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
 }
@@ -108,10 +116,10 @@ func TestOutcome(t *testing.T) {
 func TestNothing(t *testing.T) {
 	t.Parallel()
 	keys, good := trusting(t)
-	if err := verify.Tree(t.Context(), nil, []string{good}, verify.Options{}, nil); err == nil {
+	if _, err := verify.Tree(t.Context(), nil, []string{good}, verify.Options{}); err == nil {
 		t.Error("verified without a Keyring")
 	}
-	if err := verify.Tree(t.Context(), nil, nil, verify.Options{}, nil); err == nil {
+	if _, err := verify.Tree(t.Context(), nil, nil, verify.Options{}); err == nil {
 		t.Error("verified nothing without a Keyring")
 	}
 	if r := verify.File(t.Context(), nil, good); r.Verdict != verify.Unreadable || r.Err == nil {
@@ -121,15 +129,27 @@ func TestNothing(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for _, opts := range []verify.Options{{Jobs: -1}, {MaxSize: -1}} {
-		if err := verify.Tree(t.Context(), keys, []string{good}, opts, nil); err == nil || !strings.Contains(err.Error(), "Options.") {
+		if _, err := verify.Tree(t.Context(), keys, []string{good}, opts); err == nil || !strings.Contains(err.Error(), "Options.") {
 			t.Errorf("%+v: %v", opts, err)
 		}
+		if _, err := verify.InspectTree(t.Context(), []string{good}, opts, nil); err == nil || !strings.Contains(err.Error(), "Options.") {
+			t.Errorf("described with %+v: %v", opts, err)
+		}
 	}
-	if _, err := verify.Inspect(t.Context(), good, -1); err == nil {
-		t.Error("described with a negative limit")
+	// No module is no success.
+	for _, roots := range [][]string{nil, {t.TempDir()}} {
+		if s, err := verify.Tree(t.Context(), keys, roots, verify.Options{}); !errors.Is(err, verify.ErrNoModules) || s.Modules != 0 || s.String() != "no module" {
+			t.Errorf("%q: %v, %v", roots, s, err)
+		}
+		if _, err := verify.InspectTree(t.Context(), roots, verify.Options{}, nil); !errors.Is(err, verify.ErrNoModules) {
+			t.Errorf("%q: %v", roots, err)
+		}
+	}
+	if _, err := verify.Tree(t.Context(), keys, []string{filepath.Join(t.TempDir(), "none")}, verify.Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
 	}
 	var none *verify.Keyring
-	if err := errors.Join(none.AddFile(good)); err == nil {
+	if err := none.AddFile(good); err == nil {
 		t.Error("added a file to no Keyring")
 	}
 	if err := none.AddImage(good); err == nil {
@@ -137,5 +157,74 @@ func TestNothing(t *testing.T) {
 	}
 	if text := fmt.Sprint(none.Len(), none.Names(), none.Warnings(), none.Holds(nil)); text != "0 [] [] false" {
 		t.Errorf("no Keyring has %s", text)
+	}
+}
+
+// A certificate in memory trusts what it trusts in a file.
+func TestAdd(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256", "ecdsa:p521"} {
+		key := testmod.NewKey(t, algorithm)
+		keys := new(verify.Keyring)
+		if err := keys.Add(key.Certificate, "release key"); err != nil || keys.Len() != 1 || !keys.Holds(key.Certificate.Raw) {
+			t.Fatalf("%s: %d certificates, %v", algorithm, keys.Len(), err)
+		}
+		signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := testmod.WriteFile(t, "m.ko", testmod.ELF())
+		if err := sign.File(t.Context(), signer, path, "", sign.FileOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if r := verify.File(t.Context(), keys, path); r.Verdict != verify.Trusted || r.Source != "release key" {
+			t.Errorf("%s: %+v", algorithm, r)
+		}
+	}
+	var none *verify.Keyring
+	keys := new(verify.Keyring)
+	good := testmod.NewKey(t, "ecdsa:p256").Certificate
+	damaged := *good
+	damaged.Raw = good.Raw[:len(good.Raw)-1]
+	for name, err := range map[string]error{
+		"no keyring":      none.Add(good, ""),
+		"no certificate":  keys.Add(nil, ""),
+		"a made-up one":   keys.Add(new(x509.Certificate), ""),
+		"one that is cut": keys.Add(&damaged, ""),
+	} {
+		if err == nil {
+			t.Error(name)
+		}
+	}
+	if keys.Len() != 0 {
+		t.Errorf("%d certificates", keys.Len())
+	}
+}
+
+// What makes no sense has no verdict.
+func TestModuleOfNothing(t *testing.T) {
+	t.Parallel()
+	keys, good := trusting(t)
+	data, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bytes.NewReader(data)
+	if got := verify.Module(r, r.Size(), keys); got.Verdict != verify.Trusted || got.Err != nil || got.Path != "" || got.Signer == "" {
+		t.Errorf("%+v", got)
+	}
+	for name, got := range map[string]verify.Result{
+		"no keyring":  verify.Module(r, r.Size(), nil),
+		"no content":  verify.Module(nil, 1, keys),
+		"negative":    verify.Module(r, -1, keys),
+		"beyond":      verify.Module(r, r.Size()+1, keys),
+		"much beyond": verify.Module(r, 1<<40, keys),
+	} {
+		if got.Verdict != verify.Unreadable || got.Err == nil {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	if got := verify.Module(r, 0, keys); got.Verdict != verify.NotSigned {
+		t.Errorf("empty: %+v", got)
 	}
 }

@@ -49,7 +49,7 @@ func TestInspectBefore43(t *testing.T) {
 	}
 	for name, data := range map[string][]byte{"RSA and SHA-256": old, "DSA": set(-40, 0), "PGP": set(-38, 0), "MD4": set(-39, 0), "SHA-1": set(-39, 2), "SHA-224": set(-39, 7)} {
 		path := testmod.WriteFile(t, "m.ko", data)
-		d, err := Inspect(t.Context(), path, 0)
+		d, err := Inspect(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestInspectBefore43(t *testing.T) {
 		}
 	}
 
-	d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", old), 0)
+	d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", old))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,15 +84,15 @@ func TestInspectBefore43(t *testing.T) {
 
 	// What modinfo is silent about: other types, numbers without a name, lengths that
 	// contradict one another.
-	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-38, 9)), 0)
+	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-38, 9)))
 	if err != nil || d.Layers[0].Type != "type 9" || d.Layers[0].Signers[0].Name != "Example: kernel key" || d.Layers[0].Signers[0].Size != 258 {
 		t.Errorf("type 9: %+v, %v", d, err)
 	}
-	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-40, 7)), 0)
+	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-40, 7)))
 	if err != nil || d.Layers[0].Signers[0].Algorithm != "number 7" {
 		t.Errorf("algorithm 7: %+v, %v", d, err)
 	}
-	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-40-257, 9)), 0)
+	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-40-257, 9)))
 	if err != nil || d.Layers[0].Problem == "" {
 		t.Errorf("a length that is wrong: %+v, %v", d, err)
 	}
@@ -100,13 +100,13 @@ func TestInspectBefore43(t *testing.T) {
 	signed := signed(t, key, payload)
 	signed[len(signed)-39] = 4
 	path := testmod.WriteFile(t, "m.ko", signed)
-	d, err = Inspect(t.Context(), path, 0)
+	d, err = Inspect(t.Context(), path)
 	if err != nil || d.Layers[0].Signers[0].Issuer != modinfo(t, path)["signer"] || len(d.Layers[0].Notes) == 0 {
 		t.Errorf("a CMS message with a hash: %+v, %v", d, err)
 	}
 	// So is a name that is no text.
 	binary := testmod.OldSigned(t, key, "a\xffb", payload)
-	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", binary), 0)
+	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", binary))
 	if err != nil || d.Layers[0].Signers[0].Name != "a\ufffdb" {
 		t.Errorf("a name that is no text: %+v, %v", d, err)
 	}

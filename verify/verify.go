@@ -1,14 +1,17 @@
-// Package verify tells whether a kernel would take a kernel module: it gives the
-// verdict that the kernel's module_sig_check (kernel/module/signing.c) gives, for
-// one module or for all of a tree.
+// Package verify reports whether a kernel would load a kernel module: it gives the
+// verdict that module_sig_check of the kernel (kernel/module/signing.c) gives.
 //
-// What the kernel trusts stands in a [Keyring]: the certificates that are built
-// into its image, or others. Certificates' dates, key usage and names do not
-// count, as they do not count there. What a running kernel has learned beyond
-// its image (keys of the machine owner, of the firmware, added by hand) is not
-// looked at.
+// Put the certificates that the kernel trusts into a [Keyring] first, with
+// [Keyring.Add], [Keyring.AddFile] or [Keyring.AddImage]. Then call [Tree] for all modules
+// below directories, [File] for one file, or [Module] for the content of a module in
+// memory. The error of Tree is nil only if every module is [Trusted].
 //
-// [Inspect] describes a module without judging it.
+// The rules are the kernel's. The dates, key usages and names of certificates do not
+// count, as they do not count there. Keys that a running kernel learned beyond its image
+// (machine owner keys, keys of the firmware) are not in the keyring of an image: add
+// their certificates.
+//
+// [Inspect] and [InspectTree] describe modules without judging them.
 package verify
 
 import (
@@ -20,100 +23,86 @@ import (
 	"io/fs"
 	"syscall"
 
-	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
 )
 
-// Verdict is what the kernel would say to a module.
+// Verdict is what the kernel would decide about a module.
 type Verdict string
 
 const (
-	Trusted      Verdict = "trusted"
-	NotSigned    Verdict = "not signed"
-	UnknownKey   Verdict = "unknown key"   // signed with a key that the keyring does not have
-	BadSignature Verdict = "bad signature" // signed with a known key, and changed since
-	Malformed    Verdict = "malformed"     // the signature, or the module
-	Unsupported  Verdict = "unsupported"   // algorithms that the kernel does not know
-	Revoked      Verdict = "revoked"       // signed with a key that the kernel is told to refuse
+	Trusted      Verdict = "trusted"       // the kernel loads it
+	NotSigned    Verdict = "not signed"    // it carries no signature
+	UnknownKey   Verdict = "unknown key"   // the keyring does not have the key that signed it
+	BadSignature Verdict = "bad signature" // a known key signed it, and it was changed since
+	Malformed    Verdict = "malformed"     // the signature or the module is
+	Unsupported  Verdict = "unsupported"   // the kernel does not know the algorithms
+	Revoked      Verdict = "revoked"       // the kernel is told to reject the key that signed it
 	Unreadable   Verdict = "unreadable"    // no verdict: the file could not be read
 )
 
-// Verdicts are all of them, the good one first.
-var Verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed, Unsupported, Revoked, Unreadable}
+// verdicts are all of them, the good one first.
+var verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed, Unsupported, Revoked, Unreadable}
 
 // Result is the verdict on one module.
 type Result struct {
-	Path    string
-	Target  string // the file, when a symbolic link was followed to it
+	Path    string // as it was found; empty for Module
+	Target  string // the file, if Path leads to it over symbolic links
 	Verdict Verdict
-	Signer  string // who signed it, as far as one can see
-	Source  string // where the certificate that trusts it comes from
-	Layers  int    // signatures; the outermost one counts
+	Signer  string // who signed it, as far as the signature tells
+	Source  string // of the certificate that trusts it: the path of a file, or the source given to Add
+	Layers  int    // the number of signatures; only the outermost counts
 
-	// Errno is what init_module(2) fails with on a kernel that enforces
-	// signatures; Cause is the error that led there. Both are 0 for what is
+	// Errno is the error of init_module(2) on a kernel that enforces signatures. Cause is
+	// the error inside the kernel that leads to it. Both are 0 for a module that is
 	// Trusted or Unreadable.
 	Errno, Cause syscall.Errno
-	Dmesg        []string // what that kernel logs about it
-	Tolerated    bool     // a kernel that does not enforce signatures loads it, tainted
+	Dmesg        []string // what that kernel logs
+	Tolerated    bool     // a kernel that does not enforce signatures loads the module, and is tainted
 
-	Warnings []string // what is odd, and decides nothing
-	Err      error    // what is wrong, for people; nil if it is Trusted
+	Warnings []string // oddities that do not change the verdict
+	Err      error    // what is wrong; nil if the module is Trusted
 }
 
-// Options bound what verifying a tree may cost.
-type Options struct {
-	Jobs     int   // modules looked at at once; 0 stands for twice the number of processors
-	MaxSize  int64 // of a decompressed module in bytes; 0 stands for 2 GiB
-	Progress func(modules int)
-}
-
-// Tree verifies modules in parallel, and hands the results to report, which may be
-// nil, in the order of the paths. The error is nil only if all modules are Trusted: it
-// is [ErrRefused], [ErrIncomplete], or both, or the context's cause when that ended the
-// run early. That there are no paths is no error.
-func Tree(ctx context.Context, keys *Keyring, paths []string, opts Options, report func(Result)) error {
-	found := &Found{entries: make([]module.Entry, len(paths))}
-	for i, path := range paths {
-		found.entries[i] = module.Follow(nil, path)
-	}
-	return found.Verify(ctx, keys, opts, report)
-}
-
-// Verify is [Tree] for modules that were found.
-func (f *Found) Verify(ctx context.Context, keys *Keyring, opts Options, report func(Result)) error {
-	if keys == nil {
-		return errNoKeyring
-	}
-	if err := opts.check(); err != nil {
-		return err
-	}
-	limits := module.SharedLimits(opts.MaxSize)
-	done := 0
-	var outcome outcome
-	emit := func(r Result) {
-		done++
-		outcome.add(r)
-		if opts.Progress != nil {
-			opts.Progress(done)
-		}
-		if report != nil {
-			report(r)
-		}
-	}
-	work := func(i int) Result { return file(ctx, keys, f.entries[i], limits) }
-	if err := batch.Map(ctx, len(f.entries), opts.Jobs, work, emit); err != nil {
-		return err
-	}
-	return outcome.err(len(f.entries))
-}
-
-// File verifies one module, over links too. Its Result.Err is nil only if the module is
-// Trusted.
+// File verifies one module, over symbolic links too. Result.Err is nil only if the module
+// is Trusted.
 func File(ctx context.Context, keys *Keyring, path string) Result {
 	return file(ctx, keys, module.Follow(nil, path), module.Limits{})
+}
+
+// Module verifies the content of a module, size bytes long and not compressed.
+// Result.Err is nil only if the module is Trusted.
+func Module(r io.ReaderAt, size int64, keys *Keyring) Result {
+	var result Result
+	switch {
+	case keys == nil:
+		result.Verdict, result.Err = Unreadable, errNoKeyring
+	case r == nil:
+		result.Verdict, result.Err = Unreadable, errors.New("no module is given")
+	case size < 0:
+		result.Verdict, result.Err = Unreadable, fmt.Errorf("negative size of a module: %d", size)
+	default:
+		result.content(context.Background(), keys, r, size)
+	}
+	return result
+}
+
+// content is check for content that may turn out to be compressed.
+func (r *Result) content(ctx context.Context, keys *Keyring, content io.ReaderAt, size int64) {
+	head := make([]byte, min(size, 8))
+	if n, err := content.ReadAt(head, 0); n < len(head) {
+		if err == nil || err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		r.Verdict, r.Err = Unreadable, err
+		return
+	}
+	if format := compress.FromMagic(head); format != compress.None {
+		*r = r.refuse(Malformed, syscall.EINVAL, fmt.Errorf("content is %s data: decompress it first", format))
+		return
+	}
+	r.check(ctx, keys, content, size)
 }
 
 func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limits) Result {
@@ -125,7 +114,8 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 	m, err := e.Open(ctx, limits)
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
-		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) || errors.Is(err, module.ErrChanged) {
+		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) ||
+			errors.Is(err, module.ErrChanged) {
 			r.Verdict, r.Err = Unreadable, err
 			return r
 		}
@@ -136,20 +126,19 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
 		r.Warnings = append(r.Warnings, err.Error())
 	}
-	r.check(ctx, keys, m)
+	r.check(ctx, keys, m, m.Size)
 	return r
 }
 
-// check follows module_sig_check and what comes after it.
-func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
-	// The outermost layer alone is the kernel's business; an inner one that is
-	// malformed is none.
-	outer, err := module.Check(m, m.Size, module.TypePKCS7)
+// check follows module_sig_check and the steps behind it.
+func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size int64) {
+	// The kernel looks at the outermost layer only: an inner one may be malformed.
+	outer, err := module.Check(m, size, module.TypePKCS7)
 	if format, ok := errors.AsType[*module.FormatError](err); ok {
 		switch {
 		case errors.Is(err, module.ErrIDType):
 			if format.Info.IDType == module.TypeMerkle {
-				err = errors.New("a Merkle proof, which a kernel that goes by signatures does not know")
+				err = errors.New("a Merkle proof instead of a signature")
 			}
 			*r = r.refuse(Unsupported, format.Errno(), err, "module: not signed with expected PKCS#7 message")
 		case errors.Is(err, module.ErrInfoFields):
@@ -157,7 +146,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 		default:
 			*r = r.refuse(Malformed, format.Errno(), err)
 		}
-		r.Layers = countLayers(m)
+		r.Layers = countLayers(m, size)
 		return
 	}
 	switch {
@@ -168,8 +157,8 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
-	if r.Layers = countLayers(m); r.Layers > 1 {
-		r.Warnings = append(r.Warnings, "signed more than once: the outermost signature counts, and the others are dead weight")
+	if r.Layers = countLayers(m, size); r.Layers > 1 {
+		r.Warnings = append(r.Warnings, "signed more than once: the kernel checks only the outermost signature")
 	}
 	message, err := parse(m, outer)
 	if err == nil {
@@ -177,7 +166,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 		r.Warnings = append(r.Warnings, message.Warnings()...)
 		digest := func(h crypto.Hash) ([]byte, error) {
 			sum := h.New()
-			_, err := io.Copy(sum, module.Reader(ctx, m.Payload(outer.Offset)))
+			_, err := module.Copy(sum, module.Reader(ctx, io.NewSectionReader(m, 0, outer.Offset)))
 			return sum.Sum(nil), err
 		}
 		var cert *cms.Certificate
@@ -199,7 +188,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
-	// What the signature says of the module is true; whether it is one comes next.
+	// The signature fits the content. Next comes whether that is a module.
 	if err := module.CheckELF(m, outer.Offset); err != nil {
 		*r = r.refuse(Malformed, syscall.ENOEXEC, err)
 		return
@@ -207,18 +196,18 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m *module.File) {
 	r.Verdict = Trusted
 }
 
-// countLayers returns how many signatures a module has. What stops the count, an inner
-// layer that does not fit, is no business of the kernel.
-func countLayers(m *module.File) int {
-	layers, _ := module.Layers(m, m.Size)
+// countLayers returns how many signatures a module has, up to an inner one that is
+// malformed.
+func countLayers(m io.ReaderAt, size int64) int {
+	layers, _ := module.Layers(m, size)
 	return len(layers)
 }
 
-// parse reads the CMS message of a layer, whose claimed length may be anything.
-func parse(m *module.File, l module.Layer) (*cms.Message, error) {
+// parse reads the CMS message of a layer, which may claim any length.
+func parse(m io.ReaderAt, l module.Layer) (*cms.Message, error) {
 	if l.Info.SigLen > cms.MaxSize {
 		return nil, &cms.Error{Kind: cms.Malformed, Errno: syscall.EMSGSIZE,
-			Reason: fmt.Sprintf("a signature of %d bytes, where the kernel reads %d at the most", l.Info.SigLen, cms.MaxSize)}
+			Reason: fmt.Sprintf("signature of %d bytes: the kernel reads at most %d", l.Info.SigLen, cms.MaxSize)}
 	}
 	der, err := l.Signature(m)
 	if err != nil {
@@ -235,7 +224,7 @@ var verdictOf = map[cms.Kind]Verdict{
 	cms.Revoked:      Revoked,
 }
 
-// refuse says what the kernel makes of an error: three of them it forgives
+// refuse returns the result of an error in the kernel. The kernel tolerates three of them
 // unless it enforces signatures (module_sig_check).
 func (r Result) refuse(verdict Verdict, cause syscall.Errno, err error, dmesg ...string) Result {
 	r.Verdict, r.Cause, r.Err, r.Dmesg = verdict, cause, err, dmesg

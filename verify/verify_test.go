@@ -132,7 +132,7 @@ func TestVerdicts(t *testing.T) {
 	if r := File(t.Context(), keyring(t, key), arm64+".xz"); r.Verdict != Unreadable || !errors.Is(r.Err, compress.ErrUnreadable) {
 		t.Errorf("xz with the arm64 filter: %s, %v", r.Verdict, r.Err)
 	}
-	for _, verdict := range Verdicts[:len(Verdicts)-1] {
+	for _, verdict := range verdicts[:len(verdicts)-1] {
 		if !seen[verdict] {
 			t.Errorf("no test has the verdict %s", verdict)
 		}
@@ -148,14 +148,7 @@ func TestEveryByteCounts(t *testing.T) {
 		payload := testmod.ELF()
 		sig := signature(t, key, payload)
 		file := module.AppendSignature(slices.Clone(payload), module.TypePKCS7, sig)
-		dir := t.TempDir()
-		path := filepath.Join(dir, "m.ko")
-		check := func(b []byte) Result {
-			if err := os.WriteFile(path, b, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			return File(t.Context(), keys, path)
-		}
+		check := func(b []byte) Result { return Module(bytes.NewReader(b), int64(len(b)), keys) }
 		if r := check(file); r.Verdict != Trusted {
 			t.Fatalf("%s: %s: %v", algorithm, r.Verdict, r.Err)
 		}
@@ -215,15 +208,15 @@ func TestShippedModules(t *testing.T) {
 			paths = append(paths, kernel.Modules[i])
 		}
 		i := 0
-		err := Tree(t.Context(), keys, paths, Options{}, func(r Result) {
+		summary, err := Tree(t.Context(), keys, paths, Options{Result: func(r Result) {
 			if r.Path != paths[i] {
 				t.Errorf("result %d is of %s", i, r.Path)
 			}
 			if i++; r.Verdict != Trusted || r.Source != kernel.Image {
 				t.Errorf("%s: %s by %s: %v", r.Path, r.Verdict, r.Source, r.Err)
 			}
-		})
-		if err != nil || i != len(paths) || i < 50 {
+		}})
+		if err != nil || i != len(paths) || i < 50 || summary.Verdicts[Trusted] != i || summary.String() != "all trusted" {
 			t.Errorf("%s: %d of %d modules: %v", kernel.Version, i, len(paths), err)
 		}
 		if keys.Holds(testmod.NewKey(t, "ecdsa:p256").Certificate.Raw) || !keys.Holds(keys.certs[0].Raw) {
@@ -279,16 +272,21 @@ func TestAddFile(t *testing.T) {
 func TestTreeIsCancelled(t *testing.T) {
 	key := testmod.NewKey(t, "ecdsa:p256")
 	path := testmod.WriteFile(t, "m.ko", signed(t, key, testmod.ELF()))
+	for i := range 1000 {
+		if err := os.Link(path, fmt.Sprintf("%s.%d.ko", path, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	seen := 0
-	err := Tree(ctx, keyring(t, key), slices.Repeat([]string{path}, 1000), Options{Jobs: 2}, func(Result) {
+	summary, err := Tree(ctx, keyring(t, key), []string{filepath.Dir(path)}, Options{Jobs: 2, Result: func(Result) {
 		if seen++; seen == 10 {
 			cancel(cause)
 		}
-	})
-	if !errors.Is(err, cause) || seen >= 1000 {
-		t.Errorf("%d results, %v", seen, err)
+	}})
+	if !errors.Is(err, cause) || seen >= 1000 || summary.Modules != seen {
+		t.Errorf("%d results, %+v, %v", seen, summary, err)
 	}
 }
 
@@ -297,7 +295,7 @@ func TestInspect(t *testing.T) {
 	payload := testmod.ELF()
 	inner := signed(t, other, payload)
 	path := testmod.WriteFile(t, "m.ko", signed(t, key, inner))
-	d, err := Inspect(t.Context(), path, 0)
+	d, err := Inspect(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,12 +318,12 @@ func TestInspect(t *testing.T) {
 	}
 
 	bad := module.AppendSignature(slices.Clone(payload), module.TypePKCS7, []byte("no message"))
-	if d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", bad), 0); err != nil || d.Layers[0].Problem == "" {
+	if d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", bad)); err != nil || d.Layers[0].Problem == "" {
 		t.Errorf("a broken message: %+v, %v", d, err)
 	}
 	bad = bytes.Clone(inner)
 	bad[len(bad)-32] = 0x7f
-	if d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", bad), 0); err != nil || len(d.Warnings) == 0 {
+	if d, err := Inspect(t.Context(), testmod.WriteFile(t, "m.ko", bad)); err != nil || len(d.Warnings) == 0 {
 		t.Errorf("a broken trailer: %+v, %v", d, err)
 	}
 }

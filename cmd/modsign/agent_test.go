@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 )
 
 // agentFolders are an object tree, and a place for the socket whose name is short
@@ -40,12 +40,12 @@ func TestAgentStarter(t *testing.T) {
 	if tree == "" {
 		return
 	}
-	agent, err := startAgent(t.Context(), agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"})
+	client, err := startAgent(t.Context(), agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer agent.Close()
-	status, err := agent.Status()
+	defer client.Close()
+	status, err := client.Status()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,13 +78,13 @@ func TestAgentLetsGo(t *testing.T) {
 	if rest, err := io.ReadAll(read); err != nil || len(rest) > 0 {
 		t.Errorf("%q (%v) came through descriptor 7", rest, err)
 	}
-	agent, err := keygen.DialAgent(filepath.Join(tree, ".modsign"))
+	client, err := agent.Dial(filepath.Join(tree, ".modsign"))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	defer agent.Close()
-	defer agent.Forget()
-	status, err := agent.Status()
+	defer client.Close()
+	defer client.Forget()
+	status, err := client.Status()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,14 +127,14 @@ func TestAgentLetsGo(t *testing.T) {
 	if err := syscall.Kill(status.PID, syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := agent.Status(); err != nil {
+	if _, err := client.Status(); err != nil {
 		t.Errorf("after SIGHUP: %v", err)
 	}
 	if err := syscall.Kill(status.PID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	for err == nil {
-		_, err = agent.Status()
+		_, err = client.Status()
 	}
 	if !strings.Contains(err.Error(), "the one-time key is gone: ended by a signal at ") {
 		t.Errorf("after SIGTERM: %v", err)
@@ -159,7 +159,7 @@ func TestAgentUnheard(t *testing.T) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitError {
 		t.Errorf("it ended with %v", err)
 	}
-	_, err = keygen.DialAgent(filepath.Join(tree, ".modsign"))
+	_, err = agent.Dial(filepath.Join(tree, ".modsign"))
 	if err == nil || !strings.Contains(err.Error(), "the one-time key is gone: ended as nobody waited for it") {
 		t.Errorf("error is %v", err)
 	}
@@ -187,10 +187,10 @@ func TestStartAgentFails(t *testing.T) {
 	} {
 		o := good
 		change(&o)
-		if agent, err := startAgent(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
+		if client, err := startAgent(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error is %v, want one with %q", err, want)
 			if err == nil {
-				agent.Forget()
+				client.Forget()
 			}
 		}
 	}

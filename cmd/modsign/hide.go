@@ -3,7 +3,7 @@ package main
 import (
 	"os"
 
-	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 )
 
 // isProgram says that this process is modsign, and no test that calls its functions.
@@ -18,6 +18,6 @@ func hideFromStart(u *ui) {
 	if !isProgram || u.signals.stop() {
 		return
 	}
-	_ = keygen.Hide(os.Args, os.Environ())
+	_ = agent.Hide(os.Args, os.Environ())
 	u.signals.start()
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -14,62 +16,58 @@ func newInspectCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect MODULE...",
 		Short: "Describe modules and their signatures",
-		Long: `Inspect shows what stands in modules and in their signatures, all layers of
-them, without judging: see verify for that. It looks at the same files as verify,
-over symbolic links too. sig_key and sig_hashalgo are those of modinfo. It also
-describes signatures in the format of before Linux 4.3, which no kernel accepts
-since.`,
+		Long: `Inspect shows the contents of modules and of all their signatures, without a verdict:
+see verify for that. It looks at the same files as verify, over symbolic links too.
+sig_key and sig_hashalgo have the values that modinfo prints. Inspect also describes
+signatures in the format used before Linux 4.3, which no kernel since accepts.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("nothing to inspect: name modules or folders")
+				return usagef("nothing to inspect: name modules or directories")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			found, err := verify.FindIn("", args)
-			if err != nil {
-				return err
-			}
-			if found.Len() == 0 {
-				return fmt.Errorf("no kernel module found in %s", strings.Join(args, ", "))
-			}
-			failed := 0
-			for i, path := range found.Paths() {
-				if err := cmd.Context().Err(); err != nil {
-					return errInterrupted
-				}
-				d, err := found.Inspect(cmd.Context(), i, int64(maxSize))
-				switch {
-				case err != nil:
-					if u.json {
-						u.object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
-					}
-					u.say("%s", describe(path, err))
-					failed++
-				case u.json:
-					u.object(newJSONInspected(d))
-				default:
-					if i > 0 {
-						u.result("")
-					}
-					for _, line := range inspection(d) {
-						u.result("%s", line)
-					}
-				}
-			}
-			u.skipped(found.Skipped())
-			switch {
-			case failed == found.Len():
-				return exitStatus(exitError)
-			case failed > 0:
-				return exitStatus(exitSome)
-			}
-			return nil
+			return inspect(cmd.Context(), u, args, verify.Options{MaxSize: int64(maxSize)})
 		},
 	}
-	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object a line")
-	cmd.Flags().Var(&maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
+	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
+	cmd.Flags().Var(&maxSize, "max-module-size", "refuse modules that decompress to more than `SIZE`")
 	return cmd
+}
+
+func inspect(ctx context.Context, u *ui, paths []string, o verify.Options) error {
+	modules, failed := 0, 0
+	skipped, err := verify.InspectTree(ctx, paths, o, func(path string, d *verify.Description, err error) {
+		modules++
+		switch {
+		case err != nil:
+			if u.json {
+				u.object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
+			}
+			u.say("%s", describe(path, err))
+			failed++
+		case u.json:
+			u.object(newJSONInspected(d))
+		default:
+			if modules > 1 {
+				u.result("")
+			}
+			for _, line := range inspection(d) {
+				u.result("%s", line)
+			}
+		}
+	})
+	if err != nil && !errors.Is(err, verify.ErrIncomplete) { // what that is about is shown
+		return err
+	}
+	u.skipped(skipped)
+	switch {
+	case failed == modules:
+		return exitStatus(exitError)
+	case failed > 0:
+		return exitStatus(exitSome)
+	}
+	return nil
 }
 
 // inspection is a description for people, in modinfo's two columns.
@@ -90,9 +88,9 @@ func inspection(d *verify.Description) []string {
 	field("signatures", "%d", len(d.Layers))
 	for i, l := range d.Layers {
 		if len(d.Layers) > 1 {
-			which := "dead weight: the kernel takes it for a part of the module"
+			which := "ignored: to the kernel it is a part of the module"
 			if i == 0 {
-				which = "the outermost, the one that counts"
+				which = "outermost: the one that counts"
 			}
 			field("signature", "%d of %d, %s", i+1, len(d.Layers), which)
 		}
@@ -115,7 +113,7 @@ func inspection(d *verify.Description) []string {
 			field("sig_hashalgo", "%s", s.Hash)
 			field("sig_algorithm", "%s, %d bytes", s.Algorithm, s.Size)
 			if s.HasAttribute {
-				field("note", "signed attributes, which the kernel refuses for a module")
+				field("note", "signed attributes, which the kernel rejects for a module")
 			}
 		}
 		if l.Problem != "" {

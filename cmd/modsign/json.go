@@ -103,14 +103,14 @@ func newJSONVerified(r verify.Result) jsonVerified {
 }
 
 type jsonVerifySummary struct {
-	Type         string         `json:"message_type"` // summary
-	Modules      int            `json:"modules"`
-	Linked       int            `json:"modules_over_links,omitempty"`
-	Skipped      []string       `json:"links_not_followed,omitempty"`
-	Verdicts     map[string]int `json:"verdicts"`
-	Certificates []string       `json:"certificates"`
-	Seconds      float64        `json:"seconds"`
-	Warnings     []string       `json:"warnings,omitempty"`
+	Type         string                 `json:"message_type"` // summary
+	Modules      int                    `json:"modules"`
+	Linked       int                    `json:"modules_over_links,omitempty"`
+	Skipped      []string               `json:"links_not_followed,omitempty"`
+	Verdicts     map[verify.Verdict]int `json:"verdicts"`
+	Certificates []string               `json:"certificates"`
+	Seconds      float64                `json:"seconds"`
+	Warnings     []string               `json:"warnings,omitempty"`
 }
 
 type jsonHashed struct {
@@ -132,10 +132,10 @@ func newJSONHashed(r hashlist.Result) jsonHashed {
 }
 
 type jsonHashlistSummary struct {
-	Type     string         `json:"message_type"` // summary
-	Modules  int            `json:"modules"`
-	Verdicts map[string]int `json:"verdicts"`
-	Seconds  float64        `json:"seconds"`
+	Type     string           `json:"message_type"` // summary
+	Modules  int              `json:"modules"`
+	Verdicts hashlist.Summary `json:"verdicts"`
+	Seconds  float64          `json:"seconds"`
 }
 
 type jsonInspected struct {

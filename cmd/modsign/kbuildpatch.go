@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/internal/kbuildrun"
 )
 
 type kbuildPatch struct {
@@ -20,16 +20,16 @@ func newKbuildPatchCommand(u *ui) *cobra.Command {
 	var o kbuildPatch
 	cmd := &cobra.Command{
 		Use:   "patch",
-		Short: "Patch a kernel's source for hashes of modules",
-		Long: `Patch puts CONFIG_MODULE_HASHES into a kernel's source: a kernel that trusts the
-modules it was built with by their hashes, without a key. Signing needs no patch.
+		Short: "Patch a kernel's source for module hashes",
+		Long: `Patch adds CONFIG_MODULE_HASHES to a kernel's source: a kernel with it trusts the
+modules that it was built with by their hashes, without a key. Signing needs no patch.
 
-The program patch (GNU patch, of the package patch) does it, after a dry run says
-that all of it fits, with the lines around each change as they are in the patch;
-else nothing is written. Where an earlier run was interrupted, this one goes on.
+The program patch (GNU patch, in the package patch) applies it, without fuzz. If a dry
+run says that a part of the patch does not apply, nothing is written. After an
+interrupted run, the next one continues.
 
-With --check the exit status is 0 where the whole patch is applied, and 4 where it
-is not, or not as modsign has it.`,
+With --check the exit status is 0 if the whole patch is applied, and 4 if it is not
+applied, or not as modsign has it.`,
 		Example: `  modsign kbuild patch --srctree linux-6.12
   modsign kbuild patch --check || modsign kbuild patch
   modsign kbuild patch --print >debian/patches/module-hashes.patch`,
@@ -39,21 +39,21 @@ is not, or not as modsign has it.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.addFlags(flags)
-	flags.BoolVar(&o.revert, "revert", false, "take the patch out again")
-	flags.BoolVar(&o.check, "check", false, "tell whether the patch is applied, and write nothing")
+	flags.BoolVar(&o.revert, "revert", false, "remove the patch")
+	flags.BoolVar(&o.check, "check", false, "report whether the patch is applied, and write nothing")
 	flags.BoolVar(&o.print, "print", false, "write the patch for this source to stdout, for patch -p1")
 	return cmd
 }
 
 func (o *kbuildPatch) run(u *ui) error {
 	if o.revert && o.check || o.revert && o.print || o.check && o.print {
-		return usagef("--revert, --check and --print are three commands: give one of them")
+		return usagef("--revert, --check and --print exclude each other")
 	}
 	hook, err := o.hook()
 	if err != nil {
 		return withHint(err, "--srctree DIR names the kernel's source")
 	}
-	p, err := kbuild.OpenPatch(hook.Srctree)
+	p, err := kbuildrun.OpenPatch(hook.Srctree)
 	if err != nil {
 		return err
 	}
@@ -71,29 +71,29 @@ func (o *kbuildPatch) run(u *ui) error {
 		if len(before.With) == 0 {
 			u.say("%s does not have the patch", p.Srctree)
 		} else {
-			u.say("took the patch out of %s", p.Srctree)
+			u.say("removed the patch from %s", p.Srctree)
 		}
 		return nil
 	}
 	before, err := p.Apply()
 	switch {
 	case err != nil && before != nil && len(before.Other) > 0 && len(before.With) == 0:
-		return withHint(err, "to carry it over by hand: modsign kbuild patch --print --srctree %s | patch -p1 -d %[1]s applies what fits, and leaves .rej files of the rest", quote(p.Srctree))
+		return withHint(err, "modsign kbuild patch --print --srctree %s | patch -p1 -d %[1]s applies what it can, and leaves .rej files to apply by hand", quote(p.Srctree))
 	case err != nil:
 		return err
 	case before.Applied():
 		u.say("%s has the patch already", p.Srctree)
 	case before.Absent():
 		u.say("patched %s, which is Linux %s", p.Srctree, p.Version)
-		u.hint("make menuconfig has MODULE_HASHES now, below \"Enable loadable module support\"")
+		u.hint("make menuconfig now has MODULE_HASHES, below \"Enable loadable module support\"")
 	default:
-		u.say("patched %s of %s: the others had the patch already, from a run that was interrupted", plural(len(before.Without), "file"), p.Srctree)
+		u.say("patched %s of %s: the others had the patch already, from an interrupted run", plural(len(before.Without), "file"), p.Srctree)
 	}
 	return nil
 }
 
-// checkPatch ends with an exit code of its own where the patch is not applied.
-func checkPatch(u *ui, p *kbuild.Patch) error {
+// checkPatch ends with an exit code of its own if the patch is not applied.
+func checkPatch(u *ui, p *kbuildrun.Patch) error {
 	state, err := p.State()
 	if err != nil {
 		return err
@@ -105,11 +105,11 @@ func checkPatch(u *ui, p *kbuild.Patch) error {
 	f := &failure{code: exitRefused}
 	switch {
 	case state.Absent():
-		f.err, f.hint = fmt.Errorf("%s does not have the patch, which would fit", p.Srctree), "modsign kbuild patch applies it"
+		f.err, f.hint = fmt.Errorf("%s does not have the patch, which applies", p.Srctree), "modsign kbuild patch applies it"
 	case len(state.Other) == 0:
-		f.err, f.hint = fmt.Errorf("%s has the patch in part: it is %v", p.Srctree, state), "modsign kbuild patch applies the rest, and modsign kbuild patch --revert takes it out"
+		f.err, f.hint = fmt.Errorf("%s has the patch in part: it is %v", p.Srctree, state), "modsign kbuild patch applies the rest, and modsign kbuild patch --revert removes it"
 	case len(state.With) == 0:
-		f.err = fmt.Errorf("%s, which is Linux %s, does not have the patch, and that for Linux %s would not fit: %v", p.Srctree, p.Version, p.For, state)
+		f.err = fmt.Errorf("%s, which is Linux %s, does not have the patch, and the one for Linux %s does not apply: %v", p.Srctree, p.Version, p.For, state)
 	default:
 		f.err = errors.New(p.Srctree + " does not have the patch as modsign has it: " + state.String())
 	}

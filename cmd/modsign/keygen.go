@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -111,37 +112,22 @@ func (o *keygenOptions) writeCert(pair *keygen.Pair, pipe *os.File) error {
 	return err
 }
 
-// template is the profile that configuration and flags make together.
+// template is the certificate that the profile and the flags describe.
 func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
-	template, algorithm := keygen.DefaultTemplate(), keygen.Algorithm(0)
-	if o.config != "" {
-		f, err := os.Open(o.config)
-		if err != nil {
-			return template, 0, err
-		}
-		defer f.Close()
-		if template, algorithm, err = keygen.ParseConfig(f); err != nil {
-			return template, 0, fmt.Errorf("%s: %w", o.config, err)
-		}
+	template, algorithm, err := readProfile(o.config)
+	if err != nil {
+		return template, 0, err
 	}
-	if algorithm == 0 {
-		algorithm = keygen.RSA4096
-	}
-	var err error
-	if o.keyType != "" {
-		if algorithm, err = keygen.ParseAlgorithm(o.keyType); err != nil {
-			return template, 0, usagef("--type: %v", err)
-		}
+	if algorithm, err = keyType("type", o.keyType, algorithm); err != nil {
+		return template, 0, err
 	}
 	if o.subject != "" {
 		if template.Subject, err = keygen.ParseSubject(o.subject); err != nil {
 			return template, 0, usagef("--subject: %v", err)
 		}
 	}
-	if o.hash != "" {
-		if template.Hash, err = cms.HashByName(o.hash); err != nil {
-			return template, 0, usagef("--hash: %v", err)
-		}
+	if template.Hash, err = certificateHash(o.hash, template.Hash); err != nil {
+		return template, 0, err
 	}
 	switch {
 	case o.days < 0:
@@ -150,4 +136,49 @@ func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
 		template.Days = o.days
 	}
 	return template, algorithm, nil
+}
+
+// readProfile reads an x509.genkey. Without a path, or where the file does not say,
+// the result is as in the kernel's build.
+func readProfile(path string) (keygen.Template, keygen.Algorithm, error) {
+	if path == "" {
+		return keygen.DefaultTemplate(), keygen.RSA4096, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return keygen.Template{}, 0, err
+	}
+	defer f.Close()
+	template, algorithm, err := keygen.ParseConfig(f)
+	if err != nil {
+		return template, 0, fmt.Errorf("%s: %w", path, err)
+	}
+	if algorithm == 0 {
+		algorithm = keygen.RSA4096
+	}
+	return template, algorithm, nil
+}
+
+// keyType parses the value of a flag, which may be empty.
+func keyType(flag, name string, byDefault keygen.Algorithm) (keygen.Algorithm, error) {
+	if name == "" {
+		return byDefault, nil
+	}
+	algorithm, err := keygen.ParseAlgorithm(name)
+	if err != nil {
+		return 0, usagef("--%s: %v", flag, err)
+	}
+	return algorithm, nil
+}
+
+// certificateHash parses the value of --hash, which may be empty.
+func certificateHash(name string, byDefault crypto.Hash) (crypto.Hash, error) {
+	if name == "" {
+		return byDefault, nil
+	}
+	hash, err := cms.HashByName(name)
+	if err != nil {
+		return 0, usagef("--hash: %v", err)
+	}
+	return hash, nil
 }

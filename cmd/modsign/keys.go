@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -19,6 +18,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -43,6 +43,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
+		KeyOf:         agent.KeyOf,
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
 		Note: func(note string) {
 			o.notes = append(o.notes, note)
@@ -50,15 +51,6 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 		},
 	})
 	return pair, nameInsecureFlag(err)
-}
-
-// nameInsecureFlag adds the flag to the hint about a key that others can read: where
-// a group is to read it, or its mount has no modes, there is nothing to mend.
-func nameInsecureFlag(err error) error {
-	if e, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
-		e.Hint += " # or sign with it as it is: --allow-insecure-key"
-	}
-	return err
 }
 
 // newSigner returns what signs with a key and its certificate. Its errors are about
@@ -69,15 +61,6 @@ func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool)
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
 	return signer, err
-}
-
-// hintFor adds what to do about the file of a certificate, where something can be
-// done.
-func hintFor(path string, err error) error {
-	if e, ok := errors.AsType[*keyfile.HintError](err); ok && e.Hint != "" {
-		return withHint(err, "%s", strings.ReplaceAll(e.Hint, "FILE", quote(path)))
-	}
-	return err
 }
 
 // certFile is the file of the certificate.

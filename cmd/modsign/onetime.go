@@ -161,13 +161,14 @@ func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 // carries reports whether a module may be signed by a key: one that cannot be read
 // may.
 func carries(ctx context.Context, keys *verify.Keyring, roots []string) (bool, error) {
-	paths, err := verify.Find(roots)
-	if err != nil {
-		return false, err
-	}
 	is := false
-	_ = verify.Tree(ctx, keys, paths, verify.Options{}, func(r verify.Result) {
+	_, err := verify.Tree(ctx, keys, roots, verify.Options{Result: func(r verify.Result) {
 		is = is || r.Verdict != verify.NotSigned && r.Verdict != verify.UnknownKey
-	})
-	return is, context.Cause(ctx)
+	}})
+	for _, verdict := range []error{verify.ErrRefused, verify.ErrIncomplete, verify.ErrNoModules} {
+		if errors.Is(err, verdict) {
+			err = nil
+		}
+	}
+	return is, err
 }

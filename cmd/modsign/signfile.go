@@ -11,6 +11,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -132,7 +133,7 @@ func signFile(args []string, stderr io.Writer) int {
 	}
 	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
 	if err := a.run(warn); err != nil {
-		warn("%s", printable(err.Error()))
+		warn("%s", printable(inOneLine(err)))
 		return exitError
 	}
 	return exitDone
@@ -154,13 +155,13 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 		return err
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{Passphrase: buildPIN}
+	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
 	pair, err := keygen.Load(keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, so this one has to; but it warns.
 		if firstOfJob(keyPath) {
 			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
-				printable(insecure.Path), insecure.Err, printable(insecure.Hint))
+				printable(insecure.Path), insecure.Err, printable(keyHint(err)))
 		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)

@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 )
 
 // TestSpied has a spy of the same user open the memory of every new process, while the
@@ -90,21 +90,21 @@ func TestSpied(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := out.Read(make([]byte, len(agentReady))); err != nil {
+				if _, err := out.Read(make([]byte, len("ready\n"))); err != nil {
 					t.Fatal(err)
 				}
-				agent, err := keygen.DialAgent(dir + "/.modsign")
+				client, err := agent.Dial(dir + "/.modsign")
 				if err != nil {
 					t.Fatal(err)
 				}
-				check(t, spy, cmd.Process.Pid, agent.Certificate())
-				if status, err := agent.Status(); err != nil || !status.MemoryHidden || status.PID != cmd.Process.Pid {
+				check(t, spy, cmd.Process.Pid, client.Certificate())
+				if status, err := client.Status(); err != nil || !status.MemoryHidden || status.PID != cmd.Process.Pid {
 					t.Errorf("status is %+v (%v)", status, err)
 				}
-				if err := agent.Forget(); err != nil {
+				if err := client.Forget(); err != nil {
 					t.Error(err)
 				}
-				agent.Close()
+				client.Close()
 				cmd.Wait()
 			}
 		})

@@ -17,8 +17,6 @@ import (
 	"unicode"
 
 	"golang.org/x/term"
-
-	"github.com/modsign/modsign/keygen"
 )
 
 // The contract of all output:
@@ -143,9 +141,8 @@ func (u *ui) exit(err error) int {
 	if f, ok := errors.AsType[*failure](err); ok {
 		code, hint = f.code, f.hint
 	}
-	if l, ok := errors.AsType[*keygen.LoadError](err); ok && l.Hint != "" && hint == "" {
-		hint = l.Hint
-		text = strings.TrimSuffix(text, " ("+hint+")")
+	if hint == "" {
+		hint = keyHint(err)
 	}
 	status, silent := errors.AsType[exitStatus](err)
 	switch {

@@ -26,25 +26,24 @@ func newVerifyCommand(u *ui) *cobra.Command {
 	o := verifyOptions{maxSize: 2 << 30, installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
 		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
-		Short: "Tell whether a kernel will take modules",
-		Long: `Verify gives the verdict that a kernel would give on each module: trusted, not
-signed, unknown key, bad signature, malformed, unsupported or revoked, with the
-error that loading it would end with and what the kernel would log. The rules
-are the kernel's: a certificate's dates and usage do not count.
+		Short: "Check whether a kernel will load modules",
+		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
+unknown key, bad signature, malformed, unsupported or revoked. It also shows the
+error of the load, and what the kernel would log. The rules are the kernel's: dates
+and usages of certificates do not count.
 
-Whom to trust is said by --cert, or is what the kernel image has built in: the
-one of --kernel (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), or with
---installed that kernel's own. What a running kernel has learned beyond its
-image, the keys of the machine's owner say, is not looked at: give them with
---cert beside --kernel.
+--cert names the certificates to trust. --kernel trusts those built into a kernel
+image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
+into the installed kernel. Keys that a running kernel learned beyond its image, such as
+machine owner keys, are not in the image: add them with --cert beside --kernel.
 
-Below a directory, verify looks at what depmod would find, so that modprobe may load
-it: at *.ko, *.ko.gz, *.ko.xz and *.ko.zst, over symbolic links to files and to
-directories too, wherever they lead. As depmod, it does not follow links that are
-called build or source. With --root, links lead where they would lead after chroot, also
-from PATHs below DIR.
+Below a directory, verify looks at the files that depmod would find and modprobe may
+load: *.ko, *.ko.gz, *.ko.xz and *.ko.zst, also over symbolic links to files and
+directories, wherever they lead. Like depmod, it does not follow links named build or
+source. With --root, links lead where they would lead after chroot, also from PATHs
+below DIR.
 
-Modules that are not trusted are listed, one a line, with --all every module.`,
+Verify lists the modules that are not trusted, one a line, and with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
   modsign verify --installed`,
@@ -52,16 +51,16 @@ Modules that are not trusted are listed, one a line, with --all every module.`,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE` (PEM or DER, any number; may be repeated)")
-	flags.StringVar(&o.image, "kernel", "", "trust what the kernel `IMAGE` has built in")
+	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, PEM or DER (repeatable)")
+	flags.StringVar(&o.image, "kernel", "", "trust the certificates built into the kernel `IMAGE`")
 	o.installedOptions.addFlags(flags)
-	flags.Lookup("root").Usage = "root directory `DIR` of the system, in which all links are resolved"
+	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
-	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "no module at all is fine")
+	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "succeed if there is no module")
 	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
 	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but results and errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules looked at at once, `N` (default: the number of processors)")
-	flags.Var(&o.maxSize, "max-module-size", "refuse a compressed module that is larger than `SIZE` when decompressed")
+	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules looked at at once, `N` (default: twice the number of processors)")
+	flags.Var(&o.maxSize, "max-module-size", "refuse modules that decompress to more than `SIZE`")
 	return cmd
 }
 
@@ -74,7 +73,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	roots := kernel.roots(args)
 	switch {
 	case len(roots) == 0:
-		return usagef("nothing to verify: name modules or folders, or give --installed")
+		return usagef("nothing to verify: name modules or directories, or use --installed")
 	case o.jobs < 0:
 		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	}
@@ -85,40 +84,32 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, warning := range keys.Warnings() {
 		u.note("warning: %s", warning)
 	}
-	found, err := verify.FindIn(o.root, roots)
-	if err != nil {
-		return err
-	}
-	if found.Len() == 0 && !o.allowEmpty {
-		u.skipped(found.Skipped())
-		return withHint(fmt.Errorf("no kernel module found in %s, so that nothing is verified", strings.Join(roots, ", ")), "--allow-empty makes that a success")
-	}
-
-	counts, linked := make(map[verify.Verdict]int), 0
-	err = found.Verify(ctx, keys, verify.Options{Jobs: o.jobs, MaxSize: int64(o.maxSize), Progress: func(n int) {
-		u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", n, plural(found.Len(), "module")) })
-	}}, func(r verify.Result) {
-		counts[r.Verdict]++
-		if r.Target != "" {
-			linked++
-		}
-		o.show(u, r)
+	summary, err := verify.Tree(ctx, keys, roots, verify.Options{
+		Jobs: o.jobs, MaxSize: int64(o.maxSize), Root: o.root,
+		Progress: func(done, total int) {
+			u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", done, plural(total, "module")) })
+		},
+		Result: func(r verify.Result) { o.show(u, r) },
 	})
 	u.progress(true, nil)
+	none := errors.Is(err, verify.ErrNoModules)
 	refused, unreadable := errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
-	if err != nil && !refused && !unreadable { // what these are about is shown
+	switch {
+	case none && !o.allowEmpty:
+		u.skipped(summary.Skipped)
+		return withHint(fmt.Errorf("%w: nothing was verified", err), "--allow-empty makes that a success")
+	case err != nil && !none && !refused && !unreadable: // what these are about is shown
 		return err
 	}
 	took := time.Since(start)
 	if u.json {
-		named := make(map[string]int)
-		for verdict, n := range counts {
-			named[string(verdict)] = n
-		}
-		u.object(jsonVerifySummary{Type: "summary", Modules: found.Len(), Linked: linked, Skipped: found.Skipped(), Verdicts: named, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings()})
+		u.object(jsonVerifySummary{
+			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
+			Verdicts: summary.Verdicts, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
+		})
 	}
-	u.note("%s", verdictSentence(found.Len(), linked, counts, keys.Len(), took))
-	u.skipped(found.Skipped())
+	u.note("%s", verdictSentence(summary, keys.Len(), took))
+	u.skipped(summary.Skipped)
 	switch {
 	case refused:
 		return exitStatus(exitRefused)
@@ -128,14 +119,14 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	return nil
 }
 
-// keyring is whom to trust; never nobody.
+// keyring returns the certificates to trust, at least one.
 func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 	keys := new(verify.Keyring)
 	switch {
 	case len(o.certs) > 0 || o.image != "":
 		if o.image != "" {
 			if err := keys.AddImage(o.image); err != nil {
-				return nil, withHint(err, "give the certificates with --cert alone")
+				return nil, withHint(err, "name the certificates with --cert instead of --kernel")
 			}
 		}
 		for _, path := range o.certs {
@@ -147,11 +138,12 @@ func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 	case kernel != nil:
 		keys, err := kernel.keyring()
 		if err != nil {
-			return nil, withHint(err, "give the kernel with --kernel IMAGE, or the certificates with --cert FILE")
+			return nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
 		}
 		return keys, nil
 	}
-	return nil, withHint(errors.New("no certificate to verify with"), "give --cert FILE, or --kernel IMAGE for those that are built into a kernel")
+	return nil, withHint(errors.New("no certificate to verify with"),
+		"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 }
 
 func (o *verifyOptions) show(u *ui, r verify.Result) {
@@ -170,7 +162,7 @@ func (o *verifyOptions) show(u *ui, r verify.Result) {
 	}
 }
 
-// refusal is all about a module that is not trusted, in a line.
+// refusal describes a module that is not trusted in one line.
 func refusal(r verify.Result) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s", r.Path, r.Verdict)
@@ -192,23 +184,14 @@ func refusal(r verify.Result) string {
 	return b.String()
 }
 
-// verdictSentence is the one true summary.
-func verdictSentence(modules, linked int, counts map[verify.Verdict]int, certs int, took time.Duration) string {
+// verdictSentence sums up a run.
+func verdictSentence(s verify.Summary, certs int, took time.Duration) string {
 	against := fmt.Sprintf("against %s in %s", plural(certs, "certificate"), seconds(took))
-	if linked > 0 {
-		against = fmt.Sprintf("(%d over symbolic links) %s", linked, against)
-	}
-	if modules == 0 {
+	if s.Modules == 0 {
 		return "there is no module to verify " + against
 	}
-	if modules == counts[verify.Trusted] {
-		return fmt.Sprintf("verified %s %s: all trusted", plural(modules, "module"), against)
+	if s.Linked > 0 {
+		against = fmt.Sprintf("(%d over symbolic links) %s", s.Linked, against)
 	}
-	var parts []string
-	for _, verdict := range verify.Verdicts {
-		if n := counts[verdict]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, verdict))
-		}
-	}
-	return fmt.Sprintf("verified %s %s: %s", plural(modules, "module"), against, strings.Join(parts, ", "))
+	return fmt.Sprintf("verified %s %s: %s", plural(s.Modules, "module"), against, s)
 }

@@ -123,8 +123,8 @@ func WriteOutput(path string, data []byte, durable bool) error {
 }
 
 // WriteFile writes a file whole, in the place of the regular file that may be there;
-// anything else of that name is refused, and a symbolic link is not followed. perm and
-// durable are as in [Create] and [File.Commit].
+// anything else of that name is a [dirfd.PlantedError], and a symbolic link is not
+// followed. perm and durable are as in [Create] and [File.Commit].
 func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error {
 	dir, err := dirfd.Open(filepath.Dir(target))
 	if err != nil {
@@ -145,9 +145,9 @@ func WriteIn(dir *dirfd.Dir, target string, data []byte, perm fs.FileMode, durab
 	}
 	defer f.Abort()
 	if _, err := f.Write(data); err != nil {
-		return err
+		return failedAt(dir.Path(target), err)
 	}
-	return f.Commit(durable)
+	return failedAt(dir.Path(target), f.Commit(durable))
 }
 
 func tempName(target string) string {

@@ -2,6 +2,7 @@ package atomicfile
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -468,5 +469,46 @@ func TestLock(t *testing.T) {
 	lock.Unlock()
 	if _, err := NewLock(at("nowhere"), nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a path that is not there: %v", err)
+	}
+}
+
+// TestLockBeingRemoved holds a lock file as a process does that is about to remove it,
+// and is not run for a while.
+func TestLockBeingRemoved(t *testing.T) {
+	path := t.TempDir()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	dir := privateDir(os.Geteuid())
+	if dir == nil {
+		t.Fatal("no directory for locks")
+	}
+	defer dir.Close()
+	name := fmt.Sprintf("%x-%x.lock", uint64(st.Dev), st.Ino)
+	f, err := openLock(dir, name, os.Geteuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := flockRetry(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		lock, err := NewLock(nil, []string{path})
+		if err == nil {
+			lock.Unlock()
+		}
+		got <- err
+	}()
+	time.Sleep(patience / 5)
+	if err := dir.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := <-got; err != nil {
+		t.Errorf("a lock that was about to be removed: %v", err)
 	}
 }

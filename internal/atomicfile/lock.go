@@ -156,12 +156,7 @@ func privateDir(uid int) *dirfd.Dir {
 		if err := makePrivate(name, uid); err != nil {
 			continue
 		}
-		above, err := dirfd.Open(filepath.Dir(name))
-		if err != nil {
-			continue
-		}
-		dir, err := above.OpenDir(filepath.Base(name))
-		above.Close()
+		dir, err := dirfd.OpenOwn(name)
 		if err != nil {
 			continue
 		}
@@ -284,20 +279,25 @@ func (l *Lock) flockAs(path string, info fs.FileInfo, suffix string, how int) er
 	return nil
 }
 
+// patience is how long a lock is waited for that another process has. That process may
+// be about to remove the lock file, and not get to run for a while on a busy machine.
+const patience = 500 * time.Millisecond
+
 // flockIn locks a file in a directory of lock files, which is nil where that cannot be
 // had: no space is left, say.
 func (l *Lock) flockIn(dir *dirfd.Dir, name string, user, how int) (*lockFile, error) {
-	for tries := 0; ; {
+	for waited := time.Duration(0); ; {
 		f, err := openLock(dir, name, user)
 		if err != nil {
 			return nil, nil
 		}
 		switch err := flockRetry(int(f.Fd()), how|unix.LOCK_NB); {
-		case err == unix.EWOULDBLOCK && tries < 20:
+		case err == unix.EWOULDBLOCK && waited < patience:
 			// It may be about to be removed, which takes the whole lock for a moment.
 			f.Close()
-			tries++
-			time.Sleep(time.Duration(tries) * 200 * time.Microsecond)
+			pause := min(max(waited/4, 200*time.Microsecond), 20*time.Millisecond)
+			time.Sleep(pause)
+			waited += pause
 			continue
 		case err == unix.EWOULDBLOCK:
 			holder := holderOf(f)

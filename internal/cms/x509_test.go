@@ -19,7 +19,7 @@ import (
 
 // oddCertificates are certificates of a key that crypto/x509 or the kernel refuses,
 // or both, and with which the kernel's sign-file signs, in DER.
-func oddCertificates(t *testing.T, key *testmod.Key) map[string]struct {
+func oddCertificates(t testing.TB, key *testmod.Key) map[string]struct {
 	der        []byte
 	std, loads bool // whether crypto/x509 parses it, and a kernel would load it
 } {
@@ -62,7 +62,7 @@ func oddCertificates(t *testing.T, key *testmod.Key) map[string]struct {
 }
 
 // emptyExtensions takes the extensions out of a certificate, and leaves their list.
-func emptyExtensions(t *testing.T, der []byte) []byte {
+func emptyExtensions(t testing.TB, der []byte) []byte {
 	t.Helper()
 	var cert struct {
 		TBS struct {
@@ -200,7 +200,11 @@ func TestParseX509Refuses(t *testing.T) {
 
 func FuzzParseX509(f *testing.F) {
 	f.Add(testmod.NewKey(f, "ecdsa:p256").Certificate.Raw)
-	f.Add(testmod.NewKey(f, "rsa:2048").Certificate.Raw)
+	key := testmod.NewKey(f, "rsa:2048")
+	f.Add(key.Certificate.Raw)
+	for _, odd := range oddCertificates(f, key) {
+		f.Add(odd.der)
+	}
 	f.Fuzz(func(t *testing.T, der []byte) {
 		cert, err := ParseX509(der)
 		if err != nil {

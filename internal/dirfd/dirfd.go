@@ -5,7 +5,12 @@
 // A [Dir] that [Open] returns is the directory that a user has named; links on that
 // path are followed. From there on nothing is: [Dir.OpenDir] and [Dir.MakeDir]
 // refuse a path that leads over a symbolic link, and the methods that take a name
-// act on the directory entry itself.
+// act on the directory entry itself. [OpenOwn] is for a directory whose own name is
+// one that modsign makes up.
+//
+// What is to be read or entered is opened first and judged then, as a name may stand for
+// another thing a moment after a look at it. Something of another kind than it has to be
+// gives a [PlantedError].
 //
 // It uses openat2(2) where the kernel has it (Linux 5.6), and else opens one
 // component after the other.
@@ -14,17 +19,54 @@ package dirfd
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // ErrLink reports a path below a directory that leads over a symbolic link.
 var ErrLink = errors.New("a symbolic link, which is not followed here")
+
+// PlantedError reports a name at which modsign makes files or directories of its own,
+// and something of another kind stands. A symbolic link is an [ErrLink], too.
+type PlantedError struct {
+	Path string
+	What string // a symbolic link
+	Want string // a regular file
+}
+
+func (e *PlantedError) Error() string {
+	return fmt.Sprintf("%s: is %s, and has to be %s: look at it, and remove it", e.Path, e.What, e.Want)
+}
+
+func (e *PlantedError) Is(target error) bool {
+	return target == ErrLink && e.What == kind(unix.S_IFLNK)
+}
+
+// kind is a type of file in words.
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return "a regular file"
+	case unix.S_IFDIR:
+		return "a directory"
+	case unix.S_IFLNK:
+		return "a symbolic link"
+	case unix.S_IFBLK, unix.S_IFCHR:
+		return "a device"
+	case unix.S_IFIFO:
+		return "a FIFO"
+	case unix.S_IFSOCK:
+		return "a socket"
+	}
+	return "of an unknown kind"
+}
 
 // Dir is an open directory. Its methods may be called by several goroutines, and
 // none of them after Close.
@@ -60,6 +102,13 @@ func OpenReal(path string) (*Dir, error) {
 	return d, nil
 }
 
+// OpenOwn opens the directory at a path whose last name is modsign's own: links on the
+// way there are followed, and that name is none.
+func OpenOwn(path string) (*Dir, error) {
+	working := Dir{unix.AT_FDCWD, "."}
+	return working.child(filepath.Clean(path), false)
+}
+
 // Close closes the directory.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 
@@ -91,8 +140,8 @@ func (d *Dir) failed(op, name string, err error) error {
 var noOpenat2 atomic.Bool
 
 // OpenDir opens a directory below this one: rel is a clean relative path without
-// "..", and "." or empty for the directory itself. [ErrLink] is wrapped where a
-// component is a symbolic link.
+// "..", and "." or empty for the directory itself. A component that is no directory
+// gives a [PlantedError].
 func (d *Dir) OpenDir(rel string) (*Dir, error) {
 	if rel == "" {
 		rel = "."
@@ -107,7 +156,7 @@ func (d *Dir) OpenDir(rel string) (*Dir, error) {
 	case unix.ENOSYS:
 		return d.descend(rel, false)
 	}
-	return nil, d.beneathError(rel, err)
+	return nil, d.failed("open", rel, err)
 }
 
 // OpenBelow opens a file below this directory for reading. It is [Dir.OpenDir] and
@@ -125,11 +174,11 @@ func (d *Dir) OpenBelow(rel string) (*os.File, error) {
 		defer dir.Close()
 		return dir.Open(filepath.Base(rel), unix.O_RDONLY, 0)
 	}
-	return nil, d.beneathError(rel, err)
+	return nil, d.failed("open", rel, err)
 }
 
-// beneath is openat2(2) without symbolic links. ENOSYS stands for all that another way
-// of opening may be free of.
+// beneath is openat2(2) without symbolic links. ENOSYS stands for every error that does
+// not occur, or tells more, where one component is opened after the other.
 func (d *Dir) beneath(rel string, flags uint64) (int, error) {
 	if noOpenat2.Load() || !filepath.IsLocal(rel) {
 		return -1, unix.ENOSYS
@@ -141,20 +190,13 @@ func (d *Dir) beneath(rel string, flags uint64) (int, error) {
 		})
 	})
 	switch err {
-	case unix.EAGAIN: // something was renamed on the way
+	case unix.EAGAIN, unix.ELOOP, unix.ENOTDIR: // something was renamed on the way, or is no directory
 		err = unix.ENOSYS
 	case unix.ENOSYS, unix.EPERM:
 		noOpenat2.Store(true)
 		err = unix.ENOSYS
 	}
 	return fd, err
-}
-
-func (d *Dir) beneathError(rel string, err error) error {
-	if err == unix.ELOOP {
-		return d.failed("open", d.firstLink(rel), ErrLink)
-	}
-	return d.failed("open", rel, err)
 }
 
 // MakeDir is [Dir.OpenDir], and makes the directories that are not there, with mode
@@ -192,31 +234,15 @@ func (d *Dir) child(name string, create bool) (*Dir, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
-	if err == unix.ENOTDIR && d.isLink(name) {
-		err = unix.ELOOP
-	}
-	switch err {
-	case nil:
-		return &Dir{fd, d.Path(name)}, nil
-	case unix.ELOOP:
-		return nil, d.failed("open", name, ErrLink)
-	}
-	return nil, d.failed("open", name, err)
-}
-
-func (d *Dir) isLink(name string) bool {
-	st, err := d.Lstat(name)
-	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
-}
-
-// firstLink is the part of a path up to the first symbolic link on it.
-func (d *Dir) firstLink(rel string) string {
-	for i, c := range rel {
-		if c == '/' && d.isLink(rel[:i]) {
-			return rel[:i]
+	if err == unix.ENOTDIR || err == unix.ELOOP {
+		if err := d.check(name, unix.S_IFDIR); err != nil {
+			return nil, err
 		}
 	}
-	return rel
+	if err != nil {
+		return nil, d.failed("open", name, err)
+	}
+	return &Dir{fd, d.Path(name)}, nil
 }
 
 // Open opens a file in the directory. A symbolic link is not followed, whatever the
@@ -232,6 +258,33 @@ func (d *Dir) Open(name string, flags int, perm fs.FileMode) (*os.File, error) {
 		return nil, d.failed("open", name, err)
 	}
 	return os.NewFile(uintptr(fd), d.Path(name)), nil
+}
+
+// ReadFile reads a regular file of at most max bytes.
+func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
+	f, err := d.Open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		if planted := d.CheckFile(name); planted != nil { // a socket cannot be opened, say
+			return nil, planted
+		}
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.judge(name, info.Sys().(*syscall.Stat_t).Mode, unix.S_IFREG); err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, max+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > max {
+		return nil, fmt.Errorf("%s: has more than %d bytes", d.Path(name), max)
+	}
+	return data, nil
 }
 
 // Lstat describes what a name stands for, be it a link.
@@ -260,9 +313,14 @@ func (d *Dir) Info(name string) (fs.FileInfo, error) {
 // that is there.
 func (d *Dir) Exists(name string) bool { return unix.Faccessat(d.fd, name, unix.F_OK, 0) == nil }
 
-// CheckFile returns an error when a name stands for something that is no regular
-// file: what modsign writes under names of its own choice replaces nothing else.
-func (d *Dir) CheckFile(name string) error {
+// CheckFile returns a [PlantedError] when a name stands for something that is no
+// regular file: what modsign writes under names of its own choice replaces nothing else.
+func (d *Dir) CheckFile(name string) error { return d.check(name, unix.S_IFREG) }
+
+// CheckLink is CheckFile for a symbolic link that modsign makes.
+func (d *Dir) CheckLink(name string) error { return d.check(name, unix.S_IFLNK) }
+
+func (d *Dir) check(name string, want uint32) error {
 	st, err := d.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -270,26 +328,15 @@ func (d *Dir) CheckFile(name string) error {
 	if err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		return nil
-	}
-	return d.failed("replace", name, fmt.Errorf("%s is in the way: remove it", kind(st.Mode)))
+	return d.judge(name, st.Mode, want)
 }
 
-func kind(mode uint32) string {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFLNK:
-		return "a symbolic link"
-	case unix.S_IFDIR:
-		return "a directory"
-	case unix.S_IFBLK, unix.S_IFCHR:
-		return "a device"
-	case unix.S_IFIFO:
-		return "a FIFO"
-	case unix.S_IFSOCK:
-		return "a socket"
+// judge returns an error unless what has a name is of the wanted type.
+func (d *Dir) judge(name string, mode, want uint32) error {
+	if mode&unix.S_IFMT == want {
+		return nil
 	}
-	return "something that is no regular file"
+	return &PlantedError{d.Path(name), kind(mode), kind(want)}
 }
 
 // Names returns the names of all that is in the directory.
@@ -305,6 +352,24 @@ func (d *Dir) Names() ([]string, error) {
 // Remove removes a name that is not a directory's.
 func (d *Dir) Remove(name string) error {
 	return d.failed("remove", name, unix.Unlinkat(d.fd, name, 0))
+}
+
+// RemoveDir removes an empty directory, and nothing else of that name.
+func (d *Dir) RemoveDir(name string) error {
+	return d.failed("remove", name, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR))
+}
+
+// Clear removes what a name stands for, if it is there: a file, a link, or a directory
+// that is empty.
+func (d *Dir) Clear(name string) error {
+	err := d.Remove(name)
+	if errors.Is(err, unix.EISDIR) {
+		err = d.RemoveDir(name)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Rename gives what a name stands for another name, replacing what has it.

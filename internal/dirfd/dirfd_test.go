@@ -49,7 +49,7 @@ func TestOpenDir(t *testing.T) {
 		}{
 			{"", nil}, {".", nil}, {"a", nil}, {"a/b/c", nil},
 			{"link", ErrLink}, {"link/b", ErrLink}, {"a/root", ErrLink}, {"a/root/tmp", ErrLink},
-			{"none", fs.ErrNotExist}, {"a/file", unix.ENOTDIR}, {"a/file/b", unix.ENOTDIR},
+			{"none", fs.ErrNotExist}, {"a/none/b", fs.ErrNotExist},
 		} {
 			sub, err := d.OpenDir(test.rel)
 			if !errors.Is(err, test.err) {
@@ -68,6 +68,19 @@ func TestOpenDir(t *testing.T) {
 			}
 			sub.Close()
 		}
+		for rel, want := range map[string]string{
+			"link":       "link: is a symbolic link",
+			"link/b":     "link: is a symbolic link",
+			"a/root/tmp": "a/root: is a symbolic link",
+			"a/file":     "a/file: is a regular file",
+			"a/file/b":   "a/file: is a regular file",
+		} {
+			want = filepath.Join(path, want) + ", and has to be a directory: look at it, and remove it"
+			sub, err := d.OpenDir(rel)
+			if _, planted := errors.AsType[*PlantedError](err); !planted || err.Error() != want {
+				t.Errorf("%s: %v (%v), want %s", rel, sub, err, want)
+			}
+		}
 		for _, rel := range []string{"..", "a/../..", "/", "/etc"} {
 			if sub, err := d.OpenDir(rel); err == nil {
 				sub.Close()
@@ -75,6 +88,54 @@ func TestOpenDir(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOpenOwn has links on the way, which may be there, and at the end.
+func TestOpenOwn(t *testing.T) {
+	_, path := openTemp(t)
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(path, "real/own"), 0o755),
+		os.WriteFile(filepath.Join(path, "real/file"), nil, 0o644),
+		os.Symlink("real", filepath.Join(path, "way")),
+		os.Symlink("own", filepath.Join(path, "real/link")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(path, "real/own"))
+	for name, real := range map[string]string{
+		filepath.Join(path, "way/own"): "real/own", filepath.Join(path, "real/own") + "/": "real/own",
+		".": "real/own", "..": "real", "../own": "real/own", "../../way/own": "real/own",
+	} {
+		d, err := OpenOwn(name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		info, err := d.Info(".")
+		want, err2 := os.Stat(filepath.Join(path, real))
+		if err != nil || err2 != nil || !os.SameFile(info, want) {
+			t.Errorf("%s is another directory: %v, %v", name, err, err2)
+		}
+		if d.Path("x") != filepath.Join(name, "x") {
+			t.Errorf("x in %s is called %s", name, d.Path("x"))
+		}
+		d.Close()
+	}
+	for name, want := range map[string]string{
+		filepath.Join(path, "way"): "a symbolic link", "../link/": "a symbolic link", "../file": "a regular file",
+	} {
+		d, err := OpenOwn(name)
+		planted, ok := errors.AsType[*PlantedError](err)
+		if !ok || planted.Path != filepath.Clean(name) || planted.What != want || planted.Want != "a directory" {
+			t.Errorf("%s: %v (%v)", name, d, err)
+		}
+		if errors.Is(err, ErrLink) != (want == "a symbolic link") {
+			t.Errorf("%s is a link, or not: %v", name, err)
+		}
+	}
+	if _, err := OpenOwn("../none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
 }
 
 func inode(info fs.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Ino }
@@ -123,6 +184,8 @@ func TestFiles(t *testing.T) {
 	for name, fine := range map[string]bool{"link": false, "dangling": false, "fifo": false, "dir": false, "file": true, "none": true} {
 		if err := d.CheckFile(name); (err == nil) != fine {
 			t.Errorf("CheckFile(%s): %v", name, err)
+		} else if _, planted := errors.AsType[*PlantedError](err); planted == fine {
+			t.Errorf("CheckFile(%s): %v", name, err)
 		}
 	}
 	for name, there := range map[string]bool{"link": true, "dangling": false, "file": true, "none": false} {
@@ -145,6 +208,11 @@ func TestFiles(t *testing.T) {
 	}
 	if info, err := d.Info("link"); err == nil && info.Mode()&fs.ModeSymlink == 0 {
 		t.Errorf("Info follows a link: %v", info.Mode())
+	}
+	for name, want := range map[string]error{"link": ErrLink, "none": fs.ErrNotExist} {
+		if data, err := d.ReadFile(name, 10); !errors.Is(err, want) {
+			t.Errorf("%s: %q (%v)", name, data, err)
+		}
 	}
 	if names, err := d.Names(); err != nil || len(names) != 5 {
 		t.Errorf("%q, %v", names, err)

@@ -94,14 +94,8 @@ func (u *user) trusted(t testing.TB, tree *Tree, dir string) {
 	if err := keys.AddImage(tree.Image()); err != nil {
 		t.Fatal(err)
 	}
-	modules, err := verify.Find([]string{dir})
-	if err != nil || len(modules) == 0 {
-		t.Fatalf("modules in %s: %q, %v", dir, modules, err)
-	}
-	for _, path := range modules {
-		if r := verify.File(t.Context(), &keys, path); r.Verdict != verify.Trusted {
-			t.Errorf("%s: %s", path, r.Verdict)
-		}
+	if _, err := verify.Tree(t.Context(), &keys, []string{dir}, verify.Options{}); err != nil {
+		t.Errorf("modules in %s: %v", dir, err)
 	}
 }
 
@@ -221,7 +215,7 @@ func (u *user) signInstalled(t *testing.T, tree *Tree) {
 	sameFiles(t, hash(t, root), before, func(name string) bool { return !strings.Contains(name, "theirs") })
 	for _, name := range modules {
 		path := filepath.Join(modlib, name)
-		if r, err := verify.Inspect(t.Context(), path, 0); err != nil || len(r.Layers) != 1 {
+		if r, err := verify.Inspect(t.Context(), path); err != nil || len(r.Layers) != 1 {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -403,7 +397,7 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 		}
 	}
 	u.run(t, root, found[0], "sha512", keyFile, keyFile, module)
-	if r, err := verify.Inspect(t.Context(), module, 0); err != nil || len(r.Layers) != 1 {
+	if r, err := verify.Inspect(t.Context(), module); err != nil || len(r.Layers) != 1 {
 		t.Errorf("the headers' sign-file: %+v, %v", r, err)
 	}
 	u.run(t, tree.Objtree, "make", "-s", u.jobs) // as it was before

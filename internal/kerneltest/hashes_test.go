@@ -20,6 +20,7 @@ import (
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/kbuild"
@@ -111,7 +112,7 @@ func (u *user) install(t testing.TB, tree *Tree, args ...string) (modlib string,
 	u.make(t, tree, append(args, "-s", "INSTALL_MOD_PATH="+root, "modules_install")...)
 	modlib, modules = installed(t, root)
 	u.run(t, "", u.modsign, "hashlist", "verify", "--kernel", tree.Image(), modlib)
-	u.run(t, "", u.modsign, "hashlist", "verify", "--list", filepath.Join(tree.Objtree, kbuild.HashList), modlib)
+	u.run(t, "", u.modsign, "hashlist", "verify", "--list", filepath.Join(tree.Objtree, kbuildrun.HashList), modlib)
 	return modlib, modules
 }
 
@@ -303,7 +304,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 			t.Fatal(err)
 		}
 		var verdict hashlist.Verdict
-		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.Options{Result: func(r hashlist.Result) {
+		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.VerifyOptions{Result: func(r hashlist.Result) {
 			if r.Path != "" {
 				verdict = r.Verdict
 			}
@@ -499,7 +500,7 @@ func TestHashesReproducible(t *testing.T) {
 		u.make(t, tree, fixed...)
 		modlib, _ := u.install(t, tree)
 		files := hash(t, filepath.Join(modlib, "kernel"))
-		for _, path := range []string{filepath.Join(tree.Objtree, "vmlinux"), tree.Image(), filepath.Join(tree.Objtree, kbuild.HashList)} {
+		for _, path := range []string{filepath.Join(tree.Objtree, "vmlinux"), tree.Image(), filepath.Join(tree.Objtree, kbuildrun.HashList)} {
 			files[filepath.Base(path)] = fmt.Sprintf("%x", sha256.Sum256(read(t, path)))
 		}
 		return files
@@ -526,7 +527,7 @@ func TestHashesReproducible(t *testing.T) {
 			t.Errorf("%s is the same with another one-time key", name)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(tree.Objtree, kbuild.HashList)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(tree.Objtree, kbuildrun.HashList)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

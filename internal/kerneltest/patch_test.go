@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/internal/testmod"
-	"github.com/modsign/modsign/kbuild"
 )
 
 // TestPatchRealSource patches a copy of the kernel's source whose files are the
@@ -27,7 +27,7 @@ func TestPatchRealSource(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	copied := filepath.Join(dir, "linux")
 	testmod.Run(t, "cp", "-al", source, copied)
-	p, err := kbuild.OpenPatch(copied)
+	p, err := kbuildrun.OpenPatch(copied)
 	if err != nil {
 		t.Fatal(err)
 	}

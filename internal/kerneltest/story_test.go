@@ -24,6 +24,7 @@ import (
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
 )
@@ -84,8 +85,8 @@ func (u *user) run(t testing.TB, dir, name string, args ...string) string {
 }
 
 // agent is the key agent's status; an error when there is none.
-func (u *user) agent(objtree string) (keygen.AgentStatus, error) {
-	var status keygen.AgentStatus
+func (u *user) agent(objtree string) (agent.Status, error) {
+	var status agent.Status
 	cmd := u.command("", u.modsign, "agent", "status", "--json", "--objtree", objtree)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -130,7 +130,7 @@ func read(t testing.TB, path string) []byte {
 // payloadOf is a signed module without its signature.
 func payloadOf(t testing.TB, path string) []byte {
 	t.Helper()
-	r, err := verify.Inspect(t.Context(), path, 0)
+	r, err := verify.Inspect(t.Context(), path)
 	if err != nil || len(r.Layers) != 1 {
 		t.Fatalf("%s: %+v, %v", path, r, err)
 	}

@@ -63,7 +63,7 @@ type File struct {
 }
 
 // ErrChanged says that a module is no longer the one that was opened.
-var ErrChanged = errors.New("the file changed while it was being read: somebody else writes to it; run again when that is done")
+var ErrChanged = errors.New("file changed while it was being read: another process writes to it")
 
 // A MisnamedError is a file whose name promises another compression than its
 // content has: kmod and the kernel would not read it.
@@ -406,6 +406,18 @@ func (r *reader) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(b)
+}
+
+// copies holds the buffers of [Copy].
+var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// Copy is io.Copy through a large buffer that the next call uses again: a tree has
+// thousands of modules, and most of them are read in one step.
+func Copy(dst io.Writer, src io.Reader) (int64, error) {
+	buf := copies.Get().(*[256 << 10]byte)
+	defer copies.Put(buf)
+	// Plain values, so that neither side takes another way than through buf.
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
 }
 
 // Close closes the file and lets go of the content.

@@ -20,12 +20,12 @@ type Entry struct {
 	Rel  string      // the way from the root; the base name where the root is the file
 	Root bool        // whether it was given itself
 	Info fs.FileInfo // nil when Err is set
-	Err  error       // why it cannot be looked at: an unreadable folder, say
+	Err  error       // why it cannot be looked at: an unreadable directory, say
 	Real string      // where the file lies, when links that were followed lead there; else empty
 }
 
 // Find lists the modules that roots name: each root that is a file, whatever
-// its name, and every regular file below a root that is a folder and has the
+// its name, and every regular file below a root that is a directory and has the
 // name of a module, in lexical order. A file that several roots lead to, be it
 // through links, is listed once. A symbolic link is followed where it is given as a root, and
 // nowhere else: [FindLoadable] follows them all. other, when it is not nil, is told of
@@ -90,7 +90,7 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 	return found, nil
 }
 
-// FindNames lists modules by their names below the folder root, which are like
+// FindNames lists modules by their names below the directory root, which are like
 // drivers/net/dummy.ko, in the order of the names and each once. Where there is
 // no file of a name, the one is taken that has the name and the suffix of a
 // compression. Nothing else below root is looked at.
@@ -105,23 +105,23 @@ func FindNames(root string, names []string) ([]Entry, error) {
 	var entries []Entry
 	var missing []string
 	seen := make(map[string]bool, len(names))
-	folders := map[string]bool{real: true} // that are below root in truth
+	dirs := map[string]bool{real: true} // that are below root in truth
 	for _, name := range names {
 		if !filepath.IsLocal(name) || !strings.HasSuffix(name, ".ko") {
-			return nil, fmt.Errorf("%q does not name a module below %s: such a name is like drivers/net/dummy.ko", name, root)
+			return nil, fmt.Errorf("%q does not name a module below %s, as drivers/net/dummy.ko would", name, root)
 		}
 		name = filepath.Clean(name)
 		if seen[name] {
 			continue
 		}
 		seen[name] = true
-		switch err := checkFolder(filepath.Join(real, filepath.Dir(name)), folders); {
+		switch err := checkDir(filepath.Join(real, filepath.Dir(name)), dirs); {
 		case errors.Is(err, fs.ErrNotExist):
 			entries = append(entries, Entry{Rel: name, Err: err})
 			continue
 		case errors.Is(err, errLink):
 			at, _ := filepath.EvalSymlinks(filepath.Join(real, filepath.Dir(name)))
-			return nil, fmt.Errorf("%s lies behind a symbolic link, in %s: a folder of modules that are named has to be a folder", filepath.Join(root, name), at)
+			return nil, fmt.Errorf("%s: lies behind a symbolic link, in %s", filepath.Join(root, name), at)
 		case err != nil:
 			return nil, err
 		}
@@ -163,13 +163,13 @@ func FindNames(root string, names []string) ([]Entry, error) {
 
 var errLink = errors.New("a symbolic link")
 
-// checkFolder returns errLink when the way to a folder is not one of folders alone,
+// checkDir returns errLink when the way to a directory is not one of directories alone,
 // from one of those that are known to be so, to which it adds.
-func checkFolder(dir string, known map[string]bool) error {
+func checkDir(dir string, known map[string]bool) error {
 	if known[dir] {
 		return nil
 	}
-	if err := checkFolder(filepath.Dir(dir), known); err != nil {
+	if err := checkDir(filepath.Dir(dir), known); err != nil {
 		return err
 	}
 	info, err := os.Lstat(dir)
@@ -217,7 +217,7 @@ func lookUp(path string) (suffix string, info fs.FileInfo, err error) {
 	case 1:
 		return suffix, info, nil
 	}
-	return "", nil, fmt.Errorf("%s: which of %s is it? Remove what is out of date", path, strings.Join(forms, " and "))
+	return "", nil, fmt.Errorf("%s: %s exist: remove what is out of date", path, strings.Join(forms, " and "))
 }
 
 // resolve returns the path of the file that path leads to. A path that ends in

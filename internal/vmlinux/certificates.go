@@ -145,7 +145,7 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 	}
 	ends := certificates(list)
 	if len(ends) == 0 {
-		return nil, fmt.Errorf("%s at %#x begins with % x, which is no certificate that the kernel loads; do the symbols belong to this image?",
+		return nil, fmt.Errorf("%s at %#x begins with % x, which is no certificate that the kernel loads; the symbols may belong to another image",
 			symList, symbols[symList].addr, list[:min(len(list), 5)])
 	}
 	loaded := ends[len(ends)-1]
@@ -157,7 +157,7 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 			return nil, fmt.Errorf("%s: %w", symModuleSize, err)
 		}
 		if n > uint64(len(list)) {
-			return nil, fmt.Errorf("%s is %d, but the whole list has %d bytes; do the symbols belong to this image?", symModuleSize, n, len(list))
+			return nil, fmt.Errorf("%s is %d, but the whole list has %d bytes; the symbols may belong to another image", symModuleSize, n, len(list))
 		}
 		n = min(n, uint64(loaded))
 		c.Module = list[:n:n]

@@ -168,7 +168,7 @@ func (f *kernelELF) findSymtab() error {
 // inFile is a range of the file; one that reaches beyond its end is an error.
 func (f *kernelELF) inFile(off, size uint64) (section, error) {
 	if off > uint64(f.size) || size > uint64(f.size)-off {
-		return section{}, fmt.Errorf("%d bytes at offset %d reach beyond the end of the file (%d bytes): cut short?", size, off, f.size)
+		return section{}, fmt.Errorf("%d bytes at offset %d reach beyond the end of the file (%d bytes): it may be cut short", size, off, f.size)
 	}
 	return section{int64(off), int64(size)}, nil
 }

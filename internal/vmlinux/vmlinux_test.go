@@ -337,7 +337,7 @@ func TestOverlap(t *testing.T) {
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	if _, err := Open(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
-		t.Errorf("Open of a folder: %v", err)
+		t.Errorf("Open of a directory: %v", err)
 	}
 	if _, err := Open(filepath.Join(t.TempDir(), "none")); !os.IsNotExist(err) {
 		t.Errorf("Open of nothing: %v", err)

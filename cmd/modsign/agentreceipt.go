@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/internal/kbuildrun"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/keygen/agent"
+)
+
+type jsonReceipt struct {
+	Type string `json:"message_type"` // receipt
+	*agent.Receipt
+	Modules int `json:"modules"`
+}
+
+func newAgentReceiptCommand(u *ui) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "receipt {FILE | DIR} [PATH...]",
+		Short: "Check the receipt of a destroyed one-time key",
+		Long: `Check and show the receipt that a key agent left when it ended. FILE is
+.modsign/receipt-*.json in the object tree; for an object tree DIR, receipt takes
+the newest one there. The key signed the receipt as its last act.
+
+With PATH, modules or directories of modules, receipt also checks that the key
+signed exactly these modules and nothing else. It compares the SHA-256 of the list
+of all digests that the key signed.
+
+Compare the certificate's SHA-256 with that of the certificate in the kernel. Only
+the agent can make the receipt of an RSA key. For an ECDSA key, anyone who was
+allowed to use the agent could have made the agent sign a false receipt.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("no receipt: name its file, or the object tree")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return showReceipt(cmd.Context(), u, args[0], args[1:]) },
+	}
+	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object")
+	return cmd
+}
+
+func showReceipt(ctx context.Context, u *ui, path string, roots []string) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
+			return err
+		}
+		u.note("%s:", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := agent.ReadReceipt(f)
+	if err == nil {
+		err = r.Check()
+	}
+	if err != nil {
+		return &failure{code: exitRefused, err: errors.New(describe(path, err))}
+	}
+	modules := 0
+	if len(roots) > 0 {
+		if modules, err = matchReceipt(ctx, r, roots); err != nil {
+			return err
+		}
+	}
+	if u.json {
+		u.object(jsonReceipt{"receipt", r, modules})
+		return nil
+	}
+	field := func(name, format string, args ...any) { u.result("%-16s%s", name+":", fmt.Sprintf(format, args...)) }
+	field("key", "%s", r.Algorithm)
+	field("certificate", "SHA-256 %s", r.CertificateSHA256)
+	field("born", "%s", r.Born.Format(time.RFC3339))
+	field("died", "%s", r.Died.Format(time.RFC3339))
+	field("reason", "%s", r.Reason)
+	field("signatures", "%d", r.Signatures)
+	field("digests", "SHA-256 %s", r.DigestsSHA256)
+	field("installs", "%d", r.Installs)
+	field("memory_locked", "%t", r.MemoryLocked)
+	field("memory_hidden", "%t", r.MemoryHidden)
+	if !r.MemoryHidden {
+		u.note("%s", memoryOpen)
+	}
+	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
+		u.note("receipt is good, within the limits of an ECDSA key: anyone who was allowed to use the agent could have made it sign another one")
+	} else {
+		u.note("receipt is good")
+	}
+	if len(roots) > 0 {
+		u.note("the key signed exactly %s, and nothing else", plural(modules, "module"))
+	}
+	return nil
+}
+
+// matchReceipt checks that the key signed exactly the modules below roots, and returns
+// their number.
+func matchReceipt(ctx context.Context, r *agent.Receipt, roots []string) (int, error) {
+	found, err := module.FindLoadable(nil, roots)
+	if err != nil {
+		return 0, err
+	}
+	digests := make(agent.Digests)
+	for _, e := range found.Entries {
+		err := addSigned(ctx, r, digests, e)
+		switch _, malformed := errors.AsType[*module.FormatError](err); {
+		case err == nil:
+		case ctx.Err() != nil:
+			return 0, context.Cause(ctx)
+		case malformed || errors.Is(err, agent.ErrOtherKey):
+			return 0, &failure{code: exitRefused, err: fmt.Errorf("%s: %w", e.Path, err)}
+		default:
+			return 0, errors.New(describe(e.Path, err))
+		}
+	}
+	n := len(found.Entries)
+	if !r.SignedExactly(digests) {
+		return 0, &failure{code: exitRefused, err: fmt.Errorf("the key did not sign exactly these %s: it signed others too, or these in another form, such as unstripped", plural(n, "module"))}
+	}
+	return n, nil
+}
+
+// addSigned adds the digest of a module that the receipt's key signed.
+func addSigned(ctx context.Context, r *agent.Receipt, digests agent.Digests, e module.Entry) error {
+	m, err := e.Open(ctx, module.Limits{})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return r.AddSigned(ctx, digests, m, m.Size)
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/keygen/agent"
+)
+
+type jsonAgent struct {
+	Type string `json:"message_type"` // agent
+	agent.Status
+}
+
+func newAgentStatusCommand(u *ui) *cobra.Command {
+	var objtree string
+	cmd := &cobra.Command{
+		Use:   "status [DIR]",
+		Short: "Show the status of an object tree's key agent",
+		Long: `Show the status of the key agent of the object tree DIR, by default the current
+directory. Without an agent, status says why and exits with 1.`,
+		Args: treeArg(&objtree),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var client *agent.Client
+			var status agent.Status
+			err := interruptible(cmd.Context(), func() (err error) {
+				if client, err = dialAgent(objtree); err == nil {
+					status, err = client.Status()
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			if u.json {
+				u.object(jsonAgent{"agent", status})
+				return nil
+			}
+			showStatus(u, status, client.Certificate().Subject.CommonName)
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&objtree, "objtree", ".", "object tree `DIR`")
+	flags.BoolVar(&u.json, "json", false, "write one JSON object")
+	return cmd
+}
+
+func showStatus(u *ui, s agent.Status, name string) {
+	field := func(name, format string, args ...any) { u.result("%-16s%s", name+":", fmt.Sprintf(format, args...)) }
+	field("pid", "%d", s.PID)
+	field("key", "%s", s.Algorithm)
+	field("certificate", "%q, SHA-256 %s", name, s.Certificate)
+	field("born", "%s", s.Born.Format(time.RFC3339))
+	field("ends", "%s at the latest", s.Ends.Format(time.RFC3339))
+	allowed := "any number allowed"
+	if s.InstallsAllowed > 0 {
+		allowed = fmt.Sprintf("%d allowed", s.InstallsAllowed)
+	}
+	field("installs", "%d, %s", s.Installs, allowed)
+	field("signatures", "%d", s.Signatures)
+	field("memory_locked", "%t", s.MemoryLocked)
+	field("memory_hidden", "%t", s.MemoryHidden)
+	if !s.MemoryHidden {
+		u.say("warning: %s", memoryOpen)
+	}
+	if s.Warning != "" {
+		u.say("warning: %s", s.Warning)
+	}
+}

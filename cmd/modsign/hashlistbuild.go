@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/kbuildrun"
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/sign"
+)
+
+type hashlistBuildOptions struct {
+	installedOptions
+	objtree string
+	release string
+	format  string
+	output  string
+	section string
+	source  string
+	proofs  bool
+	append  bool
+	strip   string
+	jobs    int
+	wait    bool
+}
+
+func newHashlistBuildCommand(u *ui) *cobra.Command {
+	var o hashlistBuildOptions
+	cmd := &cobra.Command{
+		Use:   "build {TREE | --installed [KVER] | --objtree DIR}",
+		Short: "Hash the modules of a kernel",
+		Long: `Build hashes the modules of a kernel in the order of modules.order: those in the
+directory lib/modules/KVER, or those in an object tree as modules_install will
+install them. It hashes the content of a module without compression and signature.
+
+It writes the list of all hashes as text, for people and for hashlist verify, diff and
+sign: to --output, or to stdout if nothing else is asked for. For the kernel it writes
+the content of the section .module_hashes (--section), or source code for that section
+(--source), in --format list or merkle. A kernel with the root of a Merkle tree requires
+a proof of each module. --append appends it to the module, where a signature would be.
+--proofs writes it to NAME.merkle beside NAME.ko, where make modules_install finds it.
+
+INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes from
+--strip, from the environment, or from the configuration of the kernel.`,
+		Example: `  modsign hashlist build /lib/modules/6.12.0 > hashes
+  modsign hashlist build --objtree . --format merkle --section root.bin --proofs
+  modsign hashlist build --format merkle --section root.bin --append /tmp/stage/lib/modules/6.12.0`,
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&o.objtree, "objtree", "", "hash the modules built in the object tree `DIR`")
+	o.installedOptions.addFlags(flags)
+	flags.StringVar(&o.format, "format", "list", "`FORMAT` of the kernel's hashes: list or merkle")
+	flags.StringVarP(&o.output, "output", "o", "", "write the list to `FILE` (default: stdout)")
+	flags.StringVar(&o.section, "section", "", "write the content of the section .module_hashes to `FILE`")
+	flags.StringVar(&o.source, "source", "", "write the section as C (.c) or assembler (.S, .s) to `FILE`")
+	flags.BoolVar(&o.proofs, "proofs", false, "write the proof of NAME.ko to NAME.merkle beside it")
+	flags.BoolVar(&o.append, "append", false, "append its proof to each module, replacing signatures")
+	flags.BoolVar(&o.wait, "wait", false, "with --append: wait for another run that has locked the modules")
+	flags.StringVar(&o.strip, "strip", "", "with --objtree: `VALUE` of INSTALL_MOD_STRIP")
+	flags.StringVar(&o.release, "release", "", "release `KVER` of the kernel (default: the name of the directory)")
+	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
+	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules read at once, `N` (default: twice the number of processors)")
+	return cmd
+}
+
+func (o *hashlistBuildOptions) check() error {
+	merkle := o.format == string(hashlist.FormatMerkle)
+	switch {
+	case o.format != string(hashlist.FormatList) && !merkle:
+		return usagef("--format %s: must be list or merkle", o.format)
+	case o.jobs < 0:
+		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
+	case (o.proofs || o.append) && !merkle:
+		return usagef("--append and --proofs require --format merkle")
+	case o.append && o.objtree != "":
+		return usagef("--append does not go with --objtree: make modules_install appends what --proofs writes")
+	case o.objtree != "" && o.installed != "":
+		return usagef("--objtree and --installed exclude each other")
+	case o.strip != "" && o.objtree == "":
+		return usagef("--strip requires --objtree: installed modules are hashed as they are")
+	}
+	if o.source != "" && !hashlist.IsSource(o.source) {
+		return usagef("--source %s: the file name must end in .c (C), .S or .s (assembler)", o.source)
+	}
+	return nil
+}
+
+func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	source, options, err := o.modules(u, args)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	options.Jobs, options.Format = o.jobs, hashlist.Format(o.format)
+	options.LeavesOnly = options.Format == hashlist.FormatMerkle && !o.writesList()
+	built, err := buildHashes(ctx, u, source, options)
+	if err != nil {
+		return err
+	}
+	if err := o.write(u, built); err != nil {
+		return err
+	}
+	u.note("hashed %s (%s) of %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), source.Release,
+		seconds(time.Since(start)))
+	if !o.append || len(source.Names) == 0 {
+		return nil
+	}
+	return o.appendProofs(ctx, u, built)
+}
+
+// modules returns the modules to hash, and how.
+func (o *hashlistBuildOptions) modules(u *ui, args []string) (hashlist.Source, hashlist.BuildOptions, error) {
+	if o.objtree != "" {
+		return o.objtreeModules(args)
+	}
+	source, err := o.installedModules(u, args)
+	return source, hashlist.BuildOptions{}, err
+}
+
+func (o *hashlistBuildOptions) objtreeModules(args []string) (hashlist.Source, hashlist.BuildOptions, error) {
+	if len(args) > 0 {
+		err := usagef("--objtree names the modules: unexpected argument %q", args[0])
+		return hashlist.Source{}, hashlist.BuildOptions{}, err
+	}
+	tree, err := kbuild.OpenTree(o.objtree, "", kbuild.Vars{LookupEnv: os.LookupEnv})
+	if err != nil {
+		return hashlist.Source{}, hashlist.BuildOptions{}, err
+	}
+	if o.strip != "" {
+		tree.Vars.Line = map[string]string{"INSTALL_MOD_STRIP": o.strip}
+	}
+	source, options, err := kbuildrun.HashSource(tree)
+	return source, options, fromDriver(err)
+}
+
+// installedModules returns the modules of a directory, in the order of its
+// modules.order or of their names.
+func (o *hashlistBuildOptions) installedModules(u *ui, args []string) (hashlist.Source, error) {
+	source := hashlist.Source{Release: o.release}
+	kernel, err := o.kernel(args)
+	if err != nil {
+		return source, err
+	}
+	order := ""
+	switch {
+	case kernel != nil:
+		source.Dir = kernel.modules
+		if order, err = kernel.order(); err != nil {
+			return source, err
+		}
+	case len(args) != 1:
+		return source, usagef("no modules given: name the directory lib/modules/KVER, or use --installed or --objtree DIR")
+	default:
+		source.Dir, order = args[0], filepath.Join(args[0], "modules.order")
+	}
+	if source.Release == "" {
+		dir, err := filepath.Abs(source.Dir)
+		if err != nil {
+			return source, err
+		}
+		source.Release = filepath.Base(dir)
+	}
+	source.Names, err = kbuild.ReadInstalledOrder(order)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return source, err
+	}
+	if source.Names, err = hashlist.FindNames(source.Dir); err == nil {
+		u.note("%s has no modules.order: using the order of the names", source.Dir)
+	}
+	return source, err
+}
+
+// writesList reports whether the list is written as text.
+func (o *hashlistBuildOptions) writesList() bool {
+	return o.output != "" || o.section == "" && o.source == "" && !o.proofs && !o.append
+}
+
+// write writes all results but the proofs that are appended. Pipes come first: nothing
+// else is written before somebody reads them.
+func (o *hashlistBuildOptions) write(u *ui, built *hashlist.Built) error {
+	e := built.Embedded()
+	type output struct {
+		path  string
+		write func(path string) error
+	}
+	var outputs []output
+	if o.section != "" {
+		outputs = append(outputs, output{o.section, func(path string) error { return e.WriteSection(path, built.Order) }})
+	}
+	if o.source != "" {
+		outputs = append(outputs, output{o.source, e.WriteSource})
+	}
+	if o.proofs {
+		outputs = append(outputs, output{"", func(string) error { return built.Proofs().Write(built.Source.Dir) }})
+	}
+	if o.writesList() {
+		outputs = append(outputs, output{o.output, func(path string) error { return writeResult(u, path, built.List) }})
+	}
+	for _, first := range []bool{true, false} {
+		for _, out := range outputs {
+			if isIrregular(out.path) != first {
+				continue
+			}
+			u.beginAt(out.path)
+			if err := out.write(out.path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, built *hashlist.Built) error {
+	source := sign.Source{Roots: []string{built.Source.Dir}, Names: built.Source.Names}
+	tree, err := openTree(ctx, u, source, o.wait)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	w := work{ui: u, verb: "proving", options: sign.Options{WriteOptions: sign.WriteOptions{Jobs: o.jobs}}}
+	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
+		return tree.Prove(ctx, built.Proofs(), sign.ProveOptions{WriteOptions: options.WriteOptions})
+	})
+}
+
+// buildHashes is hashlist.Build with words about how far it is and what failed.
+func buildHashes(ctx context.Context, u *ui, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
+	start, failed := time.Now(), 0
+	o.Progress = func(done, total hashlist.Count) {
+		u.progress(false, func() string {
+			return fmt.Sprintf("hashing %d of %d modules, %s of %s%s", done.Modules, total.Modules,
+				megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(start), done.Bytes, total.Bytes))
+		})
+	}
+	o.Failed = func(path string, err error) {
+		failed++
+		u.say("%s", describe(path, err))
+	}
+	built, err := hashlist.Build(ctx, source, o)
+	u.progress(true, nil)
+	if errors.Is(err, hashlist.ErrIncomplete) {
+		return nil, fmt.Errorf("%d of %s failed: nothing was written", failed, plural(len(source.Names), "module"))
+	}
+	return built, err
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/kbuild"
+)
+
+type hashlistVerifyOptions struct {
+	installedOptions
+	list  string
+	image string
+	all   bool
+	jobs  int
+}
+
+func newHashlistVerifyCommand(u *ui) *cobra.Command {
+	var o hashlistVerifyOptions
+	cmd := &cobra.Command{
+		Use:   "verify {--list LIST | --kernel IMAGE} TREE | --installed [KVER]",
+		Short: "Compare modules with a list, or with a kernel's built-in hashes",
+		Long: `Verify compares the modules in a directory lib/modules/KVER with a list, or with the
+hashes that a kernel has built in. It names every module that differs from the list,
+or that the kernel would reject because of its hash: changed, extra, missing, stripped
+since, without a proof, or with the proof of another kernel. The kernel is a vmlinux or
+an x86 boot image. It holds no names: these come from modules.order in the directory.
+
+Verify follows symbolic links as modsign verify does. It also names modules that the
+kernel would load for their signatures.`,
+		Example: `  modsign hashlist verify --list hashes /tmp/stage/lib/modules/6.12.0
+  modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
+  modsign hashlist verify --installed`,
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&o.list, "list", "", "compare with the list in `FILE`")
+	flags.StringVar(&o.image, "kernel", "", "compare with the hashes built into the kernel `IMAGE`")
+	o.installedOptions.addFlags(flags)
+	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
+	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
+	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but results and errors")
+	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules looked at at once, `N` (default: twice the number of processors)")
+	return cmd
+}
+
+func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) error {
+	kernel, err := o.kernel(args)
+	if err != nil {
+		return err
+	}
+	dir, err := o.choose(kernel, args)
+	if err != nil {
+		return err
+	}
+	reference, against, err := o.reference(u, dir, kernel)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	modules, inPlace := 0, 0
+	options := hashlist.VerifyOptions{Jobs: o.jobs, Root: kernel.rootDir(), Result: func(r hashlist.Result) {
+		modules++
+		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
+			inPlace++
+		}
+		u.progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
+		o.show(u, r)
+	}}
+	summary, err := reference.Verify(ctx, dir, options)
+	u.progress(true, nil)
+	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
+		return err
+	}
+	if modules == 0 {
+		return fmt.Errorf("no kernel module found in %s: nothing was verified", dir)
+	}
+	took := time.Since(start)
+	if u.json {
+		u.object(jsonHashlistSummary{Type: "summary", Modules: modules, Verdicts: summary, Seconds: took.Seconds()})
+	}
+	u.note("verified %s against %s in %s: %s", plural(modules, "module"), against, seconds(took), summary)
+	switch {
+	case summary.Refused()-summary[hashlist.Failed] > 0:
+		if inPlace == 0 && summary[hashlist.Missing] > 0 {
+			u.hint("names in a list begin below lib/modules/KVER: check that %s is that directory", dir)
+		}
+		return exitStatus(exitRefused)
+	case summary[hashlist.Failed] > 0:
+		return exitStatus(exitSome)
+	}
+	return nil
+}
+
+// choose checks the flags, completes them for an installed kernel, and returns the
+// directory of the modules.
+func (o *hashlistVerifyOptions) choose(kernel *kernel, args []string) (dir string, err error) {
+	switch {
+	case o.jobs < 0:
+		return "", usagef("--jobs is %d, and has to be a number of modules", o.jobs)
+	case o.list != "" && o.image != "":
+		return "", usagef("--list and --kernel exclude each other")
+	case kernel != nil:
+		if o.list == "" && o.image == "" {
+			if o.image = kernel.image(); o.image == "" {
+				return "", withHint(fmt.Errorf("no image of kernel %s found", kernel.version), "use --kernel IMAGE or --list FILE")
+			}
+		}
+		return kernel.modules, nil
+	case len(args) != 1:
+		return "", usagef("no modules given: name the directory lib/modules/KVER, or use --installed")
+	case o.list == "" && o.image == "":
+		return "", usagef("nothing to compare with: use --list FILE or --kernel IMAGE")
+	}
+	return args[0], nil
+}
+
+// reference returns what to compare with, and words for it.
+func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) (*hashlist.Reference, string, error) {
+	if o.list != "" {
+		list, err := readList(o.list)
+		if err != nil {
+			return nil, "", err
+		}
+		if installed != nil && installed.version != list.Release {
+			return nil, "", fmt.Errorf("%s is the list of kernel %s, not of %s", o.list, list.Release, installed.version)
+		}
+		return hashlist.NewReference(list), "the list of " + list.Release, nil
+	}
+	kernel, err := hashlist.OpenKernel(o.image)
+	if err != nil {
+		return nil, "", noHashes(err)
+	}
+	path := filepath.Join(dir, "modules.order")
+	if installed != nil {
+		if path, err = installed.order(); err != nil {
+			return nil, "", err
+		}
+	}
+	order, err := kbuild.ReadInstalledOrder(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		u.note("%s has no modules.order: missing modules are not found", dir)
+	} else if err != nil {
+		return nil, "", err
+	}
+	reference, err := hashlist.NewKernelReference(kernel.Embedded, order)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", o.image, err)
+	}
+	return reference, kernel.Embedded.String(), nil
+}
+
+func (o *hashlistVerifyOptions) show(u *ui, r hashlist.Result) {
+	switch {
+	case u.json:
+		u.object(newJSONHashed(r))
+	case r.Err != nil:
+		u.say("%s", describe(r.Path, r.Err))
+	case r.Verdict != hashlist.Trusted || o.all:
+		u.result("%s: %s", r.Name, r)
+	}
+}

@@ -1,0 +1,64 @@
+package hashlist
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/modsign/modsign/internal/elfstrip"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// content is what is hashed of a module.
+type content struct {
+	size   int64
+	reader io.Reader
+	close  func()
+}
+
+// content takes the debug information off a module without signatures, if that is
+// wanted.
+func (b *builder) content(ctx context.Context, m *module.File, size int64) (*content, error) {
+	whole := &content{size, m.Payload(size), func() {}}
+	if !b.Strip {
+		return whole, nil
+	}
+	file, err := elfstrip.Parse(m.Payload(size), size)
+	if errors.Is(err, elfstrip.ErrShape) {
+		return b.stripWith(ctx, m, size, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	image, err := file.Strip(nil)
+	switch {
+	case errors.Is(err, elfstrip.ErrShape) && !file.IsLivepatch(): // which binutils would spoil
+		return b.stripWith(ctx, m, size, err)
+	case err != nil:
+		return nil, err
+	case image.Same():
+		return whole, nil
+	}
+	return &content{image.Size(), image.Reader(), func() {}}, nil
+}
+
+// stripWith runs the program strip on a module whose shape elfstrip does not know.
+func (b *builder) stripWith(ctx context.Context, m *module.File, size int64, shape error) (*content, error) {
+	if b.StripProgram == "" {
+		return nil, shape
+	}
+	out, err := elfstrip.StripWith(ctx, b.StripProgram, module.Reader(ctx, m.Payload(size)), size)
+	if err != nil {
+		return nil, fmt.Errorf("%w; and %w", shape, err)
+	}
+	info, err := out.Stat()
+	if err == nil {
+		err = module.CheckELF(out, info.Size())
+	}
+	if err != nil {
+		out.Close()
+		return nil, fmt.Errorf("output of %s: %w", b.StripProgram, err)
+	}
+	return &content{info.Size(), out, func() { out.Close() }}, nil
+}

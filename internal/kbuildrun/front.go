@@ -1,0 +1,63 @@
+package kbuildrun
+
+import (
+	"context"
+	"crypto"
+	"io"
+	"time"
+
+	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/sign"
+)
+
+// A System is what a driver uses of the process that it runs in.
+type System struct {
+	Environ   []string                    // for make
+	LookupEnv func(string) (string, bool) // the same, as package os looks it up
+
+	// The streams of the programs that the driver starts.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+
+	// LoadKey loads the key in a file, with the passphrase of the build.
+	LoadKey func(path string) (*keygen.Pair, error)
+	// StartAgent starts a key agent, and returns when it answers.
+	StartAgent func(ctx context.Context, a Agent) (*agent.Client, error)
+}
+
+// An Agent is the key agent that a build needs, in the words of modsign agent serve.
+type Agent struct {
+	Dir      string // of certificate, socket and receipt
+	Tree     string // the object tree
+	KeyType  string // empty for the type of the profile
+	Hash     string // of the certificate's signature
+	Genkey   string // file of the profile, an x509.genkey; may be empty
+	Keep     string
+	Lifetime time.Duration
+	Profile  string // tells one configuration of the key from another
+}
+
+// A Pass does something to all modules of a tree.
+type Pass func(sign.Options) (sign.Summary, error)
+
+// A Front says what a driver does.
+type Front interface {
+	// Say writes a line. Note does so unless make is silent.
+	Say(format string, args ...any)
+	Note(format string, args ...any)
+
+	// Sign calls a pass that signs modules with a key, and reports on it. Prove does the
+	// same for one that appends proofs.
+	Sign(ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass Pass) error
+	Prove(ctx context.Context, o sign.Options, pass Pass) error
+
+	// Hash is hashlist.Build with a report.
+	Hash(ctx context.Context, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error)
+	// Embedded tells which hashes vmlinux got, Unsigned why an external module is installed
+	// without a signature, and Rejected which module the kernel will not load.
+	Embedded(e *Embedding)
+	Unsigned(extmod string, why error)
+	Rejected(r hashlist.Result)
+}

@@ -1,0 +1,418 @@
+package agent
+
+import (
+	"bufio"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/keygen"
+)
+
+// UnavailableError says that a folder has no key agent that answers, and why.
+type UnavailableError struct {
+	Dir    string
+	Reason string
+	Began  bool // there was one, or is one that does not answer us
+}
+
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason)
+}
+
+// Client is a key agent as its clients see it. It is safe for concurrent use.
+type Client struct {
+	dir    string
+	socket string
+	cert   *x509.Certificate
+	unfit  error       // why nothing is to be signed with its key
+	proven atomic.Bool // that it has the certificate's key, by a signature
+
+	// pool holds the connections that nobody uses, and nil for each that may
+	// be made yet. More than a few for each processor would gain nothing.
+	pool chan *clientConn
+}
+
+type clientConn struct {
+	net.Conn
+	lines *bufio.Reader
+	used  time.Time
+}
+
+const (
+	// An agent that has much to do may take its time to sign, and to end.
+	responseTimeout = 2 * time.Minute
+	// What it knows it says at once.
+	promptTimeout = 10 * time.Second
+	// A connection that was idle so long may be closed by the agent soon.
+	poolTimeout = idleTimeout / 2
+)
+
+// Dial reaches the agent of a folder. It must run as the folder's owner, as
+// root, or as this user (SO_PEERCRED). The error is a [*UnavailableError] when there
+// is none that answers.
+func Dial(dir string) (*Client, error) {
+	socket, err := socketOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	a := &Client{dir: dir, socket: socket, pool: make(chan *clientConn, 2*runtime.GOMAXPROCS(0))}
+	for range cap(a.pool) {
+		a.pool <- nil
+	}
+	response, err := a.call(wireRequest{Op: "certificate"})
+	if err == nil {
+		a.cert, err = x509.ParseCertificate(response.Certificate)
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	published, err := publishedCertificate(dir)
+	if err != nil {
+		a.unfit = err
+	} else if !published.Equal(a.cert) {
+		a.unfit = fmt.Errorf("%w: %s is not that of the key agent beside it", keygen.ErrMismatch, filepath.Join(dir, certificateName))
+	}
+	return a, nil
+}
+
+// socketOf returns the socket of the agent of a directory. The directory and what is in
+// it have names of modsign's own, in a tree that others may write.
+func socketOf(dir string) (socket string, err error) {
+	d, err := dirfd.OpenOwn(dir)
+	if err == nil {
+		defer d.Close()
+		socket, err = d.Readlink(socketName)
+	}
+	if err != nil && (isMissing(err) || errors.Is(err, syscall.EINVAL)) {
+		return "", noAgent(dir)
+	}
+	return socket, err
+}
+
+// publishedCertificate reads certificate.pem.
+func publishedCertificate(dir string) (*x509.Certificate, error) {
+	d, err := dirfd.OpenOwn(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	data, err := d.ReadFile(certificateName, keyfile.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := keygen.ParseCertificates(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Path(certificateName), err)
+	}
+	return certs[0], nil
+}
+
+// noAgent finds out why nobody answers.
+func noAgent(dir string) error {
+	none := func(began bool, format string, args ...any) error {
+		return &UnavailableError{Dir: dir, Began: began, Reason: fmt.Sprintf(format, args...)}
+	}
+	d, err := dirfd.OpenOwn(dir)
+	if err != nil {
+		return none(false, "none was started")
+	}
+	defer d.Close()
+	var name string
+	cert, err := publishedCertificate(dir)
+	if err == nil {
+		name = receiptName(cert)
+	} else if name, err = newestReceipt(d); err != nil || name == "" {
+		return none(false, "none was started")
+	}
+	receipt, err := checkedReceipt(d, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := d.Lstat(socketName); err != nil {
+			return none(false, "none was started, or it was killed and its agent.sock removed")
+		}
+		return none(true, "it died without a receipt: it was killed or it crashed, or the machine was restarted (or it is on another machine, or outside of this container)")
+	case err != nil:
+		return none(true, "it left a receipt that is not to be trusted: %v", err)
+	}
+	return none(true, "%s", goneSince(receipt.Reason, receipt.Died))
+}
+
+// newestReceipt returns the name of the receipt that was written last, if there
+// is one.
+func newestReceipt(d *dirfd.Dir) (newest string, err error) {
+	names, err := d.Names()
+	if err != nil {
+		return "", err
+	}
+	var written time.Time
+	for _, name := range names {
+		if ok, _ := filepath.Match("receipt-*.json", name); !ok {
+			continue
+		}
+		if info, err := d.Info(name); err == nil && info.ModTime().After(written) {
+			newest, written = name, info.ModTime()
+		}
+	}
+	return newest, nil
+}
+
+// NewestReceipt returns the path of the receipt that was written last in the directory
+// of an agent. Without any the error is fs.ErrNotExist.
+func NewestReceipt(dir string) (string, error) {
+	d, err := dirfd.OpenOwn(dir)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	name, err := newestReceipt(d)
+	if err == nil && name == "" {
+		err = fmt.Errorf("%s: no receipt of a key agent: %w", dir, fs.ErrNotExist)
+	}
+	return d.Path(name), err
+}
+
+// connect waits for an agent that has more connections than it can take at once.
+func (a *Client) connect(timeout time.Duration) (net.Conn, error) {
+	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.DialTimeout("unix", a.socket, timeout)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("key agent in %s does not answer: it takes no connection", a.dir)
+		}
+	}
+}
+
+func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
+	conn, err := a.connect(timeout)
+	if err != nil {
+		info, statErr := os.Lstat(filepath.Join(a.dir, socketName))
+		if errors.Is(err, fs.ErrPermission) && statErr == nil {
+			return nil, &UnavailableError{Dir: a.dir, Began: true,
+				Reason: fmt.Sprintf("it belongs to uid %d, and takes orders of that user and of root alone", info.Sys().(*syscall.Stat_t).Uid)}
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) || isMissing(err) {
+			return nil, noAgent(a.dir)
+		}
+		return nil, err
+	}
+	owner, err := os.Stat(a.dir)
+	if err == nil {
+		var uid int
+		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
+			err = &UnavailableError{Dir: a.dir, Began: true, Reason: fmt.Sprintf("what answers belongs to uid %d, who is neither the folder's owner nor root", uid)}
+		}
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &clientConn{Conn: conn, lines: bufio.NewReaderSize(conn, 4096)}, nil
+}
+
+// call sends a request and returns the response to it.
+func (a *Client) call(request wireRequest) (response wireResponse, err error) {
+	conn := <-a.pool
+	defer func() { a.pool <- conn }()
+	drop := func() { conn.Close(); conn = nil }
+	if conn != nil && time.Since(conn.used) > poolTimeout {
+		drop()
+	}
+	if conn != nil {
+		// An agent that hung up on an idle client has not read the request.
+		if response, err = conn.roundTrip(request); isHangup(err) {
+			drop()
+		}
+	}
+	if conn == nil {
+		if conn, err = a.dial(timeoutOf(request)); err != nil {
+			return wireResponse{}, err
+		}
+		response, err = conn.roundTrip(request)
+	}
+	switch {
+	case isHangup(err):
+		drop()
+		return wireResponse{}, noAgent(a.dir) // it ended under our hands
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		drop()
+		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir, timeoutOf(request))
+	case err != nil:
+		drop()
+		return wireResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
+	case response.Gone || a.cert == nil && response.Error != "":
+		return wireResponse{}, &UnavailableError{Dir: a.dir, Began: true, Reason: response.Error}
+	case response.Error != "":
+		return wireResponse{}, fmt.Errorf("key agent in %s: %s", a.dir, response.Error)
+	}
+	if request.Op == "forget" {
+		// The kernel takes a process's memory first, and its descriptors after.
+		if _, err := conn.lines.ReadByte(); !isHangup(err) {
+			drop()
+			return wireResponse{}, fmt.Errorf("key agent in %s does not end: %w", a.dir, err)
+		}
+		drop()
+	}
+	return response, nil
+}
+
+func timeoutOf(request wireRequest) time.Duration {
+	if request.Op == "certificate" || request.Op == "status" {
+		return promptTimeout
+	}
+	return responseTimeout
+}
+
+// isHangup reports whether an error is that of a connection whose other end is
+// closed.
+func isHangup(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func (c *clientConn) roundTrip(request wireRequest) (response wireResponse, err error) {
+	c.SetDeadline(time.Now().Add(timeoutOf(request)))
+	// An agent that refuses has hung up by now, and yet said why.
+	writeErr := writeLine(c, request)
+	var line []byte
+	for {
+		part, err := c.lines.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
+			c.used = time.Now()
+			err := json.Unmarshal(line, &response)
+			return response, err
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) || len(line) > maxResponse {
+			return response, errors.Join(writeErr, err)
+		}
+	}
+}
+
+// Certificate returns the certificate of the agent's key.
+func (a *Client) Certificate() *x509.Certificate { return a.cert }
+
+// Published returns nil when certificate.pem in the agent's directory is the
+// certificate of its key, and else an error.
+func (a *Client) Published() error { return a.unfit }
+
+// Pair returns the certificate with a Signer that asks the agent. It makes the
+// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. The first is checked
+// with the certificate, which shows that the agent has the certificate's key. When certificate.pem in the agent's
+// folder is another certificate, it signs nothing. Errors are of type
+// [*UnavailableError] when the agent is no more.
+func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a}, Certificate: a.cert} }
+
+type remoteKey struct{ agent *Client }
+
+func (s remoteKey) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
+
+func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if s.agent.unfit != nil {
+		return nil, s.agent.unfit
+	}
+	if _, ok := opts.(*rsa.PSSOptions); ok {
+		return nil, errors.New("key agent makes no RSA-PSS signatures")
+	}
+	h := opts.HashFunc()
+	response, err := s.agent.call(wireRequest{Op: "sign", Hash: cms.HashName(h), Digest: digest})
+	if err != nil {
+		return nil, err
+	}
+	if !s.agent.proven.Load() {
+		if !verifies(s.agent.cert, h, digest, response.Signature) {
+			return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
+		}
+		s.agent.proven.Store(true)
+	}
+	return response.Signature, nil
+}
+
+func verifies(cert *x509.Certificate, h crypto.Hash, digest, signature []byte) bool {
+	switch key := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, digest, signature)
+	}
+	return false
+}
+
+// Status asks the agent how it is.
+func (a *Client) Status() (Status, error) {
+	response, err := a.call(wireRequest{Op: "status"})
+	if err == nil && response.Status == nil {
+		err = fmt.Errorf("key agent in %s has no status", a.dir)
+	}
+	if err != nil {
+		return Status{}, err
+	}
+	return *response.Status, nil
+}
+
+// Installed tells the agent that an install is done. After the last one that is
+// allowed it ends.
+func (a *Client) Installed() error {
+	_, err := a.call(wireRequest{Op: "installed"})
+	return err
+}
+
+// Forget ends the agent. It returns when the receipt is written and the process
+// is gone, and with it the key.
+func (a *Client) Forget() error {
+	_, err := a.call(wireRequest{Op: "forget"})
+	return err
+}
+
+// Close closes the connections; the agent lives on.
+func (a *Client) Close() error {
+	var err error
+	for range cap(a.pool) {
+		select {
+		case conn := <-a.pool:
+			if conn != nil {
+				err = errors.Join(err, conn.Close())
+			}
+			a.pool <- nil
+		default: // in use
+		}
+	}
+	return err
+}
+
+// KeyOf returns the key of a certificate whose file lies beside the agent.sock of its
+// agent. It is for [keygen.LoadOptions]. Where there never was an agent it returns nil;
+// where one is gone, the error holds an [*UnavailableError].
+func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
+	agent, err := Dial(filepath.Dir(path))
+	if none, ok := errors.AsType[*UnavailableError](err); ok && !none.Began {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("its private key was a key agent's: %w", err)
+	}
+	if !agent.cert.Equal(cert) {
+		agent.Close()
+		return nil, fmt.Errorf("%w: the key agent in the same folder has that of another certificate", keygen.ErrMismatch)
+	}
+	agent.unfit = nil
+	return remoteKey{agent}, nil
+}

@@ -1,0 +1,86 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/module"
+)
+
+// ErrOtherKey reports a module without a good signature by the key of a receipt.
+var ErrOtherKey = errors.New("module is not signed by the key of this receipt")
+
+// Digests is a set of digests that were signed.
+type Digests map[string]struct{}
+
+// Add adds a digest.
+func (d Digests) Add(h crypto.Hash, digest []byte) {
+	d[fmt.Sprintf("%s:%x\n", cms.HashName(h), digest)] = struct{}{}
+}
+
+// SHA256 returns the hexadecimal SHA-256 of the set: of one line for each digest,
+// the name of the hash as CONFIG_MODULE_SIG_HASH has it, a colon, the digest in
+// hexadecimal and a newline, such as "sha256:e3b0...b855\n"; the lines sorted by
+// their bytes (LC_ALL=C sort -u). The digest of a module is that of its payload,
+// decompressed and without signatures.
+func (d Digests) SHA256() string {
+	h := sha256.New()
+	for _, line := range slices.Sorted(maps.Keys(d)) {
+		io.WriteString(h, line)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// AddSigned checks the signature of a module, which is not compressed, with the
+// certificate in the receipt, and adds the digest that it is over. The error is
+// [ErrOtherKey] when the receipt's key did not sign the module.
+func (r *Receipt) AddSigned(ctx context.Context, d Digests, m io.ReaderAt, size int64) error {
+	cert, err := r.X509()
+	if err != nil {
+		return err
+	}
+	signer, err := cms.ParseCertificate(cert.Raw)
+	if err != nil {
+		return err
+	}
+	err = addSigned(ctx, d, m, size, signer)
+	_, untrusted := errors.AsType[*cms.Error](err)
+	_, malformed := errors.AsType[*module.FormatError](err)
+	if untrusted || malformed || err == module.ErrNotSigned {
+		return fmt.Errorf("%w: %w", ErrOtherKey, err)
+	}
+	return err
+}
+
+func addSigned(ctx context.Context, d Digests, m io.ReaderAt, size int64, signer *cms.Certificate) error {
+	layer, err := module.Check(m, size, module.TypePKCS7)
+	if err != nil {
+		return err
+	}
+	signature, err := layer.Signature(m)
+	if err != nil {
+		return err
+	}
+	message, err := cms.Parse(signature)
+	if err != nil {
+		return err
+	}
+	_, err = message.Check(func(h crypto.Hash) ([]byte, error) {
+		sum := h.New()
+		_, err := io.Copy(sum, module.Reader(ctx, io.NewSectionReader(m, 0, layer.Offset)))
+		d.Add(h, sum.Sum(nil))
+		return sum.Sum(nil), err
+	}, cms.NewKeyring(signer), nil)
+	return err
+}
+
+// SignedExactly reports whether the key signed all of these digests and no others.
+func (r *Receipt) SignedExactly(d Digests) bool { return d.SHA256() == r.DigestsSHA256 }
