@@ -68,7 +68,7 @@ func TestMangled(t *testing.T) {
 					t.Errorf("error has not the reason ErrMangled: %v", err)
 				}
 				e, _ := errors.AsType[*keyfile.HintError](err)
-				command := strings.ReplaceAll(strings.TrimPrefix(e.Hint, "where that is spaces or quotes: "), "FILE", "'"+path+"'")
+				command := strings.ReplaceAll(strings.TrimPrefix(e.Hint, "if that is spaces or quotes: "), "FILE", "'"+path+"'")
 				if strings.HasPrefix(name, "UTF-16") {
 					if !strings.Contains(err.Error(), "UTF-16") {
 						t.Error(err)

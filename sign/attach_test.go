@@ -628,7 +628,7 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		"twice, with usr": {func(p map[string]any) {
 			p["files"] = append(p["files"].([]any), entry("linux-module", "usr/"+installed+"/plain/hello.ko"))
 		}, "plain/hello.ko occurs twice"},
-		"out of the package": {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("linux-module", "../x.ko")) }, `"../x.ko": path that is not`},
+		"out of the package": {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("linux-module", "../x.ko")) }, `"../x.ko": path is not`},
 		"another type":       {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("rpm", "x.rpm")) }, `sig_type "rpm" is neither`},
 	} {
 		p := maps.Clone(packages["linux-image"].(map[string]any))

@@ -175,7 +175,7 @@ func TestManifestRefused(t *testing.T) {
 		{"would both be called a.ko", map[string][]byte{"a.ko": elf, "a.ko.gz": compressed(t, compress.Gzip, elf)}, nil},
 		{"would both be called a.ko", map[string][]byte{"1/a.ko": elf, "2/a.ko": elf}, []string{"1", "2"}},
 		{"path with a control character", map[string][]byte{"a\nb.ko": elf}, nil},
-		{"path that is not UTF-8", map[string][]byte{"a\xff.ko": elf}, nil},
+		{"path is not UTF-8", map[string][]byte{"a\xff.ko": elf}, nil},
 	} {
 		dir := t.TempDir()
 		for name, data := range test.files {

@@ -24,7 +24,7 @@ func TestOneTimeCertInUse(t *testing.T) {
 	defer first.Unlock()
 	before := snapshot(t, dir)
 	args := []string{"sign", "--one-time", "--key-type", "ecdsa:p256", "--cert-out", cert, tree}
-	if r := modsign(t, args...); r.code != exitError || !strings.Contains(r.stderr, "shared.der is in use by ") {
+	if r := modsign(t, args...); r.code != exitError || !strings.Contains(r.stderr, "shared.der: in use by ") {
 		t.Errorf("while another run writes it: exit code %d: %s", r.code, r.stderr)
 	}
 	for _, d := range differences(snapshot(t, dir), before) {

@@ -1,22 +1,22 @@
-// Package atomicfile replaces files whole: whoever opens the name gets the old
-// file or the new one, at any moment, also after a kill.
+// Package atomicfile replaces whole files: a reader sees the old file or the new one at
+// any moment, also after a kill.
 //
-// A new file is written beside the one it replaces, under a temporary name that
-// says which that is:
+// [Create] writes the new file beside the file that it replaces, and [File.Commit]
+// renames it. The temporary name identifies the target:
 //
 //	.modsign-<16 hex digits: FNV-1a of the file's base name>-<random>.tmp
 //
-// It contains no ".ko", since depmod and dracut take whatever does. A kill
-// leaves the temporary file behind; who holds the lock of the tree (see [Lock])
-// may take it for dead, and knows by its name what it was to become. Where
-// several hard links are replaced by one new file, each gets its temporary name
-// first, and all are renamed after: a kill in between leaves the new file under
-// names of both kinds, so that the next run can bring it to its end.
+// The name contains no ".ko" because depmod and dracut read every file with that in its
+// name. A kill leaves the temporary file behind. The next holder of the tree's lock
+// (see [Lock]) may remove it, and its name says which file it was to replace. When one
+// new file replaces several hard links, each link gets a temporary name first, and then
+// all are renamed. After a kill in between, the new file has names of both kinds, so
+// the next run can finish the replacement.
 //
-// A file's directory is opened once, and all is done in it by name: see
-// [dirfd.Dir]. A symbolic link in the place of the file is never followed.
+// The package opens a file's directory once and then works by name in that directory;
+// see [dirfd.Dir]. It never follows a symbolic link at the target.
 //
-// The package is not for writing into files, and does not create directories.
+// The package does not write into existing files and does not create directories.
 package atomicfile
 
 import (
@@ -40,17 +40,17 @@ const (
 	tempSuffix = ".tmp"
 )
 
-// File is a new file on its way to replace another.
+// File is a new file that will replace another.
 type File struct {
 	*os.File
-	names []pending // until they are renamed
+	names []pending // not yet renamed
 }
 
-// pending is a temporary name, and what it is to become.
+// pending is a temporary name and the target that it will be renamed to.
 type pending struct {
 	dir          *dirfd.Dir
 	temp, target string
-	owned        bool // dir is closed with the file
+	owned        bool // close dir with the file
 }
 
 func (p *pending) path() string { return p.dir.Path(p.target) }
@@ -61,9 +61,9 @@ func (p *pending) close() {
 	}
 }
 
-// Create begins the file that is to stand at target, which need not exist yet.
-// Symbolic links to its directory are followed, and no other. Its mode is perm less
-// the umask, until [File.Inherit] or Chmod says otherwise.
+// Create creates the file that Commit renames to target, which need not exist. It
+// follows symbolic links to the directory, but none at target. The mode is perm less
+// the umask unless [File.Inherit] or Chmod changes it.
 func Create(target string, perm fs.FileMode) (*File, error) {
 	dir, err := dirfd.Open(filepath.Dir(target))
 	if err != nil {
@@ -78,11 +78,11 @@ func Create(target string, perm fs.FileMode) (*File, error) {
 	return f, nil
 }
 
-// CreateIn is [Create] for a name in an open directory, which has to stay open until
+// CreateIn is [Create] for a name in an open directory, which must stay open until
 // Commit or Abort.
 //
-// The temporary file is locked (flock(2)) until then: who clears away what killed
-// runs have left knows by it that this one is in use.
+// The temporary file stays locked (flock(2)) until then, so that a run which cleans up
+// after killed runs can tell that it is in use.
 func CreateIn(dir *dirfd.Dir, target string, perm fs.FileMode) (*File, error) {
 	for {
 		p := pending{dir: dir, temp: tempName(target), target: target}
@@ -93,13 +93,12 @@ func CreateIn(dir *dirfd.Dir, target string, perm fs.FileMode) (*File, error) {
 		if err != nil {
 			return nil, failedAt(p.path(), err)
 		}
-		_ = flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) // not every file system has locks
+		_ = flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) // not every file system supports locks
 		return &File{File: f, names: []pending{p}}, nil
 	}
 }
 
-// failedAt names the target in an error: of the two names, it is the one that means
-// something to people.
+// failedAt replaces the temporary name in an error by the target, which the user knows.
 func failedAt(target string, err error) error {
 	if failed, ok := errors.AsType[*fs.PathError](err); ok {
 		return &fs.PathError{Op: "replace", Path: target, Err: failed.Err}
@@ -107,9 +106,9 @@ func failedAt(target string, err error) error {
 	return err
 }
 
-// WriteOutput writes what a user has asked to have at a path: whole, where a link leads
-// to, and as it is into what is no regular file, such as a pipe. durable is as in
-// File.Commit.
+// WriteOutput writes an output file that the user has named. It follows symbolic links
+// and replaces a regular file as a whole; it writes directly into anything else, such
+// as a pipe. durable is as in [File.Commit].
 func WriteOutput(path string, data []byte, durable bool) error {
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {
@@ -122,9 +121,9 @@ func WriteOutput(path string, data []byte, durable bool) error {
 	return WriteFile(path, data, 0o666, durable)
 }
 
-// WriteFile writes a file whole, in the place of the regular file that may be there;
-// anything else of that name is a [dirfd.PlantedError], and a symbolic link is not
-// followed. perm and durable are as in [Create] and [File.Commit].
+// WriteFile replaces a regular file, or creates the file. Anything else at that name is
+// a [dirfd.PlantedError], also a symbolic link, which WriteFile never follows. perm and
+// durable are as in [Create] and [File.Commit].
 func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error {
 	dir, err := dirfd.Open(filepath.Dir(target))
 	if err != nil {
@@ -154,41 +153,41 @@ func tempName(target string) string {
 	return fmt.Sprintf("%s%016x", tempStem(target), rand.Uint64()) + tempSuffix
 }
 
-// tempStem is what the names of all temporary files for a target begin with.
+// tempStem returns the prefix of all temporary names for a target.
 func tempStem(target string) string {
 	h := fnv.New64a()
 	h.Write([]byte(target))
 	return fmt.Sprintf("%s%016x-", tempPrefix, h.Sum64())
 }
 
-// IsTemp reports whether a base name is that of a temporary file of this
-// package.
+// IsTemp reports whether a base name is a temporary name of this package.
 func IsTemp(name string) bool {
 	hex, ok := strings.CutPrefix(name, tempPrefix)
 	hex, end := strings.CutSuffix(hex, tempSuffix)
 	return ok && end && len(hex) == 33 && hex[16] == '-' && strings.Trim(hex, "0123456789abcdef-") == ""
 }
 
-// IsTempFor reports whether the temporary file of a name was to become target, the
-// base name of another in its directory.
+// IsTempFor reports whether name is a temporary name for target, a base name in the
+// same directory.
 func IsTempFor(name, target string) bool {
 	return IsTemp(name) && strings.HasPrefix(name, tempStem(target))
 }
 
-// Leftovers lists the temporary files in a directory that were to become one of the
-// targets, which are base names.
+// Leftovers lists the temporary files in a directory for the targets, which are base
+// names.
 func Leftovers(dir *dirfd.Dir, targets []string) ([]string, error) {
 	names, err := dir.Names()
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(names, func(name string) bool {
-		return !IsTemp(name) || !slices.ContainsFunc(targets, func(target string) bool { return IsTempFor(name, target) })
+		isFor := func(target string) bool { return IsTempFor(name, target) }
+		return !IsTemp(name) || !slices.ContainsFunc(targets, isFor)
 	}), nil
 }
 
-// InUse reports whether the temporary file of a name may be in the hands of another
-// process: it is locked, or another user's whose lock cannot be seen.
+// InUse reports whether another process may be writing the temporary file: the file is
+// locked, or belongs to another user and cannot be opened.
 func InUse(dir *dirfd.Dir, name string) bool {
 	f, err := dir.Open(name, unix.O_RDONLY, 0)
 	if err != nil {
@@ -198,8 +197,7 @@ func InUse(dir *dirfd.Dir, name string) bool {
 	return flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
-// AlsoAt makes the file replace one more name: both will be hard links of one
-// another.
+// AlsoAt makes Commit replace one more name with the same file, as a hard link.
 func (f *File) AlsoAt(target string) error {
 	dir, err := dirfd.Open(filepath.Dir(target))
 	if err != nil {
@@ -223,10 +221,9 @@ func (f *File) AlsoIn(dir *dirfd.Dir, target string) error {
 	return nil
 }
 
-// Commit closes the file and gives it its names, each in one step. With durable
-// the file, and then its name, are on disk before Commit returns. After an error
-// the names that were not reached are those of the old file still, and no
-// temporary file is left.
+// Commit closes the file and renames it to each of its targets. If durable is set, the
+// file and its names are on disk when Commit returns. After an error, the targets not
+// yet renamed still have the old file, and no temporary file is left.
 func (f *File) Commit(durable bool) error {
 	defer f.Abort()
 	if durable {
@@ -240,8 +237,8 @@ func (f *File) Commit(durable bool) error {
 		if err := p.dir.Rename(p.temp, p.target); err != nil {
 			return err
 		}
-		// Where two targets are one file by two ways, a bind mount say, rename(2) has
-		// nothing to do, and leaves the second temporary name.
+		// If two targets are the same file through two paths, such as a bind mount,
+		// rename(2) does nothing and leaves the second temporary name.
 		if several {
 			_ = p.dir.Remove(p.temp)
 		}
@@ -257,7 +254,7 @@ func (f *File) Commit(durable bool) error {
 	return nil
 }
 
-// Abort closes the file and removes it. After Commit it does nothing.
+// Abort closes and removes the file. After Commit it does nothing.
 func (f *File) Abort() {
 	for _, p := range f.names {
 		_ = p.dir.Remove(p.temp)

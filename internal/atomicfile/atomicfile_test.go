@@ -36,7 +36,7 @@ func read(t *testing.T, path string) string {
 	return string(b)
 }
 
-// names lists a folder.
+// names lists a directory.
 func names(t *testing.T, dir string) string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -135,14 +135,16 @@ func TestInherit(t *testing.T) {
 		t.Skip("needs root, to give files away")
 	}
 	old := testmod.WriteFile(t, "a.ko", []byte("old"))
-	attributes := map[string]string{"user.note": "kept", "user.big": strings.Repeat("x", 2000), "security.ima": "\x01signature", "security.evm": "\x02mac"}
+	attributes := map[string]string{"user.note": "kept", "user.big": strings.Repeat("x", 2000),
+		"security.ima": "\x01signature", "security.evm": "\x02mac"}
 	for name, value := range attributes {
 		if err := unix.Setxattr(old, name, []byte(value), 0); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
 	when := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
-	if err := errors.Join(os.Chown(old, 1234, 5678), os.Chmod(old, 0o4751|fs.ModeSetuid), os.Chtimes(old, when, when)); err != nil {
+	if err := errors.Join(os.Chown(old, 1234, 5678), os.Chmod(old, 0o4751|fs.ModeSetuid),
+		os.Chtimes(old, when, when)); err != nil {
 		t.Fatal(err)
 	}
 	mode := fs.FileMode(0o640)
@@ -206,7 +208,7 @@ func TestInherit(t *testing.T) {
 	}
 }
 
-// An access control list is an attribute too, and the mode must not flatten it.
+// An access control list is an attribute too, and setting the mode must not change it.
 func TestInheritACL(t *testing.T) {
 	setfacl, getfacl := testmod.Program(t, "setfacl", "acl"), testmod.Program(t, "getfacl", "acl")
 	old := testmod.WriteFile(t, "a.ko", []byte("old"))
@@ -233,7 +235,8 @@ func TestInheritACL(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := testmod.Run(t, getfacl, "-cpn", old)
-	if got := testmod.Run(t, getfacl, "-cpn", target); string(got) != string(want) || !strings.Contains(string(want), "user:1234:r--") {
+	if got := testmod.Run(t, getfacl, "-cpn", target); string(got) != string(want) ||
+		!strings.Contains(string(want), "user:1234:r--") {
 		t.Errorf("the list is\n%swant\n%s", got, want)
 	}
 }
@@ -267,7 +270,7 @@ func TestLockHelper(t *testing.T) {
 
 const nobody = 65534
 
-// lockHelper is another process that locks paths.
+// lockHelper returns another process that locks paths.
 func lockHelper(paths string, env ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestLockHelper$")
 	// The race detector sleeps for a second when a process ends.
@@ -275,7 +278,7 @@ func lockHelper(paths string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// Root and the owner of a tree exclude each other, and a stranger excludes neither.
+// Root and the owner of a tree exclude each other; an unrelated user excludes neither.
 func TestLockOfTwoUsers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to be another user too")
@@ -298,7 +301,7 @@ func TestLockOfTwoUsers(t *testing.T) {
 		{theirs, theirs, false},
 		{theirs, theirs + "/sub", false},
 		{theirs + "/sub", theirs, false},
-		{ours, ours, true}, // which nobody cannot write to
+		{ours, ours, true}, // the user nobody cannot write there
 		{ours, theirs, true},
 	} {
 		lock, err := NewLock([]string{test.root}, nil)
@@ -357,7 +360,7 @@ func TestLockName(t *testing.T) {
 	}
 }
 
-// Names that somebody else has chosen are none of ours.
+// A similar name that somebody else has chosen is not a temporary name.
 func TestIsTemp(t *testing.T) {
 	for name, is := range map[string]bool{
 		tempName("a.ko"): true, ".modsign-mine.tmp": false, ".modsign-0123456789abcdef-0123456789abcdef.tmp": true,
@@ -423,7 +426,7 @@ func TestLock(t *testing.T) {
 		return paths
 	}
 	tests := []struct {
-		written, read           string // ours
+		written, read           string // of this process
 		otherWritten, otherRead string
 		free                    bool
 	}{
@@ -439,7 +442,7 @@ func TestLock(t *testing.T) {
 		{"a/x.ko", "", "a", "", false},
 		{"e", "a", "", "a", true},
 		{"e", "a", "a", "", false},
-		{"e", "a", "a/b", "", true}, // a reader notices by itself what changes under it
+		{"e", "a", "a/b", "", true}, // a reader detects changes itself
 		{"e", "a", "", "a/b e/.", false},
 		{"a/b e", "a", "", "a/d", true},
 	}
@@ -472,8 +475,8 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestLockBeingRemoved holds a lock file as a process does that is about to remove it,
-// and is not run for a while.
+// TestLockBeingRemoved holds a lock file like a process that is about to remove the
+// file and does not run for a while.
 func TestLockBeingRemoved(t *testing.T) {
 	path := t.TempDir()
 	info, err := os.Stat(path)

@@ -14,19 +14,18 @@ import (
 	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// Inherit says what a new file takes over from the old one. The zero value
-// takes all that stays true of other bytes.
+// Inherit selects what a new file takes over from the old one. The zero value takes
+// everything that does not depend on the content.
 type Inherit struct {
-	Mode       *fs.FileMode // instead of the old file's
-	NewMTime   bool         // leave the time of modification at now
-	Attest     bool         // keep security.ima and security.evm, although they attest the old bytes
-	BestEffort bool         // for a copy elsewhere: owner and attributes only as far as one may
-	NewOwner   bool         // leave the file to whoever runs this
+	Mode       *fs.FileMode // if not nil, replaces the old file's mode
+	NewMTime   bool         // do not copy the modification time
+	Attest     bool         // keep security.ima and security.evm, which attest the old content
+	BestEffort bool         // ignore owners and attributes that this user may not set
+	NewOwner   bool         // do not copy the owner
 }
 
-// An OwnerError reports a file that cannot be given to the owner of the one that it
-// is to replace: only root may give files away, and in a container without root's
-// rights not even that.
+// An OwnerError reports that a new file cannot get the owner of the file that it
+// replaces. Only root may change owners, and in some containers not even root.
 type OwnerError struct {
 	UID, GID uint32
 	Err      error
@@ -38,10 +37,10 @@ func (e *OwnerError) Error() string {
 
 func (e *OwnerError) Unwrap() error { return e.Err }
 
-// Inherit gives the file the mode, owner, extended attributes (access control
-// lists among them) and time of modification of old, whose fs.FileInfo is info.
-// It is to be called after the last write. attested says that old had attributes
-// which were left behind because they attest its content.
+// Inherit copies the mode, owner, extended attributes (access control lists among them)
+// and modification time of old, whose fs.FileInfo is info. Call it after the last
+// write. attested reports that old had attributes that Inherit left out because they
+// attest the old content.
 func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested bool, err error) {
 	was := info.Sys().(*syscall.Stat_t)
 	var is unix.Stat_t
@@ -52,7 +51,7 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 	if opts.Mode != nil {
 		mode = *opts.Mode
 	}
-	// The owner first: a change of owner clears bits of the mode.
+	// Set the owner first: changing it clears bits of the mode.
 	if is.Uid != was.Uid || is.Gid != was.Gid {
 		err := error(unix.EPERM)
 		if !opts.NewOwner {
@@ -61,7 +60,7 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 		if err != nil && !opts.BestEffort && !opts.NewOwner {
 			return false, &OwnerError{was.Uid, was.Gid, err}
 		}
-		if err != nil { // as cp -p: they were meant for another owner
+		if err != nil { // like cp -p: the bits were meant for another owner
 			mode &^= fs.ModeSetuid | fs.ModeSetgid
 		}
 	}
@@ -79,13 +78,13 @@ func (f *File) Inherit(old *os.File, info fs.FileInfo, opts Inherit) (attested b
 	return attested, nil
 }
 
-// SetMTime sets the time of modification, and leaves the time of access.
+// SetMTime sets the modification time and leaves the access time unchanged.
 func (f *File) SetMTime(mtime unix.Timespec) error {
 	return setMTime(f.File, mtime, f.names[0].dir, f.names[0].temp)
 }
 
-// setMTime goes by the descriptor, which cannot be mistaken; kernels before 5.8 know
-// no empty path here, and get the name.
+// setMTime uses the descriptor, which cannot refer to another file. Kernels before 5.8
+// do not accept an empty path here; for them setMTime uses the name.
 func setMTime(f *os.File, mtime unix.Timespec, dir *dirfd.Dir, name string) error {
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
 	if err := unix.UtimesNanoAt(int(f.Fd()), "", times, unix.AT_EMPTY_PATH); err == nil {
@@ -103,7 +102,7 @@ func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error)
 	if err != nil {
 		return false, f.failed("flistxattr", err)
 	}
-	// The folder's default list is not the old file's.
+	// The new file may have the directory's default list, which is not the old file's.
 	if !strings.Contains("\x00"+names, "\x00"+accessList+"\x00") || opts.Mode != nil {
 		if err := f.removeXattr(accessList); err != nil {
 			return false, err
@@ -119,7 +118,7 @@ func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error)
 		}
 		value, err := getXattr(int(old.Fd()), name)
 		if errors.Is(err, unix.ENODATA) {
-			continue // removed since, or not for us to see
+			continue // removed meanwhile, or not visible to this user
 		}
 		if err == nil {
 			err = f.setXattr(name, value, opts.Mode != nil)
@@ -131,11 +130,11 @@ func (f *File) copyXattrs(old *os.File, opts Inherit) (attested bool, err error)
 	return attested, nil
 }
 
-// setXattr gives the file an attribute, unless it has it already: a security
-// label often comes with the folder, and only few may set one.
+// setXattr sets an attribute of the file unless the file already has it: a security
+// label is often inherited from the directory, and few users may set one.
 func (f *File) setXattr(name string, value []byte, modeGiven bool) error {
 	if modeGiven && name == accessList {
-		return nil // it is the old mode, in more words
+		return nil // the list only repeats the old mode
 	}
 	if has, err := getXattr(int(f.Fd()), name); err == nil && bytes.Equal(has, value) {
 		return nil
@@ -143,7 +142,7 @@ func (f *File) setXattr(name string, value []byte, modeGiven bool) error {
 	return unix.Fsetxattr(int(f.Fd()), name, value, 0)
 }
 
-// removeXattr takes an attribute away if it is there.
+// removeXattr removes an attribute if it exists.
 func (f *File) removeXattr(name string) error {
 	err := unix.Fremovexattr(int(f.Fd()), name)
 	if err == nil || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
@@ -152,8 +151,8 @@ func (f *File) removeXattr(name string) error {
 	return f.failed("fremovexattr", err)
 }
 
-// listXattrs returns the names of a file's attributes, a NUL byte after each. A
-// file system without attributes has none.
+// listXattrs returns the names of a file's attributes, each followed by a NUL byte. On
+// a file system without attributes it returns none.
 func listXattrs(fd int, buf []byte) (string, error) {
 	for {
 		n, err := unix.Flistxattr(fd, buf)

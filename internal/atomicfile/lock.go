@@ -20,27 +20,28 @@ import (
 	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// A Lock keeps other runs of this program out of files and whole directories. It is
-// flock(2) on files of its own in a private directory, one for each file or directory
-// that is locked, named after its device and inode: flock on the things themselves
-// could be had by everybody who may read them, who could so keep root from signing.
-// The directories above are locked for sharing, so that a lock on a directory and one
-// on something below it exclude each other, and neighbours do not. The lock ends with
-// the process.
+// A Lock keeps other runs of this program out of files and whole directories. It holds
+// flock(2) locks on its own files in a private directory. Each locked file or directory
+// has one, named after its device and inode. Anyone who may read a file can flock it,
+// so a lock on the module itself would let any user keep root from signing. A Lock also
+// takes a shared lock on every directory above: a lock on a directory and a lock on
+// something below it exclude each other, and locks on siblings do not. The lock ends
+// with the process.
 //
-// The private directory is /run/modsign for root, and for others one of theirs below
-// /tmp, /run/user or their home. Root locks what belongs to another user in the
-// directory of that user too, so that root and the owner of a tree exclude each other.
-// Two users who may both write to a third one's tree do not; but each replaces modules
-// whole, and leaves the other's temporary files alone (see [InUse]).
+// The private directory is /run/modsign for root. Other users have one below /tmp,
+// /run/user or their home directory. When root locks what belongs to another user, it
+// also takes the lock in that user's directory, so that root and the owner of a tree
+// exclude each other. Two users who may both write to a third user's tree do not
+// exclude each other, but each replaces whole modules and leaves the other's temporary
+// files alone (see [InUse]).
 type Lock struct {
-	dirs   map[int]*dirfd.Dir // of the lock files, by user; nil where there is none
+	dirs   map[int]*dirfd.Dir // by user; nil if that user has none
 	files  []lockFile
-	held   map[lockID]int  // LOCK_EX or LOCK_SH; one file may have several names
-	given  map[string]bool // locked whole
-	shared map[string]bool // locked for sharing, as they lie above
+	held   map[lockID]int  // LOCK_EX or LOCK_SH; by inode, because a file may have several names
+	given  map[string]bool // exclusively locked
+	shared map[string]bool // locked for sharing, as directories above
 
-	// Unsupported says that no locks can be had, so that nobody is kept out.
+	// Unsupported reports that no lock files can be created, so nobody is kept out.
 	Unsupported bool
 }
 
@@ -50,7 +51,8 @@ type lockFile struct {
 	name string
 }
 
-// lockID is a lock file: of what, and in whose directory.
+// lockID identifies a lock file: the inode that it locks, and the user whose directory
+// holds it.
 type lockID struct {
 	inode
 	user int
@@ -61,17 +63,17 @@ type inode struct{ dev, ino uint64 }
 // A LockedError reports that another run holds a lock.
 type LockedError struct {
 	Path   string
-	Holder string // "modsign (pid 42)", as far as it can be known
+	Holder string // such as "modsign (pid 42)", or "another process" if unknown
 }
 
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("%s is in use by %s", e.Path, e.Holder)
+	return fmt.Sprintf("%s: in use by %s", e.Path, e.Holder)
 }
 
-// NewLock locks each path, which must exist, or returns a [*LockedError] at
-// once. A path below another of them is locked by that. Paths that are only
-// read are locked for sharing: other readers may come, and writers to a part of
-// a directory, but nobody who writes to the whole.
+// NewLock locks each path, which must exist, or returns a [*LockedError] at once. A
+// lock on a path covers the paths below it. Paths in read are locked for sharing: other
+// readers, and writers to part of a directory, may run at the same time, but no writer
+// to the whole directory.
 func NewLock(written, read []string) (*Lock, error) {
 	l := newLock()
 	for _, set := range []struct {
@@ -93,9 +95,9 @@ func NewLock(written, read []string) (*Lock, error) {
 	return l, nil
 }
 
-// Wait calls lock, which is [NewLock] or [LockName], until nobody else holds what it
-// locks or the context ends. It calls waiting, once, with the first holder; waiting may
-// be nil.
+// Wait calls lock, which is [NewLock] or [LockName], until it succeeds, fails for
+// another reason than a lock, or the context ends. It calls waiting once, with the
+// first holder; waiting may be nil.
 func Wait(ctx context.Context, lock func() (*Lock, error), waiting func(*LockedError)) (*Lock, error) {
 	for first := true; ; first = false {
 		l, err := lock()
@@ -115,12 +117,17 @@ func Wait(ctx context.Context, lock func() (*Lock, error), waiting func(*LockedE
 }
 
 func newLock() *Lock {
-	return &Lock{dirs: make(map[int]*dirfd.Dir), held: make(map[lockID]int), given: make(map[string]bool), shared: make(map[string]bool)}
+	return &Lock{
+		dirs:   make(map[int]*dirfd.Dir),
+		held:   make(map[lockID]int),
+		given:  make(map[string]bool),
+		shared: make(map[string]bool),
+	}
 }
 
-// LockName locks a name in a directory, whether or not there is a file of that name,
-// or returns a [*LockedError] at once. It is for files that runs on different modules
-// have in common.
+// LockName locks a name in a directory, whether or not the file exists, or returns a
+// [*LockedError] at once. Runs on different modules use it for the files that they
+// share.
 func LockName(path string) (*Lock, error) {
 	info, err := os.Stat(filepath.Dir(path))
 	if err != nil {
@@ -136,8 +143,8 @@ func LockName(path string) (*Lock, error) {
 	return l, nil
 }
 
-// privateDir opens the directory of a user's lock files, nil if there can be none.
-// What another user has put in its place is passed over.
+// privateDir opens the directory of a user's lock files. It returns nil if there is
+// none, and skips a name that another user has taken.
 func privateDir(uid int) *dirfd.Dir {
 	var names []string
 	if uid == 0 {
@@ -146,7 +153,7 @@ func privateDir(uid int) *dirfd.Dir {
 	for i := range 8 {
 		names = append(names, fmt.Sprintf("/tmp/.modsign-lock-%d.%d", uid, i))
 	}
-	if uid == os.Geteuid() { // root makes nothing where another user could exchange it
+	if uid == os.Geteuid() { // root creates nothing that another user could replace
 		names = append(names, fmt.Sprintf("/run/user/%d/modsign", uid))
 		if home, err := os.UserHomeDir(); err == nil {
 			names = append(names, filepath.Join(home, ".modsign-lock"))
@@ -168,8 +175,8 @@ func privateDir(uid int) *dirfd.Dir {
 	return nil
 }
 
-// makePrivate makes a directory that may be there. Root makes it for another user in
-// /tmp alone, where only root can exchange what is root's.
+// makePrivate creates a directory if it does not exist. Root creates another user's
+// directory only in /tmp, where only root can replace root's files.
 func makePrivate(name string, uid int) error {
 	err := os.Mkdir(name, 0o700)
 	if errors.Is(err, fs.ErrExist) {
@@ -181,7 +188,7 @@ func makePrivate(name string, uid int) error {
 	return err
 }
 
-// realPaths returns the paths without links, a folder before what is in it.
+// realPaths returns the paths without symbolic links, a directory before its contents.
 func realPaths(paths []string) ([]string, error) {
 	var real []string
 	for _, path := range paths {
@@ -198,7 +205,7 @@ func realPaths(paths []string) ([]string, error) {
 	return real, nil
 }
 
-// covers reports whether path or a folder above it is locked whole.
+// covers reports whether path or a directory above it is exclusively locked.
 func (l *Lock) covers(path string) bool {
 	for !l.given[path] {
 		above := filepath.Dir(path)
@@ -217,7 +224,7 @@ func (l *Lock) add(path string, how int) error {
 	for dir := path; dir != filepath.Dir(dir); {
 		dir = filepath.Dir(dir)
 		if l.shared[dir] || l.given[dir] {
-			break // and so is all above it
+			break // and so are the directories above
 		}
 		l.shared[dir] = true
 		if err := l.flock(dir, unix.LOCK_SH); err != nil {
@@ -240,8 +247,8 @@ func (l *Lock) flock(path string, how int) error {
 	return l.flockAs(path, info, "", how)
 }
 
-// flockAs locks what info is of, in the directory of this user and in that of its
-// owner.
+// flockAs locks the file that info describes, in the directory of this user and in that
+// of the file's owner.
 func (l *Lock) flockAs(path string, info fs.FileInfo, suffix string, how int) error {
 	st := info.Sys().(*syscall.Stat_t)
 	users := []int{os.Geteuid()}
@@ -279,12 +286,12 @@ func (l *Lock) flockAs(path string, info fs.FileInfo, suffix string, how int) er
 	return nil
 }
 
-// patience is how long a lock is waited for that another process has. That process may
-// be about to remove the lock file, and not get to run for a while on a busy machine.
+// patience is how long flockIn retries a lock that another process holds. That process
+// may be about to remove the lock file, and a busy machine may delay it.
 const patience = 500 * time.Millisecond
 
-// flockIn locks a file in a directory of lock files, which is nil where that cannot be
-// had: no space is left, say.
+// flockIn locks a file in a directory of lock files. It returns nil if it cannot create
+// the lock file, for example because the disk is full.
 func (l *Lock) flockIn(dir *dirfd.Dir, name string, user, how int) (*lockFile, error) {
 	for waited := time.Duration(0); ; {
 		f, err := openLock(dir, name, user)
@@ -293,7 +300,8 @@ func (l *Lock) flockIn(dir *dirfd.Dir, name string, user, how int) (*lockFile, e
 		}
 		switch err := flockRetry(int(f.Fd()), how|unix.LOCK_NB); {
 		case err == unix.EWOULDBLOCK && waited < patience:
-			// It may be about to be removed, which takes the whole lock for a moment.
+			// The holder may be about to remove the file, which takes an exclusive
+			// lock.
 			f.Close()
 			pause := min(max(waited/4, 200*time.Microsecond), 20*time.Millisecond)
 			time.Sleep(pause)
@@ -309,16 +317,16 @@ func (l *Lock) flockIn(dir *dirfd.Dir, name string, user, how int) (*lockFile, e
 		}
 		locked := &lockFile{f, dir, name}
 		if locked.removed() {
-			f.Close() // by the one who had it before
+			f.Close() // by its previous holder
 			continue
 		}
 		return locked, nil
 	}
 }
 
-// openLock opens a lock file, which belongs to the user whose directory it is in. What
-// that user may have put there instead is an error: root changes the owner of nothing
-// but the file that it has just made.
+// openLock opens or creates a lock file. The file must belong to the user whose
+// directory holds it; anything else that the user put there is an error. Root changes
+// the owner only of the file that it has just created.
 func openLock(dir *dirfd.Dir, name string, user int) (*os.File, error) {
 	f, err := dir.Open(name, unix.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -344,7 +352,7 @@ func openLock(dir *dirfd.Dir, name string, user int) (*os.File, error) {
 	return f, nil
 }
 
-// removed reports whether the name is no longer that of the file.
+// removed reports whether the name no longer refers to the file.
 func (f *lockFile) removed() bool {
 	opened, err := inodeOf(f.File)
 	if err != nil {
@@ -370,15 +378,16 @@ func flockRetry(fd, how int) error {
 	}
 }
 
-// Unlock lets go of everything.
+// Unlock releases all locks.
 func (l *Lock) Unlock() {
 	for _, f := range l.files {
-		// Who else shares it, or has just opened it, finds it removed or keeps it.
+		// Remove the file if nobody shares it; who has just opened it finds it removed
+		// and retries.
 		if flockRetry(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && !f.removed() {
 			_ = f.dir.Remove(f.name)
 		}
-		// Not left to Close alone: a child of this process that has not come to its exec
-		// yet has the file, and so the lock, too.
+		// Close alone is not enough: a child of this process that has forked and not
+		// yet called exec shares the file, and so holds the lock.
 		_ = flockRetry(int(f.Fd()), unix.LOCK_UN)
 		f.Close()
 	}
@@ -391,7 +400,7 @@ func (l *Lock) Unlock() {
 	clear(l.dirs)
 }
 
-// holderOf finds who locks a file in /proc/locks, whose lines are
+// holderOf looks up the holder of a file's lock in /proc/locks, whose lines are
 //
 //	1: FLOCK  ADVISORY  WRITE 1234 fe:00:567 0 EOF
 func holderOf(f *os.File) string {

@@ -12,8 +12,8 @@ import (
 	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// planted are what somebody may put at a name. Each gets the path of a file outside of
-// the tree, and says what it is.
+// planted creates various things at a path. outside is the path of a file outside of
+// the tree.
 var planted = map[string]func(path, outside string) error{
 	"a symbolic link": func(path, outside string) error { return os.Symlink(outside, path) },
 	"a FIFO":          func(path, _ string) error { return syscall.Mkfifo(path, 0o666) },
@@ -21,13 +21,14 @@ var planted = map[string]func(path, outside string) error{
 	"a directory":     func(path, _ string) error { return os.Mkdir(path, 0o777) },
 }
 
-// newTree is a tree and, beside it, a directory with a file that nothing may touch.
+// newTree creates a tree, and beside it a directory with a file that must not change.
 func newTree(t *testing.T) (tree *dirfd.Dir, outside string) {
 	t.Helper()
 	base := t.TempDir()
 	path := filepath.Join(base, "tree")
 	outside = filepath.Join(base, "outside")
-	err := errors.Join(os.Mkdir(path, 0o755), os.Mkdir(outside, 0o755), os.WriteFile(filepath.Join(outside, "file"), []byte("precious"), 0o644))
+	err := errors.Join(os.Mkdir(path, 0o755), os.Mkdir(outside, 0o755),
+		os.WriteFile(filepath.Join(outside, "file"), []byte("precious"), 0o644))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,8 @@ func newTree(t *testing.T) (tree *dirfd.Dir, outside string) {
 	return tree, outside
 }
 
-// below calls do with the directory of a path below the tree, and the name there.
+// below calls do with the directory of a path below the tree, and with the path's last
+// name.
 func below(tree *dirfd.Dir, path string, do func(dir *dirfd.Dir, name string) error) error {
 	dir, err := tree.OpenDir(filepath.Dir(path))
 	if err != nil {
@@ -58,7 +60,7 @@ func below(tree *dirfd.Dir, path string, do func(dir *dirfd.Dir, name string) er
 	return do(dir, filepath.Base(path))
 }
 
-// TestOwnFile reads, writes, moves and removes files of names that modsign makes up.
+// TestOwnFile reads, writes, moves and removes files whose names modsign makes up.
 func TestOwnFile(t *testing.T) {
 	tree, _ := newTree(t)
 	for _, path := range []string{"top", ".own/below"} {
@@ -107,7 +109,7 @@ func TestOwnFile(t *testing.T) {
 	}
 }
 
-// TestPlanted has something else at the name, and in the place of the directory.
+// TestPlanted plants something else at the file's name, and at the directory's.
 func TestPlanted(t *testing.T) {
 	for what, plant := range planted {
 		t.Run(what, func(t *testing.T) {
@@ -125,7 +127,8 @@ func TestPlanted(t *testing.T) {
 			}
 			write := func(dir *dirfd.Dir, name string) error { return WriteIn(dir, name, []byte("x"), 0o644, false) }
 			link := func(dir *dirfd.Dir, name string) error { return Symlink(dir, name, "/nowhere") }
-			errs := map[string]error{"read own/file": below(tree, "own/file", read), "write own/file": below(tree, "own/file", write)}
+			errs := map[string]error{"read own/file": below(tree, "own/file", read),
+				"write own/file": below(tree, "own/file", write)}
 			if what != "a symbolic link" {
 				errs["link own/file"] = below(tree, "own/file", link)
 			}
@@ -143,11 +146,12 @@ func TestPlanted(t *testing.T) {
 				if strings.HasSuffix(how, "gone") {
 					culprit = tree.Path("gone")
 				}
-				if _, ok := errors.AsType[*dirfd.PlantedError](err); !ok || !strings.HasPrefix(err.Error(), culprit+": is "+what+", and has to be ") {
+				if _, ok := errors.AsType[*dirfd.PlantedError](err); !ok ||
+					!strings.HasPrefix(err.Error(), culprit+": is "+what+" instead of ") {
 					t.Errorf("%s: %v", how, err)
 				}
 			}
-			// The thing itself can be taken away.
+			// Clear removes it.
 			if err := below(tree, "own/file", (*dirfd.Dir).Clear); err != nil || names(t, tree.Path("own")) != "" {
 				t.Errorf("%v: left is %s", err, names(t, tree.Path("own")))
 			}
@@ -155,8 +159,8 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-// TestSwapped has a directory turn into a link after it was opened: the work goes on in
-// the directory, and not behind the link.
+// TestSwapped replaces an open directory with a link: the work continues in the
+// directory, and not behind the link.
 func TestSwapped(t *testing.T) {
 	tree, outside := newTree(t)
 	own, err := tree.MakeDir("own")
@@ -164,7 +168,8 @@ func TestSwapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	if err := errors.Join(os.Rename(tree.Path("own"), tree.Path("moved")), os.Symlink(outside, tree.Path("own"))); err != nil {
+	if err := errors.Join(os.Rename(tree.Path("own"), tree.Path("moved")),
+		os.Symlink(outside, tree.Path("own"))); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := own.ReadFile("file", 100); !errors.Is(err, fs.ErrNotExist) {
@@ -173,7 +178,8 @@ func TestSwapped(t *testing.T) {
 	if err := own.Rename("file", "stolen"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file outside of the tree was moved: %v", err)
 	}
-	if err := errors.Join(own.Clear("file"), WriteIn(own, "new", []byte("x"), 0o644, true), Symlink(own, "link", "x")); err != nil {
+	if err := errors.Join(own.Clear("file"), WriteIn(own, "new", []byte("x"), 0o644, true),
+		Symlink(own, "link", "x")); err != nil {
 		t.Error(err)
 	}
 	if all := names(t, tree.Path("moved")); all != "link new" {

@@ -10,8 +10,8 @@ import (
 	"github.com/modsign/modsign/internal/dirfd"
 )
 
-// Symlink makes the symbolic link name in dir hold text, in the place of the link that
-// may be there; anything else of that name is a [dirfd.PlantedError].
+// Symlink creates the symbolic link name in dir with the target text. It replaces an
+// existing symbolic link; anything else at that name is a [dirfd.PlantedError].
 func Symlink(dir *dirfd.Dir, name, text string) error {
 	if err := dir.CheckLink(name); err != nil {
 		return err
@@ -19,7 +19,7 @@ func Symlink(dir *dirfd.Dir, name, text string) error {
 	return newLink(dir, name, text, func(temp string) error { return dir.Rename(temp, name) })
 }
 
-// newLink makes a symbolic link of a temporary name, which put gives its own.
+// newLink creates a symbolic link under a temporary name, and calls put to rename it.
 func newLink(dir *dirfd.Dir, name, text string, put func(temp string) error) error {
 	temp := tempName(name)
 	if err := dir.Symlink(text, temp); err != nil {
@@ -32,9 +32,10 @@ func newLink(dir *dirfd.Dir, name, text string, put func(temp string) error) err
 	return err
 }
 
-// Relink makes the symbolic link name in dir hold text, with the owner and the time of
-// the link old, which lies there too. It replaces name if that is old itself, and
-// nothing else: what has the name already is [fs.ErrExist], unless it is that link.
+// Relink creates the symbolic link name in dir with the target text, and with the owner
+// and the modification time of the link old in the same directory. It replaces name
+// only if that is old itself. Otherwise an existing name is [fs.ErrExist], unless it is
+// already a link to text.
 func Relink(dir *dirfd.Dir, old, name, text string) error {
 	if is, err := dir.Readlink(name); old != name && err == nil && is == text {
 		return nil
@@ -44,10 +45,10 @@ func Relink(dir *dirfd.Dir, old, name, text string) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		return fmt.Errorf("%s: no symbolic link any more", dir.Path(old))
+		return fmt.Errorf("%s: no longer a symbolic link", dir.Path(old))
 	}
 	return newLink(dir, name, text, func(temp string) error {
-		// What it cannot have of the old one it does without.
+		// Owner and time are kept as far as this user may set them.
 		_ = dir.Lchown(temp, st.Uid, st.Gid)
 		_ = dir.SetMTime(temp, st.Mtim)
 		if old == name {
@@ -57,7 +58,7 @@ func Relink(dir *dirfd.Dir, old, name, text string) error {
 	})
 }
 
-// Unlink removes the symbolic link name from dir if it still holds text.
+// Unlink removes the symbolic link name from dir if its target is still text.
 func Unlink(dir *dirfd.Dir, name, text string) error {
 	is, err := dir.Readlink(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && is != text {

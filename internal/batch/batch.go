@@ -1,8 +1,9 @@
-// Package batch works on many items at once: no more than a limit at the same time,
-// none begun after the context has ended, and the results in the order of the items.
+// Package batch processes many items in parallel: at most a given number at the same
+// time, none started after the context has ended, and with results in the order of the
+// items.
 //
-// [Map] is for results, [Each] for work that returns nothing but an error. A [Queue]
-// restores the order of results where one piece of work has several.
+// Use [Map] for work that returns a result, and [Each] for work that returns only an
+// error. A [Queue] restores the order when one call produces several results.
 package batch
 
 import (
@@ -13,8 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Jobs returns how many items are worked on at once where a caller asks for n. For 0
-// that is twice the number of processors, since some items wait for the disk.
+// Jobs returns how many items to process at once if the caller asks for n. For 0 it is
+// twice the number of processors, since some items wait for the disk.
 func Jobs(n int) int {
 	if n > 0 {
 		return n
@@ -22,11 +23,12 @@ func Jobs(n int) int {
 	return 2 * runtime.GOMAXPROCS(0)
 }
 
-// Each calls work for 0 to n-1, jobs at a time (see [Jobs]), and returns when all calls
-// have. It begins no further call once one has failed or ctx has ended. The error is
-// the context's cause, or else that of the failed call with the lowest number.
+// Each calls work for 0 to n-1, at most jobs at a time (see [Jobs]), and returns when
+// all calls have returned. It starts no more calls after one has failed or ctx has
+// ended. The error is the context's cause, or else that of the failed call with the
+// lowest number.
 func Each(ctx context.Context, n, jobs int, work func(i int) error) error {
-	// Not the context of the group, which would end the calls that run when one fails.
+	// A context of the group would interrupt the other calls when one fails.
 	var group errgroup.Group
 	group.SetLimit(Jobs(jobs))
 	var failed failure
@@ -46,7 +48,7 @@ func Each(ctx context.Context, n, jobs int, work func(i int) error) error {
 	return failed.get()
 }
 
-// failure keeps the error of the lowest number.
+// failure keeps the error of the call with the lowest number.
 type failure struct {
 	mu  sync.Mutex
 	i   int
@@ -70,10 +72,10 @@ func (f *failure) get() error {
 	return f.err
 }
 
-// Map calls work for 0 to n-1, jobs at a time (see [Jobs]), and hands the results to
-// emit in that order, one at a time and as soon as they can be. It begins no further
-// call once ctx has ended, and drops what the calls return that run then: such a result
-// tells of the interruption. The error is the context's cause.
+// Map calls work for 0 to n-1, at most jobs at a time (see [Jobs]), and passes each
+// result to emit in that order, one at a time and as early as possible. It starts no
+// more calls after ctx has ended, and drops the results of calls that still run then,
+// since they report the interruption. The error is the context's cause.
 func Map[T any](ctx context.Context, n, jobs int, work func(i int) T, emit func(T)) error {
 	queue := NewQueue(emit)
 	err := Each(ctx, n, jobs, func(i int) error {

@@ -18,7 +18,8 @@ func TestJobs(t *testing.T) {
 	}
 }
 
-// TestLimit holds every call until as many run as may, and sees that no more do.
+// TestLimit blocks every call until the limit is reached, and checks that no more calls
+// run.
 func TestLimit(t *testing.T) {
 	const n, jobs = 50, 5
 	var running, most atomic.Int32
@@ -62,7 +63,7 @@ func TestEachFails(t *testing.T) {
 	if err != low {
 		t.Errorf("got %v, want the error of the lowest number", err)
 	}
-	if calls > 1 { // one may have been begun between the two
+	if calls > 1 { // one more may have been started in between
 		t.Errorf("%d calls after one had failed", calls)
 	}
 }
@@ -75,8 +76,8 @@ func TestMap(t *testing.T) {
 	}
 }
 
-// TestMapCancelled drops what is returned after the context has ended, and emits all
-// that was finished before.
+// TestMapCancelled checks that Map drops results that arrive after the context has
+// ended, and emits all earlier ones.
 func TestMapCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("interrupted")

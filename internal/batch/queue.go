@@ -2,8 +2,8 @@ package batch
 
 import "sync"
 
-// A Queue passes results on in the order of their numbers, which begin at 0, as
-// soon as all before them have come. It may be used by several goroutines.
+// A Queue passes on each result when all results before it have arrived. Results are
+// numbered from 0. A Queue is safe for concurrent use.
 type Queue[T any] struct {
 	mu      sync.Mutex
 	next    int
@@ -11,12 +11,12 @@ type Queue[T any] struct {
 	emit    func(T)
 }
 
-// NewQueue returns a Queue that hands its results to emit, one at a time.
+// NewQueue returns a Queue that passes its results to emit, one at a time.
 func NewQueue[T any](emit func(T)) *Queue[T] {
 	return &Queue[T]{waiting: make(map[int]T), emit: emit}
 }
 
-// Put takes the result number i, of which there must be no second.
+// Put adds the result number i. Each number may be put once.
 func (q *Queue[T]) Put(i int, result T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -32,8 +32,7 @@ func (q *Queue[T]) Put(i int, result T) {
 	}
 }
 
-// Close passes on what has come, although results before it are missing and will
-// not come any more.
+// Close passes on the results that wait for missing ones.
 func (q *Queue[T]) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -1,8 +1,9 @@
-// Package compress reads and writes kernel modules in the three compressed
-// forms that the kernel and kmod load: .ko.gz, .ko.xz and .ko.zst.
+// Package compress reads and writes kernel modules in the three compressed forms that
+// the kernel and kmod load: .ko.gz, .ko.xz and .ko.zst.
 //
-// A module is one stream of its format, and nothing follows it. What is written
-// is what scripts/Makefile.modinst of the kernel makes:
+// [NewReader] decompresses a module, and an [Encoder] compresses modules. A module is
+// one stream of its format, and nothing follows it. An Encoder writes what the kernel's
+// scripts/Makefile.modinst makes:
 //
 //	gzip  gzip -n              no name, no time: 1f 8b 08 00 00000000 xx 03
 //	xz    xz --check=crc32     made by the xz program itself, so that the bytes
@@ -13,22 +14,20 @@
 // The formats are specified by RFC 1952 (gzip), RFC 8878 (zstd) and
 // https://tukaani.org/xz/xz-file-format.txt.
 //
-// The readers of a module differ in what else they take. The kernel's own
-// decompressor (kernel/module/decompress.c) stops at the end of the first
-// stream and never looks further; it takes neither CRC64 nor SHA-256 in xz,
-// which are common elsewhere, and no optional field but the name in a gzip
-// header; it does not look at the checksum of gzip, and takes what there is of a
-// zstd stream that is cut off for all of it. kmod reads on: streams of gzip and
-// xz that follow one another it joins, rubbish after gzip it ignores, rubbish
-// after xz it refuses, and of zstd it reads no more than the first frame's
-// content size, which must be there.
-// [NewReader] takes every form of one stream that any of them takes and refuses
-// what follows it, because they do not agree on what such a file holds.
-// [KernelError] says why the kernel would not take a stream that NewReader
-// reads.
+// The programs that load a module accept different variants. The kernel's own
+// decompressor (kernel/module/decompress.c) stops at the end of the first stream and
+// ignores the rest. It rejects CRC64 and SHA-256 in xz, which are common elsewhere, and
+// every optional field of a gzip header except the name. It does not check gzip's
+// checksum, and takes a truncated zstd stream for a complete one. kmod concatenates
+// successive streams of gzip and xz. It ignores garbage after gzip and rejects garbage
+// after xz. Of zstd it reads the content size of the first frame, which must be
+// present, and no more. NewReader accepts every form of a single stream that any of
+// them accepts. It rejects data after the stream, because they disagree on what such a
+// file contains. [KernelError] reports why the kernel would not load a module from a
+// stream that NewReader reads.
 //
-// This package is no general archive library: it knows neither streams in
-// sequence nor dictionaries of zstd, and it has no codec of its own.
+// The package is not a general archive library: it supports neither successive streams
+// nor zstd dictionaries.
 package compress
 
 import (
@@ -37,7 +36,7 @@ import (
 	"strings"
 )
 
-// Format is a form of compression.
+// Format is a compression format.
 type Format uint8
 
 const (
@@ -54,7 +53,7 @@ var formats = [...]struct{ name, suffix, magic string }{
 	Zstd: {"zstd", ".zst", "\x28\xb5\x2f\xfd"},
 }
 
-// Suffix returns what the format adds to a file's name: "", ".gz", ".xz" or
+// Suffix returns the suffix that the format adds to a file name: "", ".gz", ".xz" or
 // ".zst".
 func (f Format) Suffix() string {
 	if int(f) < len(formats) {
@@ -71,7 +70,7 @@ func (f Format) String() string {
 	return fmt.Sprintf("compression format %d", uint8(f))
 }
 
-// FromName returns the format that a file's name claims by its suffix.
+// FromName returns the format that a file name claims by its suffix.
 func FromName(name string) Format {
 	for f := Gzip; int(f) < len(formats); f++ {
 		if strings.HasSuffix(name, f.Suffix()) {
@@ -81,8 +80,8 @@ func FromName(name string) Format {
 	return None
 }
 
-// FromMagic returns the format that begins with head, of which the first 6
-// bytes are enough.
+// FromMagic returns the format of a file that begins with head. It needs at most 6
+// bytes.
 func FromMagic(head []byte) Format {
 	for f := Gzip; int(f) < len(formats); f++ {
 		if strings.HasPrefix(string(head[:min(len(head), 6)]), formats[f].magic) {
@@ -92,16 +91,14 @@ func FromMagic(head []byte) Format {
 	return None
 }
 
-// ErrTooLarge is what every [TooLargeError] is, for errors.Is.
-var ErrTooLarge = errors.New("decompressed size is over the limit")
+// ErrTooLarge matches every [TooLargeError] with errors.Is.
+var ErrTooLarge = errors.New("decompressed size exceeds the limit")
 
-// ErrUnreadable says that a stream is none that this package reads, though the
-// kernel may: it has a branch filter that is not known here, or wants more memory
-// than [MaxWindow].
-var ErrUnreadable = errors.New("modsign does not read it, though the kernel may")
+// ErrUnreadable reports a stream that this package cannot read, though the kernel may:
+// the stream uses an unsupported branch filter, or needs more memory than [MaxWindow].
+var ErrUnreadable = errors.New("modsign cannot read the stream, though the kernel may")
 
-// TooLargeError says that a stream holds more bytes than its reader was to let
-// through.
+// TooLargeError reports that a stream contains more bytes than its reader's limit.
 type TooLargeError struct {
 	Format Format
 	Limit  int64 // bytes

@@ -17,7 +17,7 @@ import (
 
 var packed = []Format{Gzip, XZ, Zstd}
 
-// program is this test's own program.
+// program returns the content of the test's own program.
 var program = sync.OnceValue(func() []byte {
 	path, err := os.Executable()
 	if err != nil {
@@ -82,7 +82,7 @@ func pipe(t testing.TB, data []byte, name string, args ...string) []byte {
 
 var debian = map[string]string{"gzip": "gzip", "xz": "xz-utils", "zstd": "zstd", "modinfo": "kmod"}
 
-// programOf names the program of each format, which are called alike.
+// programOf names the program of each format. All take the same arguments.
 var programOf = map[Format]string{Gzip: "gzip", XZ: "xz", Zstd: "zstd"}
 
 func TestFormat(t *testing.T) {
@@ -110,7 +110,8 @@ func TestFormat(t *testing.T) {
 			}
 		}
 	}
-	for _, head := range []string{"", "\x1f", "\x1f\x8b", "\x1f\x8b\x07", "\xfd7zXZ", "\x28\xb5\x2f", "(\xb5/\xfe\x00\x00"} {
+	for _, head := range []string{"", "\x1f", "\x1f\x8b", "\x1f\x8b\x07", "\xfd7zXZ", "\x28\xb5\x2f",
+		"(\xb5/\xfe\x00\x00"} {
 		if got := FromMagic([]byte(head)); got != None {
 			t.Errorf("FromMagic(%q) = %v", head, got)
 		}
@@ -162,8 +163,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// What we write begins as the kernel's commands begin it, and their own test
-// modes are content with it.
+// A written stream begins like that of the kernel's commands, and passes their own
+// tests.
 func TestWritten(t *testing.T) {
 	t.Parallel()
 	data := machineCode(t, 200_000)
@@ -176,8 +177,7 @@ func TestWritten(t *testing.T) {
 				pipe(t, stream, programOf[f], "-t")
 				switch f {
 				case Gzip:
-					// The byte before the last tells the lowest and the highest
-					// level.
+					// The byte before the last shows the lowest and the highest level.
 					args := []string{"-n", "-c"}
 					if level != 0 {
 						args = append(args, fmt.Sprint("-", level))
@@ -195,7 +195,8 @@ func TestWritten(t *testing.T) {
 					}
 				case Zstd:
 					h, window, err := parseZstdHeader(stream)
-					if err != nil || !h.HasFCS || h.FrameContentSize != uint64(len(data)) || !h.HasCheckSum || h.DictionaryID != 0 || window > zstdWindow {
+					if err != nil || !h.HasFCS || h.FrameContentSize != uint64(len(data)) || !h.HasCheckSum || h.DictionaryID != 0 ||
+						window > zstdWindow {
 						t.Errorf("frame header %+v, %v", h, err)
 					}
 				}
@@ -242,7 +243,7 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// What the xz program makes for us is what it makes for the kernel's build.
+// With the xz program, the bytes are the same as in the kernel's build.
 func TestXZSameBytes(t *testing.T) {
 	t.Parallel()
 	xz := testmod.Program(t, "xz", "xz-utils")
@@ -264,7 +265,7 @@ func TestXZSameBytes(t *testing.T) {
 	}
 }
 
-// Streams of the programs, with options that the kernel's build uses and others.
+// Streams of the programs, with options of the kernel's build and others.
 func TestReadPrograms(t *testing.T) {
 	t.Parallel()
 	data := machineCode(t, 300_000)
@@ -272,7 +273,7 @@ func TestReadPrograms(t *testing.T) {
 	for _, c := range []struct {
 		format Format
 		args   string
-		kernel string // what KernelError says
+		kernel string // the error of KernelError
 	}{
 		{Gzip, "-n", ""},
 		{Gzip, "-N", ""}, // the name is skipped
@@ -326,7 +327,7 @@ func TestReadPrograms(t *testing.T) {
 	}
 }
 
-// kmod reads our modules.
+// kmod reads the written modules.
 func TestModinfo(t *testing.T) {
 	t.Parallel()
 	modinfo := testmod.Program(t, "modinfo", "kmod")
@@ -343,7 +344,7 @@ func TestModinfo(t *testing.T) {
 	}
 }
 
-// tinyModule returns an ELF object with nothing but a .modinfo section.
+// tinyModule returns an ELF object that has only a .modinfo section.
 func tinyModule() []byte {
 	const modinfo = "license=GPL\x00description=a module of no code\x00name=tiny\x00vermagic=6.12.0 SMP \x00"
 	const names = "\x00.modinfo\x00.shstrtab\x00"
@@ -374,8 +375,8 @@ func tinyModule() []byte {
 	return b
 }
 
-// The modules of real kernels, as packaged, are read; xz ones are written as
-// they were.
+// Modules of real kernel packages are readable; xz modules are rewritten to the same
+// bytes.
 func TestRealModules(t *testing.T) {
 	t.Parallel()
 	kernels := testmod.Kernels(t)

@@ -7,18 +7,17 @@ import (
 	"io"
 )
 
-// SizeHint returns how many bytes the stream of size bytes in r expands to by its
-// own account: a gzip stream's last four bytes (which is the size modulo 4 GiB),
-// an xz stream's index, a zstd frame's content size. It returns 0 where the
-// stream does not say or cannot be read, and size for [None]. The stream may be
-// lying: the number is good for planning only.
+// SizeHint returns the decompressed size that the stream of size bytes in r claims: the
+// last four bytes of a gzip stream (the size modulo 4 GiB), the index of an xz stream,
+// the content size of a zstd frame. It returns 0 if the stream does not tell or cannot
+// be read, and size for [None]. The claim may be false: use it for planning only.
 func SizeHint(f Format, r io.ReaderAt, size int64) int64 {
 	switch f {
 	case None:
 		return size
 	case Gzip:
 		var trailer [4]byte
-		if size < 18 { // an empty stream's header, block and trailer are longer
+		if size < 18 { // even an empty stream has 20 bytes
 			return 0
 		}
 		if _, err := r.ReadAt(trailer[:], size-4); err != nil {
@@ -41,12 +40,11 @@ func SizeHint(f Format, r io.ReaderAt, size int64) int64 {
 	return 0
 }
 
-// KernelError tells from the first headers of the stream of size bytes in r why
-// the kernel, or kmod, would not load a module from it although [NewReader] reads
-// it. It returns nil if there is nothing against it.
+// KernelError reports, from the first headers of the stream of size bytes in r, why the
+// kernel or kmod would not load a module that [NewReader] reads. It returns nil if it
+// finds no reason.
 //
-// A large dictionary is nothing against it: the kernel allocates what the stream
-// asks for.
+// A large dictionary is no reason: the kernel allocates what the stream asks for.
 func KernelError(f Format, r io.ReaderAt, size int64) error {
 	switch f {
 	case Gzip:
@@ -59,7 +57,8 @@ func KernelError(f Format, r io.ReaderAt, size int64) error {
 	return nil
 }
 
-// gzipKernelError follows module_gzip_header_len of kernel/module/decompress.c.
+// gzipKernelError does the checks of module_gzip_header_len in
+// kernel/module/decompress.c.
 func gzipKernelError(r io.ReaderAt, size int64) error {
 	head, err := readHead(r, size, 10)
 	if err != nil {
@@ -73,13 +72,13 @@ func gzipKernelError(r io.ReaderAt, size int64) error {
 		name string
 	}{{1 << 1, "a header checksum"}, {1 << 2, "an extra field"}, {1 << 4, "a comment"}} {
 		if head[3]&field.flag != 0 {
-			return fmt.Errorf("the kernel does not skip %s in a gzip header: make it with gzip -n", field.name)
+			return fmt.Errorf("the kernel does not skip %s in a gzip header: compress with gzip -n", field.name)
 		}
 	}
 	return nil
 }
 
-// xzKernelError follows lib/xz/xz_dec_stream.c of the kernel.
+// xzKernelError does the checks of the kernel's lib/xz/xz_dec_stream.c.
 func xzKernelError(r io.ReaderAt, size int64) error {
 	head, err := readHead(r, size, xzHeaderSize+xzMaxBlockHeaderSize)
 	if err != nil {
@@ -91,11 +90,11 @@ func xzKernelError(r io.ReaderAt, size int64) error {
 	switch check := head[7]; check {
 	case xzCheckNone, xzCheckCRC32:
 	case xzCheckCRC64:
-		return errors.New("the kernel does not know the CRC64 check of xz: make it with xz --check=crc32")
+		return errors.New("the kernel does not support the CRC64 check of xz: compress with xz --check=crc32")
 	case xzCheckSHA256:
-		return errors.New("the kernel does not know the SHA-256 check of xz: make it with xz --check=crc32")
+		return errors.New("the kernel does not support the SHA-256 check of xz: compress with xz --check=crc32")
 	default:
-		return fmt.Errorf("the kernel does not know the check type %#x of xz", check)
+		return fmt.Errorf("the kernel does not support the check type %#x of xz", check)
 	}
 	block := head[xzHeaderSize:]
 	if block[0] == 0 { // no block
@@ -103,7 +102,7 @@ func xzKernelError(r io.ReaderAt, size int64) error {
 	}
 	n := (int(block[0]) + 1) * 4
 	if n > len(block) {
-		return errors.New("xz stream is cut off in its first block header")
+		return errors.New("xz stream is truncated in its first block header")
 	}
 	h, err := parseXZBlockHeader(block[:n])
 	if err != nil {
@@ -111,26 +110,27 @@ func xzKernelError(r io.ReaderAt, size int64) error {
 	}
 	branch := h.filters[:len(h.filters)-1]
 	if len(branch) > 1 {
-		return fmt.Errorf("the kernel does not know more than two filters of xz: %v", h.filters)
+		return fmt.Errorf("the kernel does not support more than two filters of xz: %v", h.filters)
 	}
 	for _, filter := range branch {
 		switch filter.id {
 		case xzX86, xzPowerPC, xzARM, xzARMThumb, xzSPARC, xzARM64, xzRISCV:
 		default:
-			return fmt.Errorf("the kernel does not know the %v filter of xz", filter)
+			return fmt.Errorf("the kernel does not support the %v filter of xz", filter)
 		}
 		if len(filter.props) > 0 {
-			return fmt.Errorf("the kernel does not know a start offset of the %v filter of xz", filter)
+			return fmt.Errorf("the kernel does not support a start offset of the %v filter of xz", filter)
 		}
 	}
 	if h.dict == 1<<32-1 {
-		return errors.New("the kernel does not know an xz dictionary of 4 GiB")
+		return errors.New("the kernel does not support an xz dictionary of 4 GiB")
 	}
 	return nil
 }
 
-// zstdKernelError follows module_zstd_decompress of kernel/module/decompress.c,
-// and libkmod/libkmod-file-zstd.c of kmod, which allocates the content size.
+// zstdKernelError does the checks of module_zstd_decompress in
+// kernel/module/decompress.c, and of libkmod/libkmod-file-zstd.c in kmod, which
+// allocates the content size.
 func zstdKernelError(r io.ReaderAt, size int64) error {
 	head, err := readHead(r, size, zstdMaxHeader)
 	if err != nil {
@@ -141,7 +141,7 @@ func zstdKernelError(r io.ReaderAt, size int64) error {
 	case err != nil:
 		return fmt.Errorf("not a zstd stream: %w", err)
 	case h.Skippable:
-		return errors.New("the kernel does not skip the skippable frame that the zstd stream begins with")
+		return errors.New("the kernel does not accept a zstd stream that begins with a skippable frame")
 	case h.DictionaryID != 0:
 		return fmt.Errorf("the kernel does not have the zstd dictionary with the ID %d", h.DictionaryID)
 	case window >= 1<<31:
@@ -152,7 +152,7 @@ func zstdKernelError(r io.ReaderAt, size int64) error {
 	return nil
 }
 
-// readHead reads the first n bytes, or all where there are fewer.
+// readHead reads the first n bytes, or all bytes if there are fewer.
 func readHead(r io.ReaderAt, size int64, n int) ([]byte, error) {
 	head := make([]byte, min(int64(n), max(size, 0)))
 	k, err := r.ReadAt(head, 0)

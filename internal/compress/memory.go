@@ -10,19 +10,19 @@ import (
 	"github.com/therootcompany/xz"
 )
 
-// largeWindow is the largest window, in bytes, that is left to the collector when its
-// reader is closed. The memory of a larger one goes back at once: the collector would
-// let the next one be made beside it.
+// largeWindow is the largest window, in bytes, whose memory a closed reader leaves to
+// the garbage collector. A reader frees a larger window at once, because the collector
+// would allow the next one to be allocated beside it.
 const largeWindow = 24 << 20
 
-// decoderMemory is what a decoder of each format holds besides its window, in bytes: the
-// input, tables, and the blocks on their way.
+// decoderMemory is the memory in bytes that a decoder of each format holds besides its
+// window: input, tables and blocks in progress.
 var decoderMemory = [len(formats)]int64{None: 0, Gzip: 256 << 10, XZ: 256 << 10, Zstd: 1 << 20}
 
 // Window returns the largest window or dictionary, in bytes, that the stream of size
-// bytes in r asks for, up to its end or to what is wrong with it: a reader gets no
-// further. All block headers of xz are looked at, of which each has a dictionary of its
-// own, and the one frame of zstd. For gzip it is 0: its window is always the same 32 KiB.
+// bytes in r asks for, up to its end or its first error, where a reader stops too. It
+// checks every block header of xz, since each block has its own dictionary, and the
+// single frame of zstd. For gzip it returns 0: the window is always 32 KiB.
 func Window(f Format, r io.ReaderAt, size int64) int64 {
 	if f != XZ && f != Zstd {
 		return 0
@@ -34,7 +34,7 @@ func Window(f Format, r io.ReaderAt, size int64) int64 {
 	var frame framer
 	var err error
 	if f == XZ {
-		// The dictionaries stand all over the stream.
+		// The dictionary sizes are in the block headers throughout the stream.
 		x := &xzFrame{framing: framing{in: &d.in, most: MaxWindow}}
 		if err = x.open(x); err == nil {
 			x.skip()
@@ -48,12 +48,12 @@ func Window(f Format, r io.ReaderAt, size int64) int64 {
 	return int64(frame.window())
 }
 
-// ReaderMemory returns how many bytes a reader of format f with that window holds, as
-// [Window] returns it.
+// ReaderMemory returns the memory in bytes that a reader of format f holds for a window
+// that [Window] returned.
 func ReaderMemory(f Format, window int64) int64 { return decoderMemory[f] + window }
 
-// Memory returns how many bytes compressing a module with format f holds meanwhile. The
-// xz program has its memory for itself.
+// Memory returns the memory in bytes that compressing a module with format f takes in
+// this process, without that of the xz program.
 func (e *Encoder) Memory(f Format) int64 {
 	switch {
 	case f == Gzip:
@@ -73,12 +73,12 @@ func (e *Encoder) Memory(f Format) int64 {
 }
 
 // NewWindowReader is [NewReader] for a stream whose [Window] is known. A stream that
-// wants more all the same has changed since, and gives an error.
+// wants a larger window has been modified since, and gives an error.
 func NewWindowReader(f Format, r io.Reader, limit, window int64) (io.ReadCloser, error) {
 	return newReader(f, r, limit, window, false)
 }
 
-// skip goes through the stream without a decoder.
+// skip goes through the stream without decoding it.
 func (f *framing) skip() {
 	for f.err == nil {
 		n, err := f.in.Discard(int(f.left))
@@ -91,21 +91,23 @@ func (f *framing) skip() {
 	}
 }
 
-// admit reports why a stream may not have a window.
+// admit returns an error unless the stream may have the window.
 func (f *framing) admit(kind string, window uint64) error {
 	switch {
 	case window > MaxWindow:
-		return fmt.Errorf("%w: %v stream wants a %s of %d MiB at byte %d; %d MiB is the limit", ErrUnreadable, f.in.format, kind, window>>20, f.in.offset(), MaxWindow>>20)
+		return fmt.Errorf("%w: %v stream wants a %s of %d MiB at byte %d; %d MiB is the limit",
+			ErrUnreadable, f.in.format, kind, window>>20, f.in.offset(), MaxWindow>>20)
 	case window > f.most:
-		return fmt.Errorf("%v stream wants a larger %s at byte %d than a moment ago: somebody else writes to it", f.in.format, kind, f.in.offset())
+		return fmt.Errorf("%v stream wants a larger %s at byte %d than before: another process writes to the file",
+			f.in.format, kind, f.in.offset())
 	}
 	f.claim = max(f.claim, window)
 	return nil
 }
 
-// prepareXZ makes the dictionary for a stream that wants a large one. Otherwise the
-// library would make one for each block that wants more than those before, and hold two
-// while it does.
+// prepareXZ allocates the dictionary for a stream that wants a large one. Otherwise the
+// library would allocate one for each block that wants more than the blocks before, and
+// hold two meanwhile.
 func (d *decoder) prepareXZ(window int64) (err error) {
 	if window <= keepWindow {
 		return nil
@@ -122,7 +124,7 @@ func (d *decoder) prepareXZ(window int64) (err error) {
 	return err
 }
 
-// emptyXZ is an xz stream of one empty block with a dictionary of at least that many
+// emptyXZ returns an xz stream of one empty block with a dictionary of at least window
 // bytes.
 func emptyXZ(window uint64) string {
 	bits := byte(0)
@@ -134,7 +136,7 @@ func emptyXZ(window uint64) string {
 	b = append(append(b, 0, 0), checked(0, 0)[2:]...)          // no check
 	b = append(b, checked(2, 0, xzLZMA2, 1, bits, 0, 0, 0)...) // block header
 	b = append(b, 0, 0, 0, 0)                                  // the end of LZMA2, and padding
-	b = append(b, checked(0, 1, 13, 0)...)                     // index: 13 bytes to none
+	b = append(b, checked(0, 1, 13, 0)...)                     // index: 13 bytes expand to 0
 	footer := checked(1, 0, 0, 0, 0, 0)                        // the index has 8 bytes
 	b = append(append(b, footer[6:]...), footer[:6]...)
 	return string(append(b, "YZ"...))

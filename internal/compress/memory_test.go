@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// twoBlocks joins two xz streams of one block each, and without a check, into one stream.
-// xz itself gives all blocks of a stream the same dictionary.
+// twoBlocks joins two xz streams of one block each, without checks, into one stream. xz
+// itself gives all blocks of a stream the same dictionary.
 func twoBlocks(t testing.TB, a, b []byte) []byte {
 	t.Helper()
 	parts := func(stream []byte) (block, record []byte) {
@@ -37,8 +37,8 @@ func twoBlocks(t testing.TB, a, b []byte) []byte {
 	return append(append(stream, footer...), "YZ"...)
 }
 
-// growing is a stream whose second block has a dictionary of 128 MiB, and the first one
-// of MiB.
+// growing returns a stream whose first block has a dictionary of mib MiB, and whose
+// second block has one of 128 MiB.
 func growing(t testing.TB, data []byte, mib int) []byte {
 	t.Helper()
 	stream := twoBlocks(t,
@@ -69,7 +69,7 @@ func TestWindow(t *testing.T) {
 		{"xz, the second block wants more", XZ, one, 128 << 20},
 		{"xz, the second block is cut off", XZ, one[:len(one)/3], 1 << 20},
 		{"xz, both are large", XZ, two, 128 << 20},
-		{"xz, over the limit", XZ, xz("--lzma2=dict=129MiB,mf=hc3"), 0}, // the reader refuses it
+		{"xz, over the limit", XZ, xz("--lzma2=dict=129MiB,mf=hc3"), 0}, // the reader rejects the stream
 		{"zstd of a pipe", Zstd, zstd("--long=27"), 128 << 20},
 		{"zstd of a file", Zstd, zstd("--long=27", "--stream-size=100000"), 100000},
 		{"zstd, over the limit", Zstd, zstd("--long=28"), 0},
@@ -85,8 +85,7 @@ func TestWindow(t *testing.T) {
 		if test.format == None || bytes.Equal(test.stream, []byte("text")) {
 			continue
 		}
-		// What is known of a stream changes nothing about what it holds or what is
-		// wrong with it.
+		// A reader that knows the window returns the same data and errors.
 		_, want := decompress(test.format, bytes.NewReader(test.stream), 1<<20)
 		r, err := NewWindowReader(test.format, bytes.NewReader(test.stream), 1<<20, got)
 		if err == nil {
@@ -102,15 +101,16 @@ func TestWindow(t *testing.T) {
 				_, err = io.ReadAll(r)
 				r.Close()
 			}
-			if err == nil || !strings.Contains(err.Error(), "somebody else writes to it") || errors.Is(err, ErrUnreadable) {
+			if err == nil || !strings.Contains(err.Error(), "another process writes to the file") ||
+				errors.Is(err, ErrUnreadable) {
 				t.Errorf("%s: with a window too small: %v", test.name, err)
 			}
 		}
 	}
 }
 
-// A reader allocates what ReaderMemory says, also where later blocks want more than
-// those before, which the library would answer with one dictionary after the other.
+// A reader allocates what ReaderMemory returns, also if later blocks want larger
+// dictionaries than earlier ones. The library alone would allocate one after the other.
 func TestReaderMemory(t *testing.T) {
 	data := machineCode(t, 100_000)
 	streams := []struct {
@@ -169,7 +169,8 @@ func TestEmptyXZ(t *testing.T) {
 		if out := pipe(t, stream, "xz", "-dc"); len(out) != 0 {
 			t.Errorf("%d: xz reads %q", window, out)
 		}
-		if got := Window(XZ, bytes.NewReader(stream), int64(len(stream))); got < int64(window) || got > max(2*int64(window), 4096) {
+		if got := Window(XZ, bytes.NewReader(stream), int64(len(stream))); got < int64(window) ||
+			got > max(2*int64(window), 4096) {
 			t.Errorf("%d: the dictionary has %d bytes", window, got)
 		}
 	}

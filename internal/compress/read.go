@@ -14,55 +14,54 @@ import (
 	"github.com/therootcompany/xz"
 )
 
-// MaxWindow is the largest dictionary (xz) or window (zstd), in bytes, that a
-// stream may ask for. It is what the kernel's build uses at the most, for
-// kernel images (scripts/xz_wrap.sh, zstd --ultra -22), and the zstd program's
-// own limit. A reader holds as much memory as the window or as the data,
-// whichever is less; for the kernel's modules that is 1 to 2 MiB.
+// MaxWindow is the largest dictionary (xz) or window (zstd), in bytes, that a stream
+// may ask for. It is the most that the kernel's build uses, for kernel images
+// (scripts/xz_wrap.sh, zstd --ultra -22), and the default limit of the zstd program. A
+// reader holds the window or the data, whichever is smaller; for the kernel's modules
+// that is 1 to 2 MiB.
 const MaxWindow = 128 << 20
 
-// keepWindow is the largest window, in bytes, of a decoder that is kept for the
-// next module: what xz and zstd -19 use when nothing is said.
+// keepWindow is the largest window, in bytes, of a decoder that is reused for the next
+// module. It is the default of xz and zstd -19.
 const keepWindow = 8 << 20
 
-// inputBuffer is how much of a compressed stream is read at once.
+// inputBuffer is the size in bytes of one read from a compressed stream.
 const inputBuffer = 64 << 10
 
-// NewReader returns a reader of what the stream of format f in r expands to. The
-// stream has to end where r ends. Once more than limit bytes have come out, Read
-// returns a [TooLargeError]. A stream that is cut off gives an error that is
-// [io.ErrUnexpectedEOF]; one that asks for more than [MaxWindow] gives one that is
-// [ErrUnreadable]; one that does not match its checksums or is followed by something
-// else gives an error as well, and none of them shows before the data that was read
-// up to there.
+// NewReader returns a reader of the decompressed stream of format f in r. The stream
+// must end where r ends. After limit bytes, Read returns a [TooLargeError] if there are
+// more. The error of a truncated stream is [io.ErrUnexpectedEOF]; that of a stream
+// which asks for more than [MaxWindow] is [ErrUnreadable]. A stream that does not match
+// its checksums or that other data follows gives an error too. Read returns the data
+// before an error first.
 //
-// The reader must be closed, which does not close r. It is for one goroutine.
+// The caller must close the reader, which does not close r. The reader is not safe for
+// concurrent use.
 func NewReader(f Format, r io.Reader, limit int64) (io.ReadCloser, error) {
 	return newReader(f, r, limit, windowUnknown, false)
 }
 
-// NewEmbeddedReader is [NewReader] for a stream that other bytes follow, as in a
-// kernel image, where its end is not known before it is reached. Some bytes
-// after the stream may have been read from r.
+// NewEmbeddedReader is [NewReader] for a stream that other bytes follow, as in a kernel
+// image, where the end of the stream is not known in advance. It may read some bytes
+// after the stream from r.
 func NewEmbeddedReader(f Format, r io.Reader, limit int64) (io.ReadCloser, error) {
 	return newReader(f, r, limit, windowUnknown, true)
 }
 
-// reader is one stream on its way through a decoder.
+// reader decompresses one stream with a decoder.
 type reader struct {
 	*decoder
-	limit, n int64 // bytes that may come out, that have come out
+	limit, n int64 // bytes: allowed, returned so far
 	embedded bool
-	err      error // what every further Read returns
+	err      error // returned by every further Read
 }
 
-// decoder is what is worth keeping from one stream to the next.
+// decoder is the state that readers reuse for further streams.
 //
-// The input passes through a framer on its way to the xz and zstd libraries. It
-// reads no more than the lengths by which the formats hop from header to header,
-// which is enough to look at each claim of memory before the library sees it,
-// to end exactly where the stream ends, and to tell a stream that is cut off
-// from a corrupt one; the libraries leave some of this out.
+// A framer passes the input to the xz and zstd libraries. It reads only the lengths
+// that lead from one header to the next. That suffices to check each memory claim
+// before the library sees it, to end exactly where the stream ends, and to distinguish
+// a truncated stream from a corrupt one. The libraries do not do all of this.
 type decoder struct {
 	format Format
 	in     input
@@ -73,8 +72,8 @@ type decoder struct {
 	zstd   *zstd.Decoder
 }
 
-// Decoders are kept by format, because a fresh one costs more than reading most
-// modules does.
+// Decoders are reused by format, because creating one costs more than reading most
+// modules.
 var decoders [len(formats)]sync.Pool
 
 func takeDecoder(f Format) *decoder {
@@ -99,19 +98,19 @@ func newReader(f Format, src io.Reader, limit, window int64, embedded bool) (io.
 	return r, nil
 }
 
-// windowUnknown is the window of a stream that nobody has looked at.
+// windowUnknown is the window of a stream that nobody has inspected.
 const windowUnknown = -1
 
-// start readies the library of the decoder's format, and reads the first header. The
-// stream may ask for that window and no more.
+// start prepares the library of the decoder's format and reads the first header. The
+// stream may ask for at most that window.
 func (d *decoder) start(window int64) (err error) {
 	most := uint64(MaxWindow)
 	if window != windowUnknown {
 		most = uint64(window)
 	}
 	if window > largeWindow {
-		// What idle decoders, compressors and buffers hold is more than there is
-		// room for beside it. A pool is empty after two collections.
+		// Idle decoders, compressors and buffers would hold more memory than there is
+		// beside this window. Two collections empty a pool.
 		runtime.GC()
 		debug.FreeOSMemory()
 	}
@@ -122,17 +121,15 @@ func (d *decoder) start(window int64) (err error) {
 		if d.gzip == nil {
 			d.gzip = new(gzip.Reader)
 		}
-		// The library reads a bufio.Reader byte by byte, no further than it
-		// has to.
+		// The library reads a bufio.Reader byte by byte, and no further than necessary.
 		err = d.gzip.Reset(d.in.Reader)
 		d.gzip.Multistream(false)
 		d.out = d.gzip
 	case XZ:
-		// therootcompany/xz is a translation of the kernel's own decoder and
-		// refuses what that refuses. Over the modules of a Debian kernel it is
-		// 1.6 times as fast as ulikunitz/xz, can be used again (1 kB of
-		// garbage a module instead of 1.2 MB), and knows the branch filters
-		// without which a kernel image cannot be read.
+		// therootcompany/xz is a translation of the kernel's own decoder and rejects
+		// what that rejects. On the modules of a Debian kernel it is 1.6 times as fast
+		// as ulikunitz/xz. It can be reused (1 kB of garbage per module instead of 1.2
+		// MB), and supports the branch filters that kernel images need.
 		frame := &xzFrame{framing: framing{in: &d.in, most: most}}
 		d.frame = frame
 		if err := frame.open(frame); err != nil {
@@ -154,7 +151,8 @@ func (d *decoder) start(window int64) (err error) {
 			return err
 		}
 		if d.zstd == nil {
-			d.zstd, err = zstd.NewReader(frame, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow))
+			d.zstd, err = zstd.NewReader(frame, zstd.WithDecoderConcurrency(1),
+				zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow))
 		} else {
 			err = d.zstd.Reset(frame)
 		}
@@ -167,7 +165,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	if r.err != nil || len(p) == 0 {
 		return 0, r.err
 	}
-	// One byte over the limit is asked for, to see whether there is one.
+	// Ask for one byte over the limit, to detect a stream that is too large.
 	if room := r.limit - r.n; int64(len(p)) > room {
 		p = p[:room+1]
 	}
@@ -184,15 +182,15 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, r.err
 }
 
-// finish makes sure that the input ends where its stream has ended. It returns
-// io.EOF if so.
+// finish checks that the input ends where its stream has ended. It returns io.EOF if
+// so.
 func (r *reader) finish() error {
 	if r.embedded || r.format == None {
 		return io.EOF
 	}
 	end := r.in.offset()
 	if r.format == XZ {
-		// Zeros in groups of four belong to the format.
+		// The format allows zeros in groups of four.
 		for {
 			b, err := r.in.Peek(4)
 			if err != nil || string(b) != "\x00\x00\x00\x00" {
@@ -206,15 +204,16 @@ func (r *reader) finish() error {
 	case r.in.err != nil:
 		return r.in.err
 	case len(head) > 0 && FromMagic(head) == r.format:
-		return fmt.Errorf("a second %v stream follows at byte %d: a module is one stream", r.format, r.in.offset())
+		return fmt.Errorf("a second %v stream follows at byte %d; a module must be a single stream", r.format, r.in.offset())
 	case len(head) > 0:
 		return fmt.Errorf("other data follows the %v stream, which ends at byte %d", r.format, end)
 	}
 	return err
 }
 
-// explain turns what a library says into what is wrong. Reading errors come
-// first, then what the framer saw, because the libraries hide or rename them.
+// explain turns an error of a library into a description of what is wrong. Read errors
+// take precedence, then errors of the framer, because the libraries hide or rename
+// them.
 func (r *reader) explain(err error) error {
 	switch {
 	case r.in.err != nil:
@@ -229,7 +228,7 @@ func (r *reader) explain(err error) error {
 	return fmt.Errorf("%v stream is corrupt before byte %d: %v", r.format, r.in.offset(), err)
 }
 
-// Close gives the decoder back. It returns no error.
+// Close releases the decoder for reuse. It always returns nil.
 func (r *reader) Close() error {
 	d := r.decoder
 	if d == nil {
@@ -259,7 +258,7 @@ type input struct {
 	format Format
 	src    io.Reader
 	n      int64 // bytes taken from src
-	err    error // of src, other than io.EOF
+	err    error // from src, other than io.EOF
 }
 
 func (in *input) reset(src io.Reader) {
@@ -267,10 +266,10 @@ func (in *input) reset(src io.Reader) {
 	in.Reader.Reset((*source)(in))
 }
 
-// offset returns how many bytes have been used.
+// offset returns the number of bytes used.
 func (in *input) offset() int64 { return in.n - int64(in.Buffered()) }
 
-// header returns the next n bytes and leaves them where they are.
+// header returns the next n bytes without consuming them.
 func (in *input) header(n int) ([]byte, error) {
 	b, err := in.Peek(n)
 	if err == io.EOF {
@@ -287,7 +286,7 @@ func (in *input) corrupt(what string, args ...any) error {
 	return fmt.Errorf("%v stream is corrupt at byte %d: %s", in.format, in.offset(), fmt.Sprintf(what, args...))
 }
 
-// source is the side of an input at which its buffer is filled.
+// source is the end of an input that fills its buffer.
 type source input
 
 func (s *source) Read(p []byte) (int, error) {
@@ -302,23 +301,23 @@ func (s *source) Read(p []byte) (int, error) {
 // framer passes one stream through unchanged, and ends where the stream ends.
 type framer interface {
 	io.Reader
-	atEnd() bool    // everything has been passed
-	failure() error // why it could not go on
+	atEnd() bool    // the whole stream has been passed
+	failure() error // why the stream could not be followed
 	window() uint64 // bytes, the largest claim so far
 }
 
-// framing is the common part of the framers. A stream is a sequence of pieces,
-// each of which tells its length at its beginning.
+// framing is the common part of the framers. A stream is a sequence of pieces, each of
+// which begins with its length.
 type framing struct {
 	in    *input
 	next  interface{ piece() (int64, error) }
-	left  int64  // bytes of this piece still to pass
-	most  uint64 // window that it may have
-	claim uint64 // window
+	left  int64  // bytes of this piece not yet passed
+	most  uint64 // allowed window, in bytes
+	claim uint64 // largest window claimed so far, in bytes
 	err   error  // why there is no next piece; io.EOF at the end
 }
 
-// open looks at the first piece.
+// open reads the header of the first piece.
 func (f *framing) open(next interface{ piece() (int64, error) }) error {
 	f.next = next
 	f.left, f.err = next.piece()

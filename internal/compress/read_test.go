@@ -16,15 +16,16 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// smallStreams returns streams that are small enough to try every position of,
-// by name.
+// smallStreams returns streams by name that are small enough to test at every position.
 func smallStreams(t testing.TB) map[string][]byte {
 	data := append(machineCode(t, 300), make([]byte, 100)...)
 	streams := make(map[string][]byte)
 	for _, f := range packed {
-		streams[f.String()] = pipe(t, data, programOf[f], map[Format][]string{Gzip: {"-nc"}, XZ: {"--check=crc32", "--lzma2=dict=1MiB"}, Zstd: {"-q"}}[f]...)
+		streams[f.String()] = pipe(t, data, programOf[f], map[Format][]string{Gzip: {"-nc"},
+			XZ: {"--check=crc32", "--lzma2=dict=1MiB"}, Zstd: {"-q"}}[f]...)
 	}
-	streams["gzip name"] = append([]byte("\x1f\x8b\x08\x08\x01\x02\x03\x04\x00\x03a module.ko\x00"), streams["gzip"][10:]...)
+	streams["gzip name"] = append([]byte("\x1f\x8b\x08\x08\x01\x02\x03\x04\x00\x03a module.ko\x00"),
+		streams["gzip"][10:]...)
 	streams["xz blocks"] = pipe(t, data, "xz", "--check=crc64", "--block-size=200")
 	streams["xz sizes"] = pipe(t, data, "xz", "--check=sha256", "-T2", "--block-size=200")
 	streams["xz x86"] = pipe(t, data, "xz", "--x86", "--lzma2=dict=4KiB")
@@ -34,7 +35,7 @@ func smallStreams(t testing.TB) map[string][]byte {
 	return streams
 }
 
-// formatOf returns the format of a stream by its beginning.
+// formatOf returns the format of a stream by its first bytes.
 func formatOf(t testing.TB, stream []byte) Format {
 	f := FromMagic(stream)
 	if f == None {
@@ -60,15 +61,15 @@ func TestTruncated(t *testing.T) {
 				t.Errorf("%s: %d of %d bytes: other data", name, n, len(stream))
 			}
 		}
-		// The decoder that failed so often is as good as new.
+		// The decoder that failed so often still works.
 		if got, err := decompress(f, bytes.NewReader(stream), 1<<20); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s, after all that: %v", name, err)
 		}
 	}
 }
 
-// A stream with any one byte changed gives an error or, where the byte means
-// nothing, the same data.
+// A stream with one changed byte gives an error or, if the byte means nothing, the same
+// data.
 func TestFlipped(t *testing.T) {
 	t.Parallel()
 	for name, stream := range smallStreams(t) {
@@ -141,7 +142,8 @@ func TestTrailing(t *testing.T) {
 func TestNotAStream(t *testing.T) {
 	t.Parallel()
 	for _, f := range packed {
-		for _, data := range []string{"hello, world of modules", "\x7fELF\x02\x01\x01\x00" + strings.Repeat("\x00", 100), strings.Repeat("\xff", 5000)} {
+		for _, data := range []string{"hello, world of modules", "\x7fELF\x02\x01\x01\x00" + strings.Repeat("\x00", 100),
+			strings.Repeat("\xff", 5000)} {
 			if _, err := NewReader(f, strings.NewReader(data), 1<<20); err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("%v: %.8q: error %v", f, data, err)
 			}
@@ -161,7 +163,7 @@ func TestNotAStream(t *testing.T) {
 	}
 }
 
-// Sources may give bytes in any portions, and their errors come through.
+// A source may return any number of bytes at a time, and its errors are passed on.
 func TestSources(t *testing.T) {
 	t.Parallel()
 	for name, stream := range smallStreams(t) {
@@ -170,7 +172,8 @@ func TestSources(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		for kind, wrap := range map[string]func(io.Reader) io.Reader{"one byte": iotest.OneByteReader, "half": iotest.HalfReader, "data with error": iotest.DataErrReader} {
+		for kind, wrap := range map[string]func(io.Reader) io.Reader{"one byte": iotest.OneByteReader,
+			"half": iotest.HalfReader, "data with error": iotest.DataErrReader} {
 			if got, err := decompress(f, wrap(bytes.NewReader(stream)), 1<<20); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s, %s: %v", name, kind, err)
 			}
@@ -183,7 +186,7 @@ func TestSources(t *testing.T) {
 			t.Errorf("%s read byte by byte: %v", name, err)
 		}
 		r.Close()
-		r.Close() // may be said twice
+		r.Close() // Close may be called twice
 		if n, err := r.Read(make([]byte, 1)); n != 0 || err == nil || err == io.EOF {
 			t.Errorf("%s: read after Close: %d, %v", name, n, err)
 		}
@@ -197,7 +200,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// bomb is a small stream of more than 10 GB, without its end.
+// bomb returns a small stream of more than 10 GB, without its end.
 func bomb(t testing.TB, f Format) []byte {
 	var b bytes.Buffer
 	switch f {
@@ -223,7 +226,7 @@ func bomb(t testing.TB, f Format) []byte {
 			t.Fatal(err)
 		}
 		w.Write(make([]byte, 1<<20))
-		w.Flush() // which leaves out the end marker
+		w.Flush() // without the end marker
 		for range 10 << 10 {
 			b.Write(chunks.Bytes())
 		}
@@ -238,7 +241,7 @@ func bomb(t testing.TB, f Format) []byte {
 	return b.Bytes()
 }
 
-// allocated returns how many bytes f allocates.
+// allocated returns the number of bytes that f allocates.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -265,7 +268,8 @@ func TestTooLarge(t *testing.T) {
 			n, err = io.Copy(onlyWriter{io.Discard}, r)
 		})
 		var tooLarge *TooLargeError
-		if !errors.As(err, &tooLarge) || tooLarge.Limit != limit || !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "8388608") {
+		if !errors.As(err, &tooLarge) || tooLarge.Limit != limit || !errors.Is(err, ErrTooLarge) ||
+			!strings.Contains(err.Error(), "8388608") {
 			t.Errorf("%v: error %v", f, err)
 		}
 		if n != limit {
@@ -297,7 +301,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// A claim of much memory is refused before the memory is allocated, in later
+// A reader rejects a claim of much memory before it allocates the memory, in later
 // blocks too.
 func TestWindowClaims(t *testing.T) {
 	xzHead := []byte("\xfd7zXZ\x00\x00\x01\x69\x22\xde\x36")
@@ -321,7 +325,7 @@ func TestWindowClaims(t *testing.T) {
 		"zstd one segment, 2^63":  join([]byte("\x28\xb5\x2f\xfd\xe0\x00\x00\x00\x00\x00\x00\x00\x80")),
 	} {
 		f := formatOf(t, stream)
-		decompress(f, bytes.NewReader(stream), 1<<30) // makes the decoder
+		decompress(f, bytes.NewReader(stream), 1<<30) // creates the decoder
 		var err error
 		grown := allocated(func() { _, err = decompress(f, bytes.NewReader(stream), 1<<30) })
 		if err == nil || !strings.Contains(err.Error(), "128 MiB is the limit") && name != "xz no size" {
@@ -336,7 +340,8 @@ func TestWindowClaims(t *testing.T) {
 func TestZstdRefused(t *testing.T) {
 	t.Parallel()
 	skippable := append([]byte("\x50\x2a\x4d\x18\x04\x00\x00\x00ever"), pipe(t, []byte("data"), "zstd", "-q")...)
-	dictionary, err := zstd.NewWriter(nil, zstd.WithEncoderDictRaw(77, machineCode(t, 1000)), zstd.WithEncoderConcurrency(1))
+	dictionary, err := zstd.NewWriter(nil, zstd.WithEncoderDictRaw(77, machineCode(t, 1000)),
+		zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,14 +352,14 @@ func TestZstdRefused(t *testing.T) {
 		if _, err := NewReader(Zstd, bytes.NewReader(stream), 1<<20); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("error %v, want one about a %s", err, what)
 		}
-		if err := KernelError(Zstd, bytes.NewReader(stream), int64(len(stream))); err == nil || !strings.Contains(err.Error(), what) {
+		if err := KernelError(Zstd, bytes.NewReader(stream), int64(len(stream))); err == nil ||
+			!strings.Contains(err.Error(), what) {
 			t.Errorf("KernelError = %v, want one about a %s", err, what)
 		}
 	}
 }
 
-// Optional fields of a gzip header are read, though the kernel does not skip
-// them.
+// NewReader accepts optional fields of a gzip header, which the kernel does not skip.
 func TestGzipHeader(t *testing.T) {
 	t.Parallel()
 	stream := smallStreams(t)["gzip"]
@@ -388,11 +393,13 @@ func TestGzipHeader(t *testing.T) {
 	}
 }
 
-// The filters of newer kernels for arm64 are not read, and the error says so.
+// The package does not support the arm64 filters of newer kernels, and the error says
+// so.
 func TestXZFilterRefused(t *testing.T) {
 	t.Parallel()
 	stream := pipe(t, machineCode(t, 1000), "xz", "--arm64", "--lzma2=dict=1MiB", "--check=crc32")
-	if _, err := decompress(XZ, bytes.NewReader(stream), 1<<20); !errors.Is(err, ErrUnreadable) || !strings.Contains(err.Error(), "arm64 filter") {
+	if _, err := decompress(XZ, bytes.NewReader(stream), 1<<20); !errors.Is(err, ErrUnreadable) ||
+		!strings.Contains(err.Error(), "arm64 filter") {
 		t.Errorf("error %v", err)
 	}
 	if err := KernelError(XZ, bytes.NewReader(stream), int64(len(stream))); err != nil {
@@ -426,7 +433,7 @@ func fuzz(f *testing.F, format Format) {
 			t.Fatalf("%d bytes came out", len(data))
 		}
 		embedded, embeddedErr := readEmbedded(format, stream, limit)
-		// How much comes out of a broken stream before the error may differ.
+		// The amount of data before the error may differ for a broken stream.
 		broken := err != nil && embeddedErr != nil && (bytes.HasPrefix(data, embedded) || bytes.HasPrefix(embedded, data))
 		if !broken && (!bytes.Equal(embedded, data) || err == nil && embeddedErr != nil) {
 			t.Fatalf("alone %d bytes and %v, embedded %d bytes and %v", len(data), err, len(embedded), embeddedErr)

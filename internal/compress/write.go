@@ -14,37 +14,37 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Options are the choices of an [Encoder]. The zero value is what the kernel's
-// build does.
+// Options are the settings of an [Encoder]. The zero value writes what the kernel's
+// build writes.
 type Options struct {
-	// Level is how hard to try, as the programs number it: 1 to 9 for gzip and
-	// xz, 1 to 22 for zstd, 0 for each program's default (6, 6 and 3).
-	// zstd's levels stand for the nearest of four: up to 2, 5, 9 and above.
+	// Level is the compression level as the programs number it: 1 to 9 for gzip and xz,
+	// 1 to 22 for zstd, 0 for each program's default (6, 6 and 3). zstd's levels are
+	// mapped to four: up to 2, 5, 9 and above.
 	Level int
 }
 
 // maxLevel is the highest level of each format's program.
 var maxLevel = [len(formats)]int{None: 22, Gzip: 9, XZ: 9, Zstd: 22}
 
-// Check returns an error if the options cannot be had with format f.
+// Check returns an error if format f does not support the options.
 func (o Options) Check(f Format) error {
 	if int(f) >= len(formats) {
-		return fmt.Errorf("%v is not known", f)
+		return fmt.Errorf("%v is unknown", f)
 	}
 	if o.Level < 0 || o.Level > maxLevel[f] {
-		return fmt.Errorf("%v has no compression level %d: choose 1 to %d, or 0 for the default", f, o.Level, maxLevel[f])
+		return fmt.Errorf("%v has no compression level %d: use 1 to %d, or 0 for the default", f, o.Level, maxLevel[f])
 	}
 	return nil
 }
 
-// zstdWindow is the window, in bytes, of what is written: that of zstd -3, as
-// the kernel's build has it. The kernel allocates it to load a module, and a
-// larger one makes modules of several MB no smaller.
+// zstdWindow is the window, in bytes, of the streams that an Encoder writes. It is that
+// of zstd -3, as in the kernel's build. The kernel allocates the window to load a
+// module, and a larger one makes modules of several MB no smaller.
 const zstdWindow = 2 << 20
 
-// Encoder compresses modules. It keeps its codecs from one module to the next
-// and is safe for concurrent use; a call uses one goroutine (and, for xz, one
-// process). [Encoder.Memory] says what each call holds meanwhile.
+// Encoder compresses modules. It reuses its codecs and is safe for concurrent use. A
+// call uses one goroutine (and, for xz, one process); [Encoder.Memory] returns the
+// memory that a call needs.
 type Encoder struct {
 	options Options
 	gzips   sync.Pool // *gzipWriter
@@ -52,14 +52,14 @@ type Encoder struct {
 	buffers sync.Pool // *[copyBuffer]byte
 
 	xzProgram string      // path; empty if there is none
-	withoutXZ atomic.Bool // an xz stream was written without the program
+	withoutXZ atomic.Bool // set after an xz stream was written without the program
 }
 
-// copyBuffer is how many bytes are read from a source at once.
+// copyBuffer is the number of bytes read from a source at once.
 const copyBuffer = 64 << 10
 
-// NewEncoder returns an encoder. It looks for an xz program on PATH. The level
-// has to be right for at least one format.
+// NewEncoder returns an encoder. It looks for an xz program on PATH. The level must be
+// valid for at least one format.
 func NewEncoder(o Options) (*Encoder, error) {
 	if err := o.Check(Zstd); err != nil {
 		return nil, err
@@ -72,24 +72,24 @@ func NewEncoder(o Options) (*Encoder, error) {
 	return e, nil
 }
 
-// Notes returns what the user should know about the streams written so far.
+// Notes returns notes for the user about the streams written so far.
 func (e *Encoder) Notes() []string {
 	if !e.withoutXZ.Load() {
 		return nil
 	}
-	note := "no xz program was found: xz modules are about a fifth larger than the kernel's build makes them; install xz-utils"
+	note := "no xz program found: xz modules are about 20% larger than those of the kernel's build; install xz-utils"
 	if e.options.Level != 0 {
-		note += fmt.Sprintf(", which also knows level %d", e.options.Level)
+		note += fmt.Sprintf(", which also supports level %d", e.options.Level)
 	}
 	return []string{note}
 }
 
-// Compress writes the size bytes of src to dst as one stream of format f, or as
-// they are with [None]. It is an error if src has fewer or more bytes. After an
-// error, which may be that of ctx, dst holds the beginning of a stream.
+// Compress writes the size bytes of src to dst as one stream of format f, or unchanged
+// with [None]. A src with fewer or more bytes is an error. After an error, which may be
+// that of ctx, dst holds the beginning of a stream.
 //
-// When ctx ends while src blocks in a Read, that Read may go on after Compress
-// has returned.
+// If ctx ends while src blocks in a Read, that Read may continue after Compress has
+// returned.
 func (e *Encoder) Compress(ctx context.Context, f Format, dst io.Writer, src io.Reader, size int64) error {
 	if err := e.options.Check(f); err != nil {
 		return err
@@ -111,7 +111,7 @@ func (e *Encoder) Compress(ctx context.Context, f Format, dst io.Writer, src io.
 	case Zstd:
 		err = e.zstd(dst, in, size)
 	}
-	// A source that fails makes what follows fail in other words.
+	// A failed source causes other errors downstream; its own error is the reason.
 	if failure := in.err.Load(); failure != nil {
 		return *failure
 	}
@@ -128,11 +128,11 @@ func (e *Encoder) copy(dst io.Writer, src io.Reader) error {
 	return err
 }
 
-// onlyWriter hides a ReadFrom, which would bring a buffer of its own.
+// onlyWriter hides a ReadFrom, which would allocate a buffer of its own.
 type onlyWriter struct{ io.Writer }
 
-// gzipWriter is a compressor with a buffer for its output, which it hands on in
-// pieces of some hundred bytes.
+// gzipWriter is a compressor with an output buffer, because the compressor writes in
+// pieces of a few hundred bytes.
 type gzipWriter struct {
 	*gzip.Writer
 	out *bufio.Writer
@@ -155,7 +155,7 @@ func (e *Encoder) gzip(dst io.Writer, src io.Reader) error {
 	w.out.Reset(dst)
 	w.Reset(w.out)
 	w.OS = 3                    // Unix, RFC 1952, 2.3.1
-	w.ModTime = time.Unix(0, 0) // none; the library takes the zero time for one
+	w.ModTime = time.Unix(0, 0) // no time: the library writes any other time, also the zero time.Time
 	if err := e.copy(w, src); err != nil {
 		return err
 	}
@@ -182,8 +182,8 @@ func (e *Encoder) zstd(dst io.Writer, src io.Reader, size int64) error {
 			zstd.WithEncoderConcurrency(1),
 			zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
 			zstd.WithWindowSize(zstdWindow),
-			// A frame of one block then has its content size even where it
-			// is under 256 bytes.
+			// A frame of a single block then has its content size even if it is below
+			// 256 bytes.
 			zstd.WithSingleSegment(true))
 		if err != nil {
 			return err
@@ -201,9 +201,8 @@ func (e *Encoder) zstd(dst io.Writer, src io.Reader, size int64) error {
 	return nil
 }
 
-// exactReader reads exactly size bytes from src, and fails if there are fewer or
-// more, or when ctx ends. What it found may be asked for from another goroutine
-// while it reads.
+// exactReader reads exactly size bytes from src. It fails if src has fewer or more
+// bytes or when ctx ends. Another goroutine may ask for its error while it reads.
 type exactReader struct {
 	ctx      context.Context
 	src      io.Reader
@@ -220,9 +219,9 @@ func (r *exactReader) Read(p []byte) (int, error) {
 	r.n += int64(n)
 	switch {
 	case r.n > r.size:
-		err = r.fail(fmt.Errorf("input is longer than the %d bytes it was to have: was it changed meanwhile?", r.size))
+		err = r.fail(fmt.Errorf("input is longer than the expected %d bytes; the file may have changed meanwhile", r.size))
 	case err == io.EOF && r.n < r.size:
-		err = r.fail(fmt.Errorf("input ends after %d of %d bytes: was it changed meanwhile?", r.n, r.size))
+		err = r.fail(fmt.Errorf("input ends after %d of %d bytes; the file may have changed meanwhile", r.n, r.size))
 	case err == io.EOF:
 		r.complete.Store(true)
 	case err != nil:

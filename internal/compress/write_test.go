@@ -71,7 +71,7 @@ func TestFallbackXZ(t *testing.T) {
 	}
 }
 
-// endless is a source that never ends. It says when it has been read a while.
+// endless is a source that never ends. It signals when some of it has been read.
 type endless struct {
 	n    int
 	busy chan struct{}
@@ -87,7 +87,7 @@ func (r *endless) Read(p []byte) (int, error) {
 
 func TestCancel(t *testing.T) {
 	real := testmod.Program(t, "xz", "xz-utils")
-	// What runs is a wrapper that leaves its own ID and that of xz.
+	// The program is a wrapper that records its own process ID and that of xz.
 	dir := fakeXZ(t, "echo $$ > ${0%/*}/pids\n"+real+" \"$@\" &\necho $! >> ${0%/*}/pids\nwait\n")
 	withProgram := newEncoder(t, 0)
 	t.Setenv("PATH", t.TempDir())
@@ -96,11 +96,12 @@ func TestCancel(t *testing.T) {
 	for name, c := range map[string]struct {
 		e *Encoder
 		f Format
-	}{"xz": {withProgram, XZ}, "xz library": {without, XZ}, "gzip": {without, Gzip}, "zstd": {without, Zstd}, "none": {without, None}} {
+	}{"xz": {withProgram, XZ}, "xz library": {without, XZ}, "gzip": {without, Gzip}, "zstd": {without, Zstd},
+		"none": {without, None}} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		busy := make(chan struct{})
 		go func() {
-			if name == "xz" { // sh gives a program in the background no input
+			if name == "xz" { // sh gives a background program no input
 				for {
 					pids, _ := os.ReadFile(filepath.Join(dir, "pids"))
 					if bytes.Count(pids, []byte("\n")) == 2 {
@@ -130,15 +131,16 @@ func TestCancel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The one that we started is gone and waited for; its child may be
-		// waiting for init to see to it.
+		// Compress has waited for the process that it started; init may not yet have
+		// waited for that one's child.
 		if !gone(pid, i == 1) {
 			t.Errorf("process %d still runs", pid)
 		}
 	}
 }
 
-// gone reports whether a process has ended, if it has to after some time.
+// gone reports whether a process has ended. With wait it has to have ended after a
+// while.
 func gone(pid int, wait bool) bool {
 	for range 500 {
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -160,7 +162,8 @@ func TestXZProgramFails(t *testing.T) {
 	for _, c := range []struct{ what, script, err string }{
 		{"its words", "cat >/dev/null; echo no memory left >&2; exit 1", "exit status 1: no memory left"},
 		{"without words", "exit 3", "exit status 3"},
-		{"many words", "cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9; do echo ${i}" + strings.Repeat("x", 200) + " >&2; done; exit 1", "1xxx"},
+		{"many words", "cat >/dev/null; for i in 1 2 3 4 5 6 7 8 9; do echo ${i}" + strings.Repeat("x", 200) +
+			" >&2; done; exit 1", "1xxx"},
 		{"no output", "cat >/dev/null", "wrote no xz stream"},
 		{"input not read", "printf '\\3757zXZ\\0\\0\\1'", "did not read its input"},
 		{"other output", "exec cat", "XZ_OPT"},
@@ -178,8 +181,8 @@ func TestXZProgramFails(t *testing.T) {
 	}
 }
 
-// The environment changes what xz does, as in the kernel's build, but never so
-// far that the kernel does not read it.
+// The environment changes what xz does, as in the kernel's build, but never such that
+// the kernel cannot read the result.
 func TestXZEnvironment(t *testing.T) {
 	testmod.Program(t, "xz", "xz-utils")
 	data := machineCode(t, 100_000)
@@ -191,7 +194,7 @@ func TestXZEnvironment(t *testing.T) {
 	}
 	t.Setenv("XZ_OPT", "--decompress")
 	if err := e.Compress(t.Context(), XZ, io.Discard, bytes.NewReader(data), int64(len(data))); err == nil {
-		t.Error("xz was told to decompress, and nobody noticed")
+		t.Error("xz was told to decompress, and Compress did not fail")
 	}
 }
 
@@ -217,9 +220,11 @@ func TestCompressFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		e *Encoder
 		f Format
-	}{"xz": {withProgram, XZ}, "xz library": {without, XZ}, "gzip": {without, Gzip}, "zstd": {without, Zstd}, "none": {without, None}} {
+	}{"xz": {withProgram, XZ}, "xz library": {without, XZ}, "gzip": {without, Gzip}, "zstd": {without, Zstd},
+		"none": {without, None}} {
 		for _, n := range []int{0, 1, 10_000} {
-			if err := c.e.Compress(t.Context(), c.f, &limitedWriter{n}, bytes.NewReader(data), size); !errors.Is(err, errNoSpace) {
+			if err := c.e.Compress(t.Context(), c.f, &limitedWriter{n}, bytes.NewReader(data), size); !errors.Is(err,
+				errNoSpace) {
 				t.Errorf("%s, no space after %d bytes: error %v", name, n, err)
 			}
 			src := io.MultiReader(bytes.NewReader(data[:n]), iotest.ErrReader(broken))
@@ -229,7 +234,7 @@ func TestCompressFails(t *testing.T) {
 		}
 		for _, n := range []int64{0, 1, size - 1} {
 			err := c.e.Compress(t.Context(), c.f, io.Discard, bytes.NewReader(data), n)
-			if err == nil || !strings.Contains(err.Error(), "longer than the") {
+			if err == nil || !strings.Contains(err.Error(), "longer than the expected") {
 				t.Errorf("%s, %d bytes said to be %d: error %v", name, size, n, err)
 			}
 		}
@@ -239,7 +244,7 @@ func TestCompressFails(t *testing.T) {
 				t.Errorf("%s, %d bytes said to be %d: error %v", name, size, n, err)
 			}
 		}
-		// What has failed does not spoil the next.
+		// A failure does not affect later calls.
 		var out bytes.Buffer
 		if err := c.e.Compress(t.Context(), c.f, &out, bytes.NewReader(data), size); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -55,14 +55,13 @@ func (f xzFilter) String() string {
 	return fmt.Sprintf("%#x", f.id)
 }
 
-// xzBlockHeader is what a block says about how it is to be read.
+// xzBlockHeader describes how to read a block.
 type xzBlockHeader struct {
-	filters []xzFilter // the last one is LZMA2
-	dict    uint64     // bytes, of LZMA2
+	filters []xzFilter // the last is LZMA2
+	dict    uint64     // dictionary of LZMA2, in bytes
 }
 
-// parseXZBlockHeader reads a block header with its CRC32, which is left to the
-// decoder to check.
+// parseXZBlockHeader reads a block header. It leaves the CRC32 to the decoder.
 func parseXZBlockHeader(b []byte) (h xzBlockHeader, err error) {
 	flags, b := b[1], b[2:len(b)-4]
 	uvarint := func() uint64 {
@@ -99,7 +98,7 @@ func parseXZBlockHeader(b []byte) (h xzBlockHeader, err error) {
 	return h, nil
 }
 
-// xzDictSize is the dictionary, in bytes, that the property of LZMA2 stands for
+// xzDictSize returns the dictionary size in bytes for LZMA2's property byte
 // (xz-file-format.txt, 5.3.1): 40 is 4 GiB - 1.
 func xzDictSize(bits byte) uint64 { return min((2|uint64(bits)&1)<<(bits/2+11), 1<<32-1) }
 
@@ -108,8 +107,8 @@ type xzFrame struct {
 	framing
 	state  xzState
 	check  int64  // bytes of check after each block
-	packed int64  // bytes of LZMA2 in this block, or of the index
-	fields uint64 // numbers of the index still to come
+	packed int64  // bytes of LZMA2 data in this block, or of the index
+	fields uint64 // numbers of the index not yet read
 }
 
 type xzState uint8
@@ -130,7 +129,7 @@ func (f *xzFrame) piece() (int64, error) {
 			return 0, err
 		}
 		if FromMagic(b) != XZ {
-			return 0, f.in.corrupt("no xz header")
+			return 0, f.in.corrupt("not an xz header")
 		}
 		switch b[7] {
 		case xzCheckNone:
@@ -142,7 +141,7 @@ func (f *xzFrame) piece() (int64, error) {
 		case xzCheckSHA256:
 			f.check = 32
 		default:
-			return 0, f.in.corrupt("check type %#x is not known", b[7])
+			return 0, f.in.corrupt("unknown check type %#x", b[7])
 		}
 		f.state = xzInBlock
 		return xzHeaderSize, nil
@@ -196,8 +195,8 @@ func (f *xzFrame) piece() (int64, error) {
 	return 0, io.EOF
 }
 
-// chunk returns the length of the next LZMA2 chunk. It is 1 for the one that ends
-// a block.
+// chunk returns the length of the next LZMA2 chunk. It is 1 for the end marker of a
+// block.
 func (f *xzFrame) chunk() (int64, error) {
 	b, err := f.in.header(1)
 	if err != nil {
@@ -213,7 +212,7 @@ func (f *xzFrame) chunk() (int64, error) {
 		}
 		return 3 + int64(binary.BigEndian.Uint16(b[1:])) + 1, nil
 	case control < 0x80:
-		return 0, f.in.corrupt("LZMA2 chunk of type %#x", control)
+		return 0, f.in.corrupt("unknown LZMA2 chunk type %#x", control)
 	}
 	if b, err = f.in.header(5); err != nil {
 		return 0, err
@@ -225,8 +224,8 @@ func (f *xzFrame) chunk() (int64, error) {
 	return n, nil
 }
 
-// index begins the index: its indicator and the number of records, of two
-// numbers each.
+// index starts the index: the indicator and the number of records. Each record is two
+// numbers.
 func (f *xzFrame) index() (int64, error) {
 	n, err := f.uvarint(1)
 	if err != nil {
@@ -240,7 +239,7 @@ func (f *xzFrame) index() (int64, error) {
 	return n, nil
 }
 
-// uvarint returns where the number ends that begins after the next skip bytes.
+// uvarint returns the end of the number that begins after the next skip bytes.
 func (f *xzFrame) uvarint(skip int) (int64, error) {
 	for n := skip + 1; n <= skip+9; n++ {
 		b, err := f.in.header(n)
@@ -254,10 +253,10 @@ func (f *xzFrame) uvarint(skip int) (int64, error) {
 	return 0, f.in.corrupt("number in the index is too long")
 }
 
-// xzContentSize returns the sum of the sizes in the index at the end of a
-// stream, or 0 where it cannot be read.
+// xzContentSize returns the sum of the sizes in the index at the end of a stream, or 0
+// if it cannot be read.
 func xzContentSize(r io.ReaderAt, size int64) int64 {
-	// Larger indexes exist, with one record a block; no module has one.
+	// Larger indexes exist, with one record for each block, but not in modules.
 	const maxIndex = 64 << 10
 	var footer [xzFooterSize]byte
 	if size < xzHeaderSize+xzFooterSize {

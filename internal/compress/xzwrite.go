@@ -17,11 +17,12 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// xzDict is the dictionary, in bytes, of what is written (--lzma2=dict=1MiB).
+// xzDict is the dictionary, in bytes, of the streams that runXZ writes
+// (--lzma2=dict=1MiB).
 const xzDict = 1 << 20
 
-// xzArgs returns the options of scripts/Makefile.modinst. A level stands before
-// the dictionary, which its preset would set otherwise.
+// xzArgs returns the options of scripts/Makefile.modinst. The level comes before the
+// dictionary, because a level's preset would override the dictionary.
 func xzArgs(level int) []string {
 	lzma2 := "--lzma2=dict=1MiB"
 	if level != 0 {
@@ -30,8 +31,8 @@ func xzArgs(level int) []string {
 	return []string{"--check=crc32", lzma2}
 }
 
-// runXZ compresses src with the xz program. XZ_DEFAULTS and XZ_OPT count for it
-// as they do in the kernel's build.
+// runXZ compresses src with the xz program, which reads XZ_DEFAULTS and XZ_OPT as in
+// the kernel's build.
 func runXZ(ctx context.Context, program string, level int, dst io.Writer, src io.Reader) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -40,12 +41,12 @@ func runXZ(ctx context.Context, program string, level int, dst io.Writer, src io
 	var words wordsOfError
 	cmd := exec.CommandContext(ctx, program, xzArgs(level)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = src, out, &words
-	// An interrupt from the terminal is ours to handle: xz would die of it
-	// before ctx ends, and look as if it had failed. With a process group of its
-	// own, what xz is a wrapper of can be ended too.
+	// modsign handles an interrupt from the terminal itself: xz would die of it before
+	// ctx ends, as if xz had failed. A process group also ends the children if xz is a
+	// wrapper.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	// The source or the destination may hang all the same.
+	// The source or the destination may still block.
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	switch {
@@ -56,27 +57,28 @@ func runXZ(ctx context.Context, program string, level int, dst io.Writer, src io
 	case err != nil:
 		return fmt.Errorf("%s: %w%s", program, err, words.after(": "))
 	case len(out.head) < len(xzKernelHead):
-		return fmt.Errorf("%s wrote no xz stream", program)
+		return fmt.Errorf("%s: wrote no xz stream", program)
 	}
 	return nil
 }
 
-// xzKernelHead begins every xz stream that the kernel reads and we write: the
-// magic, and the flags for CRC32.
+// xzKernelHead is the beginning of every xz stream that the kernel reads and modsign
+// writes: the magic, and the flags for CRC32.
 const xzKernelHead = "\xfd7zXZ\x00\x00\x01"
 
-// xzOutput passes on what xz writes after a look at its head.
+// xzOutput checks the head of what xz writes and passes everything on.
 type xzOutput struct {
 	dst  io.Writer
 	head []byte
-	err  atomic.Pointer[error] // why it went no further
+	err  atomic.Pointer[error] // why it stopped
 }
 
 func (w *xzOutput) Write(p []byte) (int, error) {
 	if n := len(xzKernelHead) - len(w.head); n > 0 {
 		w.head = append(w.head, p[:min(n, len(p))]...)
 		if !strings.HasPrefix(xzKernelHead, string(w.head)) {
-			err := errors.New("the xz program wrote something else than an xz stream with CRC32: check XZ_OPT and XZ_DEFAULTS in the environment")
+			err := errors.New("the xz program did not write an xz stream with CRC32: " +
+				"check XZ_OPT and XZ_DEFAULTS in the environment")
 			w.err.Store(&err)
 			return 0, err
 		}
@@ -88,7 +90,7 @@ func (w *xzOutput) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// wordsOfError keeps the first lines of what a program says.
+// wordsOfError keeps the first lines of a program's error output.
 type wordsOfError struct {
 	mu   sync.Mutex
 	said []byte
@@ -102,7 +104,7 @@ func (w *wordsOfError) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// after returns the words behind a separator, or nothing if there are none.
+// after returns the error output after a separator, or "" if there is none.
 func (w *wordsOfError) after(separator string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,8 +114,8 @@ func (w *wordsOfError) after(separator string) string {
 	return ""
 }
 
-// fallbackXZ compresses src without the xz program. The library has no levels
-// and cannot be used again: each stream costs 10 MB of garbage.
+// fallbackXZ compresses src without the xz program. The library has no levels and
+// cannot be reused: each stream leaves 10 MB of garbage.
 func (e *Encoder) fallbackXZ(dst io.Writer, src io.Reader) error {
 	out := bufio.NewWriterSize(dst, copyBuffer)
 	// The library's BinaryTree matcher takes minutes and compresses worse.

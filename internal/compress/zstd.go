@@ -7,11 +7,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// zstdMaxHeader is the largest frame header, in bytes, with its magic (RFC 8878,
-// 3.1.1.1).
+// zstdMaxHeader is the size in bytes of the largest frame header with its magic (RFC
+// 8878, 3.1.1.1).
 const zstdMaxHeader = 18
 
-// parseZstdHeader reads a frame's header. window is in bytes.
+// parseZstdHeader parses a frame header. window is in bytes.
 func parseZstdHeader(b []byte) (h zstd.Header, window uint64, err error) {
 	if err := h.Decode(b); err != nil {
 		return h, 0, err
@@ -41,8 +41,7 @@ const (
 func (f *zstdFrame) piece() (int64, error) {
 	switch f.state {
 	case zstdInHeader:
-		// The shortest frame is 9 bytes, which may be less than the longest
-		// header.
+		// The shortest frame has 9 bytes, fewer than the longest header.
 		b, err := f.in.Peek(zstdMaxHeader)
 		if err != nil && err != io.EOF {
 			return 0, err
@@ -54,9 +53,9 @@ func (f *zstdFrame) piece() (int64, error) {
 		case err != nil:
 			return 0, f.in.corrupt("%v", err)
 		case h.Skippable:
-			return 0, fmt.Errorf("zstd stream begins with a skippable frame, which no module does")
+			return 0, fmt.Errorf("zstd stream begins with a skippable frame, which modules do not have")
 		case h.DictionaryID != 0:
-			return 0, fmt.Errorf("zstd stream wants the dictionary with the ID %d, which no module does", h.DictionaryID)
+			return 0, fmt.Errorf("zstd stream needs the dictionary with the ID %d, which modules do not have", h.DictionaryID)
 		}
 		if err := f.admit("window", window); err != nil {
 			return 0, err
@@ -76,7 +75,7 @@ func (f *zstdFrame) piece() (int64, error) {
 		case 1: // one byte, repeated
 			size = 1
 		case 3:
-			return 0, f.in.corrupt("block of the reserved type")
+			return 0, f.in.corrupt("block type is reserved")
 		}
 		if last {
 			f.state = zstdInChecksum

@@ -1,19 +1,16 @@
-// Package dirfd works on files by an open directory and a name in it, so that
-// nobody who can rename directories or plant symbolic links on the way can turn the
-// work to other files.
+// Package dirfd works by name in an open directory, so that nobody who renames
+// directories or plants symbolic links can redirect the work to other files.
 //
-// A [Dir] that [Open] returns is the directory that a user has named; links on that
-// path are followed. From there on nothing is: [Dir.OpenDir] and [Dir.MakeDir]
-// refuse a path that leads over a symbolic link, and the methods that take a name
-// act on the directory entry itself. [OpenOwn] is for a directory whose own name is
-// one that modsign makes up.
+// [Open] opens a directory that the user has named, and follows the symbolic links in
+// that path. Below it no link is followed: [Dir.OpenDir] and [Dir.MakeDir] reject a
+// path that leads over a symbolic link, and the methods that take a name act on the
+// directory entry itself. [OpenOwn] opens a directory whose last name modsign makes up.
 //
-// What is to be read or entered is opened first and judged then, as a name may stand for
-// another thing a moment after a look at it. Something of another kind than it has to be
-// gives a [PlantedError].
+// Methods open a file or directory first and check it then, because a name may refer to
+// something else a moment after a check. A file of the wrong type is a [PlantedError].
 //
-// It uses openat2(2) where the kernel has it (Linux 5.6), and else opens one
-// component after the other.
+// The package uses openat2(2) if the kernel has it (Linux 5.6 and later), and else
+// opens one component after the other.
 package dirfd
 
 import (
@@ -30,26 +27,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLink reports a path below a directory that leads over a symbolic link.
-var ErrLink = errors.New("a symbolic link, which is not followed here")
+// ErrLink reports a path that leads over a symbolic link below an open directory.
+var ErrLink = errors.New("symbolic link is not followed here")
 
-// PlantedError reports a name at which modsign makes files or directories of its own,
-// and something of another kind stands. A symbolic link is an [ErrLink], too.
+// PlantedError reports something of the wrong type at a name that modsign makes up. If
+// it is a symbolic link, the error is also [ErrLink].
 type PlantedError struct {
 	Path string
-	What string // a symbolic link
-	Want string // a regular file
+	What string // such as "a symbolic link"
+	Want string // such as "a regular file"
 }
 
 func (e *PlantedError) Error() string {
-	return fmt.Sprintf("%s: is %s, and has to be %s: look at it, and remove it", e.Path, e.What, e.Want)
+	return fmt.Sprintf("%s: is %s instead of %s; inspect and remove it", e.Path, e.What, e.Want)
 }
 
 func (e *PlantedError) Is(target error) bool {
 	return target == ErrLink && e.What == kind(unix.S_IFLNK)
 }
 
-// kind is a type of file in words.
+// kind describes the file type in mode.
 func kind(mode uint32) string {
 	switch mode & unix.S_IFMT {
 	case unix.S_IFREG:
@@ -68,10 +65,10 @@ func kind(mode uint32) string {
 	return "of an unknown kind"
 }
 
-// Dir is an open directory. Its methods may be called by several goroutines, and
-// none of them after Close.
+// Dir is an open directory. Its methods are safe for concurrent use, but not after
+// Close.
 type Dir struct {
-	fd   int // O_PATH: no permission to read the directory is needed
+	fd   int // O_PATH: needs no permission to read the directory
 	path string
 }
 
@@ -86,8 +83,8 @@ func Open(path string) (*Dir, error) {
 	return &Dir{fd, filepath.Clean(path)}, nil
 }
 
-// OpenReal opens the directory at an absolute path that holds no symbolic link, as
-// [filepath.EvalSymlinks] returns it. A link that has come since is an error.
+// OpenReal opens the directory at an absolute path without symbolic links, such as
+// [filepath.EvalSymlinks] returns. A link that has appeared in the path is an error.
 func OpenReal(path string) (*Dir, error) {
 	root, err := Open("/")
 	if err != nil {
@@ -102,8 +99,8 @@ func OpenReal(path string) (*Dir, error) {
 	return d, nil
 }
 
-// OpenOwn opens the directory at a path whose last name is modsign's own: links on the
-// way there are followed, and that name is none.
+// OpenOwn opens the directory at a path whose last name modsign makes up. It follows
+// symbolic links in the path, but not at the last name.
 func OpenOwn(path string) (*Dir, error) {
 	working := Dir{unix.AT_FDCWD, "."}
 	return working.child(filepath.Clean(path), false)
@@ -112,11 +109,11 @@ func OpenOwn(path string) (*Dir, error) {
 // Close closes the directory.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 
-// Path is the path of a name in the directory, for people: the directory may have
+// Path returns the path of a name in the directory for messages. The directory may have
 // moved since it was opened.
 func (d *Dir) Path(name string) string { return join(d.path, name) }
 
-// join is filepath.Join for clean paths, and cheaper: it is called for every module.
+// join is a cheaper filepath.Join for clean paths; it runs for every module.
 func join(dir, name string) string {
 	switch {
 	case name == "" || name == ".":
@@ -136,12 +133,12 @@ func (d *Dir) failed(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: d.Path(name), Err: err}
 }
 
-// noOpenat2 is set when openat2(2) turns out to be missing or forbidden.
+// noOpenat2 is set once openat2(2) turns out to be missing or forbidden.
 var noOpenat2 atomic.Bool
 
-// OpenDir opens a directory below this one: rel is a clean relative path without
-// "..", and "." or empty for the directory itself. A component that is no directory
-// gives a [PlantedError].
+// OpenDir opens a directory below this one. rel is a clean relative path without "..";
+// "." and "" are the directory itself. A component that is not a directory is a
+// [PlantedError].
 func (d *Dir) OpenDir(rel string) (*Dir, error) {
 	if rel == "" {
 		rel = "."
@@ -159,8 +156,8 @@ func (d *Dir) OpenDir(rel string) (*Dir, error) {
 	return nil, d.failed("open", rel, err)
 }
 
-// OpenBelow opens a file below this directory for reading. It is [Dir.OpenDir] and
-// [Dir.Open] in one call of the system.
+// OpenBelow opens a file below this directory for reading. It does the work of
+// [Dir.OpenDir] and [Dir.Open] in one system call.
 func (d *Dir) OpenBelow(rel string) (*os.File, error) {
 	fd, err := d.beneath(rel, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch err {
@@ -177,8 +174,8 @@ func (d *Dir) OpenBelow(rel string) (*os.File, error) {
 	return nil, d.failed("open", rel, err)
 }
 
-// beneath is openat2(2) without symbolic links. ENOSYS stands for every error that does
-// not occur, or tells more, where one component is opened after the other.
+// beneath calls openat2(2) and allows no symbolic links. It returns ENOSYS whenever
+// opening one component after the other may succeed or give a better error.
 func (d *Dir) beneath(rel string, flags uint64) (int, error) {
 	if noOpenat2.Load() || !filepath.IsLocal(rel) {
 		return -1, unix.ENOSYS
@@ -190,7 +187,7 @@ func (d *Dir) beneath(rel string, flags uint64) (int, error) {
 		})
 	})
 	switch err {
-	case unix.EAGAIN, unix.ELOOP, unix.ENOTDIR: // something was renamed on the way, or is no directory
+	case unix.EAGAIN, unix.ELOOP, unix.ENOTDIR: // renamed meanwhile, or not a directory
 		err = unix.ENOSYS
 	case unix.ENOSYS, unix.EPERM:
 		noOpenat2.Store(true)
@@ -199,8 +196,8 @@ func (d *Dir) beneath(rel string, flags uint64) (int, error) {
 	return fd, err
 }
 
-// MakeDir is [Dir.OpenDir], and makes the directories that are not there, with mode
-// 0777 less the umask.
+// MakeDir is [Dir.OpenDir] that creates missing directories with mode 0777 less the
+// umask.
 func (d *Dir) MakeDir(rel string) (*Dir, error) {
 	below, err := d.OpenDir(rel)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -245,8 +242,8 @@ func (d *Dir) child(name string, create bool) (*Dir, error) {
 	return &Dir{fd, d.Path(name)}, nil
 }
 
-// Open opens a file in the directory. A symbolic link is not followed, whatever the
-// flags, and a FIFO does not block.
+// Open opens a file in the directory. It never follows a symbolic link, whatever the
+// flags, and does not block on a FIFO.
 func (d *Dir) Open(name string, flags int, perm fs.FileMode) (*os.File, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, uint32(perm.Perm()))
@@ -264,7 +261,7 @@ func (d *Dir) Open(name string, flags int, perm fs.FileMode) (*os.File, error) {
 func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
 	f, err := d.Open(name, unix.O_RDONLY, 0)
 	if err != nil {
-		if planted := d.CheckFile(name); planted != nil { // a socket cannot be opened, say
+		if planted := d.CheckFile(name); planted != nil { // for example a socket, which cannot be opened
 			return nil, planted
 		}
 		return nil, err
@@ -287,7 +284,7 @@ func (d *Dir) ReadFile(name string, max int64) ([]byte, error) {
 	return data, nil
 }
 
-// Lstat describes what a name stands for, be it a link.
+// Lstat describes the directory entry, and does not follow a symbolic link.
 func (d *Dir) Lstat(name string) (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	_, err := retry(func() (int, error) {
@@ -299,7 +296,7 @@ func (d *Dir) Lstat(name string) (*unix.Stat_t, error) {
 	return &st, nil
 }
 
-// Info is [Dir.Lstat] in the form of [os.Lstat].
+// Info returns the result of [Dir.Lstat] as [os.Lstat] does.
 func (d *Dir) Info(name string) (fs.FileInfo, error) {
 	f, err := d.Open(name, unix.O_PATH, 0)
 	if err != nil {
@@ -309,15 +306,15 @@ func (d *Dir) Info(name string) (fs.FileInfo, error) {
 	return f.Stat()
 }
 
-// Exists reports whether a name stands for something, and a link for something
-// that is there.
+// Exists reports whether the name exists. For a symbolic link it reports whether the
+// link's target exists.
 func (d *Dir) Exists(name string) bool { return unix.Faccessat(d.fd, name, unix.F_OK, 0) == nil }
 
-// CheckFile returns a [PlantedError] when a name stands for something that is no
-// regular file: what modsign writes under names of its own choice replaces nothing else.
+// CheckFile returns a [PlantedError] if the name exists and is not a regular file:
+// modsign replaces nothing else with files whose names it makes up.
 func (d *Dir) CheckFile(name string) error { return d.check(name, unix.S_IFREG) }
 
-// CheckLink is CheckFile for a symbolic link that modsign makes.
+// CheckLink is [Dir.CheckFile] for a symbolic link that modsign makes.
 func (d *Dir) CheckLink(name string) error { return d.check(name, unix.S_IFLNK) }
 
 func (d *Dir) check(name string, want uint32) error {
@@ -331,7 +328,7 @@ func (d *Dir) check(name string, want uint32) error {
 	return d.judge(name, st.Mode, want)
 }
 
-// judge returns an error unless what has a name is of the wanted type.
+// judge returns an error unless mode is of the wanted file type.
 func (d *Dir) judge(name string, mode, want uint32) error {
 	if mode&unix.S_IFMT == want {
 		return nil
@@ -339,7 +336,7 @@ func (d *Dir) judge(name string, mode, want uint32) error {
 	return &PlantedError{d.Path(name), kind(mode), kind(want)}
 }
 
-// Names returns the names of all that is in the directory.
+// Names returns the names of all directory entries.
 func (d *Dir) Names() ([]string, error) {
 	f, err := d.reopen()
 	if err != nil {
@@ -349,18 +346,17 @@ func (d *Dir) Names() ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// Remove removes a name that is not a directory's.
+// Remove removes a name that is not a directory.
 func (d *Dir) Remove(name string) error {
 	return d.failed("remove", name, unix.Unlinkat(d.fd, name, 0))
 }
 
-// RemoveDir removes an empty directory, and nothing else of that name.
+// RemoveDir removes an empty directory.
 func (d *Dir) RemoveDir(name string) error {
 	return d.failed("remove", name, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR))
 }
 
-// Clear removes what a name stands for, if it is there: a file, a link, or a directory
-// that is empty.
+// Clear removes a file, a symbolic link or an empty directory, if the name exists.
 func (d *Dir) Clear(name string) error {
 	err := d.Remove(name)
 	if errors.Is(err, unix.EISDIR) {
@@ -372,16 +368,15 @@ func (d *Dir) Clear(name string) error {
 	return err
 }
 
-// Rename gives what a name stands for another name, replacing what has it.
+// Rename renames from to to, and replaces what has that name.
 func (d *Dir) Rename(from, to string) error {
 	return d.failed("rename", to, unix.Renameat(d.fd, from, d.fd, to))
 }
 
-// RenameNew is [Dir.Rename], and replaces nothing: a name that is there is
-// [fs.ErrExist].
+// RenameNew is [Dir.Rename], but replaces nothing: an existing name is [fs.ErrExist].
 func (d *Dir) RenameNew(from, to string) error {
 	err := unix.Renameat2(d.fd, from, d.fd, to, unix.RENAME_NOREPLACE)
-	if err == unix.EINVAL || err == unix.ENOSYS { // not every file system knows that
+	if err == unix.EINVAL || err == unix.ENOSYS { // not every file system supports RENAME_NOREPLACE
 		if err = unix.Linkat(d.fd, from, d.fd, to, 0); err == nil {
 			err = unix.Unlinkat(d.fd, from, 0)
 		}
@@ -389,25 +384,24 @@ func (d *Dir) RenameNew(from, to string) error {
 	return d.failed("rename", to, err)
 }
 
-// Lchown changes the owner of what a name stands for, be it a link.
+// Lchown changes the owner of a directory entry, and does not follow a symbolic link.
 func (d *Dir) Lchown(name string, uid, gid uint32) error {
 	return d.failed("chown", name, unix.Fchownat(d.fd, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// Link gives a file a second name in another directory, which must be on the same
-// file system.
+// Link creates a hard link to the file in another directory on the same file system.
 func (d *Dir) Link(name string, to *Dir, as string) error {
 	return to.failed("link", as, unix.Linkat(d.fd, name, to.fd, as, 0))
 }
 
-// Symlink makes a symbolic link that leads to target.
+// Symlink creates a symbolic link to target.
 func (d *Dir) Symlink(target, name string) error {
 	return d.failed("symlink", name, unix.Symlinkat(target, d.fd, name))
 }
 
-// Readlink returns where a symbolic link leads to.
+// Readlink returns the target of a symbolic link.
 func (d *Dir) Readlink(name string) (string, error) {
-	buf := make([]byte, 4096) // PATH_MAX: a longer one cannot be made
+	buf := make([]byte, 4096) // PATH_MAX: no link is longer
 	n, err := unix.Readlinkat(d.fd, name, buf)
 	if err != nil {
 		return "", d.failed("readlink", name, err)
@@ -415,13 +409,13 @@ func (d *Dir) Readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// SetMTime sets a file's time of modification, and leaves the time of access.
+// SetMTime sets a file's modification time and leaves its access time unchanged.
 func (d *Dir) SetMTime(name string, mtime unix.Timespec) error {
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
 	return d.failed("utimensat", name, unix.UtimesNanoAt(d.fd, name, times, unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// Sync waits until the directory's names are on disk.
+// Sync flushes the directory's names to disk.
 func (d *Dir) Sync() error {
 	f, err := d.reopen()
 	if err != nil {
@@ -431,8 +425,7 @@ func (d *Dir) Sync() error {
 	return f.Sync()
 }
 
-// SyncFS waits until all that was written to the directory's file system is on
-// disk.
+// SyncFS flushes the directory's whole file system to disk.
 func (d *Dir) SyncFS() error {
 	f, err := d.reopen()
 	if err != nil {
@@ -442,7 +435,7 @@ func (d *Dir) SyncFS() error {
 	return d.failed("syncfs", "", unix.Syncfs(int(f.Fd())))
 }
 
-// reopen opens the directory for what an O_PATH descriptor does not do.
+// reopen opens the directory for operations that an O_PATH descriptor does not support.
 func (d *Dir) reopen() (*os.File, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -453,7 +446,7 @@ func (d *Dir) reopen() (*os.File, error) {
 	return os.NewFile(uintptr(fd), d.path), nil
 }
 
-// retry calls f again when a signal has interrupted it.
+// retry repeats f while a signal interrupts it.
 func retry(f func() (int, error)) (int, error) {
 	for {
 		if n, err := f(); err != unix.EINTR {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// both runs a test with openat2(2) and without.
+// both runs a test with and without openat2(2).
 func both(t *testing.T, test func(t *testing.T)) {
 	t.Run("openat2", test)
 	t.Run("openat", func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestOpenDir(t *testing.T) {
 			"a/file":     "a/file: is a regular file",
 			"a/file/b":   "a/file: is a regular file",
 		} {
-			want = filepath.Join(path, want) + ", and has to be a directory: look at it, and remove it"
+			want = filepath.Join(path, want) + " instead of a directory; inspect and remove it"
 			sub, err := d.OpenDir(rel)
 			if _, planted := errors.AsType[*PlantedError](err); !planted || err.Error() != want {
 				t.Errorf("%s: %v (%v), want %s", rel, sub, err, want)
@@ -90,7 +90,7 @@ func TestOpenDir(t *testing.T) {
 	})
 }
 
-// TestOpenOwn has links on the way, which may be there, and at the end.
+// TestOpenOwn has symbolic links in the path, which OpenOwn follows, and at its end.
 func TestOpenOwn(t *testing.T) {
 	_, path := openTemp(t)
 	err := errors.Join(
@@ -181,7 +181,8 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, fine := range map[string]bool{"link": false, "dangling": false, "fifo": false, "dir": false, "file": true, "none": true} {
+	for name, fine := range map[string]bool{"link": false, "dangling": false, "fifo": false, "dir": false, "file": true,
+		"none": true} {
 		if err := d.CheckFile(name); (err == nil) != fine {
 			t.Errorf("CheckFile(%s): %v", name, err)
 		} else if _, planted := errors.AsType[*PlantedError](err); planted == fine {
@@ -198,7 +199,7 @@ func TestFiles(t *testing.T) {
 			t.Errorf("a link is opened: %v %v", f, err)
 		}
 	}
-	if f, err := d.Open("fifo", os.O_RDONLY, 0); err != nil { // without waiting for who writes
+	if f, err := d.Open("fifo", os.O_RDONLY, 0); err != nil { // without waiting for a writer
 		t.Error(err)
 	} else {
 		f.Close()

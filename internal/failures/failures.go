@@ -1,4 +1,4 @@
-// Package failures makes one error of what went wrong in a run over many modules.
+// Package failures combines the failures of a run over many modules into one error.
 package failures
 
 import (
@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// most is how many failures an error holds: a tree may have thousands.
+// most is the number of failures that an error contains: a tree may have thousands.
 const most = 10
 
 // A List collects failures. The zero value is an empty list. It is not safe for
@@ -18,7 +18,7 @@ type List struct {
 	first []error
 }
 
-// Add notes why the module at path failed.
+// Add records that the module at path failed with err.
 func (l *List) Add(path string, err error) {
 	l.n++
 	if l.n > most {
@@ -33,17 +33,17 @@ func (l *List) Add(path string, err error) {
 	l.first = append(l.first, err)
 }
 
-// names reports whether the text of an error has the path already.
+// names reports whether the text of err already begins with path.
 func names(err error, path string) bool {
 	p, ok := err.(*fs.PathError)
 	return ok && p.Path == path || strings.HasPrefix(err.Error(), path+": ")
 }
 
-// Len returns how many failures were added.
+// Len returns the number of failures added.
 func (l *List) Len() int { return l.n }
 
-// Err returns nil for an empty list, and else an error that errors.Is finds to be
-// the sentinel and each of the first failures. Its text begins with what.
+// Err returns nil for an empty list. Otherwise the text of the error begins with what,
+// and errors.Is finds the sentinel and each of the first failures in it.
 func (l *List) Err(sentinel error, what string) error {
 	if l.n == 0 {
 		return nil

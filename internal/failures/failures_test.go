@@ -23,7 +23,8 @@ func TestErr(t *testing.T) {
 	if err.Error() != want {
 		t.Errorf("got  %q\nwant %q", err, want)
 	}
-	if path, ok := errors.AsType[*fs.PathError](err); !errors.Is(err, sentinel) || !errors.Is(err, odd) || !errors.Is(err, fs.ErrPermission) || !ok || path.Path != "a.ko" {
+	if path, ok := errors.AsType[*fs.PathError](err); !errors.Is(err, sentinel) || !errors.Is(err, odd) ||
+		!errors.Is(err, fs.ErrPermission) || !ok || path.Path != "a.ko" {
 		t.Errorf("errors.Is and As do not find what %q wraps", err)
 	}
 }
@@ -36,7 +37,8 @@ func TestErrIsBounded(t *testing.T) {
 	}
 	l.Add("last.ko", last)
 	err := l.Err(sentinel, "all failed")
-	const want = "all failed: 0.ko: bad; 1.ko: bad; 2.ko: bad; 3.ko: bad; 4.ko: bad; 5.ko: bad; 6.ko: bad; 7.ko: bad; 8.ko: bad; 9.ko: bad; and 4991 more"
+	const want = "all failed: 0.ko: bad; 1.ko: bad; 2.ko: bad; 3.ko: bad; 4.ko: bad; " +
+		"5.ko: bad; 6.ko: bad; 7.ko: bad; 8.ko: bad; 9.ko: bad; and 4991 more"
 	if err.Error() != want || errors.Is(err, last) || l.Len() != 5001 {
 		t.Errorf("got  %q\nwant %q", err, want)
 	}

@@ -1,9 +1,9 @@
-// Package keyfile reads the files of keys and certificates: whole, up to a bound,
-// without the byte order mark that editors put before PEM; and finds the PEM blocks
-// in them.
+// Package keyfile reads key and certificate files and finds the PEM blocks in them. It
+// reads whole files up to a size limit, and skips the byte order mark that some editors
+// put before PEM.
 //
-// Any such file may be a private key, whatever it was given for. No error of this
-// package holds a byte of the file beyond the labels of PEM blocks that it knows.
+// Any such file may be a private key, whatever it was given for. An error of this
+// package never quotes a byte of the file, except the labels of well-known PEM blocks.
 package keyfile
 
 import (
@@ -19,11 +19,11 @@ import (
 	"strings"
 )
 
-// MaxSize bounds what is read. The list of all the certificates that a
-// distribution trusts has a few hundred KB.
+// MaxSize is the size limit in bytes. The list of all certificates that a distribution
+// trusts has a few hundred KB.
 const MaxSize = 4 << 20
 
-// Read reads the file at path with ReadFrom.
+// Read reads the file at path with [ReadFrom].
 func Read(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -33,15 +33,14 @@ func Read(path string) ([]byte, error) {
 	return ReadFrom(f)
 }
 
-// ReadFrom reads to the end. A file that is empty, or larger than MaxSize, is an
-// error.
+// ReadFrom reads to the end. An empty file, or one larger than [MaxSize], is an error.
 func ReadFrom(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(data) > MaxSize {
-		return nil, fmt.Errorf("file has more than %d bytes: it is no key or certificate", MaxSize)
+		return nil, fmt.Errorf("file has more than %d bytes; no key or certificate is that large", MaxSize)
 	}
 	if data = TrimBOM(data); len(data) == 0 {
 		return nil, errors.New("file is empty")
@@ -49,25 +48,24 @@ func ReadFrom(r io.Reader) ([]byte, error) {
 	return data, nil
 }
 
-// TrimBOM takes off the byte order mark of UTF-8, with which no DER and no
-// OpenPGP packet begins.
+// TrimBOM removes the byte order mark of UTF-8. No DER and no OpenPGP packet begins
+// with it.
 func TrimBOM(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) }
 
-// IsPadding reports whether what follows a certificate in DER is nothing, or zero
-// bytes that fill the file up.
+// IsPadding reports whether the bytes after a DER certificate are only padding: none,
+// or zeros that fill the file.
 func IsPadding(rest []byte) bool { return len(bytes.TrimLeft(rest, "\x00")) == 0 }
 
-// Block is a PEM block that is not decoded yet. encoding/pem passes over a block
-// that is damaged and takes the next: of several keys, that may be another one
-// than the file's owner means.
+// Block is a PEM block that is not decoded yet. encoding/pem skips a damaged block and
+// returns the next, which may be another key than the one that the owner means.
 type Block struct {
-	Kind string // between BEGIN and the dashes; may hold anything, and goes into no error
-	Line int    // of BEGIN, from 1
-	text []byte // from BEGIN to END, both lines included
+	Kind string // the label as found: may be anything, so errors never quote it
+	Line int    // line number of BEGIN, from 1
+	text []byte // from the BEGIN line to the END line, inclusive
 }
 
-// Blocks finds the PEM blocks of a file by their BEGIN and END lines. One that
-// lacks its END ends before the next BEGIN.
+// Blocks finds the PEM blocks of a file by their BEGIN and END lines. A block without
+// END ends before the next BEGIN.
 func Blocks(data []byte) iter.Seq[Block] {
 	return func(yield func(Block) bool) {
 		var block Block
@@ -97,8 +95,8 @@ func Blocks(data []byte) iter.Seq[Block] {
 
 const beginning = "-----BEGIN "
 
-// boundary returns what stands in a BEGIN or END line. A line with more dashes in
-// it is a whole file that lost its line breaks.
+// boundary returns the label of a BEGIN or END line. A line with more dashes is a whole
+// file that has lost its line breaks.
 func boundary(line []byte, prefix string) (kind string, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(prefix))
 	if !ok {
@@ -108,7 +106,7 @@ func boundary(line []byte, prefix string) (kind string, ok bool) {
 	return string(rest), ok && len(rest) > 0 && !bytes.Contains(rest, []byte("--"))
 }
 
-// IsPrivateKey reports whether the label is that of a private key of any kind.
+// IsPrivateKey reports whether the label is that of any kind of private key.
 func (b Block) IsPrivateKey() bool {
 	return strings.HasSuffix(b.Kind, "PRIVATE KEY") || b.Kind == "PGP PRIVATE KEY BLOCK"
 }
@@ -118,8 +116,8 @@ func (b Block) IsCertificate() bool {
 	return b.Kind == "CERTIFICATE" || b.Kind == "X509 CERTIFICATE"
 }
 
-// A HintError is an error with what to do about it, in which FILE stands for the
-// file.
+// A HintError is an error with a hint how to correct it. FILE in the hint stands for
+// the file.
 type HintError struct {
 	Err  error
 	Hint string // may be empty
@@ -128,14 +126,14 @@ type HintError struct {
 func (e *HintError) Error() string { return e.Err.Error() }
 func (e *HintError) Unwrap() error { return e.Err }
 
-// Trusted is the label of a certificate in a form of OpenSSL's own, and TrustedHint
-// makes one of it that others take.
+// Trusted is the label of OpenSSL's own certificate form. TrustedHint is a command that
+// converts it to a form that other programs read.
 const (
 	Trusted     = "TRUSTED CERTIFICATE"
 	TrustedHint = "openssl x509 -in FILE -out CERT.pem"
 )
 
-// Decode decodes the block. The error is a *HintError where something can be done.
+// Decode decodes the block. The error is a [*HintError] if there is a hint.
 func (b Block) Decode() (*pem.Block, error) {
 	block, _ := pem.Decode(b.text)
 	if block == nil && endJoined.Match(b.text) {
@@ -151,17 +149,19 @@ func (b Block) Decode() (*pem.Block, error) {
 
 var endJoined = regexp.MustCompile(`[A-Za-z0-9+/=] *-----END [A-Z0-9 ]+-----`)
 
-// The labels of RFC 7468 and of OpenSSL's, OpenSSH's and GnuPG's own.
+// The labels of RFC 7468, and those that OpenSSL, OpenSSH and GnuPG use.
 var labels = []string{
 	"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "ANY PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "DSA PRIVATE KEY",
 	"OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK",
 	"PUBLIC KEY", "RSA PUBLIC KEY", "DSA PUBLIC KEY", "ECDSA PUBLIC KEY", "SSH2 PUBLIC KEY", "PGP PUBLIC KEY BLOCK",
-	"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST", "ATTRIBUTE CERTIFICATE",
-	"X509 CRL", "PKCS7", "PKCS #7 SIGNED DATA", "CMS", "PARAMETERS", "EC PARAMETERS", "DSA PARAMETERS", "DH PARAMETERS", "X9.42 DH PARAMETERS",
+	"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST",
+	"ATTRIBUTE CERTIFICATE",
+	"X509 CRL", "PKCS7", "PKCS #7 SIGNED DATA", "CMS", "PARAMETERS", "EC PARAMETERS", "DSA PARAMETERS", "DH PARAMETERS",
+	"X9.42 DH PARAMETERS",
 	"PGP SIGNATURE", "PGP MESSAGE", "PGP SIGNED MESSAGE",
 }
 
-// Label is the label for people, in quotes, if it is one that is known.
+// Label returns the quoted label for messages if it is well known.
 func (b Block) Label() string {
 	if slices.Contains(labels, b.Kind) {
 		return `"` + b.Kind + `"`
@@ -169,11 +169,11 @@ func (b Block) Label() string {
 	return "of an unknown kind"
 }
 
-// Mangled tells what was done to a file whose PEM blocks cannot be found, though
-// it has them, and a command that brings them back, in which FILE stands for the
-// file. Both are empty if that is not what is wrong.
+// Mangled detects a file with PEM blocks that cannot be found because the file was
+// mangled. It returns what is wrong and a command that repairs the file, in which FILE
+// stands for the file, or two empty strings.
 func Mangled(data []byte) (what, hint string) {
-	const utf16 = "text in UTF-16, and PEM is ASCII"
+	const utf16 = "UTF-16 text instead of ASCII PEM"
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return utf16, "(umask 077; iconv -f UTF-16 -t ASCII FILE -o KEY.pem)"
 	}
@@ -193,23 +193,26 @@ func Mangled(data []byte) (what, hint string) {
 	return "", ""
 }
 
-// mangled is Mangled for a line with a BEGIN that is none: what stands before it,
-// and after.
+// mangled is [Mangled] for the text before and after a misplaced BEGIN.
 func mangled(before, rest []byte) (what, hint string) {
 	const lost = "PEM that has lost its line breaks"
 	_, tail, _ := bytes.Cut(rest, []byte("-----"))
 	tail = bytes.TrimRight(tail, " \t\r\n")
 	switch {
 	case len(before) > 0 && len(tail) == 0:
-		return "PEM with something before a BEGIN", `where that is spaces or quotes: sed -i -E 's/^.*(-----BEGIN )/\1/; s/^[ \t]+//; s/(-----END [A-Z0-9 ]+-----).*/\1/' FILE`
+		return "PEM with other text before BEGIN",
+			`if that is spaces or quotes: sed -i -E 's/^.*(-----BEGIN )/\1/; s/^[ \t]+//; ` +
+				`s/(-----END [A-Z0-9 ]+-----).*/\1/' FILE`
 	case bytes.HasPrefix(tail, []byte(`\n`)), bytes.HasPrefix(tail, []byte(`\r`)):
-		return lost + `: they are written as \n`, `sed -i -E 's/\\r//g; s/\\n/\n/g; s,\\/,/,g; s/(-----END [A-Z0-9 ]+-----)/\1\n/g; s/[^\n]*(-----BEGIN )/\1/g' FILE`
+		return lost + ` (written as \n)`,
+			`sed -i -E 's/\\r//g; s/\\n/\n/g; s,\\/,/,g; s/(-----END [A-Z0-9 ]+-----)/\1\n/g; ` +
+				`s/[^\n]*(-----BEGIN )/\1/g' FILE`
 	case bytes.HasPrefix(tail, []byte("\x00")):
-		return lost + ": zero bytes stand for them", `sed -i 's/\x00/\n/g' FILE`
+		return lost + " (replaced by zero bytes)", `sed -i 's/\x00/\n/g' FILE`
 	case bytes.HasPrefix(tail, []byte("\r")):
-		return lost + ": carriage returns stand for them", `sed -i 's/\r/\n/g' FILE`
+		return lost + " (replaced by carriage returns)", `sed -i 's/\r/\n/g' FILE`
 	case bytes.Contains(tail, []byte("DEK-Info:")):
-		return lost, `write it again from where it came, with the shell's quotes: printf '%s\n' "$KEY" > FILE`
+		return lost, `recreate the file from its source, with shell quotes: printf '%s\n' "$KEY" > FILE`
 	}
 	return lost, `sed -i -E 's/ *(-----(BEGIN|END) [A-Z0-9 ]+-----) */\n\1\n/g' FILE`
 }

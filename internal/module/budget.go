@@ -6,18 +6,19 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// memoryBudget is what all modules of a run may hold in memory, in bytes: decompressed
-// content, and the windows of decoders and compressors. The collector lets about as
-// much again lie about. What wants more than all of it alone has it alone.
+// memoryBudget bounds what all modules of a run hold in memory, in bytes: decompressed
+// content, and the windows of decoders and compressors. The garbage collector lets
+// about as much again accumulate. A module that needs more than the whole budget runs
+// alone.
 const memoryBudget = 96 << 20
 
-// A charge is what a module has taken from the budget of its run.
+// A charge is the share of a module in the budget of its run.
 type charge struct {
-	budget *semaphore.Weighted // nil where there is none
+	budget *semaphore.Weighted // nil if there is no budget
 	n      int64
 }
 
-// charge takes n bytes from the budget, for which it waits.
+// charge takes n bytes from the budget, and waits until they are free.
 func (l Limits) charge(ctx context.Context, n int64) (*charge, error) {
 	if l.Budget == nil || n == 0 {
 		return new(charge), nil
@@ -29,7 +30,7 @@ func (l Limits) charge(ctx context.Context, n int64) (*charge, error) {
 	return &charge{l.Budget, n}, nil
 }
 
-// reduce gives back what is more than n.
+// reduce returns all but n bytes to the budget.
 func (c *charge) reduce(n int64) {
 	if n >= c.n {
 		return
@@ -38,8 +39,8 @@ func (c *charge) reduce(n int64) {
 	c.n = n
 }
 
-// reserve charges what the caller's compressor holds for a module that is not
-// compressed itself.
+// reserve charges the memory of the caller's compressor for a module that is not
+// compressed.
 func (m *File) reserve(ctx context.Context, limits Limits) error {
 	if limits.Encoder == 0 {
 		return nil

@@ -9,15 +9,15 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// The budget of a run counts content, and a compressor to come, until a module is
-// closed, and windows while they are there.
+// The budget counts content and the memory of a future compressor until a module is
+// closed, and windows while they exist.
 func TestBudget(t *testing.T) {
 	content := append(testmod.ELF(), make([]byte, 100_000)...)
 	plain := testmod.WriteFile(t, "m.ko", content)
 	zstd, xz := testmod.Program(t, "zstd", "zstd"), testmod.Program(t, "xz", "xz-utils")
 	dir := filepath.Dir(plain)
 	for name, command := range map[string]string{
-		"long.ko.zst": zstd + " -q --long=27 < $1", // a window of 128 MiB, and no size
+		"long.ko.zst": zstd + " -q --long=27 < $1", // a window of 128 MiB, no content size
 		"file.ko.zst": zstd + " -qc $1",
 		"dict.ko.xz":  xz + " --check=crc32 --lzma2=dict=96MiB,mf=hc3 -c $1",
 		"m.ko.gz":     testmod.Program(t, "gzip", "gzip") + " -nc $1",
@@ -39,7 +39,7 @@ func TestBudget(t *testing.T) {
 				switch {
 				case m.Format == compress.None || memory > 0:
 				case name == "long.ko.zst":
-					held += 64 << 10 // what is held where nothing is said; the rest is in a file
+					held += 64 << 10 // held if the size is unknown; the rest is in a file
 					if encoder < memoryBudget {
 						held = encoder
 					}
@@ -60,7 +60,7 @@ func TestBudget(t *testing.T) {
 		}
 	}
 
-	// What wants all of it waits until it has it.
+	// A module that needs the whole budget waits until all of it is free.
 	for _, name := range []string{"long.ko.zst", "dict.ko.xz"} {
 		limits := SharedLimits(0)
 		if !limits.Budget.TryAcquire(1) {
@@ -74,7 +74,7 @@ func TestBudget(t *testing.T) {
 			}
 			opened <- err
 		}()
-		for limits.Budget.TryAcquire(1) { // fails as soon as somebody waits
+		for limits.Budget.TryAcquire(1) { // fails as soon as another caller waits
 			limits.Budget.Release(1)
 		}
 		select {

@@ -9,17 +9,17 @@ import (
 	"sync"
 )
 
-// ErrNotModule says that a file is no kernel module: no ELF file, or none of
-// type ET_REL, or one that is cut off.
+// ErrNotModule reports that a file is not a kernel module: not an ELF file, not of type
+// ET_REL, or truncated.
 var ErrNotModule = errors.New("not a kernel module")
 
-// The parts of the ELF header that both classes have in one place.
+// The fields of the ELF header that are at the same offset in both classes.
 const (
 	elfHeaderSize32, elfHeaderSize64   = 52, 64
 	elfSectionSize32, elfSectionSize64 = 40, 64
 )
 
-// ByteOrder is that of the numbers in a module, and so of the kernel that it is for.
+// ByteOrder returns the byte order of a module, and so of its kernel.
 func ByteOrder(r io.ReaderAt) (binary.AppendByteOrder, error) {
 	var ident [elf.EI_NIDENT]byte
 	if err := readFull(r, ident[:], 0); err != nil {
@@ -34,11 +34,11 @@ func ByteOrder(r io.ReaderAt) (binary.AppendByteOrder, error) {
 	return nil, fmt.Errorf("%w: unknown ELF byte order %d", ErrNotModule, ident[elf.EI_DATA])
 }
 
-// CheckELF says whether a payload of size bytes is a whole ELF relocatable
-// object of any machine: header, section headers and sections lie within it.
-// It reads no more than these, in constant memory, since debug/elf is not made
-// for hostile input. What it refuses it wraps in [ErrNotModule]; the kernel
-// answers ENOEXEC (elf_validity_check in kernel/module/main.c).
+// CheckELF returns an error unless a payload of size bytes is a complete ELF
+// relocatable object of any machine: header, section headers and sections lie within
+// it. CheckELF reads only the headers, in constant memory, because debug/elf is not
+// made for hostile input. Its errors wrap [ErrNotModule]; the kernel returns ENOEXEC
+// (elf_validity_check in kernel/module/main.c).
 func CheckELF(r io.ReaderAt, size int64) error {
 	var h [elfHeaderSize64]byte
 	n := min(size, int64(len(h)))
@@ -63,7 +63,7 @@ func CheckELF(r io.ReaderAt, size int64) error {
 		return fmt.Errorf("%w: unknown ELF byte order %d", ErrNotModule, h[elf.EI_DATA])
 	}
 	if t := elf.Type(order.Uint16(h[16:])); t != elf.ET_REL {
-		return fmt.Errorf("%w: an ELF file of type %v, where a module is a relocatable object (ET_REL)", ErrNotModule, t)
+		return fmt.Errorf("%w: ELF type %v instead of a relocatable object (ET_REL)", ErrNotModule, t)
 	}
 
 	var tableAt uint64
@@ -82,7 +82,7 @@ func CheckELF(r io.ReaderAt, size int64) error {
 		return fmt.Errorf("%w: unknown ELF class %d", ErrNotModule, h[elf.EI_CLASS])
 	}
 	if tableAt == 0 {
-		return fmt.Errorf("%w: an ELF file without sections", ErrNotModule)
+		return fmt.Errorf("%w: ELF file without sections", ErrNotModule)
 	}
 	if entrySize != wantSize {
 		return fmt.Errorf("%w: ELF section headers of %d bytes instead of %d", ErrNotModule, entrySize, wantSize)
@@ -90,18 +90,19 @@ func CheckELF(r io.ReaderAt, size int64) error {
 	return checkSections(r, uint64(size), order, tableAt, entrySize, count)
 }
 
-// chunks are for section headers, of thousands of modules one after the other.
+// chunks are buffers for section headers, reused for thousands of modules.
 var chunks = sync.Pool{New: func() any { return new([64 * elfSectionSize64]byte) }}
 
-// checkSections walks the section headers, a few at a time. A count of 0 means
-// that there are more than the ELF header can say, and the first one says it.
+// checkSections checks the section headers, a few at a time. A count of 0 means that
+// the count does not fit the ELF header and is in the first section header.
 func checkSections(r io.ReaderAt, size uint64, order binary.ByteOrder, tableAt, entrySize, count uint64) error {
 	chunk := chunks.Get().(*[64 * elfSectionSize64]byte)
 	defer chunks.Put(chunk)
 	for first := uint64(0); first < max(count, 1); {
 		at := tableAt + first*entrySize
 		if at < tableAt || at > size || size-at < entrySize {
-			return fmt.Errorf("%w: cut off: section header %d at offset %d is beyond the end at %d", ErrNotModule, first, at, size)
+			return fmt.Errorf("%w: cut off: section header %d at offset %d is beyond the end at %d", ErrNotModule, first, at,
+				size)
 		}
 		n := min(max(count, 1)-first, uint64(len(chunk))/entrySize, (size-at)/entrySize)
 		if err := readFull(r, chunk[:n*entrySize], int64(at)); err != nil {
@@ -118,7 +119,7 @@ func checkSections(r io.ReaderAt, size uint64, order binary.ByteOrder, tableAt, 
 			}
 			if first+i == 0 {
 				if count == 0 {
-					count = length // bounded by the check of each header against the size
+					count = length // each header is checked against the size
 				}
 				continue
 			}

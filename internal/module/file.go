@@ -21,55 +21,56 @@ import (
 )
 
 const (
-	// DefaultMaxSize is the largest module that is decompressed, in bytes.
+	// DefaultMaxSize is the size limit of a decompressed module, in bytes.
 	DefaultMaxSize = 2 << 30
-	// DefaultMemory is the largest decompressed module that is held in memory.
+	// DefaultMemory is the size limit of a module decompressed in memory, in bytes.
 	DefaultMemory = 32 << 20
 )
 
-// Limits bound what opening a compressed module may cost. The zero value stands
-// for the defaults.
+// Limits bound the cost of opening a compressed module. The zero value means the
+// defaults.
 type Limits struct {
-	MaxSize int64 // decompressed bytes; a larger module is refused
-	Memory  int64 // decompressed bytes held in memory; more goes to a temporary file
+	MaxSize int64 // decompressed bytes; a larger module is an error
+	Memory  int64 // decompressed bytes in memory; a larger module goes to a temporary file
 
-	// Budget, when there is one, counts the bytes that all opened modules together
-	// hold in memory, with the windows of their decoders. It must be that of [SharedLimits].
+	// Budget, if not nil, counts the bytes that all open modules hold in memory
+	// together, including the windows of their decoders. It must come from
+	// [SharedLimits].
 	Budget *semaphore.Weighted
 
-	// Encoder is what the caller's compressor is going to hold for the module, in
-	// bytes. It counts from opening to Close: who asked for it later would wait for
-	// others that hold modules and wait as well.
+	// Encoder is the memory in bytes that the caller's compressor will need for the
+	// module. It is charged from opening to Close: a caller that charged it later would
+	// wait for others that hold modules and wait as well.
 	Encoder int64
 }
 
-// SharedLimits are those of a run over many modules at once, of which none may be
-// larger than maxSize; 0 stands for the default.
+// SharedLimits returns the limits of a run over many modules at once. No module may be
+// larger than maxSize bytes; 0 means the default.
 func SharedLimits(maxSize int64) Limits {
 	return Limits{MaxSize: maxSize, Budget: semaphore.NewWeighted(memoryBudget)}
 }
 
-// A File is an opened module. Its ReaderAt is the decompressed content, with
-// its signatures.
+// A File is an open module. Its ReaderAt is the decompressed content with its
+// signatures.
 type File struct {
 	io.ReaderAt
 	Path   string
-	Format compress.Format // how the file is compressed
+	Format compress.Format // compression of the file
 	Size   int64           // of the content, in bytes
-	Info   fs.FileInfo     // of the file as it was when it was opened
+	Info   fs.FileInfo     // of the file when it was opened
 
 	file    *os.File
 	release func()
 }
 
-// ErrChanged says that a module is no longer the one that was opened.
-var ErrChanged = errors.New("file changed while it was being read: another process writes to it")
+// ErrChanged reports that a module is no longer the one that was opened.
+var ErrChanged = errors.New("file changed while modsign was reading: another process writes to the file")
 
-// A MisnamedError is a file whose name promises another compression than its
-// content has: kmod and the kernel would not read it.
+// A MisnamedError reports a file whose name claims another compression than its content
+// has. kmod and the kernel would not load the file.
 type MisnamedError struct {
-	Is    compress.Format // by its first bytes
-	Right string          // the base name that fits
+	Is    compress.Format // according to its first bytes
+	Right string          // the matching base name
 }
 
 func (e *MisnamedError) Error() string {
@@ -77,23 +78,20 @@ func (e *MisnamedError) Error() string {
 	if e.Is == compress.None {
 		what = "an uncompressed module"
 	}
-	return fmt.Sprintf("name and content disagree: it holds %s; its name would be %s", what, e.Right)
+	return fmt.Sprintf("name and content disagree: content is %s; the matching name is %s", what, e.Right)
 }
 
-// IsName reports whether a file name is that of a module: *.ko, compressed or
-// not.
+// IsName reports whether a file name is a module's: *.ko, compressed or not.
 func IsName(name string) bool { return strings.HasSuffix(BaseName(name), ".ko") }
 
-// BaseName is a module's file name, or path, without the suffix of a
-// compression.
+// BaseName returns a module's file name, or path, without the suffix of a compression.
 func BaseName(name string) string {
 	return strings.TrimSuffix(name, compress.FromName(name).Suffix())
 }
 
-// Open opens the module at path, a regular file and no symbolic link, and
-// decompresses it if it is compressed. A name that does not fit the content
-// gives a [*MisnamedError]. Whether the content is a module is for [CheckELF]
-// to say.
+// Open opens the module at path, and decompresses it if it is compressed. The file must
+// be a regular file, not a symbolic link. A name that does not match the content is a
+// [*MisnamedError]. Open does not check that the content is a module; [CheckELF] does.
 func Open(ctx context.Context, path string, limits Limits) (*File, error) {
 	return openPath(ctx, path, filepath.Base(path), limits)
 }
@@ -117,7 +115,7 @@ func OpenIn(ctx context.Context, dir *dirfd.Dir, name string, limits Limits) (*F
 	return OpenAs(ctx, dir, name, name, limits)
 }
 
-// OpenAs is [OpenIn] for a file that is not called by its right name yet.
+// OpenAs is [OpenIn] for a file that does not have its right name yet.
 func OpenAs(ctx context.Context, dir *dirfd.Dir, name, right string, limits Limits) (*File, error) {
 	f, err := dir.Open(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -126,9 +124,9 @@ func OpenAs(ctx context.Context, dir *dirfd.Dir, name, right string, limits Limi
 	return opened(ctx, f, dir.Path(name), right, limits)
 }
 
-// OpenBelow is [Open] for a path below an open directory, on which no link is followed.
-// It costs less than to open the directory of the module first, and serves who does
-// nothing but read.
+// OpenBelow is [Open] for a path below an open directory, and follows no link in the
+// path. For callers that only read, it costs less than opening the directory of the
+// module first.
 func OpenBelow(ctx context.Context, base *dirfd.Dir, rel string, limits Limits) (*File, error) {
 	f, err := base.OpenBelow(rel)
 	if err != nil {
@@ -137,7 +135,7 @@ func OpenBelow(ctx context.Context, base *dirfd.Dir, rel string, limits Limits) 
 	return opened(ctx, f, base.Path(rel), filepath.Base(rel), limits)
 }
 
-// opened is [open], and closes what it cannot make a module of.
+// opened is [open], and closes f after an error.
 func opened(ctx context.Context, f *os.File, path, name string, limits Limits) (*File, error) {
 	m, err := open(ctx, f, path, name, limits)
 	if err != nil {
@@ -164,8 +162,8 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 	}
 	named, is := compress.FromName(name), compress.FromMagic(head[:n])
 	if named != is {
-		// A name that promises a compression and bytes that are none known are
-		// left to the decompressor to explain.
+		// If the name claims a compression and the format of the content is unknown,
+		// the decompressor reports a better error.
 		if is != compress.None || bytes.HasPrefix(head[:n], []byte("\x7fELF")) {
 			ends.release()
 			return nil, &MisnamedError{Is: is, Right: BaseName(name) + is.Suffix()}
@@ -185,9 +183,9 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 	return m, nil
 }
 
-// A window is a file of which the ends are held, once something is read there: headers
-// and signatures are looked at in many small steps, each of which would be a call of
-// the system.
+// A window is a file that buffers its beginning and its end once something is read
+// there: headers and signatures are read in many small steps, and each would be a
+// system call.
 type window struct {
 	f    *os.File
 	size int64
@@ -231,10 +229,10 @@ func (w *window) ReadAt(b []byte, off int64) (int, error) {
 	return copy(b, part[off-at:]), nil
 }
 
-// buffers holds the memory of decompressed modules for the next ones.
+// buffers reuses the memory of decompressed modules.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// decompress replaces the File's content by what it decompresses to.
+// decompress replaces the File's content by the decompressed content.
 func (m *File) decompress(ctx context.Context, limits Limits) error {
 	if limits.MaxSize <= 0 {
 		limits.MaxSize = DefaultMaxSize
@@ -242,7 +240,7 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 	if limits.Memory <= 0 {
 		limits.Memory = DefaultMemory
 	}
-	// The file's own claim decides how much is held in memory, and nothing else.
+	// The size that the file claims decides only how much memory is reserved.
 	memory := min(max(compress.SizeHint(m.Format, m.file, m.Size), 64<<10), limits.Memory)
 	window := compress.Window(m.Format, m.file, m.Size)
 	held, err := limits.charge(ctx, memory+max(compress.ReaderMemory(m.Format, window), limits.Encoder))
@@ -274,16 +272,18 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 	return nil
 }
 
-// fill decompresses into buf, or into a file that it returns where memory bytes turn
-// out to be too few.
-func (m *File) fill(ctx context.Context, buf *bytes.Buffer, memory, maxSize, window int64) (spilled *os.File, err error) {
+// fill decompresses into buf. If memory bytes are too few, it decompresses into a file
+// and returns that.
+func (m *File) fill(
+	ctx context.Context, buf *bytes.Buffer, memory, maxSize, window int64,
+) (spilled *os.File, err error) {
 	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.file, 0, m.Size), maxSize, window)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
 	r := Reader(ctx, d)
-	buf.Grow(int(memory) + bytes.MinRead) // what ReadFrom wants to be free when it asks for the end
+	buf.Grow(int(memory) + bytes.MinRead) // ReadFrom needs MinRead free bytes to detect the end
 	n, err := io.Copy(buf, io.LimitReader(r, memory+1))
 	if err != nil {
 		return nil, err
@@ -295,8 +295,8 @@ func (m *File) fill(ctx context.Context, buf *bytes.Buffer, memory, maxSize, win
 	return nil, nil
 }
 
-// spill writes the decompressed module to a file that has no name: what is in
-// memory already and what the decompressor still has.
+// spill writes the decompressed module to a file without a name: head, and the rest of
+// the decompressor's output.
 func (m *File) spill(head *bytes.Buffer, rest io.Reader) (*os.File, error) {
 	spilled, err := unnamedFile()
 	if err != nil {
@@ -316,8 +316,8 @@ func (m *File) spill(head *bytes.Buffer, rest io.Reader) (*os.File, error) {
 	return spilled, nil
 }
 
-// unnamedFile opens a temporary file that is gone when it is closed, also by a
-// kill. /tmp is often memory itself, so that /var/tmp comes before it.
+// unnamedFile opens a temporary file that disappears when it is closed, also by a kill.
+// It tries /var/tmp before /tmp, which is often in memory.
 func unnamedFile() (*os.File, error) {
 	dir := os.Getenv("TMPDIR")
 	if dir == "" {
@@ -330,10 +330,10 @@ func unnamedFile() (*os.File, error) {
 	if err == nil {
 		return f, nil
 	}
-	// Not every file system has files without a name.
+	// Not every file system supports files without a name.
 	f, err = os.CreateTemp(dir, ".modsign-spill-")
 	if err != nil {
-		return nil, fmt.Errorf("no place for a large module (TMPDIR names another): %w", err)
+		return nil, fmt.Errorf("no temporary file for a large module (set TMPDIR to another directory): %w", err)
 	}
 	if err := os.Remove(f.Name()); err != nil {
 		f.Close()
@@ -342,21 +342,21 @@ func unnamedFile() (*os.File, error) {
 	return f, nil
 }
 
-// Descriptor is the file as it lies on disk, compressed or not.
+// Descriptor returns the file as stored on disk, compressed or not.
 func (m *File) Descriptor() *os.File { return m.file }
 
-// Payload reads the first size bytes of the content, from its beginning.
+// Payload returns a reader of the first size bytes of the content.
 func (m *File) Payload(size int64) *io.SectionReader { return io.NewSectionReader(m, 0, size) }
 
-// Unchanged returns [ErrChanged] when the file was written to since it was opened, or
-// is no longer what name stands for in a directory.
+// Unchanged returns [ErrChanged] if the file was written to since it was opened, or if
+// name in the directory is now another file.
 func (m *File) Unchanged(dir *dirfd.Dir, name string) error {
 	return Unchanged(m.file, m.Info, dir, name)
 }
 
-// Untouched returns [ErrChanged] when the file was written to or replaced since it was
-// opened: both change the time of its inode. Who writes to its name needs
-// [File.Unchanged], which knows of directories that were exchanged, too.
+// Untouched returns [ErrChanged] if the file was written to or replaced since it was
+// opened: both change the inode's times. A caller that writes to the file's name needs
+// [File.Unchanged], which also detects replaced directories.
 func (m *File) Untouched() error {
 	_, err := untouched(m.file, m.Info)
 	return err
@@ -374,7 +374,7 @@ func untouched(f *os.File, info fs.FileInfo) (*unix.Stat_t, error) {
 	return &now, nil
 }
 
-// Unchanged is [File.Unchanged] for any open file, which was info then.
+// Unchanged is [File.Unchanged] for any open file; info is from when it was opened.
 func Unchanged(f *os.File, info fs.FileInfo, dir *dirfd.Dir, name string) error {
 	opened, err := untouched(f, info)
 	if err != nil {
@@ -393,7 +393,7 @@ func Unchanged(f *os.File, info fs.FileInfo, dir *dirfd.Dir, name string) error 
 	return nil
 }
 
-// Reader returns r, which ends with the context's error when the context does.
+// Reader returns a reader of r that fails with the context's error once ctx has ended.
 func Reader(ctx context.Context, r io.Reader) io.Reader { return &reader{ctx, r} }
 
 type reader struct {
@@ -408,19 +408,19 @@ func (r *reader) Read(b []byte) (int, error) {
 	return r.r.Read(b)
 }
 
-// copies holds the buffers of [Copy].
+// copies reuses the buffers of [Copy].
 var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
-// Copy is io.Copy through a large buffer that the next call uses again: a tree has
-// thousands of modules, and most of them are read in one step.
+// Copy is io.Copy with a large buffer that later calls reuse: a tree has thousands of
+// modules, and Copy reads most of them in one step.
 func Copy(dst io.Writer, src io.Reader) (int64, error) {
 	buf := copies.Get().(*[256 << 10]byte)
 	defer copies.Put(buf)
-	// Plain values, so that neither side takes another way than through buf.
+	// Hide other methods, so that neither side bypasses buf.
 	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
 }
 
-// Close closes the file and lets go of the content.
+// Close closes the file and releases the content.
 func (m *File) Close() error {
 	if m.release != nil {
 		m.release()

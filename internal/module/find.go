@@ -13,27 +13,26 @@ import (
 	"github.com/modsign/modsign/internal/compress"
 )
 
-// An Entry is a file that [Find] or [FindNames] came upon.
+// An Entry is a file that [Find] or [FindNames] found.
 type Entry struct {
-	Path string      // the root as it was given, and the way from there
-	Base string      // the root as it was given, where it is a directory
-	Rel  string      // the way from the root; the base name where the root is the file
-	Root bool        // whether it was given itself
-	Info fs.FileInfo // nil when Err is set
-	Err  error       // why it cannot be looked at: an unreadable directory, say
-	Real string      // where the file lies, when links that were followed lead there; else empty
+	Path string      // the root as given, joined with Rel
+	Base string      // the root as given, if it is a directory
+	Rel  string      // the path below the root; the base name if the root is the file
+	Root bool        // whether the file itself was given as a root
+	Info fs.FileInfo // nil if Err is set
+	Err  error       // why the file cannot be examined, such as an unreadable directory
+	Real string      // the real path if links were followed, else empty
 }
 
-// Find lists the modules that roots name: each root that is a file, whatever
-// its name, and every regular file below a root that is a directory and has the
-// name of a module, in lexical order. A file that several roots lead to, be it
-// through links, is listed once. A symbolic link is followed where it is given as a root, and
-// nowhere else: [FindLoadable] follows them all. other, when it is not nil, is told of
-// the path, the way from the root and the type of all else below the roots that is no
-// directory: of files that are no modules, of links, and of FIFOs and the like.
+// Find lists the modules in roots, in lexical order: each root that is a file, whatever
+// its name, and every regular file with the name of a module below a root that is a
+// directory. A file that several roots lead to, also through links, is listed once.
+// Find follows a symbolic link only if it is a root; [FindLoadable] follows all of
+// them. If other is not nil, Find calls it for everything else below the roots that is
+// not a directory, such as other files, links and FIFOs.
 //
-// A root that cannot be looked at is an error; what cannot be looked at below
-// one is an Entry with Err set.
+// A root that cannot be examined is an error. A file below a root that cannot be
+// examined is an Entry with Err set.
 func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error) {
 	var found []Entry
 	seen := make(map[string]bool)
@@ -56,7 +55,7 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 			return nil, err
 		}
 		if !info.IsDir() {
-			// The file itself, so that it is not the link that is replaced.
+			// Resolve a link, so that the file is replaced and not the link.
 			path, err := resolve(root)
 			if err != nil {
 				return nil, err
@@ -64,7 +63,7 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 			add(real, Entry{Path: path, Rel: filepath.Base(path), Root: true, Info: info})
 			continue
 		}
-		// A trailing slash makes WalkDir look behind a link.
+		// With a trailing slash, WalkDir follows a link.
 		walked := strings.TrimRight(root, "/") + "/"
 		err = filepath.WalkDir(walked, func(path string, d fs.DirEntry, err error) error {
 			name := filepath.Join(root, strings.TrimPrefix(path, walked))
@@ -90,13 +89,13 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 	return found, nil
 }
 
-// FindNames lists modules by their names below the directory root, which are like
-// drivers/net/dummy.ko, in the order of the names and each once. Where there is
-// no file of a name, the one is taken that has the name and the suffix of a
-// compression. Nothing else below root is looked at.
+// FindNames lists the modules with the given names below the directory root, such as
+// drivers/net/dummy.ko, in the order of the names and each once. If there is no file of
+// a name, FindNames takes the file with that name and the suffix of a compression. It
+// examines nothing else below root.
 //
-// It is an error if a name leads out of root, over a symbolic link, to what is no
-// regular file, to nothing, or to several compressed files.
+// A name is an error if it leads out of root, over a symbolic link, to something other
+// than a regular file, to nothing, or to several compressed files.
 func FindNames(root string, names []string) ([]Entry, error) {
 	real, err := filepath.EvalSymlinks(root)
 	if err != nil {
@@ -105,10 +104,10 @@ func FindNames(root string, names []string) ([]Entry, error) {
 	var entries []Entry
 	var missing []string
 	seen := make(map[string]bool, len(names))
-	dirs := map[string]bool{real: true} // that are below root in truth
+	dirs := map[string]bool{real: true} // directories known to be below root without links
 	for _, name := range names {
 		if !filepath.IsLocal(name) || !strings.HasSuffix(name, ".ko") {
-			return nil, fmt.Errorf("%q does not name a module below %s, as drivers/net/dummy.ko would", name, root)
+			return nil, fmt.Errorf("%q does not name a module below %s; a valid name is like drivers/net/dummy.ko", name, root)
 		}
 		name = filepath.Clean(name)
 		if seen[name] {
@@ -127,7 +126,7 @@ func FindNames(root string, names []string) ([]Entry, error) {
 		}
 		entries = append(entries, Entry{Rel: name})
 	}
-	// At once, as a tree has thousands.
+	// In parallel, because a tree has thousands of modules.
 	var group sync.WaitGroup
 	workers := runtime.GOMAXPROCS(0)
 	for w := range workers {
@@ -163,8 +162,8 @@ func FindNames(root string, names []string) ([]Entry, error) {
 
 var errLink = errors.New("a symbolic link")
 
-// checkDir returns errLink when the way to a directory is not one of directories alone,
-// from one of those that are known to be so, to which it adds.
+// checkDir returns errLink unless every component of dir is a directory, starting from
+// one in known. It adds to known.
 func checkDir(dir string, known map[string]bool) error {
 	if known[dir] {
 		return nil
@@ -184,7 +183,7 @@ func checkDir(dir string, known map[string]bool) error {
 	return err
 }
 
-// named is the file that a name stands for.
+// named returns the entry for a name.
 func named(root, name string) Entry {
 	path := filepath.Join(root, name)
 	suffix, info, err := lookUp(path)
@@ -194,8 +193,8 @@ func named(root, name string) Entry {
 	return Entry{Path: path + suffix, Base: root, Rel: name + suffix, Info: info, Err: err}
 }
 
-// lookUp finds the module of a name ending in .ko, plain or in the one
-// compressed form that is there, and returns what its name has behind that.
+// lookUp finds the module with a name ending in .ko, plain or in the only compressed
+// form, and returns the suffix of its file name.
 func lookUp(path string) (suffix string, info fs.FileInfo, err error) {
 	var forms []string
 	for f := compress.None; f <= compress.Zstd; f++ {
@@ -217,11 +216,11 @@ func lookUp(path string) (suffix string, info fs.FileInfo, err error) {
 	case 1:
 		return suffix, info, nil
 	}
-	return "", nil, fmt.Errorf("%s: %s exist: remove what is out of date", path, strings.Join(forms, " and "))
+	return "", nil, fmt.Errorf("%s: %s exist; remove the outdated file", path, strings.Join(forms, " and "))
 }
 
-// resolve returns the path of the file that path leads to. A path that ends in
-// no link is left as it was spelled.
+// resolve returns the path of the file that path leads to. It returns a path that does
+// not end in a link unchanged.
 func resolve(path string) (string, error) {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&fs.ModeSymlink == 0 {

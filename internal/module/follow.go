@@ -11,35 +11,35 @@ import (
 	"syscall"
 )
 
-// The directories that are looked at over links are at most maxLinked, and each under
-// at most maxNames names: links to each other's directories make millions of names of
-// ten directories, and a link out of the tree may lead to a whole system.
+// FindLoadable examines at most maxLinked directories through links, and each under at
+// most maxNames names. Ten directories with links to each other have millions of names,
+// and a link out of the tree may lead to a whole system.
 const (
 	maxLinked = 1 << 16
 	maxNames  = 64
 )
 
-// errNotRegular says that a file is a FIFO, a device or a socket.
+// errNotRegular reports a FIFO, a device or a socket.
 var errNotRegular = errors.New("not a regular file")
 
-// Loadable are the modules that depmod would find.
+// Loadable lists the modules that depmod would find.
 type Loadable struct {
 	Entries []Entry
-	// Skipped are links to directories which were not followed, as depmod does not:
-	// build and source, which lead to whole kernel trees.
+	// Skipped lists links to directories that FindLoadable, like depmod, does not
+	// follow: build and source, which lead to whole kernel trees.
 	Skipped []string
 }
 
-// FindLoadable lists what depmod would take for modules below paths, so that modprobe
-// may load it: as [Find], and over symbolic links too, which are resolved in root. A
-// file with several names is listed under each of them. A directory is not looked at
-// within itself, so that links in a circle end. A link with the name of a module that
-// leads nowhere is an Entry with Err set, and so is what has the name of a module and
-// is no file.
+// FindLoadable lists the modules below paths that depmod would find, and modprobe may
+// load. It works like [Find], but also follows symbolic links, and resolves them in
+// root. A file with several names is listed under each. FindLoadable does not enter a
+// directory from within itself, so circular links end. A link or another file that is
+// not regular, with the name of a module, is an Entry with Err set if it does not lead
+// to a file.
 func FindLoadable(root *Root, paths []string) (*Loadable, error) {
 	w := walker{root: root, seen: make(map[string]bool), names: make(map[string]int)}
 	for _, path := range paths {
-		if root == nil { // whose error has the path as it was spelled
+		if root == nil { // the error of Stat has the path as given
 			if _, err := os.Stat(path); err != nil {
 				return nil, err
 			}
@@ -70,21 +70,21 @@ func FindLoadable(root *Root, paths []string) (*Loadable, error) {
 	return &w.found, nil
 }
 
-// A walker goes through directories as depmod does.
+// A walker walks directories as depmod does.
 type walker struct {
 	root    *Root
-	top     string                 // the path that is walked, as it was given
+	top     string                 // the path walked, as given
 	realTop string                 // canonical
-	chain   []string               // the canonical paths of the directories on the way
-	seen    map[string]bool        // names that are listed, below canonical tops
-	once    map[string]bool        // when not nil: directories to look at under one name alone
-	skip    func(real string) bool // when not nil: directories not to look at
-	linked  int                    // directories that links led to
-	names   map[string]int         // of each of them
+	chain   []string               // the canonical paths of the directories above
+	seen    map[string]bool        // listed names, below canonical tops
+	once    map[string]bool        // if not nil: directories to examine under one name only
+	skip    func(real string) bool // if not nil: reports directories not to examine
+	linked  int                    // number of directories found through links
+	names   map[string]int         // number of names of each
 	found   Loadable
 }
 
-// add lists what has a name, unless it is listed: paths may lie in each other.
+// add lists a name unless it is already listed: paths may contain each other.
 func (w *walker) add(name string, e Entry) {
 	if !w.seen[name] {
 		w.seen[name] = true
@@ -92,17 +92,17 @@ func (w *walker) add(name string, e Entry) {
 	}
 }
 
-// put is add for what has a path below the top.
+// put is add for an entry with a path below the top.
 func (w *walker) put(e Entry) {
 	e.Rel = e.Path
 	if w.top != "" {
-		e.Rel, _ = filepath.Rel(w.top, e.Path) // which begins with it
+		e.Rel, _ = filepath.Rel(w.top, e.Path) // Path begins with top
 	}
 	w.add(filepath.Join(w.realTop, e.Rel), e)
 }
 
-// dir walks the directory that is called path and lies at real. linked says that a
-// link is on the way.
+// dir walks the directory with the name path and the canonical path real. linked
+// reports that a link leads there.
 func (w *walker) dir(path, real string, linked bool) error {
 	if slices.Contains(w.chain, real) || w.once[real] || w.skip != nil && w.skip(real) {
 		return nil
@@ -143,7 +143,7 @@ func (w *walker) dir(path, real string, linked bool) error {
 	return nil
 }
 
-// file is what has the name of a module and is no link.
+// file returns the entry of a file that has the name of a module and is not a link.
 func file(name, at string, linked bool, d fs.DirEntry) Entry {
 	e := Entry{Path: name}
 	switch info, err := d.Info(); {
@@ -162,7 +162,7 @@ func file(name, at string, linked bool, d fs.DirEntry) Entry {
 	return e
 }
 
-// link follows the link that is called name and lies at the canonical path at.
+// link follows the link with the given name and the canonical path at.
 func (w *walker) link(name, at string) error {
 	real, info, err := follow(w.root, at)
 	switch {
@@ -172,7 +172,7 @@ func (w *walker) link(name, at string) error {
 			return nil
 		}
 		return w.dir(name, real, true)
-	case errors.Is(err, fs.ErrPermission): // who knows what is there
+	case errors.Is(err, fs.ErrPermission): // the target is unknown
 		w.put(Entry{Path: name, Err: renamedError(err, name)})
 	case !IsName(filepath.Base(name)):
 	case err != nil:
@@ -185,7 +185,7 @@ func (w *walker) link(name, at string) error {
 	return nil
 }
 
-// renamedError is an error of a file that goes by another name.
+// renamedError replaces the path in err by name.
 func renamedError(err error, name string) error {
 	if p, ok := err.(*fs.PathError); ok {
 		return &fs.PathError{Op: p.Op, Path: name, Err: p.Err}
@@ -193,7 +193,7 @@ func renamedError(err error, name string) error {
 	return err
 }
 
-// follow returns what the link at a canonical path leads to.
+// follow returns the target of the link at a canonical path.
 func follow(root *Root, at string) (real string, info fs.FileInfo, err error) {
 	text, err := os.Readlink(at)
 	if err != nil {
@@ -217,13 +217,13 @@ func follow(root *Root, at string) (real string, info fs.FileInfo, err error) {
 	return real, info, nil
 }
 
-// Follow returns the entry of a file that is given by its path, with Real set where
-// that leads over a link, or where the links on the way are those of root.
+// Follow returns the entry of the file at path. Real is set if the path leads over a
+// link, or if root resolves links in it.
 func Follow(root *Root, path string) Entry {
 	e := Entry{Path: path, Rel: filepath.Base(path)}
 	if root == nil {
 		if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeSymlink == 0 {
-			return e // what is wrong, opening it says
+			return e // opening the file reports what is wrong
 		}
 	}
 	dir, err := root.Canonical(filepath.Dir(path))
@@ -243,8 +243,8 @@ func Follow(root *Root, path string) Entry {
 	return e
 }
 
-// Open opens the module of an entry, wherever the links lead that were followed. The
-// name that promises a compression is the entry's, as it is for kmod.
+// Open opens the module of an entry, also through links that were followed. The entry's
+// name tells the compression, as for kmod.
 func (e Entry) Open(ctx context.Context, limits Limits) (*File, error) {
 	path, name := e.Path, filepath.Base(e.Path)
 	switch {
@@ -252,7 +252,7 @@ func (e Entry) Open(ctx context.Context, limits Limits) (*File, error) {
 		return nil, e.Err
 	case e.Real != "":
 		path = e.Real
-		if !IsName(name) { // a link that was given by itself
+		if !IsName(name) { // the link itself was given
 			name = filepath.Base(path)
 		}
 	}
@@ -263,9 +263,9 @@ func (e Entry) Open(ctx context.Context, limits Limits) (*File, error) {
 	return m, err
 }
 
-// Behind lists the modules that links below a tree lead to, as FindLoadable does, but
-// not those in directories that lie in one of inside, which are canonical paths, and
-// each directory once. links are paths as [Find] tells them.
+// Behind lists the modules that links below a tree lead to, as FindLoadable does, with
+// each directory once. It leaves out modules in the directories inside, which are
+// canonical paths. links are paths as [Find] reports them.
 func Behind(root *Root, links []string, inside []string) ([]Entry, error) {
 	w := walker{root: root, seen: make(map[string]bool), names: make(map[string]int), once: make(map[string]bool)}
 	w.skip = func(real string) bool {
@@ -283,7 +283,7 @@ func Behind(root *Root, links []string, inside []string) ([]Entry, error) {
 	return w.found.Entries, nil
 }
 
-// within reports whether a path is dir or lies in it.
+// within reports whether path is dir or lies below dir.
 func within(dir, path string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && filepath.IsLocal(rel)

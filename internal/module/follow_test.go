@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// plant makes files of a module's content, directories (name/), links ("name -> text")
-// and FIFOs ("name |") below dir.
+// plant creates below dir: files with the content of a module, directories (name/),
+// links ("name -> text") and FIFOs ("name |").
 func plant(t *testing.T, dir string, content []byte, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -48,8 +48,8 @@ func choose(is bool, yes, no string) string {
 	return no
 }
 
-// TestAsDepmod compares the walk with the real depmod's. All modules have names of
-// their own, as depmod lists one of a name.
+// TestAsDepmod compares FindLoadable with the real depmod. All modules have different
+// names, as depmod lists only one of a name.
 func TestAsDepmod(t *testing.T) {
 	depmod, err := exec.LookPath("depmod")
 	if err != nil {
@@ -113,7 +113,8 @@ func TestAsDepmod(t *testing.T) {
 	if len(found.Skipped) != 3 {
 		t.Errorf("skipped %q, want build, source and kernel/build", found.Skipped)
 	}
-	// A directory of that name is depmod's to skip, but not ours: sign signs what is there.
+	// depmod skips a directory of that name; FindLoadable does not, because sign signs
+	// its modules.
 	plant(t, modlib, hello, "kernel/source/z.ko")
 	if found, err := FindLoadable(nil, []string{modlib}); err != nil || len(found.Entries) != len(loadable)+len(broken)+1 {
 		t.Errorf("a directory called source: %v, %v", found, err)
@@ -125,7 +126,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// names are the entries' paths and what became of them.
+// names returns the entries' paths and errors.
 func names(t *testing.T, root *Root, paths ...string) []string {
 	t.Helper()
 	found, err := FindLoadable(root, paths)
@@ -152,7 +153,8 @@ func TestFindLoadable(t *testing.T) {
 	if real, err := filepath.EvalSymlinks(dir); err != nil || real != dir {
 		t.Skip("the temporary directory lies behind a link")
 	}
-	plant(t, ".", []byte("x"), "t/extra/a.ko", "t/weak/a.ko -> ../extra/a.ko", "t/weak/loop.ko -> loop.ko", "t/two -> extra",
+	plant(t, ".", []byte("x"), "t/extra/a.ko", "t/weak/a.ko -> ../extra/a.ko", "t/weak/loop.ko -> loop.ko",
+		"t/two -> extra",
 		"t/up -> ..", "t/kernel/self -> .", "t/kernel/k.ko", "o/in/t -> ../../t", "t/zero.ko -> /dev/zero")
 	want := []string{
 		"t/extra/a.ko",
@@ -165,11 +167,11 @@ func TestFindLoadable(t *testing.T) {
 	if got := names(t, nil, "t"); !slices.Equal(got, want) {
 		t.Errorf("found\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	// What several paths lead to is one name.
+	// A file that several paths lead to is listed once.
 	if got := names(t, nil, "t/extra", "t", "t/extra/a.ko", "t/weak/a.ko"); len(got) != len(want) {
 		t.Errorf("found\n%s\nwant %d", strings.Join(got, "\n"), len(want))
 	}
-	// Ten directories with links to each other have millions of ways.
+	// Ten directories with links to each other have millions of paths.
 	for _, a := range "0123456789" {
 		for _, b := range "0123456789" {
 			plant(t, "many", nil, string(a)+"/"+string(b)+" -> ../"+string(b))
@@ -180,16 +182,18 @@ func TestFindLoadable(t *testing.T) {
 	}
 }
 
-// A root directory is to paths what chroot makes of it.
+// A root directory resolves paths as chroot does.
 func TestRoot(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	plant(t, "img", []byte("x"), "usr/lib/m/a.ko", "lib -> /usr/lib", "l2 -> ../../../../usr/lib", "l3 -> usr/../usr/lib/../lib",
-		"abs -> "+dir+"/img/usr/lib", "dangling -> /nowhere/x", "loop -> loop", "usr/up -> ../..", "usr/lib/rel -> ../../lib/m")
+	plant(t, "img", []byte("x"), "usr/lib/m/a.ko", "lib -> /usr/lib", "l2 -> ../../../../usr/lib",
+		"l3 -> usr/../usr/lib/../lib",
+		"abs -> "+dir+"/img/usr/lib", "dangling -> /nowhere/x", "loop -> loop", "usr/up -> ../..",
+		"usr/lib/rel -> ../../lib/m")
 	plant(t, ".", []byte("x"), "link -> img")
 	for _, spelled := range []string{"img", "./img/", dir + "/img", "link", "img/usr/..", "img/lib/../img"} {
 		root, err := NewRoot(spelled)
-		if spelled == "img/lib/../img" { // no such thing: link/.. is where the link leads
+		if spelled == "img/lib/../img" { // does not exist: link/.. is relative to the link's target
 			if err == nil {
 				t.Errorf("%s: %v", spelled, root)
 			}
@@ -219,7 +223,8 @@ func TestFindLoadableRoot(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	plant(t, ".", []byte("x"), "opt/host.ko", "opt/x.ko", "img/opt/in.ko",
-		"img/m/opt -> /opt", "img/m/x.ko -> "+dir+"/opt/x.ko", "img/m/y.ko -> /opt/in.ko", "img/m/z.ko -> ../../../../opt/in.ko")
+		"img/m/opt -> /opt", "img/m/x.ko -> "+dir+"/opt/x.ko", "img/m/y.ko -> /opt/in.ko",
+		"img/m/z.ko -> ../../../../opt/in.ko")
 	root, err := NewRoot("img")
 	if err != nil {
 		t.Fatal(err)

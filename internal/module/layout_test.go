@@ -10,10 +10,11 @@ import (
 	"testing"
 )
 
-// Every trailer with lengths that fit can be taken off, whatever its type is and its
-// fields are. The kernel's rule is another question.
+// Every trailer whose lengths fit can be removed, whatever its type and its fields. The
+// kernel's rule is stricter.
 func TestLayoutOfAnyFields(t *testing.T) {
-	payload, signer, id, sig := []byte("payload"), []byte("Example: a signer"), []byte("twenty bytes of a ky"), []byte("\x00\x09signature")
+	payload, signer, id, sig := []byte("payload"), []byte("Example: a signer"), []byte("twenty bytes of a ky"),
+		[]byte("\x00\x09signature")
 	lengths := Info{SignerLen: uint8(len(signer)), KeyIDLen: uint8(len(id)), SigLen: uint32(len(sig))}
 	for idType := range 256 {
 		for _, change := range []func(*Info){
@@ -33,7 +34,8 @@ func TestLayoutOfAnyFields(t *testing.T) {
 			gotSigner, err1 := layer.Signer(bytes.NewReader(file))
 			gotID, err2 := layer.KeyID(bytes.NewReader(file))
 			gotSig, err3 := layer.Signature(bytes.NewReader(file))
-			if err := errors.Join(err1, err2, err3); err != nil || !bytes.Equal(gotSigner, signer) || !bytes.Equal(gotID, id) || !bytes.Equal(gotSig, sig) {
+			if err := errors.Join(err1, err2, err3); err != nil || !bytes.Equal(gotSigner, signer) || !bytes.Equal(gotID, id) ||
+				!bytes.Equal(gotSig, sig) {
 				t.Fatalf("%+v: signer %q, key id %q, signature %q, %v", info, gotSigner, gotID, gotSig, err)
 			}
 			want := ErrIDType
@@ -41,15 +43,16 @@ func TestLayoutOfAnyFields(t *testing.T) {
 				want = ErrInfoFields
 			}
 			_, err = Check(bytes.NewReader(file), int64(len(file)), TypePKCS7)
-			if !errors.Is(err, want) || !errors.Is(layer.Check(TypePKCS7), want) || layer.Check(TypePKCS7).Error() != err.Error() {
+			if !errors.Is(err, want) || !errors.Is(layer.Check(TypePKCS7), want) ||
+				layer.Check(TypePKCS7).Error() != err.Error() {
 				t.Fatalf("%+v: the kernel's rule says %v, and of the layer %v", info, err, layer.Check(TypePKCS7))
 			}
 		}
 	}
 }
 
-// Lengths that do not fit are an error of the layout; what the kernel says of them
-// may be another one, since it looks at the type before it looks at these.
+// Lengths that do not fit are a layout error. The kernel's error may differ, because
+// the kernel checks the type first.
 func TestLengthsThatDoNotFit(t *testing.T) {
 	for _, test := range []struct {
 		info  Info
@@ -69,7 +72,8 @@ func TestLengthsThatDoNotFit(t *testing.T) {
 		if (err == nil) != test.fits || err != nil && !errors.Is(err, ErrSigLen) {
 			t.Errorf("%+v: %v", test.info, err)
 		}
-		if want := fmt.Sprintf("a signer of %d and a key id of %d", test.info.SignerLen, test.info.KeyIDLen); err != nil && test.info.SigLen < 100 && !strings.Contains(err.Error(), want) {
+		if want := fmt.Sprintf("a signer of %d and a key id of %d", test.info.SignerLen, test.info.KeyIDLen); err != nil &&
+			test.info.SigLen < 100 && !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v does not say %q", test.info, err, want)
 		}
 		_, err = Check(bytes.NewReader(file), int64(len(file)), TypePKCS7)
@@ -84,7 +88,8 @@ func TestNumberSize(t *testing.T) {
 		sig  string
 		want int
 	}{{"\x00\x05value", 5}, {"\x00\x00", 0}, {"\x00\x04value", -1}, {"\x00", -1}, {"", -1}} {
-		file := signed([]byte("payload"), []byte("id"+test.sig), Info{IDType: TypeX509, KeyIDLen: 2, SigLen: uint32(len(test.sig))})
+		file := signed([]byte("payload"), []byte("id"+test.sig),
+			Info{IDType: TypeX509, KeyIDLen: 2, SigLen: uint32(len(test.sig))})
 		layer, err := split(file)
 		if err != nil {
 			t.Fatal(err)

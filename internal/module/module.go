@@ -1,10 +1,14 @@
-// Package module reads and writes the container of a signed kernel module: the
-// ELF payload with one or more appended signatures behind it.
+// Package module reads and writes the container of a signed kernel module: the ELF
+// payload followed by one or more signatures.
+//
+// Use [Layers] or [Split] to find signatures, [Check] for the kernel's verdict on the
+// container, and [AppendSignature] to add a signature. [Open] opens a module file, and
+// [Find] lists the modules of a tree.
 //
 // # Format
 //
-// Source: include/linux/module_signature.h, include/uapi/linux/module_signature.h
-// since 7.1, and kernel/module_signature.c. All lengths are in bytes.
+// Source: include/linux/module_signature.h, include/uapi/linux/module_signature.h since
+// 7.1, and kernel/module_signature.c. All lengths are in bytes.
 //
 //	payload      the ELF file, at least 1
 //	signer       Info.SignerLen: who signed, 0 today
@@ -13,34 +17,32 @@
 //	Info         12: struct module_signature
 //	marker       28: "~Module signature appended~\n"
 //
-// Info holds algo, hash, id_type, signer_len, key_id_len (one byte each), three
-// bytes of padding and the length of the signature as a big-endian 32-bit
-// number. All but id_type and the length have to be zero. An example, for a CMS
-// message of 425 bytes:
+// Info consists of algo, hash, id_type, signer_len, key_id_len (one byte each), three
+// bytes of padding and the length of the signature as a big-endian 32-bit number. All
+// fields except id_type and the length must be zero. An example, for a CMS message of
+// 425 bytes:
 //
 //	00 00 02 00 00 00 00 00 00 00 01 a9
 //
-// Linux 3.7 to 4.2 took type 1 instead (kernel/module_signing.c and scripts/sign-file
-// of those versions): algo and hash number algorithms ([Info.AlgoName],
-// [Info.HashName]), signer is the name of the certificate's subject, key id its
-// subject key identifier, and the signature is the raw one behind its length in two
-// bytes, big-endian, which Info.SigLen counts. An example, for a key of 2048 bits
-// and SHA-256:
+// Linux 3.7 to 4.2 used type 1 instead (kernel/module_signing.c and scripts/sign-file
+// of those versions): algo and hash are numbers of algorithms ([Info.AlgoName],
+// [Info.HashName]), signer is the name of the certificate's subject, and key id its
+// subject key identifier. The signature is the raw value after its length in two bytes,
+// big-endian; Info.SigLen counts both. An example, for a key of 2048 bits and SHA-256:
 //
 //	01 04 01 1d 14 00 00 00 00 00 01 02
 //
-// What is signed is the payload: everything before the signer, and nothing
-// behind it. A file that does not end in the marker is an unsigned module, not
-// a broken one. Signing a file that is signed already stacks a second layer on
-// the first; the kernel looks at the outermost alone, and takes the others for
-// a part of the payload.
+// A signature covers the payload: everything before the signer, and nothing after it. A
+// file without the marker at its end is an unsigned module, not a broken one. Signing a
+// signed file adds a second layer on top of the first. The kernel checks only the
+// outermost layer, and treats the others as a part of the payload.
 //
-// [Split] and [Layers] go by this layout, whatever the type and the fields are:
-// that is enough to take a signature off, to replace and to describe it. [Check]
-// is the kernel's rule, for verdicts.
+// [Split] and [Layers] use only this layout, whatever the type and the fields are. That
+// suffices to remove, replace or describe a signature. [Check] applies the kernel's
+// rule, for verdicts.
 //
-// The package finds the layers and says what is wrong with them. It does not
-// look inside a signature: see internal/cms.
+// The package finds the layers and reports what is wrong with them. It does not parse
+// the signatures; see internal/cms.
 package module
 
 import (
@@ -52,29 +54,27 @@ import (
 	"syscall"
 )
 
-// Marker ends every signed module: MODULE_SIG_STRING, or since 7.1
+// Marker is the end of every signed module: MODULE_SIG_STRING, or since 7.1
 // MODULE_SIGNATURE_MARKER.
 const Marker = "~Module signature appended~\n"
 
 // infoSize is the size of struct module_signature.
 const infoSize = 12
 
-// TrailerSize is what stands behind the signature in a signed module: Info and
-// the marker.
+// TrailerSize is the size of Info and marker, the bytes after the signature.
 const TrailerSize = infoSize + len(Marker)
 
-// IDType is the id_type of struct module_signature: what kind of signature
-// stands before it.
+// IDType is the id_type of struct module_signature: the kind of signature.
 type IDType uint8
 
 const (
 	TypePGP    IDType = 0 // PKEY_ID_PGP: never accepted since 4.3
 	TypeX509   IDType = 1 // PKEY_ID_X509: accepted by 3.7 to 4.2
 	TypePKCS7  IDType = 2 // PKEY_ID_PKCS7, MODULE_SIGNATURE_TYPE_PKCS7
-	TypeMerkle IDType = 3 // MODULE_SIGNATURE_TYPE_MERKLE, of the hash series alone
+	TypeMerkle IDType = 3 // MODULE_SIGNATURE_TYPE_MERKLE, only with the module hashes patches
 )
 
-// String is the name that modinfo has for it.
+// String returns modinfo's name for the type.
 func (t IDType) String() string {
 	switch t {
 	case TypePGP:
@@ -114,17 +114,17 @@ func (i Info) append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, i.SigLen)
 }
 
-// oldAlgorithms and oldHashes are enum pkey_algo and enum pkey_hash_algo of 3.7, as
-// modinfo names them. The latter is still the beginning of enum hash_algo.
+// oldAlgorithms and oldHashes are enum pkey_algo and enum pkey_hash_algo of Linux 3.7,
+// with modinfo's names. The latter is still the beginning of enum hash_algo.
 var (
 	oldAlgorithms = [...]string{"dsa", "rsa"}
 	oldHashes     = [...]string{"md4", "md5", "sha1", "rmd160", "sha256", "sha384", "sha512", "sha224"}
 )
 
-// AlgoName is the public key algorithm of a signature of the format of before 4.3.
+// AlgoName returns the public key algorithm of a signature in the format before 4.3.
 func (i Info) AlgoName() string { return numbered(oldAlgorithms[:], i.Algo) }
 
-// HashName is the hash of a signature of the format of before 4.3.
+// HashName returns the hash of a signature in the format before 4.3.
 func (i Info) HashName() string { return numbered(oldHashes[:], i.Hash) }
 
 func numbered(names []string, n uint8) string {
@@ -134,17 +134,16 @@ func numbered(names []string, n uint8) string {
 	return fmt.Sprintf("number %d", n)
 }
 
-// size is that of a layer without Info and marker, in bytes.
+// size returns the size in bytes of a layer without Info and marker.
 func (i Info) size() int64 { return int64(i.SignerLen) + int64(i.KeyIDLen) + int64(i.SigLen) }
 
 // A Layer is one appended signature.
 type Layer struct {
 	Info   Info
-	Offset int64 // where the signer begins: the length of what the layer signs
+	Offset int64 // start of the signer: the length of the signed data
 }
 
-// Signer reads the signer's name of a layer out of the module that it was found in.
-// Nothing is said about its bytes.
+// Signer reads a layer's signer name from the module. The bytes may be anything.
 func (l Layer) Signer(r io.ReaderAt) ([]byte, error) {
 	return read(r, l.Offset, int(l.Info.SignerLen))
 }
@@ -159,8 +158,8 @@ func (l Layer) Signature(r io.ReaderAt) ([]byte, error) {
 	return read(r, l.Offset+int64(l.Info.SignerLen)+int64(l.Info.KeyIDLen), int(l.Info.SigLen))
 }
 
-// NumberSize returns the length of the signature value in a layer of type X509, which
-// stands before the value, or -1 where it is another than there is.
+// NumberSize returns the length of the signature value in a layer of type X509. It
+// returns -1 if the length field before the value does not match.
 func (l Layer) NumberSize(r io.ReaderAt) (int, error) {
 	const size = 2
 	if l.Info.SigLen < size {
@@ -181,38 +180,38 @@ func read(r io.ReaderAt, off int64, n int) ([]byte, error) {
 	return b, readFull(r, b, off)
 }
 
-// Check says why a kernel that knows only signatures of the given types would not
-// look into the layer: a [*FormatError], or nil.
+// Check returns a [*FormatError] if a kernel that knows only signatures of the given
+// types would reject the layer without checking its signature.
 func (l Layer) Check(types ...IDType) error {
 	return l.Info.check(l.Offset+l.Info.size(), types)
 }
 
-// AppendSignature appends to b what turns a payload into a signed module: the
-// signature, Info and the marker.
+// AppendSignature appends to b what makes a payload a signed module: the signature,
+// Info and the marker.
 func AppendSignature(b []byte, t IDType, signature []byte) []byte {
 	b = append(b, signature...)
 	b = Info{IDType: t, SigLen: uint32(len(signature))}.append(b)
 	return append(b, Marker...)
 }
 
-// ErrNotSigned says that a file does not end in the marker.
+// ErrNotSigned reports that a file does not end in the marker.
 var ErrNotSigned = errors.New("not signed")
 
-// What can be wrong with a trailer, in the order in which mod_check_sig of
-// kernel/module_signature.c looks at it. They come wrapped in a [FormatError]. The
-// first two are wrong for [Split], all of them for [Check].
+// These errors describe a malformed trailer, in the order of the checks in
+// mod_check_sig of kernel/module_signature.c. A [FormatError] wraps them. [Split]
+// reports the first two, [Check] all of them.
 var (
 	ErrNoInfo     = errors.New("too short to hold a signature before its marker")
 	ErrSigLen     = errors.New("signature length does not fit the file")
 	ErrIDType     = errors.New("unsupported signature type")
-	ErrInfoFields = errors.New("fields of the signature descriptor that have to be zero are not")
+	ErrInfoFields = errors.New("nonzero fields in the signature descriptor that must be zero")
 )
 
-// A FormatError is a trailer that the kernel refuses.
+// A FormatError reports a trailer that the kernel rejects.
 type FormatError struct {
 	Err    error // one of ErrNoInfo, ErrSigLen, ErrIDType, ErrInfoFields
-	Offset int64 // where in the (decompressed) file
-	Info   Info  // as it stands there, zero for ErrNoInfo
+	Offset int64 // offset in the (decompressed) file
+	Info   Info  // as found; zero for ErrNoInfo
 }
 
 func (e *FormatError) Unwrap() error { return e.Err }
@@ -224,9 +223,11 @@ func (e *FormatError) Error() string {
 		if e.Info.SignerLen > 0 || e.Info.KeyIDLen > 0 {
 			names = fmt.Sprintf(", a signer of %d and a key id of %d", e.Info.SignerLen, e.Info.KeyIDLen)
 		}
-		return fmt.Sprintf("malformed signature at offset %d: %v: it claims %d bytes%s", e.Offset, e.Err, e.Info.SigLen, names)
+		return fmt.Sprintf("malformed signature at offset %d: %v: claims %d bytes%s",
+			e.Offset, e.Err, e.Info.SigLen, names)
 	case ErrIDType:
-		return fmt.Sprintf("signature at offset %d: %v: %s, where the kernel takes PKCS#7 alone", e.Offset, e.Err, e.Info.IDType)
+		return fmt.Sprintf("signature at offset %d: %v: %s; the kernel accepts only PKCS#7",
+			e.Offset, e.Err, e.Info.IDType)
 	case ErrInfoFields:
 		return fmt.Sprintf("malformed signature at offset %d: %v: algo %d, hash %d, signer_len %d, key_id_len %d, padding %x",
 			e.Offset, e.Err, e.Info.Algo, e.Info.Hash, e.Info.SignerLen, e.Info.KeyIDLen, e.Info.Pad)
@@ -234,7 +235,7 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("malformed signature at offset %d: %v", e.Offset, e.Err)
 }
 
-// Errno is what init_module(2) fails with for such a module.
+// Errno returns the error number that init_module(2) returns for such a module.
 func (e *FormatError) Errno() syscall.Errno {
 	if e.Err == ErrIDType {
 		return syscall.ENOPKG
@@ -242,9 +243,9 @@ func (e *FormatError) Errno() syscall.Errno {
 	return syscall.EBADMSG
 }
 
-// Split finds the outermost signature of a module of size bytes by the layout alone.
-// Without one it returns [ErrNotSigned], and for one with lengths that do not fit
-// the file a [*FormatError].
+// Split finds the outermost signature of a module of size bytes, by the layout alone.
+// It returns [ErrNotSigned] if there is none, and a [*FormatError] if the lengths do
+// not fit the file.
 func Split(r io.ReaderAt, size int64) (Layer, error) {
 	info, end, err := readInfo(r, size)
 	if err != nil {
@@ -256,15 +257,16 @@ func Split(r io.ReaderAt, size int64) (Layer, error) {
 	return Layer{Info: info, Offset: end - info.size()}, nil
 }
 
-// Check is [Split] by the rule of a kernel that knows signatures of the given types:
-// for one that it would not even look into, it returns a [*FormatError].
+// Check is [Split] with the rule of a kernel that knows signatures of the given types.
+// It returns a [*FormatError] if that kernel would reject the module without checking
+// the signature.
 func Check(r io.ReaderAt, size int64, types ...IDType) (Layer, error) {
 	info, end, err := readInfo(r, size)
 	if err != nil {
 		return Layer{}, err
 	}
-	// The kernel adds signer_len and key_id_len to nothing: they must be zero, and it
-	// says so before they could be too large.
+	// The kernel does not add signer_len and key_id_len: it rejects all but zero before
+	// they could be too large.
 	if int64(info.SigLen) >= end {
 		return Layer{}, &FormatError{Err: ErrSigLen, Offset: end + 8, Info: info}
 	}
@@ -274,7 +276,7 @@ func Check(r io.ReaderAt, size int64, types ...IDType) (Layer, error) {
 	return Layer{Info: info, Offset: end - info.size()}, nil
 }
 
-// check looks at the fields of an Info that stands at off.
+// check checks the fields of an Info at offset off.
 func (i Info) check(off int64, types []IDType) error {
 	switch {
 	case !slices.Contains(types, i.IDType):
@@ -285,10 +287,10 @@ func (i Info) check(off int64, types []IDType) error {
 	return nil
 }
 
-// readInfo reads the Info of the outermost signature, which is also where the
+// readInfo reads the Info of the outermost signature, and returns the offset where the
 // signature ends. Without a marker it returns [ErrNotSigned].
 func readInfo(r io.ReaderAt, size int64) (info Info, end int64, err error) {
-	// As the kernel: a file that is nothing but the marker is not signed.
+	// As in the kernel, a file that is only the marker is not signed.
 	if size <= int64(len(Marker)) {
 		return Info{}, 0, ErrNotSigned
 	}
@@ -307,17 +309,18 @@ func readInfo(r io.ReaderAt, size int64) (info Info, end int64, err error) {
 	return parseInfo([infoSize]byte(tail[:infoSize])), end, nil
 }
 
-// maxLayers is how many signatures are looked for: a file may hold millions of
-// empty ones.
+// maxLayers is the largest number of signatures that Layers looks for: a file may hold
+// millions of empty ones.
 const maxLayers = 1000
 
-// ErrLayers says that a file has more signatures stacked than anybody makes.
-var ErrLayers = fmt.Errorf("more than %d signatures, one on the other", maxLayers)
+// ErrLayers reports that a file has more stacked signatures than [Layers] looks for.
+var ErrLayers = fmt.Errorf("more than %d stacked signatures", maxLayers)
 
-// Layers finds all the signatures of a module, the outermost first; none is not
-// an error. The innermost one's Offset is the length of the module as it was
-// before anybody signed it. They go by the layout, as [Split] does: with a layer
-// whose lengths do not fit come the good ones around it and the [*FormatError], with too many the outer ones and [ErrLayers].
+// Layers finds all signatures of a module, the outermost first. A module without
+// signatures is not an error. The Offset of the innermost layer is the length of the
+// unsigned module. Layers uses the layout alone, as [Split] does. If the lengths of a
+// layer do not fit, it returns the layers around it and a [*FormatError]. If there are
+// too many, it returns the outer ones and [ErrLayers].
 func Layers(r io.ReaderAt, size int64) ([]Layer, error) {
 	var layers []Layer
 	for {
@@ -336,8 +339,8 @@ func Layers(r io.ReaderAt, size int64) ([]Layer, error) {
 	}
 }
 
-// PayloadSize is the length of a module of size bytes without all its layers: as
-// it was before anybody signed it.
+// PayloadSize returns the length of a module of size bytes without its layers, as
+// before it was signed.
 func PayloadSize(layers []Layer, size int64) int64 {
 	if len(layers) == 0 {
 		return size
@@ -345,8 +348,8 @@ func PayloadSize(layers []Layer, size int64) int64 {
 	return layers[len(layers)-1].Offset
 }
 
-// readFull reads all of b at off, where the file is known to be long enough: a
-// short read means that it has shrunk since.
+// readFull reads all of b at off, in a file that was long enough: a short read means
+// that the file has shrunk since.
 func readFull(r io.ReaderAt, b []byte, off int64) error {
 	n, err := r.ReadAt(b, off)
 	if n == len(b) {

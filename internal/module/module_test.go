@@ -17,7 +17,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// signed is a module with the trailer that a test wants to see.
+// signed returns a module with the given trailer.
 func signed(payload, signature []byte, info Info) []byte {
 	b := slices.Concat(payload, signature)
 	return append(info.append(b), Marker...)
@@ -41,7 +41,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// The descriptor of a signature of 425 bytes, as sign-file writes it.
+// TestInfoBytes has the descriptor of a signature of 425 bytes, as sign-file writes it.
 func TestInfoBytes(t *testing.T) {
 	want := []byte{0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0xa9}
 	got := Info{IDType: TypePKCS7, SigLen: 425}.append(nil)
@@ -53,7 +53,7 @@ func TestInfoBytes(t *testing.T) {
 	}
 }
 
-// check is the rule of a kernel with signatures and Merkle trees.
+// check applies the rule of a kernel with signatures and Merkle trees.
 func check(b []byte) (Layer, error) {
 	return Check(bytes.NewReader(b), int64(len(b)), TypePKCS7, TypeMerkle)
 }
@@ -77,17 +77,20 @@ func TestCheckRefuses(t *testing.T) {
 		{"a descriptor and nothing before it", signed(nil, nil, Info{IDType: 2}), ErrNoInfo, syscall.EBADMSG, 12},
 		{"no payload", signed(nil, sig, ok), ErrSigLen, syscall.EBADMSG, 50 + 8},
 		{"longer than the file", signed(payload, sig, Info{IDType: 2, SigLen: 151}), ErrSigLen, syscall.EBADMSG, 150 + 8},
-		{"as long as a length can be", signed(payload, sig, Info{IDType: 2, SigLen: 0xffffffff}), ErrSigLen, syscall.EBADMSG, 150 + 8},
+		{"as long as a length can be", signed(payload, sig, Info{IDType: 2, SigLen: 0xffffffff}), ErrSigLen, syscall.EBADMSG,
+			150 + 8},
 		{"type 0", signed(payload, sig, Info{IDType: 0, SigLen: 50}), ErrIDType, syscall.ENOPKG, 150 + 2},
 		{"type 1", signed(payload, sig, Info{IDType: 1, SigLen: 50}), ErrIDType, syscall.ENOPKG, 150 + 2},
 		{"type 4", signed(payload, sig, Info{IDType: 4, SigLen: 50}), ErrIDType, syscall.ENOPKG, 150 + 2},
-		{"type before fields", signed(payload, sig, Info{IDType: 4, Algo: 1, SigLen: 50}), ErrIDType, syscall.ENOPKG, 150 + 2},
+		{"type before fields", signed(payload, sig, Info{IDType: 4, Algo: 1, SigLen: 50}), ErrIDType, syscall.ENOPKG,
+			150 + 2},
 		{"length before type", signed(payload, sig, Info{IDType: 4, SigLen: 1000}), ErrSigLen, syscall.EBADMSG, 150 + 8},
 		{"algo", signed(payload, sig, Info{IDType: 2, Algo: 1, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
 		{"hash", signed(payload, sig, Info{IDType: 2, Hash: 4, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
 		{"signer_len", signed(payload, sig, Info{IDType: 2, SignerLen: 1, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
 		{"key_id_len", signed(payload, sig, Info{IDType: 2, KeyIDLen: 1, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
-		{"padding", signed(payload, sig, Info{IDType: 2, Pad: [3]byte{0, 0, 1}, SigLen: 50}), ErrInfoFields, syscall.EBADMSG, 150},
+		{"padding", signed(payload, sig, Info{IDType: 2, Pad: [3]byte{0, 0, 1}, SigLen: 50}), ErrInfoFields, syscall.EBADMSG,
+			150},
 	}
 	for _, test := range tests {
 		_, err := check(test.file)
@@ -99,12 +102,15 @@ func TestCheckRefuses(t *testing.T) {
 		if errors.As(err, &format) != (test.errno != 0) {
 			t.Errorf("%s: error is a %T", test.name, err)
 		} else if format != nil && (format.Errno() != test.errno || format.Offset != test.offset) {
-			t.Errorf("%s: errno %d at offset %d, want %d at %d", test.name, format.Errno(), format.Offset, test.errno, test.offset)
+			t.Errorf("%s: errno %d at offset %d, want %d at %d", test.name, format.Errno(), format.Offset, test.errno,
+				test.offset)
 		}
 	}
 
-	// A signature of no bytes and one byte of payload are for others to refuse.
-	for _, file := range [][]byte{signed(payload, nil, Info{IDType: 2}), signed([]byte("x"), sig, ok), signed(payload, sig, Info{IDType: 3, SigLen: 50})} {
+	// Check accepts an empty signature and a payload of one byte; other checks reject
+	// them.
+	for _, file := range [][]byte{signed(payload, nil, Info{IDType: 2}), signed([]byte("x"), sig, ok),
+		signed(payload, sig, Info{IDType: 3, SigLen: 50})} {
 		if _, err := check(file); err != nil {
 			t.Errorf("%q: %v", file, err)
 		}
@@ -157,11 +163,12 @@ func TestSplitOfRealSigning(t *testing.T) {
 }
 
 func FuzzSplit(f *testing.F) {
-	// What a signature holds is nothing to Split, and short inputs are quick.
+	// Split does not look into a signature, and short inputs are fast.
 	f.Add([]byte(Marker))
 	f.Add(signed([]byte("p"), []byte("s"), Info{IDType: 2, SigLen: 1}))
 	f.Add(signed([]byte("p"), []byte("s"), Info{IDType: 2, SigLen: 2}))
-	f.Add(signed([]byte("payload"), []byte("signer key id signature"), Info{Algo: 1, Hash: 4, IDType: TypeX509, SignerLen: 7, KeyIDLen: 7, Pad: [3]byte{1, 2, 3}, SigLen: 9}))
+	f.Add(signed([]byte("payload"), []byte("signer key id signature"),
+		Info{Algo: 1, Hash: 4, IDType: TypeX509, SignerLen: 7, KeyIDLen: 7, Pad: [3]byte{1, 2, 3}, SigLen: 9}))
 	f.Add(signed([]byte("p"), []byte("signer"), Info{IDType: 9, SignerLen: 6, SigLen: 1}))
 	f.Add(AppendSignature(AppendSignature([]byte("p"), TypePKCS7, []byte("inner")), TypeMerkle, []byte("outer")))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -183,8 +190,9 @@ func FuzzSplit(f *testing.F) {
 			if again = append(layer.Info.append(again), Marker...); !bytes.Equal(again, rest) {
 				t.Fatalf("layer %d joined again gives other bytes", i)
 			}
-			// What the kernel accepts is laid out as it says.
-			if accepted, err := check(rest); err == nil && accepted != layer || (err == nil) != (layer.Check(TypePKCS7, TypeMerkle) == nil) {
+			// If the kernel accepts the trailer, both find the same layout.
+			if accepted, err := check(rest); err == nil && accepted != layer ||
+				(err == nil) != (layer.Check(TypePKCS7, TypeMerkle) == nil) {
 				t.Fatalf("layer %d: %+v, and the kernel's rule has %+v, %v", i, layer, accepted, err)
 			}
 			if _, err := layer.NumberSize(bytes.NewReader(b)); err != nil {
@@ -237,7 +245,7 @@ func TestCheckELF(t *testing.T) {
 	}
 }
 
-// The number of sections may stand in the first section header.
+// The number of sections may be in the first section header.
 func TestCheckELFManySections(t *testing.T) {
 	b := testmod.ELF()
 	tableAt := binary.LittleEndian.Uint64(b[40:])
@@ -302,7 +310,7 @@ func TestOpenNames(t *testing.T) {
 	tests := []struct {
 		name  string
 		data  []byte
-		right string // the name to hint at; empty where it is right
+		right string // the matching name; empty if the name is right
 	}{
 		{"a.ko", elf, ""},
 		{"a.ko.gz", gz.Bytes(), ""},
@@ -333,8 +341,7 @@ func TestOpenNames(t *testing.T) {
 	}
 }
 
-// Content that does not fit the memory it may take goes to a file, and reads the
-// same.
+// Content that does not fit into the allowed memory goes to a file, and reads the same.
 func TestOpenSpills(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 20000)
 	encoder, err := compress.NewEncoder(compress.Options{})
@@ -430,10 +437,12 @@ func TestFind(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"tree/b.ko", "tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/z.ko.zst", "tree/a/readme", "tree/a/x.ko.bak", "outside/o.ko", "tree/koko"} {
+	for _, name := range []string{"tree/b.ko", "tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/z.ko.zst", "tree/a/readme",
+		"tree/a/x.ko.bak", "outside/o.ko", "tree/koko"} {
 		write(name)
 	}
-	for link, to := range map[string]string{"tree/link.ko": "../outside/o.ko", "tree/out": "../outside", "tree/in.ko": "b.ko", "root": "tree", "file.ko": "outside/o.ko"} {
+	for link, to := range map[string]string{"tree/link.ko": "../outside/o.ko", "tree/out": "../outside",
+		"tree/in.ko": "b.ko", "root": "tree", "file.ko": "outside/o.ko"} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 			t.Fatal(err)
 		}
@@ -444,9 +453,12 @@ func TestFind(t *testing.T) {
 		paths []string
 		other []string
 	}{
-		{[]string{"tree"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/b.ko", "tree/z.ko.zst"}, []string{"tree/a/readme", "tree/a/x.ko.bak", "tree/koko"}},
-		{[]string{"tree/a/", "tree/b.ko", "tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/b.ko"}, []string{"tree/a/readme", "tree/a/x.ko.bak", "tree/a/readme", "tree/a/x.ko.bak"}},
-		{[]string{"root"}, []string{"root/a/x.ko.xz", "root/a/y.ko.gz", "root/b.ko", "root/z.ko.zst"}, []string{"root/a/readme", "root/a/x.ko.bak", "root/koko"}},
+		{[]string{"tree"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/b.ko", "tree/z.ko.zst"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak", "tree/koko"}},
+		{[]string{"tree/a/", "tree/b.ko", "tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/b.ko"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak", "tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"root"}, []string{"root/a/x.ko.xz", "root/a/y.ko.gz", "root/b.ko", "root/z.ko.zst"},
+			[]string{"root/a/readme", "root/a/x.ko.bak", "root/koko"}},
 		{[]string{"file.ko"}, []string{"outside/o.ko"}, nil},
 		{[]string{"tree/koko"}, []string{"tree/koko"}, nil},
 	}
@@ -477,7 +489,8 @@ func TestFind(t *testing.T) {
 
 func TestFindNames(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"tree/b.ko", "tree/sub/a.ko.xz", "tree/sub/a.ko.bak", "tree/c.ko", "tree/c.ko.gz", "tree/c.ko.zst"} {
+	for _, name := range []string{"tree/b.ko", "tree/sub/a.ko.xz", "tree/sub/a.ko.bak", "tree/c.ko", "tree/c.ko.gz",
+		"tree/c.ko.zst"} {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(name), 0o644)); err != nil {
 			t.Fatal(err)
@@ -494,7 +507,8 @@ func TestFindNames(t *testing.T) {
 			continue
 		}
 		for i, want := range []string{"sub/a.ko.xz", "c.ko", "b.ko"} {
-			if e := found[i]; len(found) != 3 || e.Rel != want || e.Path != filepath.Join(root, want) || e.Root || e.Err != nil || e.Info.Size() != int64(len("tree/"+want)) {
+			if e := found[i]; len(found) != 3 || e.Rel != want || e.Path != filepath.Join(root, want) || e.Root ||
+				e.Err != nil || e.Info.Size() != int64(len("tree/"+want)) {
 				t.Errorf("%s: %+v", root, e)
 			}
 		}

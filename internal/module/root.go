@@ -8,16 +8,16 @@ import (
 	securejoin "github.com/cyphar/filepath-securejoin"
 )
 
-// A Root is the root directory of another system: an image, say, or what a build is
-// staged in. Links in it lead to where they would lead after chroot(2). The nil Root
-// stands for the machine's own.
+// A Root is the root directory of another system, such as an image or the staging
+// directory of a build. Links in it lead to where they would lead after chroot(2). The
+// nil Root is the machine's own root directory.
 type Root struct {
-	dir  string // as the user spelled it
+	dir  string // as the user gave it
 	real string // absolute and without links
 }
 
-// NewRoot returns the root directory dir, and nil where that is the machine's own by
-// its name.
+// NewRoot returns the root directory dir, or nil if that is the name of the machine's
+// own.
 func NewRoot(dir string) (*Root, error) {
 	if dir == "" || filepath.Clean(dir) == "/" {
 		return nil, nil
@@ -27,7 +27,7 @@ func NewRoot(dir string) (*Root, error) {
 		return nil, err
 	}
 	r := &Root{filepath.Clean(dir), real}
-	// Clean takes link/.. for nothing, and the system does not.
+	// Clean removes link/.., but the system follows the link.
 	given, err := os.Stat(dir)
 	if err != nil {
 		return nil, err
@@ -38,9 +38,9 @@ func NewRoot(dir string) (*Root, error) {
 	return r, nil
 }
 
-// Resolve returns where a path of the system leads to, as a path that holds no link
-// below the root directory, and begins with that as it was spelled. What does not exist
-// is left as it is.
+// Resolve returns the path that a path of the system leads to. The result has no link
+// below the root directory, and begins with that as given. Missing components are left
+// as they are.
 func (r *Root) Resolve(path string) (string, error) {
 	if r == nil {
 		return realPath("/" + path)
@@ -56,8 +56,8 @@ func (r *Root) Resolve(path string) (string, error) {
 	return filepath.Join(r.dir, rel), nil
 }
 
-// Canonical returns the one name of what lies at a path that begins with the root
-// directory. All links are resolved in it, and for the nil Root it is absolute.
+// Canonical returns the canonical path of the file at a path that begins with the root
+// directory. All links in it are resolved, and for the nil Root it is absolute.
 func (r *Root) Canonical(path string) (string, error) {
 	if r == nil {
 		return realPath(path)
@@ -66,7 +66,7 @@ func (r *Root) Canonical(path string) (string, error) {
 	if err == nil && filepath.IsLocal(rel) {
 		return r.Resolve(rel)
 	}
-	// It may have been spelled in another way.
+	// The root directory may be spelled in another way in path.
 	real, err := realPath(path)
 	if err != nil {
 		return "", err
@@ -74,11 +74,11 @@ func (r *Root) Canonical(path string) (string, error) {
 	if rel, err := filepath.Rel(r.real, real); err == nil && filepath.IsLocal(rel) {
 		return r.Resolve(rel)
 	}
-	return "", fmt.Errorf("%s does not lie below the root directory %s", path, r.dir)
+	return "", fmt.Errorf("%s: not below the root directory %s", path, r.dir)
 }
 
-// Target returns the canonical path of what a symbolic link leads to that holds text
-// and lies in dir, a canonical path.
+// Target returns the canonical path of the target text of a symbolic link in dir, a
+// canonical path.
 func (r *Root) Target(dir, text string) (string, error) {
 	switch {
 	case filepath.IsAbs(text):
@@ -93,7 +93,7 @@ func (r *Root) Target(dir, text string) (string, error) {
 	return r.Resolve(rel + "/" + text) // not cleaned: see NewRoot
 }
 
-// realPath is a path without links, and absolute. It has to exist.
+// realPath returns the absolute path without links. The path must exist.
 func realPath(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		wd, err := os.Getwd()

@@ -1,14 +1,14 @@
-// Package undump keeps the memory of a process from the other processes of its
-// user, from the first instruction.
+// Package undump hides the memory of a process from the user's other processes, from
+// its first instruction.
 //
-// PR_SET_DUMPABLE closes /proc/PID/mem, ptrace and their like to everybody without
-// CAP_SYS_PTRACE, but a program can call it only when it runs. Who opened
-// /proc/PID/mem before that keeps the access. The kernel closes a process from its
-// start when the program's file cannot be read by who executes it. So [Exec] copies
+// Call [Exec] at the beginning of main. PR_SET_DUMPABLE closes /proc/PID/mem, ptrace
+// and the like to processes without CAP_SYS_PTRACE, but a program can set it only once
+// it runs, and whoever opened /proc/PID/mem before keeps the access. The kernel closes
+// a process from its start if the user cannot read the program's file. So Exec copies
 // the program to a sealed memfd of mode 0111 and executes that.
 //
-// A process that traces this one from before Exec stays in control of it: it could
-// have started another program just as well.
+// A process that traces this one before Exec keeps control of it: it could also have
+// started another program.
 package undump
 
 import (
@@ -24,16 +24,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memfdPrefix is what the link /proc/self/exe of a program in a memfd begins with.
+// memfdPrefix is the beginning of the target of /proc/self/exe for a program in a
+// memfd.
 const memfdPrefix = "/memfd:"
 
-// closed is found out before main, and so before anything in this process can have
-// called Close.
+// closed is initialized before main, so before anything in this process can have called
+// [Close].
 var closed = start()
 
-// start returns whether this process is closed already. It runs in the main thread,
-// whose name is that of the process: the kernel takes it from the file, which
-// in a descriptor has none but a number, and start restores the one that Exec had.
+// start reports whether this process is already closed, and restores its name. It runs
+// in the main thread, whose name is the process name. The kernel names a process after
+// its file, and a memfd has only the number of its descriptor.
 func start() bool {
 	if strings.Trim(threadName(), "0123456789") == "" {
 		if name, ok := strings.CutPrefix(executable(), memfdPrefix); ok {
@@ -43,38 +44,39 @@ func start() bool {
 	return dumpable() != 1 && !traced()
 }
 
-// FromStart reports whether other processes of this user have been kept out of this
+// FromStart reports whether other processes of this user have had no access to this
 // process's memory since its first instruction.
 func FromStart() bool { return closed }
 
-// Close keeps them out from now on, and forbids core dumps.
+// Close closes the memory of this process to other processes of the user from now on,
+// and forbids core dumps.
 func Close() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("cannot close the memory of this process to others: prctl: %w", err)
+		return fmt.Errorf("cannot protect the memory of this process: prctl: %w", err)
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("cannot forbid core dumps of this process: setrlimit: %w", err)
+		return fmt.Errorf("cannot disable core dumps: setrlimit: %w", err)
 	}
 	return nil
 }
 
-// Exec starts this program again, in this process, closed from the start. It returns
-// nil when the process is closed already. The error says why the
-// system does not have it; the process goes on as it was, and is closed from then on.
-// Descriptors stay open as for any exec, and what was read from them is lost:
-// the place of Exec is before a command has done anything.
+// Exec restarts this program in this process, closed from its first instruction. It
+// returns nil if the process already is. Otherwise the error says why the system does
+// not allow it, and the process continues, closed from then on. Descriptors stay open
+// as for any exec, but data already read from them is lost: call Exec before a command
+// does anything.
 func Exec(args, env []string) error {
 	if closed {
 		return nil
 	}
-	// From here on nobody who has not done so yet can open the memfd by
-	// /proc/PID/fd, to give it another mode.
+	// From here on, no other process can open the memfd by /proc/PID/fd to change its
+	// mode.
 	if err := Close(); err != nil {
 		return err
 	}
 	if strings.HasPrefix(executable(), memfdPrefix) {
 		return errors.New(
-			"the kernel leaves a process open whose program cannot be read (fs.suid_dumpable is 1, or it is traced)")
+			"the kernel does not protect processes of unreadable programs (fs.suid_dumpable is 1, or the process is traced)")
 	}
 	program, err := copyProgram()
 	if err != nil {
@@ -84,7 +86,8 @@ func Exec(args, env []string) error {
 	return execUnreadable(program, args, env)
 }
 
-// copyProgram returns a sealed memfd of this program, which may be executed alone.
+// copyProgram returns a sealed memfd that contains this program and allows only its
+// execution.
 func copyProgram() (fd int, err error) {
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -97,7 +100,7 @@ func copyProgram() (fd int, err error) {
 	}
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err = unix.MemfdCreate(threadName(), flags|unix.MFD_EXEC)
-	if err == unix.EINVAL { // before Linux 6.3, which has no other kind
+	if err == unix.EINVAL { // before Linux 6.3, where every memfd is executable
 		fd, err = unix.MemfdCreate(threadName(), flags)
 	}
 	if err != nil {
@@ -119,8 +122,8 @@ func copyProgram() (fd int, err error) {
 	return fd, nil
 }
 
-// loadedSize is how much of a program its execution needs. What follows, the
-// sections of a debugger, is almost half of it.
+// loadedSize returns the size of the part of a program that its execution needs. The
+// debug sections after it are almost half of the file.
 func loadedSize(exe *os.File) (size int64, err error) {
 	f, err := elf.NewFile(exe)
 	if err != nil {
@@ -140,16 +143,16 @@ func fill(to, from int, size int64) error {
 		case err != nil:
 			return os.NewSyscallError("sendfile", err)
 		case n == 0:
-			return errors.New("the program became shorter while it was read")
+			return errors.New("the program was truncated while modsign read it")
 		}
 		size -= int64(n)
 	}
 	return nil
 }
 
-// execUnreadable executes a file for the length of whose opening this thread gives
-// up the capabilities by which root reads what it has no permission to read.
-// The new program has them again, as any that root executes.
+// execUnreadable executes a file that this user may not read. Root may read every file,
+// so this thread drops the capabilities for that while the kernel opens the file. The
+// new program has them again, like any program that root executes.
 func execUnreadable(fd int, args, env []string) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -167,7 +170,7 @@ func execUnreadable(fd int, args, env []string) error {
 	return errors.Join(os.NewSyscallError("execve", err), os.NewSyscallError("capset", unix.Capset(&header, &before[0])))
 }
 
-// dumpable is 1 when the user's other processes may look into this one.
+// dumpable returns 1 if the user's other processes may access this one.
 func dumpable() int {
 	value, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if err != nil {
@@ -176,7 +179,7 @@ func dumpable() int {
 	return value
 }
 
-// traced reports whether another process traces this one, or may.
+// traced reports whether another process traces this one, or whether that is unknown.
 func traced() bool {
 	status, err := os.ReadFile("/proc/self/status")
 	return err != nil || !bytes.Contains(status, []byte("\nTracerPid:\t0\n"))

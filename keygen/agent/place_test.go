@@ -38,7 +38,7 @@ func TestPlanted(t *testing.T) {
 		if err := os.Symlink(outside, filepath.Join(o.Dir, certificateName)); err != nil {
 			t.Fatal(err)
 		}
-		want := filepath.Join(o.Dir, certificateName) + ": is a symbolic link, and has to be a regular file"
+		want := filepath.Join(o.Dir, certificateName) + ": is a symbolic link instead of a regular file"
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -52,7 +52,7 @@ func TestPlanted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if out, err := cmd.CombinedOutput(); err == nil ||
-			!strings.Contains(string(out), o.Dir+": is a symbolic link, and has to be a directory") {
+			!strings.Contains(string(out), o.Dir+": is a symbolic link instead of a directory") {
 			t.Errorf("%v: %s", err, out)
 		}
 		if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
