@@ -45,7 +45,7 @@ allowed to use the agent could have made the agent sign a false receipt.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return showReceipt(cmd.Context(), u, args[0], args[1:]) },
 	}
-	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object")
+	addJSON(cmd.Flags(), u)
 	return cmd
 }
 

@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/undump":     nil,
 	"internal/vmlinux":    {"internal/compress"},
 	"internal/kbuildrun":  {"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent", "sign", "hashlist"},
-	"kbuild":              nil,
+	"kbuild":              {"internal/module"},
 	"keygen":              {"internal/atomicfile", "internal/cms", "internal/keyfile"},
 	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/keyfile", "internal/module", "internal/undump", "keygen"},
 	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest"},
@@ -69,7 +69,7 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch", "internal/module"},
-	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/undump", "keygen", "keygen/agent", "sign"},
+	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 
 	"github.com/cyphar/filepath-securejoin": {"internal/module"},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -17,26 +18,13 @@ import (
 func (u *ui) skipped(links []string) {
 	var odd []string
 	for _, link := range links {
-		if !holdsKernelModules(filepath.Dir(link)) {
+		if !kbuild.IsModLib(filepath.Dir(link)) {
 			odd = append(odd, link)
 		}
 	}
 	if len(odd) > 0 {
 		u.note("links called build or source are not followed, as depmod does not follow them: %s", some(odd))
 	}
-}
-
-// holdsKernelModules reports whether a directory is lib/modules/KVER.
-func holdsKernelModules(dir string) bool {
-	if filepath.Base(filepath.Dir(dir)) == "modules" {
-		return true
-	}
-	for _, name := range []string{"modules.order", "modules.builtin", "modules.dep"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // linkNotes are the notes on what a run found besides modules. done is "signed", say.

@@ -18,17 +18,16 @@ type signOptions struct {
 	keyOptions
 	installedOptions
 	treeOptions
-	hash           hashFlag
-	keyID          bool
-	oneTime        bool
-	keyType        string
-	certOut        string
-	detached       bool
-	existing       existingFlag
-	debug          debugFlags
-	refuseUnsplit  string
-	compress       compressFlag
-	forceUntrusted bool
+	hash          hashFlag
+	keyID         bool
+	oneTime       bool
+	keyType       string
+	certOut       string
+	detached      bool
+	existing      existingFlag
+	debug         debugFlags
+	refuseUnsplit string
+	compress      compressFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -82,7 +81,7 @@ CONFIG_MODULE_SIG_HASH.`,
 	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: `TYPE` of the key (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	o.addFlags(flags, u)
-	addForceUntrusted(flags, &o.forceUntrusted)
+	o.addForceUntrusted(flags)
 	return cmd
 }
 
@@ -110,16 +109,12 @@ func (o *signOptions) check(args []string) error {
 		return usagef("no key: give --key FILE (modsign keygen makes one), or --one-time")
 	case !o.oneTime && (o.certOut != "" || o.keyType != ""):
 		return usagef("--cert-out and --key-type go with --one-time")
-	case len(args) == 0 && o.installed == "":
-		return usagef("nothing to sign: name modules or directories, or give --installed")
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would sign this machine's own modules with a key that no kernel knows")
 	case o.detached && (o.debug.removes() || o.compress != ""):
 		return usagef("--detached leaves modules as they are: it excludes --strip-debug, --split-debug and --compress")
-	case o.forceUntrusted && o.installed == "":
-		return usagef("--force-untrusted goes with --installed")
 	}
-	return nil
+	return o.installedOptions.check("sign", args)
 }
 
 // isRoot reports whether a directory is the root directory of this machine.
@@ -159,7 +154,7 @@ func (o *signOptions) plan(args []string) (p signPlan, err error) {
 		return p, err
 	}
 	p.source.Roots, p.source.Root = p.kernel.roots(args), p.kernel.rootDir()
-	p.hash, err = o.hash.hash(p.kernel)
+	p.hash, err = o.hash.ofKernel(p.kernel)
 	return p, err
 }
 
