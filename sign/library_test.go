@@ -93,7 +93,6 @@ func (p prover) Proof(name string, _ []byte) ([]byte, error) {
 func TestIncomplete(t *testing.T) {
 	t.Parallel()
 	lacks := errors.New("no proof of it")
-	newHash := func(string) hash.Hash { return crypto.SHA256.New() }
 	for name, work := range map[string]struct {
 		do  func(*sign.Tree, string, sign.Options) (sign.Summary, error)
 		why error
@@ -106,9 +105,6 @@ func TestIncomplete(t *testing.T) {
 		}, sign.ErrNotModule},
 		"Digest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
 			return t1.Digest(t.Context(), crypto.SHA256, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report})
-		}, sign.ErrNotModule},
-		"Hash": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			return t1.Hash(t.Context(), newHash, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report}, sign.DebugOptions{})
 		}, sign.ErrNotModule},
 		"Prove": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
 			return t1.Prove(t.Context(), prover{lacks}, sign.ProveOptions{WriteOptions: o.WriteOptions})
@@ -246,15 +242,11 @@ func TestNothing(t *testing.T) {
 		"File with two things": func() error {
 			return sign.File(t.Context(), newSigner(t), module, "", sign.FileOptions{Signature: []byte("x")})
 		},
-		"Tree.Sign with nothing":       func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
-		"Tree.Sign with a zero Signer": func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
-		"Tree.Prove with nothing":      func() error { return ignore(tree.Prove(ctx, nil, sign.ProveOptions{})) },
-		"Tree.Prove with a nil Prover": func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{})) },
-		"Tree.Prove without a hash":    func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
-		"Tree.Hash with nothing":       func() error { return ignore(tree.Hash(ctx, nil, sign.ReadOptions{}, sign.DebugOptions{})) },
-		"Tree.Hash without a hash": func() error {
-			return ignore(tree.Hash(ctx, noHashes{}.NewHash, sign.ReadOptions{}, sign.DebugOptions{}))
-		},
+		"Tree.Sign with nothing":           func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
+		"Tree.Sign with a zero Signer":     func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
+		"Tree.Prove with nothing":          func() error { return ignore(tree.Prove(ctx, nil, sign.ProveOptions{})) },
+		"Tree.Prove with a nil Prover":     func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{})) },
+		"Tree.Prove without a hash":        func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
 		"Tree.Digest with no hash":         func() error { return ignore(tree.Digest(ctx, 0, sign.ReadOptions{})) },
 		"Tree.Attach of nothing":           func() error { return ignore(tree.Attach(ctx, nil, sign.AttachOptions{})) },
 		"Tree.Attach of a zero one":        func() error { return ignore(tree.Attach(ctx, new(sign.Attachment), sign.AttachOptions{})) },
@@ -302,6 +294,17 @@ func TestNothing(t *testing.T) {
 	}
 }
 
+// prepared does something before a module is hashed.
+type prepared struct {
+	noHashes
+	before func()
+}
+
+func (p prepared) NewHash(string) hash.Hash {
+	p.before()
+	return crypto.SHA256.New()
+}
+
 type noHashes struct{}
 
 func (noHashes) NewHash(string) hash.Hash             { return nil }
@@ -320,7 +323,6 @@ func TestClosed(t *testing.T) {
 		"Sign":              ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
 		"RemoveSignatures":  ignore(tree.RemoveSignatures(ctx, sign.WriteOptions{})),
 		"Digest":            ignore(tree.Digest(ctx, crypto.SHA256, sign.ReadOptions{})),
-		"Hash":              ignore(tree.Hash(ctx, func(string) hash.Hash { return crypto.SHA256.New() }, sign.ReadOptions{}, sign.DebugOptions{})),
 		"Prove":             ignore(tree.Prove(ctx, prover{}, sign.ProveOptions{})),
 		"Attach":            ignore(tree.Attach(ctx, a, sign.AttachOptions{})),
 		"dry Attach":        ignore(tree.Attach(ctx, a, sign.AttachOptions{WriteOptions: sign.WriteOptions{DryRun: true}})),
@@ -379,8 +381,7 @@ func TestUnknownValues(t *testing.T) {
 		_, digested := tree.Digest(t.Context(), crypto.SHA256, opts)
 		_, listed := tree.Manifest(t.Context(), crypto.SHA256, opts)
 		_, missing := tree.MissingDebugFiles(t.Context(), dir, opts)
-		_, hashed := tree.Hash(t.Context(), func(string) hash.Hash { return crypto.SHA256.New() }, opts, sign.DebugOptions{})
-		refused(opts, digested, listed, missing, hashed)
+		refused(opts, digested, listed, missing)
 	}
 	for _, layout := range []sign.Layout{3, 255} {
 		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
@@ -420,13 +421,12 @@ func TestNames(t *testing.T) {
 	large := append(testmod.ELF(), make([]byte, 1<<20)...)
 	path := filepath.Join(folder(t, map[string][]byte{"a.ko": large}), "a.ko")
 	tree = open(t, sign.Source{Roots: []string{path}})
-	grow := func(string) hash.Hash {
+	change := prepared{before: func() {
 		if err := os.WriteFile(path, large[:len(large)-1], 0o644); err != nil {
 			t.Error(err)
 		}
-		return crypto.SHA256.New()
-	}
-	if _, err := tree.Hash(t.Context(), grow, sign.ReadOptions{}, sign.DebugOptions{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
+	}}
+	if _, err := tree.Prove(t.Context(), change, sign.ProveOptions{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
 		t.Errorf("a module that changes: %v", err)
 	}
 	tree.Close()

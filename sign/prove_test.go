@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 
 	"github.com/modsign/modsign/internal/module"
@@ -107,33 +106,3 @@ func TestProve(t *testing.T) {
 }
 
 // The hashes of names, stripped or not, without a write.
-func TestHash(t *testing.T) {
-	root, whole := t.TempDir(), testmod.ELF()
-	names := []string{"a.ko", "b.ko"}
-	put(t, filepath.Join(root, "a.ko"), whole)
-	if err := os.Link(filepath.Join(root, "a.ko"), filepath.Join(root, "b.ko")); err != nil {
-		t.Fatal(err)
-	}
-	before := snapshot(t, root)
-	tree, err := Open(t.Context(), Source{Roots: []string{root}, Names: names, DryRun: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tree.Close()
-	var mu sync.Mutex
-	got := make(map[string]string)
-	summary, err := tree.Hash(t.Context(), named{}.NewHash, ReadOptions{Report: Report{Result: func(r Result) {
-		mu.Lock()
-		defer mu.Unlock()
-		got[r.Name] = string(r.Digest)
-	}}}, DebugOptions{})
-	if err != nil || summary.Digested != 2 {
-		t.Fatalf("%+v, %v", summary, err)
-	}
-	for _, name := range names {
-		if want := sha256.Sum256([]byte(name + string(whole))); got[name] != string(want[:]) {
-			t.Errorf("%s: %x, want %x", name, got[name], want)
-		}
-	}
-	unchanged(t, "the tree", root, before, true)
-}

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"hash"
 )
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
@@ -60,24 +59,7 @@ func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions)
 	if !hashed.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
-	newHash := func(string) hash.Hash { return hashed.New() }
-	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{newHash: newHash}, last: stageMake})
-}
-
-// Hash is Digest with a hash for each name in the tree, of what StripDebug leaves of a
-// module. The names of one file are read one by one.
-func (t *Tree) Hash(
-	ctx context.Context, newHash func(name string) hash.Hash, opts ReadOptions, debug DebugOptions,
-) (Summary, error) {
-	switch {
-	case newHash == nil:
-		return Summary{}, errors.New("nothing to hash with: newHash is nil")
-	case debug.SplitDebug != "":
-		return Summary{}, errors.New("no debug information is split off where modules are only read")
-	}
-	return t.run(ctx, task{
-		WriteOptions: opts.reading(), DebugOptions: debug, trailers: digests{newHash, true}, last: stageMake,
-	})
+	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{hashed}, last: stageMake})
 }
 
 // reading are the options of a run that writes nothing.

@@ -230,13 +230,8 @@ func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, built *h
 
 // buildHashes is hashlist.Build with words about how far it is and what failed.
 func buildHashes(ctx context.Context, u *ui, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
-	start, failed := time.Now(), 0
-	o.Progress = func(done, total hashlist.Count) {
-		u.progress(false, func() string {
-			return fmt.Sprintf("hashing %d of %d modules, %s of %s%s", done.Modules, total.Modules,
-				megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(start), done.Bytes, total.Bytes))
-		})
-	}
+	failed, progress := 0, treeProgress(u, "hashing")
+	o.Progress = func(done, total hashlist.Count) { progress(sign.Count(done), sign.Count(total)) }
 	o.Failed = func(path string, err error) {
 		failed++
 		u.say("%s", describe(path, err))
