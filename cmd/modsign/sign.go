@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/internal/onetime"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/sign"
 )
@@ -195,8 +196,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
 	w.how = signedWith(pair.Certificate, p.hash)
-	cert := oneTimeCert{chosen: o.certOut != "", wait: o.wait}
-	defer cert.unlock()
+	cert := onetime.Cert{Chosen: o.certOut != "", Wait: o.wait}
+	defer cert.Unlock()
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
 		if err := o.writeCert(ctx, &w, &cert, pair, p.source.Roots); err != nil {
@@ -228,7 +229,7 @@ func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
 }
 
 // after says what to do next.
-func (o *signOptions) after(w *work, cert *oneTimeCert, p signPlan) {
+func (o *signOptions) after(w *work, cert *onetime.Cert, p signPlan) {
 	if o.dryRun {
 		return
 	}
