@@ -42,8 +42,8 @@ func TestKeptAndForgotten(t *testing.T) {
 	if len(c.Kept) != 0 {
 		t.Errorf("the first run kept %q", c.Kept)
 	}
-	unreadable := filepath.Join(dir, "m.ko")
-	put(t, unreadable, []byte("no module"))
+	unreadable := filepath.Join(dir, "m.ko.xz")
+	put(t, unreadable, []byte("not compressed"))
 	second, c := write("ecdsa:p384")
 	if len(c.Kept) != 1 {
 		t.Fatalf("the second run kept %q", c.Kept)
@@ -57,7 +57,10 @@ func TestKeptAndForgotten(t *testing.T) {
 	if err := c.Forget(t.Context(), []string{dir}); err != nil || len(c.Kept) != 1 {
 		t.Errorf("with a module that cannot be read: %q, %v", c.Kept, err)
 	}
-	put(t, unreadable, testmod.ELF())
+	put(t, filepath.Join(dir, "m.ko"), testmod.ELF())
+	if err := os.Remove(unreadable); err != nil {
+		t.Fatal(err)
+	}
 	old := c.Kept[0]
 	if err := c.Forget(t.Context(), []string{dir}); err != nil || len(c.Kept) != 0 {
 		t.Errorf("with a module that is not signed: %q, %v", c.Kept, err)
