@@ -51,11 +51,11 @@ func (t *Tree) Modules() ([]string, error) {
 // such as kernel/drivers/net/dummy.ko. The error is [fs.ErrNotExist] if there is no such
 // file.
 func InstalledModules(modlib string) ([]string, error) {
-	return ReadInstalledOrder(filepath.Join(modlib, "modules.order"))
+	return readInstalledOrder(filepath.Join(modlib, "modules.order"))
 }
 
-// ReadInstalledOrder is [InstalledModules] for the path of modules.order itself.
-func ReadInstalledOrder(path string) ([]string, error) {
+// readInstalledOrder is [InstalledModules] for the path of modules.order itself.
+func readInstalledOrder(path string) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

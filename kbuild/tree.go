@@ -1,7 +1,7 @@
 // Package kbuild reads the build tree of a kernel. Call [OpenTree] first: the [Tree] has
 // the configuration and the release, lists the modules, and tells where make
-// modules_install puts them. [OpenConfig] and [InstalledModules] read what a
-// distribution installs of a kernel.
+// modules_install puts them. Call [OpenInstalled] for a kernel that a distribution has
+// installed.
 //
 // The package writes nothing, starts no program, and reads the environment only through
 // [Vars].

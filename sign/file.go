@@ -170,7 +170,7 @@ func (s *sourceFile) put(signed io.Reader, dst string) error {
 		return err
 	}
 	defer out.Abort()
-	if _, err := copyBuffer(out, signed); err != nil {
+	if _, err := module.Copy(out, signed); err != nil {
 		return err
 	}
 	if keep {

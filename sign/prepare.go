@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"github.com/modsign/modsign/internal/elfstrip"
 	"github.com/modsign/modsign/internal/module"
@@ -24,7 +23,7 @@ type content struct {
 // copyTo writes the payload to out. A payload that ends before its size has shrunk since
 // it was opened.
 func (c *content) copyTo(out io.Writer) error {
-	n, err := copyBuffer(out, c.reader())
+	n, err := module.Copy(out, c.reader())
 	if err == nil && n < c.size {
 		return module.ErrChanged
 	}
@@ -124,14 +123,4 @@ func checkStripped(out *os.File, link *elfstrip.Link) (int64, func() io.Reader, 
 		return 0, nil, err
 	}
 	return image.Size(), image.Reader, nil
-}
-
-// copies holds the buffers through which modules are read and written.
-var copies = sync.Pool{New: func() any { return new([256 << 10]byte) }}
-
-func copyBuffer(dst io.Writer, src io.Reader) (int64, error) {
-	buf := copies.Get().(*[256 << 10]byte)
-	defer copies.Put(buf)
-	// Plain values, so that neither side takes another way than through buf.
-	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
 }

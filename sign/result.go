@@ -90,6 +90,7 @@ type Summary struct {
 	OutsideLinks   int // hard links outside of the tree, which keep the old module
 	RecoveredLinks int // names that a killed run had not linked yet
 	Links          Links
+	StaleIndexes   []string // directories whose modules.dep lists old names of modules
 	Notes          []string // for people
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -57,6 +58,7 @@ type run struct {
 	summary   Summary
 	separated int // names of one file that become files of their own
 	failed    failures.List
+	stale     staleIndexes
 }
 
 // run works on every module. Its error is [ErrIncomplete] if modules fail; any other one
@@ -104,6 +106,7 @@ func (t *Tree) newRun(k task) (*run, error) {
 		if result.Action == Failed {
 			r.failed.Add(result.Path, result.Err)
 		}
+		r.stale.add(result)
 		if k.Report.Result != nil {
 			k.Report.Result(result)
 		}
@@ -135,6 +138,7 @@ func (t *Tree) complete(r *run) {
 	s.RecoveredLinks = t.recovered
 	s.DroppedXattrs = int(r.droppedXattrs.Load())
 	s.Links = t.Links()
+	s.StaleIndexes = slices.Sorted(maps.Keys(r.stale.found))
 	slices.Sort(s.Notes)
 	s.Notes = slices.Concat(t.notes, s.Notes, r.encoder.Notes())
 	if r.separated > 0 && r.last == stagePlace {

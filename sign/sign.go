@@ -36,6 +36,7 @@ import (
 	"io"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // A Signer signs modules. Several goroutines may use it at once if its key allows that.
@@ -81,7 +82,7 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 		return nil, errors.New("no payload to sign is given")
 	}
 	h := s.cms.Hash().New()
-	if _, err := copyBuffer(h, payload); err != nil {
+	if _, err := module.Copy(h, payload); err != nil {
 		return nil, err
 	}
 	return s.cms.Sign(h.Sum(nil))

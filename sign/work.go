@@ -129,7 +129,7 @@ func (w *work) skip(ctx context.Context) error {
 	}
 	return w.create(func(out io.Writer) error {
 		whole := io.NewSectionReader(w.module.Descriptor(), 0, w.module.Info.Size())
-		_, err := copyBuffer(out, module.Reader(ctx, whole))
+		_, err := module.Copy(out, module.Reader(ctx, whole))
 		return err
 	})
 }

@@ -33,6 +33,6 @@ why and exits with 1.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&objtree, "objtree", ".", "object tree `DIR`")
+	addObjtree(cmd.Flags(), &objtree)
 	return cmd
 }

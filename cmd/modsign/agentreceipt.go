@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/kbuildrun"
-	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/keygen/agent"
 )
 
@@ -45,7 +44,7 @@ allowed to use the agent could have made the agent sign a false receipt.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return showReceipt(cmd.Context(), u, args[0], args[1:]) },
 	}
-	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object")
+	addJSON(cmd.Flags(), u)
 	return cmd
 }
 
@@ -108,38 +107,14 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 // matchReceipt checks that the key signed exactly the modules below roots, and returns
 // their number.
 func matchReceipt(ctx context.Context, r *agent.Receipt, roots []string) (int, error) {
-	found, err := module.FindLoadable(nil, roots)
-	if err != nil {
-		return 0, err
-	}
-	digests := make(agent.Digests)
-	for _, e := range found.Entries {
-		err := addSigned(ctx, r, digests, e)
-		switch _, malformed := errors.AsType[*module.FormatError](err); {
-		case err == nil:
-		case ctx.Err() != nil:
-			return 0, context.Cause(ctx)
-		case malformed || errors.Is(err, agent.ErrOtherKey):
-			return 0, &failure{code: exitRefused, err: fmt.Errorf("%s: %w", e.Path, err)}
-		default:
-			return 0, errors.New(describe(e.Path, err))
-		}
-	}
-	n := len(found.Entries)
-	if !r.SignedExactly(digests) {
-		return 0, &failure{code: exitRefused, err: fmt.Errorf(
+	n, err := r.MatchModules(ctx, roots)
+	switch {
+	case errors.Is(err, agent.ErrOtherModules):
+		return n, &failure{code: exitRefused, err: fmt.Errorf(
 			"the key did not sign exactly these %s: it signed others too, or these in another form, such as unstripped",
 			plural(n, "module"))}
+	case errors.Is(err, agent.ErrOtherKey):
+		return n, &failure{code: exitRefused, err: err}
 	}
-	return n, nil
-}
-
-// addSigned adds the digest of a module that the receipt's key signed.
-func addSigned(ctx context.Context, r *agent.Receipt, digests agent.Digests, e module.Entry) error {
-	m, err := e.Open(ctx, module.Limits{})
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	return r.AddSigned(ctx, digests, m, m.Size)
+	return n, err
 }

@@ -76,7 +76,7 @@ func (o *agentStart) serve(interrupt context.Context, u *ui) error {
 	if algorithm, err = keyType("key-type", o.KeyType, algorithm); err != nil {
 		return err
 	}
-	if template.Hash, err = certificateHash(o.Hash, template.Hash); err != nil {
+	if template.Hash, err = hashFlag(o.Hash).or(template.Hash); err != nil {
 		return err
 	}
 	// The terminal may go, and the starting process too.

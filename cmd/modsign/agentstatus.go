@@ -43,9 +43,8 @@ directory. Without an agent, status says why and exits with 1.`,
 			return nil
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringVar(&objtree, "objtree", ".", "object tree `DIR`")
-	flags.BoolVar(&u.json, "json", false, "write one JSON object")
+	addObjtree(cmd.Flags(), &objtree)
+	addJSON(cmd.Flags(), u)
 	return cmd
 }
 

@@ -18,13 +18,12 @@ import (
 type attachOptions struct {
 	installedOptions
 	treeOptions
-	cert           string
-	signatures     string
-	format         string
-	keyID          bool
-	existing       existingFlag
-	compress       compressFlag
-	forceUntrusted bool
+	cert       string
+	signatures string
+	format     string
+	keyID      bool
+	existing   existingFlag
+	compress   compressFlag
 }
 
 // signatureFormats are how attach takes signatures; lines is a file, the others are the
@@ -71,7 +70,7 @@ Attach replaces a module whole or not at all, as modsign sign does.`,
 	o.existing.addFlag(flags)
 	o.compress.addFlag(flags)
 	o.treeOptions.addFlags(flags, u)
-	addForceUntrusted(flags, &o.forceUntrusted)
+	o.addForceUntrusted(flags)
 	return cmd
 }
 
@@ -82,16 +81,12 @@ func (o *attachOptions) check(args []string) error {
 		return usagef("no certificate: give --cert FILE, that of the signing key")
 	case !slices.Contains(signatureFormats, o.format):
 		return usagef("--format %s: want one of %s", o.format, strings.Join(signatureFormats, ", "))
-	case len(args) == 0 && o.installed == "":
-		return usagef("nothing to attach to: name modules or directories, or give --installed")
 	case o.format == "debian" && o.signatures == "":
 		return usagef("--format debian needs --signatures DIR, the directory with files.json")
 	case o.keyID && o.format != "raw":
 		return usagef("--key-id goes with --format raw: other signatures name the certificate already")
-	case o.forceUntrusted && o.installed == "":
-		return usagef("--force-untrusted goes with --installed")
 	}
-	return nil
+	return o.installedOptions.check("attach to", args)
 }
 
 func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {

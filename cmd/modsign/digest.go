@@ -57,14 +57,14 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.jobs.check(); err != nil {
 		return err
 	}
-	if len(args) == 0 && o.installed == "" {
-		return usagef("nothing to digest: name modules or directories, or give --installed")
+	if err := o.check("digest", args); err != nil {
+		return err
 	}
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err
 	}
-	hash, err := o.hash.hash(kernel)
+	hash, err := o.hash.ofKernel(kernel)
 	if err != nil {
 		return err
 	}

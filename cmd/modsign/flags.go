@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"crypto"
 	"errors"
 	"fmt"
@@ -35,16 +34,16 @@ func addChoice(flags *pflag.FlagSet, p *string, name, value, usage string) {
 	flags.Lookup(name).DefValue = "" // else the usage would have it twice
 }
 
+func addObjtree(flags *pflag.FlagSet, dir *string) {
+	flags.StringVar(dir, "objtree", ".", "object tree `DIR`, where the kernel is built")
+}
+
 func addWait(flags *pflag.FlagSet, wait *bool) {
 	flags.BoolVar(wait, "wait", false, "wait if another run has locked the modules")
 }
 
 func addKeyID(flags *pflag.FlagSet, keyID *bool) {
 	flags.BoolVar(keyID, "key-id", false, "name the certificate by subject key identifier (sign-file -k)")
-}
-
-func addForceUntrusted(flags *pflag.FlagSet, force *bool) {
-	flags.BoolVar(force, "force-untrusted", false, "with --installed: accept a certificate that is not built in")
 }
 
 // jobsFlag is --jobs. 0 is the default of the packages.
@@ -68,25 +67,30 @@ func (h *hashFlag) addFlag(flags *pflag.FlagSet) {
 	flags.StringVar((*string)(h), "hash", "", "`NAME` of the hash (default: the kernel's, or sha512)")
 }
 
-// hash is the hash that was asked for, or the one that the kernel was configured with, if
-// there is a kernel, or the default.
-func (h hashFlag) hash(kernel *kernel) (crypto.Hash, error) {
-	name := string(h)
-	if name == "" && kernel != nil {
-		var err error
-		if name, err = kernel.hash(); err != nil {
-			return 0, err
-		}
+// or returns the hash that was asked for, or the default.
+func (h hashFlag) or(byDefault crypto.Hash) (crypto.Hash, error) {
+	if h == "" {
+		return byDefault, nil
 	}
-	hash, err := cms.HashByName(cmp.Or(name, defaultHash))
+	hash, err := cms.HashByName(string(h))
 	if err != nil {
 		return 0, usagef("--hash: %v", err)
 	}
 	return hash, nil
 }
 
-// defaultHash is what the kernel's build uses by default.
-const defaultHash = "sha512"
+// ofKernel returns the hash that was asked for, or the one that the kernel was configured
+// with, if there is a kernel, or the default of the kernel's build.
+func (h hashFlag) ofKernel(kernel *kernel) (crypto.Hash, error) {
+	if h == "" && kernel != nil {
+		config, err := kernel.Config()
+		if err != nil {
+			return 0, err
+		}
+		h = hashFlag(config.SigHash())
+	}
+	return h.or(crypto.SHA512)
+}
 
 // existingFlag is --existing.
 type existingFlag string

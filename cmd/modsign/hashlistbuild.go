@@ -28,7 +28,7 @@ type hashlistBuildOptions struct {
 	proofs  bool
 	append  bool
 	strip   string
-	jobs    int
+	jobs    jobsFlag
 	wait    bool
 }
 
@@ -60,16 +60,17 @@ INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes fr
 	flags.StringVar(&o.objtree, "objtree", "", "hash the modules built in the object tree `DIR`")
 	o.installedOptions.addFlags(flags)
 	flags.StringVar(&o.format, "format", "list", "`FORMAT` of the kernel's hashes: list or merkle")
-	flags.StringVarP(&o.output, "output", "o", "", "write the list to `FILE` (default: stdout)")
+	addOutputFile(flags, &o.output, "the list")
 	flags.StringVar(&o.section, "section", "", "write the content of the section .module_hashes to `FILE`")
 	flags.StringVar(&o.source, "source", "", "write the section as C (.c) or assembler (.S, .s) to `FILE`")
 	flags.BoolVar(&o.proofs, "proofs", false, "write the proof of NAME.ko to NAME.merkle beside it")
 	flags.BoolVar(&o.append, "append", false, "append its proof to each module, replacing signatures")
-	flags.BoolVar(&o.wait, "wait", false, "with --append: wait for another run that has locked the modules")
+	addWait(flags, &o.wait)
+	flags.Lookup("wait").Usage = "with --append: " + flags.Lookup("wait").Usage
 	flags.StringVar(&o.strip, "strip", "", "with --objtree: `VALUE` of INSTALL_MOD_STRIP")
 	flags.StringVar(&o.release, "release", "", "release `KVER` of the kernel (default: the name of the directory)")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules read at once, `N` (default: twice the number of processors)")
+	addQuiet(flags, u)
+	o.jobs.addFlag(flags)
 	return cmd
 }
 
@@ -78,8 +79,6 @@ func (o *hashlistBuildOptions) check() error {
 	switch {
 	case o.format != string(hashlist.FormatList) && !merkle:
 		return usagef("--format %s: must be list or merkle", o.format)
-	case o.jobs < 0:
-		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	case (o.proofs || o.append) && !merkle:
 		return usagef("--append and --proofs require --format merkle")
 	case o.append && o.objtree != "":
@@ -92,7 +91,7 @@ func (o *hashlistBuildOptions) check() error {
 	if o.source != "" && !hashlist.IsSource(o.source) {
 		return usagef("--source %s: the file name must end in .c (C), .S or .s (assembler)", o.source)
 	}
-	return nil
+	return o.jobs.check()
 }
 
 func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) error {
@@ -104,7 +103,7 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 		return err
 	}
 	start := time.Now()
-	options.Jobs, options.Format = o.jobs, hashlist.Format(o.format)
+	options.Jobs, options.Format = int(o.jobs), hashlist.Format(o.format)
 	options.LeavesOnly = options.Format == hashlist.FormatMerkle && !o.writesList()
 	built, err := buildHashes(ctx, u, source, options)
 	if err != nil {
@@ -154,18 +153,11 @@ func (o *hashlistBuildOptions) installedModules(u *ui, args []string) (hashlist.
 	if err != nil {
 		return source, err
 	}
-	order := ""
-	switch {
-	case kernel != nil:
-		source.Dir = kernel.modules
-		if order, err = kernel.order(); err != nil {
-			return source, err
-		}
-	case len(args) != 1:
+	roots := kernel.roots(args)
+	if len(roots) != 1 {
 		return source, usagef("no modules given: name the directory lib/modules/KVER, or use --installed or --objtree DIR")
-	default:
-		source.Dir, order = args[0], filepath.Join(args[0], "modules.order")
 	}
+	source.Dir = roots[0]
 	if source.Release == "" {
 		dir, err := filepath.Abs(source.Dir)
 		if err != nil {
@@ -173,7 +165,7 @@ func (o *hashlistBuildOptions) installedModules(u *ui, args []string) (hashlist.
 		}
 		source.Release = filepath.Base(dir)
 	}
-	source.Names, err = kbuild.ReadInstalledOrder(order)
+	source.Names, err = kernel.order(source.Dir)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return source, err
 	}
@@ -230,7 +222,7 @@ func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, built *h
 		return err
 	}
 	defer tree.Close()
-	w := work{ui: u, verb: "proving", options: sign.Options{WriteOptions: sign.WriteOptions{Jobs: o.jobs}}}
+	w := work{ui: u, verb: "proving", options: sign.Options{WriteOptions: sign.WriteOptions{Jobs: int(o.jobs)}}}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		return tree.Prove(ctx, built.Proofs(), sign.ProveOptions{WriteOptions: options.WriteOptions})
 	})
@@ -238,13 +230,8 @@ func (o *hashlistBuildOptions) appendProofs(ctx context.Context, u *ui, built *h
 
 // buildHashes is hashlist.Build with words about how far it is and what failed.
 func buildHashes(ctx context.Context, u *ui, source hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
-	start, failed := time.Now(), 0
-	o.Progress = func(done, total hashlist.Count) {
-		u.progress(false, func() string {
-			return fmt.Sprintf("hashing %d of %d modules, %s of %s%s", done.Modules, total.Modules,
-				megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(start), done.Bytes, total.Bytes))
-		})
-	}
+	failed, progress := 0, treeProgress(u, "hashing")
+	o.Progress = func(done, total hashlist.Count) { progress(sign.Count(done), sign.Count(total)) }
 	o.Failed = func(path string, err error) {
 		failed++
 		u.say("%s", describe(path, err))

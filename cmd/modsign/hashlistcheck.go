@@ -42,7 +42,7 @@ does not look at modules: see modsign hashlist verify.`,
 	flags.StringVar(&o.keyring, "keyring", "", "trust the OpenPGP keys in `FILE` (from gpg --export)")
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil,
 		"trust the certificates in `FILE`, and what they issued if CAs (repeatable)")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
+	addQuiet(flags, u)
 	return cmd
 }
 

@@ -21,8 +21,7 @@ differ. Diff ends with 0 if the lists are the same, and with 4 if they differ.`,
 			return hashlistDiff(u, args[0], args[1])
 		},
 	}
-	flags := cmd.Flags()
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but results and errors")
+	addQuiet(cmd.Flags(), u)
 	return cmd
 }
 

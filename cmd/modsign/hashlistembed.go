@@ -16,7 +16,7 @@ type hashlistEmbedOptions struct {
 	objtree string
 	list    string
 	section string
-	jobs    int
+	jobs    jobsFlag
 }
 
 func newHashlistEmbedCommand(u *ui) *cobra.Command {
@@ -43,8 +43,8 @@ again.`,
 	flags.StringVar(&o.list, "list", "", "embed the hashes of the list in `FILE`")
 	flags.StringVar(&o.section, "section", "", "embed the section that hashlist build wrote to `FILE`")
 	flags.StringVar(&o.objtree, "objtree", "", "hash the modules of the object tree `DIR`, and embed the hashes")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules read at once, `N` (default: twice the number of processors)")
+	addQuiet(flags, u)
+	o.jobs.addFlag(flags)
 	return cmd
 }
 
@@ -52,8 +52,6 @@ func (o *hashlistEmbedOptions) run(ctx context.Context, u *ui, args []string) er
 	switch {
 	case o.list != "" && o.section != "", o.objtree != "" && o.list+o.section != "":
 		return usagef("--list, --section and --objtree exclude each other")
-	case o.jobs < 0:
-		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	case o.objtree+o.list+o.section == "":
 		return usagef("nothing to embed: use --list FILE, --section FILE or --objtree DIR")
 	case o.objtree != "" && len(args) > 0:
@@ -62,6 +60,9 @@ func (o *hashlistEmbedOptions) run(ctx context.Context, u *ui, args []string) er
 		return usagef("no vmlinux given")
 	case o.objtree == "" && len(args) > 1:
 		return usagef("unexpected argument %q", args[1])
+	}
+	if err := o.jobs.check(); err != nil {
+		return err
 	}
 	if o.objtree != "" {
 		return o.embedObjtree(ctx, u)
@@ -76,7 +77,7 @@ func (o *hashlistEmbedOptions) embedObjtree(ctx context.Context, u *ui) error {
 	}
 	u.begin()
 	front := kbuildFront{u}
-	e, err := kbuildrun.EmbedHashes(ctx, tree, o.jobs, front.Hash)
+	e, err := kbuildrun.EmbedHashes(ctx, tree, int(o.jobs), front.Hash)
 	switch {
 	case err != nil:
 		return fromDriver(err)

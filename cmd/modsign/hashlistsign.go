@@ -54,7 +54,7 @@ It refuses a file that is not a whole hash list.`,
 	flags.StringVar(&o.openPGP, "openpgp-key", "", "sign with the OpenPGP secret key in `FILE`")
 	o.keyOptions.addFlags(flags)
 	flags.StringVarP(&o.output, "output", "o", "", "write the signature to `FILE` (default: LIST.asc or LIST.p7s)")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but errors")
+	addQuiet(flags, u)
 	return cmd
 }
 

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
-	"github.com/modsign/modsign/kbuild"
 )
 
 type hashlistVerifyOptions struct {
@@ -19,7 +17,7 @@ type hashlistVerifyOptions struct {
 	list  string
 	image string
 	all   bool
-	jobs  int
+	jobs  jobsFlag
 }
 
 func newHashlistVerifyCommand(u *ui) *cobra.Command {
@@ -46,13 +44,16 @@ kernel would load for their signatures.`,
 	flags.StringVar(&o.image, "kernel", "", "compare with the hashes built into the kernel `IMAGE`")
 	o.installedOptions.addFlags(flags)
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
-	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but results and errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules looked at at once, `N` (default: twice the number of processors)")
+	addJSON(flags, u)
+	addQuiet(flags, u)
+	o.jobs.addFlag(flags)
 	return cmd
 }
 
 func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) error {
+	if err := o.jobs.check(); err != nil {
+		return err
+	}
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err
@@ -67,7 +68,7 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
-	options := hashlist.VerifyOptions{Jobs: o.jobs, Root: kernel.rootDir(), Result: func(r hashlist.Result) {
+	options := hashlist.VerifyOptions{Jobs: int(o.jobs), Root: kernel.rootDir(), Result: func(r hashlist.Result) {
 		modules++
 		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
 			inPlace++
@@ -104,17 +105,15 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 // directory of the modules.
 func (o *hashlistVerifyOptions) choose(kernel *kernel, args []string) (dir string, err error) {
 	switch {
-	case o.jobs < 0:
-		return "", usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	case o.list != "" && o.image != "":
 		return "", usagef("--list and --kernel exclude each other")
 	case kernel != nil:
 		if o.list == "" && o.image == "" {
-			if o.image = kernel.image(); o.image == "" {
-				return "", withHint(fmt.Errorf("no image of kernel %s found", kernel.version), "use --kernel IMAGE or --list FILE")
+			if o.image, err = kernel.Image(); err != nil {
+				return "", withHint(err, "use --kernel IMAGE or --list FILE")
 			}
 		}
-		return kernel.modules, nil
+		return kernel.ModLib, nil
 	case len(args) != 1:
 		return "", usagef("no modules given: name the directory lib/modules/KVER, or use --installed")
 	case o.list == "" && o.image == "":
@@ -130,8 +129,8 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 		if err != nil {
 			return nil, "", err
 		}
-		if installed != nil && installed.version != list.Release {
-			return nil, "", fmt.Errorf("%s is the list of kernel %s, not of %s", o.list, list.Release, installed.version)
+		if installed != nil && installed.Release != list.Release {
+			return nil, "", fmt.Errorf("%s is the list of kernel %s, not of %s", o.list, list.Release, installed.Release)
 		}
 		return hashlist.NewReference(list), "the list of " + list.Release, nil
 	}
@@ -139,13 +138,7 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 	if err != nil {
 		return nil, "", noHashes(err)
 	}
-	path := filepath.Join(dir, "modules.order")
-	if installed != nil {
-		if path, err = installed.order(); err != nil {
-			return nil, "", err
-		}
-	}
-	order, err := kbuild.ReadInstalledOrder(path)
+	order, err := installed.order(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		u.note("%s has no modules.order: missing modules are not found", dir)
 	} else if err != nil {

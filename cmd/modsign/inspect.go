@@ -12,7 +12,7 @@ import (
 )
 
 func newInspectCommand(u *ui) *cobra.Command {
-	maxSize := size(2 << 30)
+	var maxSize size
 	cmd := &cobra.Command{
 		Use:   "inspect MODULE...",
 		Short: "Describe modules and their signatures",
@@ -30,8 +30,8 @@ signatures in the format used before Linux 4.3, which no kernel since accepts.`,
 			return inspect(cmd.Context(), u, args, verify.Options{MaxSize: int64(maxSize)})
 		},
 	}
-	cmd.Flags().BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
-	cmd.Flags().Var(&maxSize, "max-module-size", "refuse modules that decompress to more than `SIZE`")
+	addJSON(cmd.Flags(), u)
+	addMaxSize(cmd.Flags(), &maxSize)
 	return cmd
 }
 

@@ -3,16 +3,13 @@ package main
 import (
 	"cmp"
 	"crypto/x509"
+	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
-	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
@@ -20,9 +17,10 @@ import (
 
 // installedOptions choose the modules of an installed kernel.
 type installedOptions struct {
-	installed string
-	root      string
-	rootPaths bool // --root also goes with paths below it
+	installed      string
+	root           string
+	rootPaths      bool // --root also goes with paths below it
+	forceUntrusted bool
 }
 
 // running stands for the version of the running kernel.
@@ -34,14 +32,23 @@ func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&o.root, "root", "/", "with --installed: root `DIR` of the system")
 }
 
-// kernel is an installed kernel. Its paths are resolved once, below the root directory: an
-// absolute link in an image leads to a file of the image.
-type kernel struct {
-	version string
-	root    string
-	in      *module.Root
-	modules string // DIR/lib/modules/KVER
+func (o *installedOptions) addForceUntrusted(flags *pflag.FlagSet) {
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: accept a certificate that is not built in")
 }
+
+// check refuses a command line that names nothing to sign, say, or nothing to force.
+func (o *installedOptions) check(verb string, args []string) error {
+	switch {
+	case len(args) == 0 && o.installed == "":
+		return usagef("nothing to %s: name modules or directories, or give --installed", verb)
+	case o.forceUntrusted && o.installed == "":
+		return usagef("--force-untrusted goes with --installed")
+	}
+	return nil
+}
+
+// kernel is an installed kernel; nil stands for paths.
+type kernel struct{ *kbuild.Installed }
 
 // kernel returns the chosen kernel, or nil without --installed. The version may also be the
 // first argument, and then the only one.
@@ -55,38 +62,23 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	}
 	version := o.installed
 	if version == running {
+		version = ""
 		switch {
 		case len(args) > 0:
 			version, args = args[0], args[1:]
 		case filepath.Clean(o.root) != "/":
 			return nil, usagef("--installed with --root needs the kernel's version: see %s",
 				filepath.Join(o.root, "lib/modules"))
-		default:
-			var uts unix.Utsname
-			if err := unix.Uname(&uts); err != nil {
-				return nil, err
-			}
-			version = unix.ByteSliceToString(uts.Release[:])
 		}
 	}
 	if len(args) > 0 {
 		return nil, usagef("--installed chooses the modules, and so does %q: give one of them", args[0])
 	}
-	if filepath.Base(version) != version || version == "." || version == ".." {
-		return nil, usagef("--installed %s: not a kernel version as in uname -r", version)
+	installed, err := kbuild.OpenInstalled(o.root, version)
+	if errors.Is(err, kbuild.ErrRelease) {
+		return nil, usagef("--installed %v", err)
 	}
-	k := &kernel{version: version, root: o.root}
-	var err error
-	if k.in, err = module.NewRoot(o.root); err != nil {
-		return nil, fmt.Errorf("--root: %w", err)
-	}
-	if k.modules, err = k.path("lib/modules/%s"); err != nil {
-		return nil, err
-	}
-	if info, err := os.Stat(k.modules); err != nil || !info.IsDir() {
-		return nil, fmt.Errorf("no modules are installed for kernel %s: no directory %s", version, k.modules)
-	}
-	return k, nil
+	return &kernel{installed}, err
 }
 
 // roots are the directory of the kernel's modules, or the arguments without a kernel.
@@ -94,72 +86,31 @@ func (k *kernel) roots(args []string) []string {
 	if k == nil {
 		return args
 	}
-	return []string{k.modules}
+	return []string{k.ModLib}
 }
 
-// rootDir is the root directory of the kernel's system. It is empty for this machine, and
-// without a kernel.
+// rootDir is the root directory of the kernel's system, and empty without a kernel.
 func (k *kernel) rootDir() string {
-	if k == nil || k.in == nil {
+	if k == nil {
 		return ""
 	}
-	return k.root
+	return k.Root
 }
 
-// path is the path of a file of the system; %s in the name stands for the version. On this
-// machine, the system resolves links.
-func (k *kernel) path(name string) (string, error) {
-	name = fmt.Sprintf(name, k.version)
-	if k.in == nil {
-		return filepath.Join("/", name), nil
+// order returns the modules of the kernel, or without one those of a directory
+// lib/modules/KVER, in the order in which they were built.
+func (k *kernel) order(dir string) ([]string, error) {
+	if k == nil {
+		return kbuild.InstalledModules(dir)
 	}
-	return k.in.Resolve(name)
-}
-
-// order is the file modules.order.
-func (k *kernel) order() (string, error) {
-	if k.in == nil {
-		return filepath.Join(k.modules, "modules.order"), nil
-	}
-	return k.in.Canonical(filepath.Join(k.modules, "modules.order"))
-}
-
-// find returns the first of several files that exists below the root; %s in the names
-// stands for the version.
-func (k *kernel) find(names ...string) string {
-	for _, name := range names {
-		path, err := k.path(name)
-		if err != nil {
-			continue // a circle of links
-		}
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path
-		}
-	}
-	return ""
-}
-
-// hash is the kernel's CONFIG_MODULE_SIG_HASH, or empty if no configuration is found.
-func (k *kernel) hash() (string, error) {
-	path := k.find("boot/config-%s", "lib/modules/%s/config", "lib/modules/%s/build/.config")
-	if path == "" {
-		return "", nil
-	}
-	config, err := kbuild.OpenConfig(path)
-	return config.SigHash(), err
-}
-
-// image is the path of the kernel's image, or empty.
-func (k *kernel) image() string {
-	return k.find("boot/vmlinuz-%s", "lib/modules/%s/vmlinuz",
-		"boot/vmlinux-%s", "lib/modules/%s/vmlinux", "lib/modules/%s/build/vmlinux")
+	return k.Modules()
 }
 
 // keyring holds the certificates in the kernel's image.
 func (k *kernel) keyring() (*verify.Keyring, error) {
-	path := k.image()
-	if path == "" {
-		return nil, fmt.Errorf("no image of kernel %s in %s: %w", k.version, filepath.Join(k.root, "boot"), fs.ErrNotExist)
+	path, err := k.Image()
+	if err != nil {
+		return nil, err
 	}
 	keys := new(verify.Keyring)
 	return keys, keys.AddImage(path)
@@ -175,18 +126,13 @@ func (k *kernel) accept(file string, cert *x509.Certificate, force bool) error {
 	if err := refuseUnloadable(file, cert); err != nil || force {
 		return err
 	}
-	return k.guard(cert.Raw)
-}
-
-// guard returns an error unless the kernel has a certificate built in.
-func (k *kernel) guard(cert []byte) error {
 	keys, err := k.keyring()
 	if err != nil {
-		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.version, err),
+		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.Release, err),
 			"add --force-untrusted to go on without this check")
 	}
-	if !keys.Holds(cert) {
-		err := fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.version)
+	if !keys.Holds(cert.Raw) {
+		err := fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.Release)
 		return withHint(err, "it trusts %s; add --force-untrusted if the key is enrolled by other means",
 			strings.Join(keys.Names(), ", "))
 	}
@@ -199,5 +145,5 @@ func (k *kernel) outdated(u *ui, s sign.Summary) {
 		return
 	}
 	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)",
-		k.version)
+		k.Release)
 }

@@ -45,7 +45,7 @@ type kbuildTree struct {
 }
 
 func (o *kbuildTree) addFlags(flags *pflag.FlagSet) {
-	flags.StringVar(&o.objtree, "objtree", ".", "object tree `DIR`, where the kernel is built")
+	addObjtree(flags, &o.objtree)
 	flags.StringVar(&o.srctree, "srctree", "", "source tree `DIR` (default: that of the object tree, or here)")
 }
 

@@ -29,7 +29,7 @@ the calling make come in MAKEFLAGS, as for any make below make.`,
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&d.Objtree, "objtree", ".", "object tree `DIR`")
+	addObjtree(flags, &d.Objtree)
 	flags.StringVar(&d.ExtMod, "extmod", "", "directory `DIR` of an external module")
 	flags.StringVar(&d.Make, "make", "make", "`PROGRAM` to call as make")
 	flags.StringVar(&d.Program, "program", "", "`FILE` of the program modsign")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -18,7 +16,7 @@ type keygenOptions struct {
 	keyType string
 	subject string
 	days    int
-	hash    string
+	hash    hashFlag
 	config  string
 	output  string
 	certOut string
@@ -59,7 +57,8 @@ The kernel does not check how long a certificate is valid.`,
 	flags.StringVarP(&o.keyType, "type", "t", "", "key `TYPE` (default: the configuration's, else rsa:4096)")
 	flags.StringVar(&o.subject, "subject", "", "subject `NAME`, as for openssl req -subj: /O=.../CN=...")
 	flags.IntVar(&o.days, "days", 0, "number of `DAYS` the certificate is valid (default: 36500)")
-	flags.StringVar(&o.hash, "hash", "", "hash `NAME` for its signature (default: the configuration's, else sha512)")
+	o.hash.addFlag(flags)
+	flags.Lookup("hash").Usage = "hash `NAME` for its signature (default: the configuration's, else sha512)"
 	flags.StringVar(&o.config, "config", "", "certificate profile `FILE`, an x509.genkey")
 	return cmd
 }
@@ -132,7 +131,7 @@ func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
 			return template, 0, usagef("--subject: %v", err)
 		}
 	}
-	if template.Hash, err = certificateHash(o.hash, template.Hash); err != nil {
+	if template.Hash, err = o.hash.or(template.Hash); err != nil {
 		return template, 0, err
 	}
 	switch {
@@ -175,16 +174,4 @@ func keyType(flag, name string, byDefault keygen.Algorithm) (keygen.Algorithm, e
 		return 0, usagef("--%s: %v", flag, err)
 	}
 	return algorithm, nil
-}
-
-// certificateHash parses the value of --hash, which may be empty.
-func certificateHash(name string, byDefault crypto.Hash) (crypto.Hash, error) {
-	if name == "" {
-		return byDefault, nil
-	}
-	hash, err := cms.HashByName(name)
-	if err != nil {
-		return 0, usagef("--hash: %v", err)
-	}
-	return hash, nil
 }

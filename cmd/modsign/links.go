@@ -2,13 +2,11 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
-	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -17,26 +15,13 @@ import (
 func (u *ui) skipped(links []string) {
 	var odd []string
 	for _, link := range links {
-		if !holdsKernelModules(filepath.Dir(link)) {
+		if !kbuild.IsModLib(filepath.Dir(link)) {
 			odd = append(odd, link)
 		}
 	}
 	if len(odd) > 0 {
 		u.note("links called build or source are not followed, as depmod does not follow them: %s", some(odd))
 	}
-}
-
-// holdsKernelModules reports whether a directory is lib/modules/KVER.
-func holdsKernelModules(dir string) bool {
-	if filepath.Base(filepath.Dir(dir)) == "modules" {
-		return true
-	}
-	for _, name := range []string{"modules.order", "modules.builtin", "modules.dep"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // linkNotes are the notes on what a run found besides modules. done is "signed", say.
@@ -65,51 +50,6 @@ func some(names []string) string {
 		names = append(names[:most:most], "...")
 	}
 	return strings.Join(names, ", ")
-}
-
-// staleIndexes are the directories whose modules.dep has old names of modules.
-type staleIndexes struct {
-	found  map[string]bool
-	looked map[string]string // directories, and the one of the modules.dep above
-}
-
-// add looks at the new name of a module.
-func (x *staleIndexes) add(r sign.Result) {
-	if r.Output == "" || filepath.Base(r.Output) == filepath.Base(r.Path) || !module.IsName(r.Output) {
-		return
-	}
-	if x.found == nil {
-		x.found, x.looked = make(map[string]bool), make(map[string]string)
-	}
-	if dir := x.above(filepath.Dir(r.Output)); dir != "" {
-		x.found[dir] = true
-	}
-}
-
-// above returns the directory with modules.dep that is dir or above it, or nothing.
-func (x *staleIndexes) above(dir string) string {
-	if found, ok := x.looked[dir]; ok {
-		return found
-	}
-	found := ""
-	if _, err := os.Lstat(filepath.Join(dir, "modules.dep")); err == nil {
-		found = dir
-	} else if parent := filepath.Dir(dir); parent != dir {
-		found = x.above(parent)
-	} else if dir == "." { // which has a parent all the same
-		if abs, err := filepath.Abs(dir); err == nil {
-			found = x.above(abs)
-		}
-	}
-	x.looked[dir] = found
-	return found
-}
-
-// hint names the commands that update modules.dep.
-func (x *staleIndexes) hint(u *ui) {
-	for _, dir := range slices.Sorted(maps.Keys(x.found)) {
-		u.hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
-	}
 }
 
 // depmod is the command that updates a directory.

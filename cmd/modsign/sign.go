@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/internal/onetime"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/sign"
 )
@@ -18,17 +19,16 @@ type signOptions struct {
 	keyOptions
 	installedOptions
 	treeOptions
-	hash           hashFlag
-	keyID          bool
-	oneTime        bool
-	keyType        string
-	certOut        string
-	detached       bool
-	existing       existingFlag
-	debug          debugFlags
-	refuseUnsplit  string
-	compress       compressFlag
-	forceUntrusted bool
+	hash          hashFlag
+	keyID         bool
+	oneTime       bool
+	keyType       string
+	certOut       string
+	detached      bool
+	existing      existingFlag
+	debug         debugFlags
+	refuseUnsplit string
+	compress      compressFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -82,7 +82,7 @@ CONFIG_MODULE_SIG_HASH.`,
 	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: `TYPE` of the key (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	o.addFlags(flags, u)
-	addForceUntrusted(flags, &o.forceUntrusted)
+	o.addForceUntrusted(flags)
 	return cmd
 }
 
@@ -110,16 +110,12 @@ func (o *signOptions) check(args []string) error {
 		return usagef("no key: give --key FILE (modsign keygen makes one), or --one-time")
 	case !o.oneTime && (o.certOut != "" || o.keyType != ""):
 		return usagef("--cert-out and --key-type go with --one-time")
-	case len(args) == 0 && o.installed == "":
-		return usagef("nothing to sign: name modules or directories, or give --installed")
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would sign this machine's own modules with a key that no kernel knows")
 	case o.detached && (o.debug.removes() || o.compress != ""):
 		return usagef("--detached leaves modules as they are: it excludes --strip-debug, --split-debug and --compress")
-	case o.forceUntrusted && o.installed == "":
-		return usagef("--force-untrusted goes with --installed")
 	}
-	return nil
+	return o.installedOptions.check("sign", args)
 }
 
 // isRoot reports whether a directory is the root directory of this machine.
@@ -159,7 +155,7 @@ func (o *signOptions) plan(args []string) (p signPlan, err error) {
 		return p, err
 	}
 	p.source.Roots, p.source.Root = p.kernel.roots(args), p.kernel.rootDir()
-	p.hash, err = o.hash.hash(p.kernel)
+	p.hash, err = o.hash.ofKernel(p.kernel)
 	return p, err
 }
 
@@ -200,8 +196,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
 	w.how = signedWith(pair.Certificate, p.hash)
-	cert := oneTimeCert{chosen: o.certOut != "", wait: o.wait}
-	defer cert.unlock()
+	cert := onetime.Cert{Chosen: o.certOut != "", Wait: o.wait}
+	defer cert.Unlock()
 	if o.oneTime && !o.dryRun {
 		// Before the first module: whatever happens, what is signed can be verified.
 		if err := o.writeCert(ctx, &w, &cert, pair, p.source.Roots); err != nil {
@@ -233,7 +229,7 @@ func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
 }
 
 // after says what to do next.
-func (o *signOptions) after(w *work, cert *oneTimeCert, p signPlan) {
+func (o *signOptions) after(w *work, cert *onetime.Cert, p signPlan) {
 	if o.dryRun {
 		return
 	}

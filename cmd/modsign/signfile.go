@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/perjob"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
@@ -159,7 +160,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	pair, err := keygen.Load(keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, so this one has to; but it warns.
-		if firstOfJob(keyPath) {
+		if perjob.First(os.Getenv("XDG_RUNTIME_DIR"), keyPath) {
 			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
 				printable(insecure.Path), insecure.Err, printable(keyHint(err)))
 		}

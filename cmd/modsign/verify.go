@@ -18,12 +18,12 @@ type verifyOptions struct {
 	image      string
 	all        bool
 	allowEmpty bool
-	jobs       int
+	jobs       jobsFlag
 	maxSize    size
 }
 
 func newVerifyCommand(u *ui) *cobra.Command {
-	o := verifyOptions{maxSize: 2 << 30, installedOptions: installedOptions{rootPaths: true}}
+	o := verifyOptions{installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
 		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
 		Short: "Check whether a kernel will load modules",
@@ -57,25 +57,24 @@ Verify lists the modules that are not trusted, one a line, and with --all every 
 	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
 	flags.BoolVar(&o.allowEmpty, "allow-empty", false, "succeed if there is no module")
-	flags.BoolVar(&u.json, "json", false, "write one JSON object a line to stdout")
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "say nothing but results and errors")
-	flags.IntVarP(&o.jobs, "jobs", "j", 0, "modules looked at at once, `N` (default: twice the number of processors)")
-	flags.Var(&o.maxSize, "max-module-size", "refuse modules that decompress to more than `SIZE`")
+	addJSON(flags, u)
+	addQuiet(flags, u)
+	o.jobs.addFlag(flags)
+	addMaxSize(flags, &o.maxSize)
 	return cmd
 }
 
 func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
+	if err := o.jobs.check(); err != nil {
+		return err
+	}
+	if err := o.check("verify", args); err != nil {
+		return err
+	}
 	start := time.Now()
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err
-	}
-	roots := kernel.roots(args)
-	switch {
-	case len(roots) == 0:
-		return usagef("nothing to verify: name modules or directories, or use --installed")
-	case o.jobs < 0:
-		return usagef("--jobs is %d, and has to be a number of modules", o.jobs)
 	}
 	keys, err := o.keyring(kernel)
 	if err != nil {
@@ -84,8 +83,8 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, warning := range keys.Warnings() {
 		u.note("warning: %s", warning)
 	}
-	summary, err := verify.Tree(ctx, keys, roots, verify.Options{
-		Jobs: o.jobs, MaxSize: int64(o.maxSize), Root: o.root,
+	summary, err := verify.Tree(ctx, keys, kernel.roots(args), verify.Options{
+		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root,
 		Progress: func(done, total int) {
 			u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", done, plural(total, "module")) })
 		},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,14 +16,12 @@ import (
 type work struct {
 	ui      *ui
 	verb    string // "signing", say
-	start   time.Time
 	options sign.Options
 	summary sign.Summary
 	cert    string   // where a one-time certificate was written
 	foreign bool     // the owner of a module could not be kept
 	said    []string // notes from before the run, for the summary in JSON
 	how     string   // "with rsa:4096 and sha512, as ..."
-	stale   staleIndexes
 }
 
 // do runs f, shows what it does, and returns the error for the exit code.
@@ -30,8 +29,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	if !w.options.DryRun {
 		w.ui.begin()
 	}
-	w.start = time.Now()
-	w.options.Report = sign.Report{Progress: w.progress, Result: w.result}
+	w.options.Report = sign.Report{Progress: treeProgress(w.ui, w.verb), Result: w.result}
 	summary, err := f(w.options)
 	w.summary = summary
 	w.ui.progress(true, nil)
@@ -46,7 +44,9 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	if w.foreign {
 		w.ui.hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
 	}
-	w.stale.hint(w.ui)
+	for _, dir := range summary.StaleIndexes {
+		w.ui.hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
+	}
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
 		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
@@ -73,11 +73,15 @@ func (w *work) json(s sign.Summary, notes []string) jsonSignSummary {
 	}
 }
 
-func (w *work) progress(done, total sign.Count) {
-	w.ui.progress(false, func() string {
-		return fmt.Sprintf("%s %d of %d modules, %s of %s%s", w.verb, done.Modules, total.Modules,
-			megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(w.start), done.Bytes, total.Bytes))
-	})
+// treeProgress shows how far a run is that starts now.
+func treeProgress(u *ui, verb string) func(done, total sign.Count) {
+	start := time.Now()
+	return func(done, total sign.Count) {
+		u.progress(false, func() string {
+			return fmt.Sprintf("%s %d of %d modules, %s of %s%s", verb, done.Modules, total.Modules,
+				megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(start), done.Bytes, total.Bytes))
+		})
+	}
 }
 
 // pace is the end of a line of progress: the rate, and the time left at that rate. Both go
@@ -92,7 +96,6 @@ func pace(took time.Duration, done, total int64) string {
 }
 
 func (w *work) result(r sign.Result) {
-	w.stale.add(r)
 	if w.ui.json {
 		w.ui.object(newJSONSigned(r))
 	}
@@ -191,9 +194,8 @@ func (w *work) notes(s sign.Summary) []string {
 func readTree[T any](
 	u *ui, tree *sign.Tree, options sign.ReadOptions, f func(sign.ReadOptions) (T, error),
 ) (T, error) {
-	w := work{ui: u, verb: "reading", start: time.Now()}
 	failed := 0
-	options.Report = sign.Report{Progress: w.progress, Result: func(r sign.Result) {
+	options.Report = sign.Report{Progress: treeProgress(u, "reading"), Result: func(r sign.Result) {
 		if r.Err != nil {
 			failed++
 			u.say("%s", describe(r.Path, r.Err))

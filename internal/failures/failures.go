@@ -27,16 +27,16 @@ func (l *List) Add(path string, err error) {
 	if err == nil {
 		err = errors.New("failed")
 	}
-	if !names(err, path) {
-		err = fmt.Errorf("%s: %w", path, err)
-	}
-	l.first = append(l.first, err)
+	l.first = append(l.first, Name(path, err))
 }
 
-// names reports whether the text of err already begins with path.
-func names(err error, path string) bool {
-	p, ok := err.(*fs.PathError)
-	return ok && p.Path == path || strings.HasPrefix(err.Error(), path+": ")
+// Name returns an error whose text begins with the path of a module, unless it names the
+// path already.
+func Name(path string, err error) error {
+	if p, ok := err.(*fs.PathError); ok && p.Path == path || strings.HasPrefix(err.Error(), path+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", path, err)
 }
 
 // Len returns the number of failures added.

@@ -12,11 +12,16 @@ import (
 	"slices"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/failures"
 	"github.com/modsign/modsign/internal/module"
 )
 
 // ErrOtherKey reports a module without a good signature by the key of a receipt.
 var ErrOtherKey = errors.New("module is not signed by the key of this receipt")
+
+// ErrOtherModules reports that the key of a receipt signed other modules than those that
+// were looked at: more of them, or the same in another form, such as unstripped.
+var ErrOtherModules = errors.New("key signed other modules too, or these in another form")
 
 // Digests is a set of digests that were signed.
 type Digests map[string]struct{}
@@ -84,3 +89,34 @@ func addSigned(ctx context.Context, d Digests, m io.ReaderAt, size int64, signer
 
 // SignedExactly reports whether the key signed all of these digests and no others.
 func (r *Receipt) SignedExactly(d Digests) bool { return d.SHA256() == r.DigestsSHA256 }
+
+// MatchModules checks that the key signed exactly the modules that roots name: files, and
+// below directories what depmod would find. It returns their number. The error wraps
+// [ErrOtherKey], [ErrOtherModules], or what prevented it from reading a module.
+func (r *Receipt) MatchModules(ctx context.Context, roots []string) (int, error) {
+	found, err := module.FindLoadable(nil, roots)
+	if err != nil {
+		return 0, err
+	}
+	digests := make(Digests)
+	for _, e := range found.Entries {
+		if err := r.addEntry(ctx, digests, e); ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		} else if err != nil {
+			return 0, failures.Name(e.Path, err)
+		}
+	}
+	if !r.SignedExactly(digests) {
+		return len(found.Entries), ErrOtherModules
+	}
+	return len(found.Entries), nil
+}
+
+func (r *Receipt) addEntry(ctx context.Context, digests Digests, e module.Entry) error {
+	m, err := e.Open(ctx, module.Limits{})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return r.AddSigned(ctx, digests, m, m.Size)
+}

@@ -1,4 +1,10 @@
-package main
+// Package perjob tells the first of the processes of a job from the others.
+//
+// A kernel's build calls sign-file once per module, thousands of times, from shells and
+// makes that inherit nothing from each other. They share only their process group: that of
+// the make, script or xargs at the top, which a shell made for it. A file named after the
+// group and the subject says that a process of the group has been here.
+package perjob
 
 import (
 	"bytes"
@@ -14,18 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A kernel's build calls sign-file once per module, thousands of times, from shells and
-// makes that inherit nothing from each other. They share only their process group: that of
-// the make, script or xargs at the top, which a shell made for it. A file named after the
-// group and the key says that a process of the group has warned already.
-
 // warnedPrefix begins the name of such a file.
 const warnedPrefix = "warned-"
 
-// firstOfJob reports whether this process is the first of its process group to ask about
-// the file. If it cannot tell, it returns true.
-func firstOfJob(path string) bool {
-	dir, err := jobDir(os.Getenv("XDG_RUNTIME_DIR"))
+// First reports whether this process is the first of its process group to ask about the
+// file at path. If it cannot tell, it returns true. runtimeDir is XDG_RUNTIME_DIR.
+func First(runtimeDir, path string) bool {
+	dir, err := jobDir(runtimeDir)
 	if err != nil {
 		return true
 	}

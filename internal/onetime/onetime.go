@@ -1,4 +1,6 @@
-package main
+// Package onetime keeps the certificates of one-time keys: all that is left of such a key,
+// and the only means to verify what it signed.
+package onetime
 
 import (
 	"bytes"
@@ -20,28 +22,41 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// oneTimeCert is the certificate of a one-time key on disk: all that is left of the key,
-// and the only means to verify what it signed.
-type oneTimeCert struct {
-	path   string
-	chosen bool     // the user gave the path, which may lead over links or be a device
-	wait   bool     // wait for another run with a certificate of this name
-	kept   []string // certificates of earlier runs beside it
+// DefaultPath is where a run leaves the certificate by default: in the output directory,
+// or in the directory whose modules are signed in place.
+func DefaultPath(output string, roots []string) string {
+	dir := output
+	if dir == "" {
+		dir = roots[0]
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			dir = filepath.Dir(dir)
+		}
+	}
+	return filepath.Join(dir, "modsign-one-time.x509")
+}
+
+// A Cert is the certificate of a one-time key on disk.
+type Cert struct {
+	Path   string
+	Chosen bool     // the user gave the path, which may lead over links or be a device
+	Wait   bool     // wait for another run with a certificate of this name
+	Kept   []string // certificates of earlier runs beside it
 	lock   *atomicfile.Lock
 }
 
-// unlock releases the name of the certificate to other runs.
-func (c *oneTimeCert) unlock() {
+// Unlock releases the name of the certificate to other runs.
+func (c *Cert) Unlock() {
 	if c.lock != nil {
 		c.lock.Unlock()
 	}
 }
 
-// write writes the certificate and keeps an earlier one beside it under another name:
-// modules that this run does not reach have a signature by its key.
-func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
-	path := c.path
-	if c.chosen {
+// Write writes the certificate and keeps an earlier one beside it under another name:
+// modules that this run does not reach have a signature by its key. The name is locked
+// until Unlock.
+func (c *Cert) Write(ctx context.Context, pair *keygen.Pair) error {
+	path := c.Path
+	if c.Chosen {
 		// The target of a link is replaced, not the link.
 		if real, err := filepath.EvalSymlinks(path); err == nil {
 			path = real
@@ -68,9 +83,9 @@ func (c *oneTimeCert) write(ctx context.Context, pair *keygen.Pair) error {
 	return nil
 }
 
-func (c *oneTimeCert) lockName(ctx context.Context, path string) (err error) {
+func (c *Cert) lockName(ctx context.Context, path string) (err error) {
 	lock := func() (*atomicfile.Lock, error) { return atomicfile.LockName(path) }
-	if c.wait {
+	if c.Wait {
 		c.lock, err = atomicfile.Wait(ctx, lock, nil)
 	} else {
 		c.lock, err = lock()
@@ -79,7 +94,7 @@ func (c *oneTimeCert) lockName(ctx context.Context, path string) (err error) {
 }
 
 // keep renames the certificate of an earlier run, and lists those that are kept already.
-func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
+func (c *Cert) keep(dir *dirfd.Dir, name string, now []byte) error {
 	if err := dir.CheckFile(name); err != nil {
 		return err
 	}
@@ -102,7 +117,7 @@ func (c *oneTimeCert) keep(dir *dirfd.Dir, name string, now []byte) error {
 		middle, ok := strings.CutPrefix(other, keptStem(name))
 		middle, ext := strings.CutSuffix(middle, filepath.Ext(name))
 		if ok && ext && len(middle) == 8 && strings.Trim(middle, "0123456789abcdef") == "" {
-			c.kept = append(c.kept, dir.Path(other))
+			c.Kept = append(c.Kept, dir.Path(other))
 		}
 	}
 	return nil
@@ -128,16 +143,16 @@ func readCert(dir *dirfd.Dir, name string) ([]byte, error) {
 // keptStem returns the beginning of the names of kept certificates.
 func keptStem(name string) string { return strings.TrimSuffix(name, filepath.Ext(name)) + "-" }
 
-// forget removes the kept certificates that no module needs any more, neither below
+// Forget removes the kept certificates that no module needs any more, neither below
 // roots nor in the directory of the certificate. Where the user chose the path, modules
 // may be anywhere, and all certificates stay.
-func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
-	if c.chosen {
+func (c *Cert) Forget(ctx context.Context, roots []string) error {
+	if c.Chosen {
 		return nil
 	}
-	roots = append(slices.Clone(roots), filepath.Dir(c.path))
+	roots = append(slices.Clone(roots), filepath.Dir(c.Path))
 	var carried []string
-	for _, path := range c.kept {
+	for _, path := range c.Kept {
 		keys := new(verify.Keyring)
 		if err := keys.AddFile(path); err != nil {
 			carried = append(carried, path) // perhaps not one of modsign's
@@ -153,7 +168,7 @@ func (c *oneTimeCert) forget(ctx context.Context, roots []string) error {
 			return err
 		}
 	}
-	c.kept = carried
+	c.Kept = carried
 	return nil
 }
 
