@@ -66,6 +66,7 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
+	"golang.org/x/sync/semaphore":     {"internal/module"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/undump", "keygen", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 
