@@ -22,7 +22,7 @@ func TestExtend(t *testing.T) {
 	elf := testmod.ELF()
 	same, replaced := 0, 0
 	before := make(map[string]os.FileInfo)
-	for length := len(elf); length < len(elf)+2*markerPage; length += 11 {
+	for length := len(elf); length < len(elf)+2*markerPage; length += testmod.Rounds(11, 37) {
 		name := fmt.Sprintf("m%d.ko", length)
 		data := append(bytes.Clone(elf), make([]byte, length-len(elf))...)
 		for _, d := range []string{dir, whole} {

@@ -60,7 +60,7 @@ func TestSwappedDirectory(t *testing.T) {
 		ended <- nil
 	}()
 	signedAny := 0
-	for range 400 {
+	for range testmod.Rounds(400, 60) {
 		tree, err := Open(t.Context(), Source{Roots: []string{root}})
 		if err != nil {
 			continue // the directory was a link when it was looked at, or the walk saw both

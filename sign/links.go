@@ -258,7 +258,7 @@ func (l *links) dangling() []string {
 		if _, err := os.Lstat(ln.to); err == nil {
 			continue // the old name exists after all
 		}
-		note := fmt.Sprintf("warning: the symbolic link %s leads nowhere now: the module is %s", ln.at.path(), to)
+		note := fmt.Sprintf("warning: the symbolic link %s is dangling now: the module is %s", ln.at.path(), to)
 		if why := l.why[ln]; why != nil {
 			note += fmt.Sprintf(" (%v)", why)
 		}

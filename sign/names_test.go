@@ -233,6 +233,9 @@ func TestCompress(t *testing.T) {
 	for f, program := range programs {
 		for name, opts := range map[string]Options{"": {}, ", synced": {WriteOptions: WriteOptions{Sync: SyncFile}}, ", mode given": {WriteOptions: WriteOptions{Mode: &mode}}} {
 			t.Run(f.String()+name, func(t *testing.T) {
+				if name != "" {
+					testmod.Slow(t, "one of three is enough")
+				}
 				dir := t.TempDir()
 				root, stock := filepath.Join(dir, "root"), filepath.Join(dir, "stock")
 				// set gives a module what a program has to take over.

@@ -44,6 +44,7 @@ func TestWindowMemory(t *testing.T) {
 		}
 		return
 	}
+	testmod.Slow(t, "compresses and signs modules of 140 MB")
 	t.Parallel()
 	base := folder(t)
 	saveSigner(t, base)

@@ -51,6 +51,7 @@ func (w *world) command(t *testing.T, limit string, args ...string) *exec.Cmd {
 // TestRuntimeFailure takes threads and memory away from a run. Where Go's runtime dies in
 // the middle of it the exit code is not 2, which says that nothing was done.
 func TestRuntimeFailure(t *testing.T) {
+	testmod.Slow(t, "signs a tree under each of many limits")
 	w := newWorld(t)
 	files := make(map[string][]byte)
 	for _, source := range []string{"plain/hello.ko", "zst/ring.ko.zst", "gz/ring.ko.gz"} {
@@ -125,6 +126,7 @@ func (w *world) signUnder(t *testing.T, limit string, files map[string][]byte) (
 
 // The drop-in is no exception: where it dies it has not the exit code of a wrong command line.
 func TestRuntimeFailureOfSignFile(t *testing.T) {
+	testmod.Slow(t, "signs a module under each of many limits")
 	w := newWorld(t)
 	plain, err := os.ReadFile("../../testdata/modules/amd64-6.12/plain/hello.ko")
 	if err != nil {

@@ -54,7 +54,7 @@ func TestBlockedOpen(t *testing.T) {
 	testmod.Run(t, "modsign", "digest", "-o", manifest, tree)
 	testmod.Run(t, "modsign", "hashlist", "build", "--release", "6", "-o", list, tree)
 	before := snapshot(t, tree)
-	for _, args := range [][]string{
+	for _, args := range testmod.Few([][]string{
 		{"sign", "--key", pipe, tree},
 		{"sign", "--key", key, "--cert", pipe, tree},
 		{"sign", "--key", encrypted, "--cert", cert, "--passphrase-file", pipe, tree},
@@ -82,7 +82,7 @@ func TestBlockedOpen(t *testing.T) {
 		{"hashlist", "sign", list, "-k", key, "-c", cert, "-o", pipe},
 		{"sign-file", "sha256", pipe, cert, filepath.Join(tree, "hello.ko")},
 		{"sign-file", "-s", pipe, "sha256", cert, filepath.Join(tree, "hello.ko")},
-	} {
+	}, 5) {
 		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
 			var stderr bytes.Buffer
 			cmd := exec.Command("modsign", args...)

@@ -27,7 +27,7 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 	}
 	k := kernels[i]
 	root, count := filepath.Join(k.Root, "lib/modules", k.Version), len(k.Modules)
-	if raceDetector { // ten times as slow
+	if raceDetector || testing.Short() { // ten times as slow
 		root, count = filepath.Join(root, "kernel/crypto"), 0
 		for _, m := range k.Modules {
 			if strings.HasPrefix(m, root+"/") {

@@ -70,7 +70,8 @@ var doors = map[string][]string{
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
-	"golang.org/x/sync":               {"internal/batch", "internal/module"},
+	"golang.org/x/sync":               {"internal/batch"},
+	"golang.org/x/sync/semaphore":     {"internal/module"},
 	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign"},
 	"golang.org/x/term":               {"cmd/modsign"},
 

@@ -21,6 +21,7 @@ import (
 // commands run that promise a key which nobody else ever has. That the spy gets the
 // keys of processes which are not hidden, keygen's TestAgentSpied shows.
 func TestSpied(t *testing.T) {
+	testmod.Slow(t, "compiles a program that reads the memory of others")
 	spyProgram := testmod.BuildSpy(t)
 	self, err := os.Executable()
 	if err != nil {

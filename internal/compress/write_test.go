@@ -88,7 +88,7 @@ func (r *endless) Read(p []byte) (int, error) {
 func TestCancel(t *testing.T) {
 	real := testmod.Program(t, "xz", "xz-utils")
 	// The program is a wrapper that records its own process ID and that of xz.
-	dir := fakeXZ(t, "echo $$ > ${0%/*}/pids\n"+real+" \"$@\" &\necho $! >> ${0%/*}/pids\nwait\n")
+	dir := fakeXZ(t, "exec 3<&0\necho $$ > ${0%/*}/pids\n"+real+" \"$@\" <&3 &\necho $! >> ${0%/*}/pids\nwait\n")
 	withProgram := newEncoder(t, 0)
 	t.Setenv("PATH", t.TempDir())
 	without := newEncoder(t, 0)
@@ -101,7 +101,7 @@ func TestCancel(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		busy := make(chan struct{})
 		go func() {
-			if name == "xz" { // sh gives a background program no input
+			if name == "xz" { // sh has to have started it
 				for {
 					pids, _ := os.ReadFile(filepath.Join(dir, "pids"))
 					if bytes.Count(pids, []byte("\n")) == 2 {

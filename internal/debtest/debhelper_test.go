@@ -70,6 +70,7 @@ type sourcePackage struct {
 
 func newSourcePackage(t testing.TB, buildDepends, with, rules string) *sourcePackage {
 	t.Helper()
+	testmod.Slow(t, "builds a Debian package")
 	p := &sourcePackage{dir: filepath.Join(t.TempDir(), "made-1.0")}
 	write(t, filepath.Join(p.dir, "debian/control"), 0o644, fmt.Sprintf(debControl, buildDepends))
 	write(t, filepath.Join(p.dir, "debian/changelog"), 0o644, debChangelog)

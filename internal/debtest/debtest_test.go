@@ -190,6 +190,7 @@ type system struct {
 // install makes a system of a real kernel. Its modules are copies.
 func install(t testing.TB, k testmod.Kernel) *system {
 	t.Helper()
+	testmod.Slow(t, "verifies an installed kernel")
 	root := t.TempDir()
 	s := &system{root: root, version: k.Version, image: "/boot/vmlinuz-" + k.Version, modules: filepath.Join(root, "lib/modules", k.Version)}
 	if err := os.Mkdir(filepath.Join(root, "boot"), 0o755); err != nil {

@@ -12,6 +12,7 @@ import (
 
 // What an interrupted scripts/package leaves has none of the names of packages.
 func TestPackageInterrupted(t *testing.T) {
+	testmod.Slow(t, "builds the packages of modsign")
 	t.Parallel()
 	for _, test := range []struct{ program, from, signal string }{
 		{"dpkg-deb", "dpkg", "TERM"},

@@ -51,6 +51,7 @@ func buildPackages(t testing.TB, umask string, with ...string) packages {
 }
 
 func TestPackages(t *testing.T) {
+	testmod.Slow(t, "builds the packages of modsign")
 	t.Parallel()
 	built := buildPackages(t, "022")
 	t.Run("names", func(t *testing.T) {

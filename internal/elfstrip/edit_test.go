@@ -279,6 +279,7 @@ func compareBool(a, b bool) int {
 
 // TestStripOrders has sections in an order that binutils does not make.
 func TestStripOrders(t *testing.T) {
+	testmod.Slow(t, "runs strip on every order of sections")
 	inputs := modules(t)
 	dir := sourceDir(t)
 	inputs["amd64-6.12/groups"] = compile(t, dir, compiled["groups"])

@@ -203,6 +203,7 @@ fi
 
 // TestBrp runs brp-modsign on build roots that need no rpmbuild.
 func TestBrp(t *testing.T) {
+	testmod.Slow(t, "runs the helper dozens of times")
 	t.Parallel()
 	plain, debug := testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	private, cert := plain.Files(t)
@@ -291,6 +292,7 @@ func TestBrp(t *testing.T) {
 
 // TestSign runs what is behind %modsign_sign and %modsign_verify.
 func TestSign(t *testing.T) {
+	testmod.Slow(t, "runs the helper dozens of times")
 	t.Parallel()
 	key, other := testmod.NewKey(t, "rsa:2048"), testmod.NewKey(t, "ecdsa:p384")
 	private, cert := key.Files(t)

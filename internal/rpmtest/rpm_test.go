@@ -87,6 +87,7 @@ func kernelVersion(t *testing.T) string {
 // needRPM checks for what rpmbuild runs.
 func needRPM(t *testing.T) {
 	t.Helper()
+	testmod.Slow(t, "builds an RPM package")
 	for name, pkg := range map[string]string{
 		"rpmbuild": "rpm", "rpm2cpio": "rpm2cpio", "find-debuginfo": "debugedit", "eu-strip": "elfutils", "file": "file",
 		"strip": "binutils", "make": "make", "gcc": "gcc", "cpio": "cpio",

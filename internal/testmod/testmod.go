@@ -26,6 +26,31 @@ func Missing(t testing.TB, what, remedy string) {
 	t.Skipf("%s is missing: %s", what, remedy)
 }
 
+// Slow skips a test in a short run (go test -short, scripts/check). Its argument says
+// why the test takes long.
+func Slow(t testing.TB, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skipf("slow: %s", why)
+	}
+}
+
+// Few returns the first n elements in a short run, and all of them otherwise.
+func Few[T any](all []T, n int) []T {
+	if testing.Short() {
+		return all[:min(n, len(all))]
+	}
+	return all
+}
+
+// Rounds returns few in a short run, and many otherwise.
+func Rounds(many, few int) int {
+	if testing.Short() {
+		return few
+	}
+	return many
+}
+
 // Program returns the path of a program on PATH; pkg is the Debian package that
 // brings it.
 func Program(t testing.TB, name, pkg string) string {

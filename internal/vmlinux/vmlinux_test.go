@@ -30,7 +30,7 @@ func realKernel(t testing.TB, k testmod.Kernel) *Image {
 // kernel's modules.
 func TestRealKernels(t *testing.T) {
 	openssl := testmod.Program(t, "openssl", "openssl")
-	for _, k := range testmod.Kernels(t) {
+	for _, k := range testmod.Few(testmod.Kernels(t), 1) {
 		t.Run(k.Version, func(t *testing.T) {
 			t.Parallel()
 			im := realKernel(t, k)
@@ -133,7 +133,7 @@ func TestPackings(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for _, p := range packers {
+	for _, p := range testmod.Few(packers, 4) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			program := testmod.Program(t, p.command[0], p.pkg)

@@ -15,6 +15,7 @@ import (
 // process. It gets the key of an agent that closes its memory when it runs already,
 // and nothing of one that is closed from the start.
 func TestSpied(t *testing.T) {
+	testmod.Slow(t, "compiles a program that reads the memory of others")
 	program := testmod.BuildSpy(t)
 	for name, user := range testmod.SpiedUsers(t) {
 		t.Run(name, func(t *testing.T) { spiedAgent(t, program, user) })
