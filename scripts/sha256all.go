@@ -1,6 +1,6 @@
 //go:build ignore
 
-// Sha256all hashes the files below a folder, as many at once as there are processors,
+// Sha256all hashes the files below a directory, as many at once as there are processors,
 // and writes nothing: what hashing modules takes at the least, for scripts/bench.
 package main
 

@@ -14,7 +14,7 @@ import (
 )
 
 // What the source package of the tests builds: a program with debug information and
-// modules with and without it; a package with a folder for modules and none in it; one
+// modules with and without it; a package with a directory for modules and none in it; one
 // for all architectures with a module.
 const (
 	debControl = `Source: made

@@ -17,7 +17,7 @@ import (
 
 var (
 	program string // the modsign of this tree
-	scripts string // the folder scripts
+	scripts string // the directory scripts
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -136,7 +136,7 @@ func copyFile(t testing.TB, from, to string) {
 	write(t, to, info.Mode().Perm(), string(read(t, from)))
 }
 
-// modulesIn lists the modules below a folder, and fails the test if there are none.
+// modulesIn lists the modules below a directory, and fails the test if there are none.
 func modulesIn(t testing.TB, dir string) []string {
 	t.Helper()
 	var found []string
@@ -180,7 +180,7 @@ func encrypted(t testing.TB, key, passphrase string) string {
 	return path
 }
 
-// system is a folder with an installed kernel and a few of its modules.
+// system is a directory with an installed kernel and a few of its modules.
 type system struct {
 	root, version, image string
 	modules              string   // lib/modules/VERSION

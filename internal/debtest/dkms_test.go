@@ -11,7 +11,7 @@ import (
 )
 
 // headers finds a kernel whose headers are installed and which scripts/kernels has
-// fetched, and its build folder.
+// fetched, and its build directory.
 func headers(t testing.TB) (testmod.Kernel, string) {
 	t.Helper()
 	kernels := testmod.Kernels(t)

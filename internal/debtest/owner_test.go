@@ -46,16 +46,16 @@ func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 		change func(t *testing.T, s *system)
 		named  string // what is wrong
 	}{
-		"file of another user":     {func(t *testing.T, s *system) { chown(t, s.conf(), stranger) }, "etc/modsign/modsign.conf: the owner is user 65533"},
-		"file that a group writes": {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o664) }, "etc/modsign/modsign.conf: group or others"},
-		"file that all write":      {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o646) }, "etc/modsign/modsign.conf: group or others"},
-		"file that others write":   {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o602) }, "etc/modsign/modsign.conf: group or others"},
-		"folder of another user":   {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger) }, "etc/modsign/: the owner is"},
-		"folder that all write":    {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777) }, "etc/modsign/: group or others"},
-		"sticky folder":            {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777|os.ModeSticky) }, "etc/modsign/: group or others"},
-		"folder above":             {func(t *testing.T, s *system) { chmod(t, filepath.Join(s.root, "etc"), 0o775) }, "etc/: group or others"},
-		"root":                     {func(t *testing.T, s *system) { chown(t, s.root, stranger) }, "/: the owner is"},
-		"no file in such a folder": {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger); os.Remove(s.conf()) }, "etc/modsign/: the owner is"},
+		"file of another user":        {func(t *testing.T, s *system) { chown(t, s.conf(), stranger) }, "etc/modsign/modsign.conf: the owner is user 65533"},
+		"file that a group writes":    {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o664) }, "etc/modsign/modsign.conf: group or others"},
+		"file that all write":         {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o646) }, "etc/modsign/modsign.conf: group or others"},
+		"file that others write":      {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o602) }, "etc/modsign/modsign.conf: group or others"},
+		"directory of another user":   {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger) }, "etc/modsign/: the owner is"},
+		"directory that all write":    {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777) }, "etc/modsign/: group or others"},
+		"sticky directory":            {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777|os.ModeSticky) }, "etc/modsign/: group or others"},
+		"directory above":             {func(t *testing.T, s *system) { chmod(t, filepath.Join(s.root, "etc"), 0o775) }, "etc/: group or others"},
+		"root":                        {func(t *testing.T, s *system) { chown(t, s.root, stranger) }, "/: the owner is"},
+		"no file in such a directory": {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger); os.Remove(s.conf()) }, "etc/modsign/: the owner is"},
 		"access list": {func(t *testing.T, s *system) {
 			testmod.Run(t, testmod.Program(t, "setfacl", "acl"), "-m", "u:65533:rw", s.conf())
 		}, "etc/modsign/modsign.conf: group or others"},

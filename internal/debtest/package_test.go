@@ -27,7 +27,7 @@ func buildPackages(t testing.TB, umask string, with ...string) packages {
 	for name, from := range map[string]string{"dpkg-deb": "dpkg", "rpmbuild": "rpm", "pod2man": "perl", "git": "git"} {
 		testmod.Program(t, name, from)
 	}
-	dir := filepath.Join(t.TempDir(), "a folder", "new")
+	dir := filepath.Join(t.TempDir(), "a directory", "new")
 	cmd := exec.Command("sh", "-euc", "umask "+umask+`; exec "$@"`, "sh", filepath.Join(scripts, "package"), "--version", packageVersion, dir)
 	cmd.Env = environment(append([]string{"SOURCE_DATE_EPOCH=1700000000"}, with...)...)
 	var stderr bytes.Buffer

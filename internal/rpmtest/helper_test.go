@@ -12,14 +12,14 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// tree makes a build root with a module in each of the folders, and returns its
+// tree makes a build root with a module in each of the directories, and returns its
 // path, which has what shells trip over.
-func tree(t *testing.T, folders ...string) string {
+func tree(t *testing.T, dirs ...string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "build 'root' $HOME *")
-	for _, folder := range folders {
-		write(t, filepath.Join(root, folder, "first.ko"), testmod.ELF(), 0o744)
-		write(t, filepath.Join(root, folder, "a b", "-second'.ko"), testmod.ELF(), 0o644)
+	for _, dir := range dirs {
+		write(t, filepath.Join(root, dir, "first.ko"), testmod.ELF(), 0o744)
+		write(t, filepath.Join(root, dir, "a b", "-second'.ko"), testmod.ELF(), 0o644)
 	}
 	return root
 }
@@ -41,7 +41,7 @@ func keyPair(t *testing.T, dir, suffix string, key *testmod.Key) {
 	write(t, filepath.Join(dir, "certs/signing_key.x509"+suffix), key.Certificate.Raw, 0o644)
 }
 
-// signed fails unless all modules below a folder, this many, are signed by a key,
+// signed fails unless all modules below a directory, this many, are signed by a key,
 // with mode 0644 and this ending.
 func signed(t *testing.T, dir string, count int, ending string, key *testmod.Key) {
 	t.Helper()
@@ -61,7 +61,7 @@ func signed(t *testing.T, dir string, count int, ending string, key *testmod.Key
 	testmod.Run(t, modsign(t), "verify", "--cert", testmod.WriteFile(t, "cert.der", key.Certificate.Raw), dir)
 }
 
-// unsigned fails if any module below a folder is signed.
+// unsigned fails if any module below a directory is signed.
 func unsigned(t *testing.T, dir string) {
 	t.Helper()
 	for _, path := range modules(t, dir) {
@@ -106,7 +106,7 @@ func TestModSign(t *testing.T) {
 		}
 		signed(t, dir, 2, "", key)
 	})
-	t.Run("a folder that looks like an option", func(t *testing.T) {
+	t.Run("a directory that looks like an option", func(t *testing.T) {
 		t.Parallel()
 		dir := tree(t, "-k")
 		if out, code := modSign(t, dir, env, private, cert, "-k"); code != 0 {
@@ -180,13 +180,13 @@ fi
 		code int
 		word string
 	}{
-		"no arguments":   {nil, 2, "usage: mod-sign KEY CERT DIR"},
-		"two arguments":  {[]string{private, cert}, 2, "usage: mod-sign KEY CERT DIR"},
-		"four arguments": {[]string{private, cert, ".", "."}, 2, "usage: mod-sign KEY CERT DIR"},
-		"no such key":    {[]string{"/nonexistent/key", cert, "."}, 1, "no such key: /nonexistent/key"},
-		"no such cert":   {[]string{private, "/nonexistent/cert", "."}, 1, "no such certificate: /nonexistent/cert"},
-		"no such folder": {[]string{private, cert, "/nonexistent/dir"}, 1, "no such folder: /nonexistent/dir"},
-		"an empty key":   {[]string{"", cert, "."}, 1, "no key"},
+		"no arguments":      {nil, 2, "usage: mod-sign KEY CERT DIR"},
+		"two arguments":     {[]string{private, cert}, 2, "usage: mod-sign KEY CERT DIR"},
+		"four arguments":    {[]string{private, cert, ".", "."}, 2, "usage: mod-sign KEY CERT DIR"},
+		"no such key":       {[]string{"/nonexistent/key", cert, "."}, 1, "no such key: /nonexistent/key"},
+		"no such cert":      {[]string{private, "/nonexistent/cert", "."}, 1, "no such certificate: /nonexistent/cert"},
+		"no such directory": {[]string{private, cert, "/nonexistent/dir"}, 1, "no such directory: /nonexistent/dir"},
+		"an empty key":      {[]string{"", cert, "."}, 1, "no key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -219,7 +219,7 @@ func TestBrp(t *testing.T) {
 			}
 		})
 	}
-	t.Run("folders without modules", func(t *testing.T) {
+	t.Run("directories without modules", func(t *testing.T) {
 		t.Parallel()
 		root := t.TempDir()
 		write(t, filepath.Join(root, "lib/modules/1/modules.order"), nil, 0o644)

@@ -29,7 +29,7 @@ const marker = "~Module signature appended~\n"
 
 var names = []string{"modsign_alone", "modsign_base", "modsign_user"}
 
-// Set by TestMain, which removes the folder again.
+// Set by TestMain, which removes the directory again.
 var workDir string
 
 func TestMain(m *testing.M) {
@@ -174,8 +174,8 @@ func (s spec) rpmbuild(t *testing.T, topdir ...string) (built, error) {
 	return b, nil
 }
 
-// newTopdir makes a folder whose name rpm and kbuild can live with: a test's own
-// folder has its name in it.
+// newTopdir makes a directory whose name rpm and kbuild can live with: a test's own
+// directory has its name in it.
 func newTopdir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(workDir, "top")
@@ -234,7 +234,7 @@ func (b built) hasDebuginfo() bool {
 	return slices.ContainsFunc(b.packages, func(p string) bool { return strings.Contains(filepath.Base(p), "-debuginfo-") })
 }
 
-// modules returns the modules below a folder.
+// modules returns the modules below a directory.
 func modules(t *testing.T, dir string) []string {
 	t.Helper()
 	var found []string
@@ -250,7 +250,7 @@ func modules(t *testing.T, dir string) []string {
 	return found
 }
 
-// checkModules fails unless a folder holds exactly the three modules, with this
+// checkModules fails unless a directory holds exactly the three modules, with this
 // ending, signed by the key, mode 0644. The verdict is modsign's, and kmod's
 // modinfo has to read the same signer.
 func checkModules(t *testing.T, dir, ending string, key *testmod.Key, hash string) {
@@ -428,7 +428,7 @@ func pairs(m map[string]string) (list []string) {
 	return list
 }
 
-// run runs a program in a folder and returns what it wrote and its exit status.
+// run runs a program in a directory and returns what it wrote and its exit status.
 func run(t *testing.T, dir string, env []string, name string, args ...string) (string, int) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
