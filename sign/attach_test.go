@@ -556,7 +556,7 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		swapped := read(t, filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)))
 		foreignSig := read(t, foreign+".p7s")
 		if layout == "raw" {
-			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "that of another digest", "384 bytes", "all need the same hash"
+			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "for another digest", "384 bytes", "all need the same hash"
 			foreignSig = read(t, foreign+".foreign")
 		}
 		flipped := bytes.Clone(good)

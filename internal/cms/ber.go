@@ -18,45 +18,45 @@ const (
 	tagSequence        = 0x30
 	tagSet             = 0x31
 
-	tagConstructed = 0x20 // the bit that tells constructed from primitive
+	tagConstructed = 0x20 // set in constructed types
 	primitive0     = 0x80 // [0]; add the number
 	constructed0   = 0xa0
 )
 
-// decoder steps through BER as lib/asn1_decoder.c does: the grammar asks for one
-// element after the other, constructed elements are entered and left, everything
-// else is taken whole. It holds no more than one frame for every level of the
-// grammar, allocates nothing, and looks at every byte a fixed number of times.
+// decoder reads BER as lib/asn1_decoder.c does. The grammar asks for one element after
+// the other; constructed elements are entered and left, all others are read whole. The
+// decoder holds one frame per level of the grammar, allocates nothing, and reads every
+// byte a fixed number of times.
 //
-// The first error stays; after it every method does nothing, so that a grammar can
-// be written down without asking each time.
+// After the first error every method does nothing, so a grammar need not check for
+// errors at each step.
 type decoder struct {
 	data     []byte
-	pos, end int // end is that of the innermost element whose length is known
+	pos, end int // end of the innermost element with a known length
 	err      error
 
-	// matched tells whether the last element that was asked for was there. The
-	// kernel's decoder leaves it alone when an optional element is asked for at
-	// the very end, which makes a missing CHOICE pass there (see choice).
+	// matched reports whether the last requested element was there. The kernel's
+	// decoder does not update it when an optional element is requested at the very end,
+	// so a missing CHOICE passes there (see choice).
 	matched bool
 
-	// The element that was taken or left last: what value and element return.
+	// The element that was read or left last: value and element return it.
 	tag                  byte
 	header, start, after int
 
 	frames [10]frame // the grammars here need nine
 	depth  int
 
-	anyLength bool // lengths may have as many octets as OpenSSL takes; the kernel takes two
+	anyLength bool // lengths may have as many octets as in OpenSSL; the kernel allows two
 
-	notDER bool // a length was not written the shortest way, or a tag not as DER has it
+	notDER bool // a length is not minimal, or a tag is not valid DER
 }
 
 // frame is a constructed element that has been entered.
 type frame struct {
 	start      int // of its contents
 	header     int // length of identifier and length octets
-	outerEnd   int // the end to go back to
+	outerEnd   int // end to restore
 	indefinite bool
 }
 
@@ -69,26 +69,27 @@ func (d *decoder) fail(err error) {
 	}
 }
 
-// broken reports what the kernel's decoder calls EBADMSG, without a word in dmesg.
+// broken reports an error for which the kernel's decoder returns EBADMSG without a
+// message in dmesg.
 func (d *decoder) broken(offset int, format string, args ...any) bool {
-	d.fail(&Error{Kind: Malformed, Errno: syscall.EBADMSG, Reason: fmt.Sprintf("ASN.1: %s at offset %d", fmt.Sprintf(format, args...), offset)})
+	d.fail(&Error{Kind: Malformed, Errno: syscall.EBADMSG,
+		Reason: fmt.Sprintf("ASN.1: %s at offset %d", fmt.Sprintf(format, args...), offset)})
 	return false
 }
 
-// need takes the next element, which must have this tag. A constructed one is
-// entered.
+// need reads the next element, which must have this tag, and enters a constructed one.
 func (d *decoder) need(tag byte) bool { return d.next(tag, false, false) }
 
-// maybe takes the next element if it has this tag.
+// maybe reads the next element if it has this tag.
 func (d *decoder) maybe(tag byte) bool { return d.next(tag, false, true) }
 
-// needAny and maybeAny take the next element whole, whatever it is.
+// needAny and maybeAny read the next element whole, whatever its tag.
 func (d *decoder) needAny() bool  { return d.next(0, true, false) }
 func (d *decoder) maybeAny() bool { return d.next(0, true, true) }
 
-// choice takes the next element if it has one of these tags, and returns which. If
-// it has none, that is an error, but not at the end of the enclosing element, if
-// the one before was there: then the kernel's decoder goes on with what it has.
+// choice reads the next element if it has one of these tags, and returns the tag.
+// Another tag is an error. At the end of the enclosing element a missing choice is
+// accepted if the previous element was there, as in the kernel's decoder.
 func (d *decoder) choice(tags ...byte) byte {
 	tag := d.maybeChoice(tags...)
 	if tag == 0 && d.err == nil && !d.matched {
@@ -97,7 +98,7 @@ func (d *decoder) choice(tags ...byte) byte {
 	return tag
 }
 
-// maybeChoice is choice where none may be there.
+// maybeChoice is choice for an optional element.
 func (d *decoder) maybeChoice(tags ...byte) byte {
 	for _, tag := range tags {
 		if d.maybe(tag) {
@@ -114,14 +115,14 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 	d.matched = false
 	at := d.pos
 	if d.end-d.pos < 2 {
-		return d.broken(at, "data ends inside of an element")
+		return d.broken(at, "data ends inside an element")
 	}
 	d.tag = d.data[d.pos]
 	if d.tag&0x1f == 0x1f {
 		return d.broken(at, "tag of more than one octet")
 	}
-	// Where the grammar has a constructed type, the kernel takes the primitive
-	// tag as well; never the other way round.
+	// For a constructed type in the grammar the kernel accepts the primitive tag too,
+	// but not the other way round.
 	constructed := !any && want&tagConstructed != 0
 	if !any && d.tag != want && !(constructed && d.tag|tagConstructed == want) {
 		if !optional {
@@ -139,7 +140,7 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 			return d.broken(at, "indefinite length of a primitive type")
 		}
 		if d.end-d.pos < 2 {
-			return d.broken(at, "data ends inside of an element")
+			return d.broken(at, "data ends inside an element")
 		}
 		indefinite, d.notDER = true, true
 	case length > 0x80:
@@ -148,12 +149,12 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 			return d.broken(at, "length of %d octets", octets)
 		}
 		if d.end-d.pos < octets {
-			return d.broken(at, "data ends inside of an element")
+			return d.broken(at, "data ends inside an element")
 		}
 		length = 0
 		for range octets {
 			if length > len(d.data) {
-				return d.broken(at, "element of more bytes than are left")
+				return d.broken(at, "element longer than the remaining bytes")
 			}
 			length = length<<8 | int(d.data[d.pos])
 			d.pos++
@@ -161,7 +162,7 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 		d.notDER = d.notDER || length < 0x80 || octets == 2 && length < 0x100
 	}
 	if !indefinite && length > d.end-d.pos {
-		return d.broken(at, "element of %d bytes where %d are left", length, d.end-d.pos)
+		return d.broken(at, "element of %d bytes with only %d left", length, d.end-d.pos)
 	}
 	d.header, d.start, d.after = d.pos-at, d.pos, d.pos
 	if constructed {
@@ -187,8 +188,8 @@ func (d *decoder) next(want byte, any, optional bool) bool {
 	return true
 }
 
-// endOfIndefinite returns the offset after the end-of-contents octets that belong to
-// the element whose contents begin at pos.
+// endOfIndefinite returns the offset after the end-of-contents octets of the element
+// whose contents begin at pos.
 func (d *decoder) endOfIndefinite(pos int) (int, bool) {
 	for open := 1; ; {
 		if d.end-pos < 2 {
@@ -209,12 +210,12 @@ func (d *decoder) endOfIndefinite(pos int) (int, bool) {
 		if tag&0x1f == 0x1f {
 			for more := true; more; pos++ {
 				if d.end-pos < 2 {
-					return 0, d.broken(pos, "data ends inside of a tag")
+					return 0, d.broken(pos, "data ends inside a tag")
 				}
 				more = d.data[pos]&0x80 != 0
 			}
 		}
-		length := uint64(d.data[pos]) // of seven octets it is too much for an int of 32 bits
+		length := uint64(d.data[pos]) // seven octets do not fit an int of 32 bits
 		pos++
 		if length == 0x80 {
 			if tag&tagConstructed == 0 {
@@ -235,14 +236,14 @@ func (d *decoder) endOfIndefinite(pos int) (int, bool) {
 			}
 		}
 		if length > uint64(d.end-pos) {
-			return 0, d.broken(pos, "element of %d bytes where %d are left", length, d.end-pos)
+			return 0, d.broken(pos, "element of %d bytes with only %d left", length, d.end-pos)
 		}
 		pos += int(length)
 	}
 }
 
-// again tells whether the SET OF or SEQUENCE OF that was entered last has another
-// element. If not, it is left.
+// again reports whether the SET OF or SEQUENCE OF that was entered last has another
+// element, and leaves it if not.
 func (d *decoder) again() bool {
 	if d.err != nil {
 		return false
@@ -262,7 +263,7 @@ func (d *decoder) again() bool {
 	return false
 }
 
-// leave ends the element that was entered last. All of it must have been taken.
+// leave ends the element that was entered last, which must have been read completely.
 func (d *decoder) leave() {
 	if d.err != nil {
 		return
@@ -286,7 +287,7 @@ func (d *decoder) leave() {
 	d.matched = true
 }
 
-// value returns the contents of the element that was taken or left last.
+// value returns the contents of the element that was read or left last.
 func (d *decoder) value() []byte {
 	if d.err != nil {
 		return nil
@@ -294,8 +295,8 @@ func (d *decoder) value() []byte {
 	return d.data[d.start:d.after:d.after]
 }
 
-// element returns the same with its identifier and length octets (and, for one of
-// indefinite length that was left, its end-of-contents octets).
+// element returns the element with its identifier and length octets (and the
+// end-of-contents octets of an element of indefinite length that was left).
 func (d *decoder) element() []byte {
 	if d.err != nil {
 		return nil
@@ -303,8 +304,8 @@ func (d *decoder) element() []byte {
 	return d.data[d.start-d.header : d.pos : d.pos]
 }
 
-// algorithm reads the inside of an AlgorithmIdentifier up to its end, and returns
-// the object identifier's contents and the parameters as an element, nil if absent.
+// algorithm reads an AlgorithmIdentifier up to its end. It returns the contents of the
+// object identifier and the parameters as an element, nil if absent.
 func (d *decoder) algorithm() (oid string, parameters []byte) {
 	d.need(tagOID)
 	oid = string(d.value())
@@ -315,7 +316,7 @@ func (d *decoder) algorithm() (oid string, parameters []byte) {
 	return oid, parameters
 }
 
-// name reads the inside of a Name, whose sequence has been entered.
+// name reads a Name whose sequence has been entered.
 func (d *decoder) name() {
 	for {
 		d.need(tagSet)
@@ -334,7 +335,7 @@ func (d *decoder) name() {
 	}
 }
 
-// dotted writes the contents of an object identifier in dots, for people.
+// dotted returns an object identifier in dotted form for messages.
 func dotted(oid string) string {
 	var id asn1.ObjectIdentifier
 	if len(oid) < 0x80 {

@@ -17,21 +17,22 @@ import (
 	"unicode"
 )
 
-// Certificate is an X.509 certificate as the kernel sees it. Its byte slices are
-// parts of what was parsed.
+// Certificate is an X.509 certificate as the kernel reads it. Its byte slices refer to
+// the parsed bytes.
 type Certificate struct {
-	Raw        []byte // the whole certificate, without what may follow it
-	RawTBS     []byte // TBSCertificate, an element
-	RawIssuer  []byte // Name, an element
-	RawSubject []byte // Name, an element
+	Raw        []byte // the whole certificate, without trailing bytes
+	RawTBS     []byte // the TBSCertificate element
+	RawIssuer  []byte // the Name element
+	RawSubject []byte // the Name element
 
 	Serial       []byte // contents of the INTEGER
 	SubjectKeyID []byte // nil if it has none
 
-	NotBefore, NotAfter time.Time // for people: the kernel ignores them
+	NotBefore, NotAfter time.Time // for messages only: the kernel ignores them
 
-	// PublicKey is a *rsa.PublicKey, an *ecdsa.PublicKey on P-256, P-384 or
-	// P-521, or nil: then KeyProblem says why no signature can be checked with it.
+	// PublicKey is a *rsa.PublicKey, an *ecdsa.PublicKey on P-256, P-384 or P-521, or
+	// nil. If it is nil, KeyProblem tells why this package cannot verify signatures
+	// with the key.
 	PublicKey    any
 	KeyAlgorithm string // the kernel's name: rsa, ecdsa-nist-p256, ecrdsa, mldsa65, ...
 	KeyProblem   string
@@ -39,15 +40,15 @@ type Certificate struct {
 	id             []byte // serial ‖ issuer: the kernel's first key id
 	issuer         []byte // contents of RawIssuer
 	subject        []byte // contents of RawSubject
-	authority      []byte // id that the authority key identifier gives by issuer and serial, nil if it does not
-	authorityKeyID []byte // key identifier in it, nil if there is none
+	authority      []byte // issuer and serial in the authority key identifier, nil if absent
+	authorityKeyID []byte // key identifier in it, nil if absent
 	keyErrno       syscall.Errno
 	signature      signature
 	selfSigned     bool
 }
 
-// signature is what a SignerInfo or a certificate says of the signature that it
-// holds.
+// signature holds the algorithms and the value of a signature in a SignerInfo or
+// certificate.
 type signature struct {
 	algorithm string      // rsa, ecdsa, ecrdsa, mldsa44...
 	hash      crypto.Hash // 0 if this package cannot compute it
@@ -83,7 +84,7 @@ const (
 	oidAuthorityKeyID   = "\x55\x1d\x23"
 )
 
-// rsaWithHash maps the signature algorithms that name RSA and a digest in one.
+// rsaWithHash maps the signature algorithms that name both RSA and a digest.
 var rsaWithHash = map[string]crypto.Hash{
 	pkcs1Arc + "\x05":       crypto.SHA1,
 	pkcs1Arc + "\x0e":       crypto.SHA224,
@@ -97,8 +98,8 @@ var rsaWithHash = map[string]crypto.Hash{
 
 var mldsa = map[string]string{oidMLDSA44: "mldsa44", oidMLDSA65: "mldsa65", oidMLDSA87: "mldsa87"}
 
-// certificateSignature returns the algorithms behind the signatureAlgorithm of a
-// certificate, and whether the kernel knows it.
+// certificateSignature returns the algorithms of a certificate's signatureAlgorithm,
+// and whether the kernel supports it.
 func certificateSignature(oid string) (signature, bool) {
 	if h, ok := rsaWithHash[oid]; ok {
 		return signature{algorithm: "rsa", hash: h, hashName: HashName(h)}, true
@@ -120,11 +121,10 @@ func certificateSignature(oid string) (signature, bool) {
 	return signature{}, false
 }
 
-// ParseCertificate reads a certificate by the rules of the kernel
-// (x509_cert_parser.c). What follows it is ignored. A self-signed certificate whose
-// signature is wrong is an error, as there; one whose key this package cannot use,
-// while a kernel can, is none: see PublicKey. Errors are of type *Error, with the
-// errno of the kernel.
+// ParseCertificate parses a certificate by the kernel's rules (x509_cert_parser.c), and
+// ignores trailing bytes. A self-signed certificate with a wrong signature is an error,
+// as in the kernel. A key that the kernel can use and this package cannot is not an
+// error: see PublicKey. Errors are of type *Error, with the kernel's errno.
 func ParseCertificate(der []byte) (*Certificate, error) {
 	c, err := decodeCertificate(der)
 	if err != nil {
@@ -136,8 +136,8 @@ func ParseCertificate(der []byte) (*Certificate, error) {
 	return c, nil
 }
 
-// ParseCertificates reads one certificate after the other, each as
-// [ParseCertificate] does, up to the end of der or to the zero bytes that fill it up.
+// ParseCertificates parses successive certificates with [ParseCertificate], up to the
+// end of der or to zero bytes that fill it.
 func ParseCertificates(der []byte) ([]*Certificate, error) {
 	var certs []*Certificate
 	for rest := der; len(bytes.TrimLeft(rest, "\x00")) > 0; {
@@ -151,12 +151,11 @@ func ParseCertificates(der []byte) ([]*Certificate, error) {
 	return certs, nil
 }
 
-// ParseCertificateList reads the list of certificates that is built into a kernel
-// as that kernel does when it boots (x509_loader.c): a certificate that it cannot
-// load is left out, and the list ends where one does not begin with the octets
-// 30 82, which is to say, where one is shorter than 256 bytes. The error names
-// every certificate left out and where the list ended early, and does not make the
-// others worthless.
+// ParseCertificateList parses the list of certificates that is built into a kernel as
+// that kernel does at boot (x509_loader.c). A certificate that the kernel cannot load
+// is left out. The list ends at a certificate that does not begin with the octets 30
+// 82, that is, one shorter than 256 bytes. The error names every certificate left out
+// and where the list ended early; the returned certificates are still valid.
 func ParseCertificateList(der []byte) ([]*Certificate, error) {
 	var certs []*Certificate
 	var problems []error
@@ -168,8 +167,9 @@ func ParseCertificateList(der []byte) ([]*Certificate, error) {
 		}
 		if length == 0 || length > len(rest) {
 			problems = append(problems, fmt.Errorf("offset %d: %w", offset, &Error{Kind: Malformed, Errno: syscall.EBADMSG,
-				Reason: fmt.Sprintf("no certificate of 256 to 65535 bytes; the kernel ignores this and the following %d bytes", len(rest)),
-				Dmesg:  "Problem parsing in-kernel X.509 certificate list"}))
+				Reason: fmt.Sprintf(
+					"no certificate of 256 to 65535 bytes; the kernel ignores this and the following %d bytes", len(rest)),
+				Dmesg: "Problem parsing in-kernel X.509 certificate list"}))
 			break
 		}
 		c, err := ParseCertificate(rest[:length])
@@ -183,7 +183,7 @@ func ParseCertificateList(der []byte) ([]*Certificate, error) {
 	return certs, errors.Join(problems...)
 }
 
-// decodeCertificate is ParseCertificate without the check of a self-signature.
+// decodeCertificate is [ParseCertificate] without the check of a self-signature.
 func decodeCertificate(der []byte) (*Certificate, error) {
 	if len(der) > MaxSize {
 		return nil, tooLarge(len(der))
@@ -204,7 +204,8 @@ func decodeCertificate(der []byte) (*Certificate, error) {
 	if d.err == nil {
 		var known bool
 		if c.signature, known = certificateSignature(inner); !known {
-			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "certificate signed with an algorithm that the kernel does not know: " + describeOID(inner)})
+			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
+				Reason: "certificate signed with an algorithm that the kernel does not support: " + describeOID(inner)})
 		}
 	}
 	d.need(tagSequence)
@@ -245,7 +246,7 @@ func decodeCertificate(der []byte) (*Certificate, error) {
 	}
 	d.leave()
 	if d.err == nil {
-		// Not element: an indefinite length's end is not among what is signed.
+		// Not element: the end of an indefinite length is not signed.
 		c.RawTBS = d.data[d.start-d.header : d.after : d.after]
 	}
 	d.need(tagSequence)
@@ -253,8 +254,9 @@ func decodeCertificate(der []byte) (*Certificate, error) {
 	d.need(tagBitString)
 	if d.err == nil && outer != inner {
 		d.fail(&Error{Kind: Malformed, Errno: syscall.EINVAL,
-			Reason: fmt.Sprintf("certificate's signatureAlgorithm %s is not tbsCertificate.signature %s", describeOID(outer), describeOID(inner)),
-			Dmesg:  "X.509: signatureAlgorithm (N) differs from tbsCertificate.signature (N)"})
+			Reason: fmt.Sprintf("certificate's signatureAlgorithm %s differs from tbsCertificate.signature %s",
+				describeOID(outer), describeOID(inner)),
+			Dmesg: "X.509: signatureAlgorithm (N) differs from tbsCertificate.signature (N)"})
 	}
 	c.signature.value = d.bitString(d.value())
 	d.leave()
@@ -270,34 +272,35 @@ func decodeCertificate(der []byte) (*Certificate, error) {
 }
 
 func tooLarge(size int) error {
-	return &Error{Kind: Malformed, Errno: syscall.EMSGSIZE, Reason: fmt.Sprintf("%d bytes of ASN.1; the kernel takes at most %d", size, MaxSize)}
+	return &Error{Kind: Malformed, Errno: syscall.EMSGSIZE,
+		Reason: fmt.Sprintf("%d bytes of ASN.1; the kernel takes at most %d", size, MaxSize)}
 }
 
-// bitString returns the octets of a BIT STRING, which must be whole ones.
+// bitString returns the octets of a BIT STRING, which must consist of whole octets.
 func (d *decoder) bitString(contents []byte) []byte {
 	if d.err != nil {
 		return nil
 	}
 	if len(contents) < 1 || contents[0] != 0 {
-		d.broken(d.start, "bit string that does not end with an octet")
+		d.broken(d.start, "bit string that is not a whole number of octets")
 		return nil
 	}
 	return contents[1:]
 }
 
-// time reads a Time of a certificate's validity.
+// time reads a Time in a certificate's validity.
 func (d *decoder) time() time.Time {
 	d.choice(tagUTCTime, tagGeneralizedTime)
 	if d.err != nil {
 		return time.Time{}
 	}
-	// At the end of the validity choice took nothing, and this is the element
-	// before, once more: the kernel takes a lone notBefore for notAfter as well.
+	// At the end of the validity choice has read nothing, and this is the previous
+	// element again: like the kernel, use a lone notBefore as notAfter too.
 	return d.decodeTime(d.tag, d.data[d.start:d.after])
 }
 
-// decodeTime reads YYMMDDHHMMSSZ and YYYYMMDDHHMMSSZ within the limits of the
-// kernel's x509_decode_time.
+// decodeTime parses YYMMDDHHMMSSZ and YYYYMMDDHHMMSSZ within the limits of the kernel's
+// x509_decode_time.
 func (d *decoder) decodeTime(tag byte, value []byte) time.Time {
 	digits, wantDigits := value, 12
 	if tag == tagGeneralizedTime {
@@ -318,7 +321,7 @@ func (d *decoder) decodeTime(tag byte, value []byte) time.Time {
 	case tag == tagGeneralizedTime:
 		year = year*100 + two()
 		if year >= 1950 && year <= 2049 {
-			d.broken(d.start, "GeneralizedTime %q for a year that is written as UTCTime", value)
+			d.broken(d.start, "GeneralizedTime %q for a year that requires UTCTime", value)
 			return time.Time{}
 		}
 	case year >= 50:
@@ -327,17 +330,17 @@ func (d *decoder) decodeTime(tag byte, value []byte) time.Time {
 		year += 2000
 	}
 	month, day, hour, minute, second := two(), two(), two(), two(), two()
-	// Midnight may be 24 o'clock, and a minute may have a leap second.
+	// The kernel accepts hour 24 and second 60.
 	if year < 1970 || month < 1 || month > 12 || day < 1 || hour > 24 || minute > 59 || second > 60 ||
 		day > time.Date(year, time.Month(month)+1, 0, 0, 0, 0, 0, time.UTC).Day() {
-		d.broken(d.start, "no such time: %q", value)
+		d.broken(d.start, "invalid time %q", value)
 		return time.Time{}
 	}
 	return time.Date(year, time.Month(month), day, hour, minute, second, 0, time.UTC)
 }
 
-// publicKey sets the key from a SubjectPublicKeyInfo. Algorithms that no kernel
-// knows are errors; what only this package or only newer kernels have is noted.
+// publicKey sets the key from a SubjectPublicKeyInfo. An algorithm that no kernel
+// supports is an error. A key that only this package cannot use sets KeyProblem.
 func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits []byte) {
 	if d.err != nil {
 		return
@@ -365,11 +368,13 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 		case oidP521:
 			c.KeyAlgorithm = "ecdsa-nist-p521"
 		default:
-			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "certificate's key is on a curve that the kernel does not know: " + describeOID(curve)})
+			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
+				Reason: "certificate's key is on a curve that the kernel does not support: " + describeOID(curve)})
 			return
 		}
 	default:
-		d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "certificate's key is of an algorithm that the kernel does not know: " + describeOID(algorithm)})
+		d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
+			Reason: "certificate's key is of an algorithm that the kernel does not support: " + describeOID(algorithm)})
 		return
 	}
 	key := d.bitString(bits)
@@ -390,8 +395,8 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 	}
 }
 
-// rsaKey reads SEQUENCE { INTEGER n, INTEGER e }. The kernel does so no earlier
-// than when it verifies, and takes both for positive.
+// rsaKey reads SEQUENCE { INTEGER n, INTEGER e }. The kernel reads it only when it
+// verifies a signature, and takes both numbers as positive.
 func (c *Certificate) rsaKey(der []byte) {
 	d := newDecoder(der)
 	d.need(tagSequence)
@@ -404,19 +409,21 @@ func (c *Certificate) rsaKey(der []byte) {
 	case d.err != nil:
 		c.keyErrno, c.KeyProblem = syscall.EBADMSG, "broken RSA key: "+d.err.Error()
 	case (n.BitLen()+7)/8 == 64:
-		c.keyErrno, c.KeyProblem = syscall.ENOPKG, "modsign does not verify with RSA keys of 512 bits"
+		c.keyErrno, c.KeyProblem = syscall.ENOPKG, "modsign cannot verify with RSA keys of 512 bits"
 	case !slices.Contains(rsaSizes, (n.BitLen()+7)/8*8):
-		c.keyErrno, c.KeyProblem = syscall.EINVAL, fmt.Sprintf("RSA key of %d bits; the kernel verifies those of %s", n.BitLen(), rsaSizeNames())
+		c.keyErrno = syscall.EINVAL
+		c.KeyProblem = fmt.Sprintf("RSA key of %d bits; the kernel verifies only %s", n.BitLen(), rsaSizeNames())
 	case e.BitLen() > 31:
-		c.keyErrno, c.KeyProblem = syscall.ENOPKG, fmt.Sprintf("modsign cannot verify with an RSA exponent of %d bits", e.BitLen())
+		c.keyErrno = syscall.ENOPKG
+		c.KeyProblem = fmt.Sprintf("modsign cannot verify with an RSA exponent of %d bits", e.BitLen())
 	default:
 		c.PublicKey = &rsa.PublicKey{N: n, E: int(e.Int64())}
 	}
 }
 
-// rsaSizes are the lengths of RSA keys, in bits, that the kernel's crypto/rsa.c
-// takes, less 512, with which Go's crypto/rsa refuses to work. In the kernel's FIPS
-// mode they begin with 2048.
+// rsaSizes are the RSA key lengths, in bits, that the kernel's crypto/rsa.c accepts,
+// except 512, which Go's crypto/rsa rejects. In the kernel's FIPS mode the smallest is
+// 2048.
 var rsaSizes = []int{1024, 1536, 2048, 3072, 4096}
 
 func rsaSizeNames() string {
@@ -432,8 +439,8 @@ func (c *Certificate) ecdsaKey(curve elliptic.Curve, point []byte) {
 	c.PublicKey = key
 }
 
-// extension handles the extensions that the kernel looks at. It returns the contents
-// of the last authority key identifier, which is decoded at the end.
+// extension handles the extensions that the kernel reads. It returns the contents of
+// the last authority key identifier, which is decoded at the end.
 func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte) []byte {
 	switch oid {
 	case oidSubjectKeyID:
@@ -485,7 +492,8 @@ func (c *Certificate) parseAuthorityKeyID(der []byte) error {
 	}
 	d.leave()
 	if broken, ok := errors.AsType[*Error](d.err); ok {
-		return &Error{Kind: Malformed, Errno: broken.Errno, Reason: "authority key identifier: " + broken.Reason, Dmesg: "X.509: Couldn't decode AuthKeyIdentifier"}
+		return &Error{Kind: Malformed, Errno: broken.Errno, Reason: "authority key identifier: " + broken.Reason,
+			Dmesg: "X.509: Couldn't decode AuthKeyIdentifier"}
 	}
 	return nil
 }
@@ -493,7 +501,8 @@ func (c *Certificate) parseAuthorityKeyID(der []byte) error {
 // generalName reads a GeneralName and returns the contents of the Name in a
 // directoryName.
 func (d *decoder) generalName() (name []byte) {
-	switch d.choice(constructed0, primitive0+1, primitive0+2, constructed0+3, constructed0+4, constructed0+5, primitive0+6, primitive0+7, primitive0+8) {
+	switch d.choice(constructed0, primitive0+1, primitive0+2, constructed0+3, constructed0+4, constructed0+5, primitive0+6,
+		primitive0+7, primitive0+8) {
 	case constructed0: // otherName
 		d.need(tagOID)
 		d.need(constructed0)
@@ -521,8 +530,9 @@ func (d *decoder) generalName() (name []byte) {
 	return name
 }
 
-// checkSelfSigned finds out whether the certificate is self-signed. One that says so
-// and is not is refused, as in x509_check_for_self_signed.
+// checkSelfSigned determines whether the certificate is self-signed. It fails if issuer
+// and subject are the same and the signature is wrong, as x509_check_for_self_signed
+// does.
 func (c *Certificate) checkSelfSigned() error {
 	if !bytes.Equal(c.subject, c.issuer) {
 		return nil
@@ -534,7 +544,8 @@ func (c *Certificate) checkSelfSigned() error {
 			return nil
 		}
 		if byKeyID != bySerial && c.authority != nil && c.authorityKeyID != nil {
-			return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED, Reason: "certificate's authority key identifier names two different issuers"}
+			return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+				Reason: "certificate's authority key identifier names two different issuers"}
 		}
 	}
 	err := c.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
@@ -548,21 +559,20 @@ func (c *Certificate) checkSelfSigned() error {
 	return nil
 }
 
-// sameID compares two key ids, of which nil is none.
+// sameID compares two key ids; nil equals none.
 func sameID(a, b []byte) bool { return a != nil && b != nil && bytes.Equal(a, b) }
 
-// Name returns the name that the kernel gives to the certificate's subject: its
-// common name, with the organisation before it unless it begins like that;
-// without a common name the organisation or else the e-mail address. What cannot
-// be printed is replaced.
+// Name returns the kernel's name for the certificate's subject: its common name, after
+// the organisation unless the name begins with that; without a common name, the
+// organisation or else the e-mail address. Unprintable characters are replaced.
 func (c *Certificate) Name() string { return kernelName(c.subject) }
 
-// Issuer returns the same for its issuer.
+// Issuer returns the kernel's name for the certificate's issuer; see
+// [Certificate.Name].
 func (c *Certificate) Issuer() string { return kernelName(c.issuer) }
 
-// Description returns what stands between the quotes of the kernel's line "Loaded
-// X.509 cert '...'": the name, and the subject key identifier in hexadecimal or, if
-// there is none, the serial number.
+// Description returns the quoted part of the kernel's line "Loaded X.509 cert '...'":
+// the name, and the subject key identifier in hexadecimal or else the serial number.
 func (c *Certificate) Description() string {
 	id := c.Serial
 	if c.SubjectKeyID != nil {
@@ -571,8 +581,8 @@ func (c *Certificate) Description() string {
 	return c.Name() + ": " + hex.EncodeToString(id)
 }
 
-// kernelName is x509_fabricate_name over the contents of a Name that has been
-// parsed. Of several values the last counts.
+// kernelName does what x509_fabricate_name does, for the contents of a parsed Name. The
+// last of several values counts.
 func kernelName(contents []byte) string {
 	var commonName, organization, email []byte
 	d := newDecoder(contents)
@@ -602,7 +612,8 @@ func kernelName(contents []byte) string {
 	case len(commonName) > 0 && len(organization) > 0:
 		const significant = 7
 		if !bytes.HasPrefix(commonName, organization) &&
-			(len(commonName) < significant || len(organization) < significant || !bytes.Equal(commonName[:significant], organization[:significant])) {
+			(len(commonName) < significant || len(organization) < significant ||
+				!bytes.Equal(commonName[:significant], organization[:significant])) {
 			name = slices.Concat(organization, []byte(": "), commonName)
 		}
 	case len(commonName) > 0:
@@ -619,8 +630,8 @@ func kernelName(contents []byte) string {
 	}, string(name))
 }
 
-// describeOID names the algorithms that people have certificates with and that the
-// kernel does not take.
+// describeOID names algorithms that are used in certificates and that the kernel does
+// not support.
 func describeOID(oid string) string {
 	switch oid {
 	case pkcs1Arc + "\x0a":

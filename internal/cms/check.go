@@ -9,16 +9,16 @@ import (
 	"syscall"
 )
 
-// Keyring holds certificates to trust, or to distrust. It finds them as the kernel
-// finds its keys: by exactly the octets of serial number and issuer, or by exactly
-// those of the subject key identifier. A nil Keyring is an empty one.
+// Keyring holds certificates to trust or to reject. It finds them as the kernel finds
+// its keys: by exactly the octets of serial number and issuer, or by exactly those of
+// the subject key identifier. A nil Keyring is empty.
 type Keyring struct {
 	certificates []*Certificate
 	byID         map[string]*Certificate
 }
 
-// NewKeyring returns a Keyring of these certificates. Where two have an identifier in
-// common, the first is found.
+// NewKeyring returns a Keyring of these certificates. If two have the same identifier,
+// the Keyring finds the first.
 func NewKeyring(certs ...*Certificate) *Keyring {
 	k := &Keyring{certificates: certs, byID: make(map[string]*Certificate, 2*len(certs))}
 	for _, c := range certs {
@@ -31,7 +31,7 @@ func NewKeyring(certs ...*Certificate) *Keyring {
 	return k
 }
 
-// Certificates returns what the Keyring was made of.
+// Certificates returns the certificates of the Keyring.
 func (k *Keyring) Certificates() []*Certificate {
 	if k == nil {
 		return nil
@@ -39,9 +39,8 @@ func (k *Keyring) Certificates() []*Certificate {
 	return k.certificates
 }
 
-// find is find_asymmetric_key: the first id that there is must be one of the
-// certificate's, and if there are both, the second must be its subject key
-// identifier.
+// find does what find_asymmetric_key does: the first given id must be one of the
+// certificate's ids. If both are given, the second must be its subject key identifier.
 func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 	wanted := id
 	if wanted == nil {
@@ -60,28 +59,33 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 	return c, 0
 }
 
-// Check decides as the kernel does whether the message is a module's trusted
-// signature (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE, Linux 6.12), and
-// returns the trusted certificate that says so. digest returns the module's digest; it
-// is asked at most once for each hash, and not at all where no key is known. Errors
-// are of type *Error, but for those of digest, which are wrapped. A certificate that
-// an error of kind BadSignature or Revoked is about is returned with it.
+// Check decides like the kernel whether the message is a trusted signature of a module
+// (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE, Linux 6.12), and returns the
+// trusted certificate. digest returns the module's digest. Check calls it at most once
+// for each hash, and not if no key is known. Errors are of type *Error, except those of
+// digest, which are wrapped. With an error of kind BadSignature or Revoked, Check also
+// returns the certificate in question.
 //
-// Several signers, embedded certificates and chains of them are treated as in the
-// kernel: one good signer suffices, one bad one ruins all.
+// Check handles several signers, embedded certificates and chains of them as the kernel
+// does: one good signer suffices, one bad signer invalidates the message.
 //
-// Where the kernel could use a key and this package cannot, the answer is
-// Unsupported. Hashes of certificates on the kernel's blacklist (tbs:) are not
-// known here.
+// If the kernel could use a key and this package cannot, the error is Unsupported.
+// Check does not know the hashes of certificates on the kernel's blacklist (tbs:).
 func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
 	if m.HasContent {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EBADMSG, Reason: "the signed content is inside of the message", Dmesg: "PKCS#7 signature with non-detached data"}
+		return nil, &Error{Kind: Malformed, Errno: syscall.EBADMSG,
+			Reason: "the signed content is inside the message",
+			Dmesg:  "PKCS#7 signature with non-detached data"}
 	}
 	if m.authenticode {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED, Reason: "content type is not data", Dmesg: "PKCS7: Invalid module sig (not pkcs7-data)"}
+		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: "content type is not data",
+			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
 	}
 	if m.Signers[0].HasAttributes {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED, Reason: "signed attributes, which no module may have", Dmesg: "PKCS7: Invalid module sig (has authattrs)"}
+		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: "signed attributes, which no module may have",
+			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
 	}
 	sums := make(map[crypto.Hash][]byte)
 	k := checker{
@@ -107,9 +111,10 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 	if len(revoked.Certificates()) > 0 {
 		c, err := k.trust(revoked)
 		if err == nil {
-			return c, &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
+			return c, &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED,
+				Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
 		}
-		// Any refusal by this list is as good as not being on it.
+		// Any error means that no revoked certificate has signed the message.
 		if _, refused := errors.AsType[*Error](err); !refused {
 			return nil, err
 		}
@@ -117,22 +122,22 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 	return k.trust(trusted)
 }
 
-// checker is one Check under way.
+// checker is the state of one Check.
 type checker struct {
 	message *Message
 	digest  func(crypto.Hash) ([]byte, error)
 
-	signer      []*Certificate                // of each SignerInfo, among the embedded certificates
-	unsupported []error                       // of each SignerInfo
-	parent      map[*Certificate]*Certificate // whose key verifies the certificate's signature; itself if self-signed
+	signer      []*Certificate                // for each SignerInfo, its embedded certificate
+	unsupported []error                       // for each SignerInfo
+	parent      map[*Certificate]*Certificate // verified issuer; the certificate itself if self-signed
 }
 
-// embedded is pkcs7_verify: it checks the signatures of those whose certificates are
-// in the message, and these among each other.
+// embedded does what pkcs7_verify does: it checks the signatures of signers whose
+// certificates are in the message, and the signatures of these certificates.
 func (k *checker) embedded() error {
 	var first error
 	supported := false
-	links := make(map[*Certificate]error) // what the signature on it by another came to
+	links := make(map[*Certificate]error) // result of verifying the certificate's signature
 	for i := range k.message.Signers {
 		s := &k.message.Signers[i]
 		err := k.embeddedSigner(i, s, links)
@@ -182,7 +187,7 @@ func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]er
 		if p == nil || seen[p] {
 			return nil
 		}
-		// Many signers may share a long chain: each link is verified once.
+		// Many signers may share a long chain: verify each link once.
 		if _, done := links[c]; !done {
 			links[c] = p.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
 		}
@@ -193,8 +198,8 @@ func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]er
 	}
 }
 
-// issuer looks for the issuer of a certificate among the embedded ones. Not finding
-// it is no error.
+// issuer finds the issuer of a certificate among the embedded ones. A missing issuer is
+// not an error.
 func (k *checker) issuer(c *Certificate) (*Certificate, error) {
 	for _, p := range k.message.Certificates {
 		if c.authority == nil && sameID(p.SubjectKeyID, c.authorityKeyID) {
@@ -202,8 +207,9 @@ func (k *checker) issuer(c *Certificate) (*Certificate, error) {
 		}
 		if sameID(p.id, c.authority) {
 			if c.authorityKeyID != nil && !sameID(p.SubjectKeyID, c.authorityKeyID) {
-				return nil, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: "the issuer's subject key identifier is not that of the authority key identifier",
-					Dmesg: "PKCS7: Sig N: X.509 chain contains auth-skid nonmatch (N->N)"}
+				return nil, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED,
+					Reason: "the issuer's subject key identifier is not that of the authority key identifier",
+					Dmesg:  "PKCS7: Sig N: X.509 chain contains auth-skid nonmatch (N->N)"}
 			}
 			return p, nil
 		}
@@ -211,7 +217,7 @@ func (k *checker) issuer(c *Certificate) (*Certificate, error) {
 	return nil, nil
 }
 
-// about says of what an error of verify is.
+// about adds to an error of verify what was verified.
 func about(what string, err error) error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return &Error{Kind: e.Kind, Errno: e.Errno, Reason: what + ": " + e.Reason, Dmesg: e.Dmesg}
@@ -219,13 +225,14 @@ func about(what string, err error) error {
 	return err
 }
 
-// trust is pkcs7_validate_trust: every signer is looked up, the first that is bad
-// ends it, one good one suffices, and unsupported comes before unknown.
+// trust does what pkcs7_validate_trust does: it looks up every signer. The first bad
+// signer ends it, one good signer suffices, and unsupported takes precedence over
+// unknown.
 func (k *checker) trust(ring *Keyring) (*Certificate, error) {
 	var good *Certificate
 	var unsupported, unknown error
-	// What the certificates in the message have led to counts within one keyring:
-	// nothing that was found among the revoked may stand when the trusted are asked.
+	// Results for embedded certificates are valid for one keyring only: a result from
+	// the revoked certificates must not affect the trusted ones.
 	seen := make(map[*Certificate]bool)
 	vouched := make(map[*Certificate]*Certificate)
 	for i := range k.message.Signers {
@@ -248,8 +255,10 @@ func (k *checker) trust(ring *Keyring) (*Certificate, error) {
 	return nil, cmp.Or(unsupported, unknown)
 }
 
-// trustSigner is pkcs7_validate_trust_one.
-func (k *checker) trustSigner(i int, ring *Keyring, seen map[*Certificate]bool, vouched map[*Certificate]*Certificate) (*Certificate, error) {
+// trustSigner does what pkcs7_validate_trust_one does.
+func (k *checker) trustSigner(
+	i int, ring *Keyring, seen map[*Certificate]bool, vouched map[*Certificate]*Certificate,
+) (*Certificate, error) {
 	if k.unsupported[i] != nil {
 		return nil, k.unsupported[i]
 	}
@@ -259,7 +268,8 @@ func (k *checker) trustSigner(i int, ring *Keyring, seen map[*Certificate]bool, 
 	vouch := func(key, upTo *Certificate) (*Certificate, error) {
 		err := key.verify(sig, digest)
 		if e, ok := errors.AsType[*Error](err); ok && e.Kind != Unsupported {
-			return key, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("%s, by the trusted certificate %q", e.Reason, key.Description())}
+			return key, &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED,
+				Reason: fmt.Sprintf("%s, by the trusted certificate %q", e.Reason, key.Description())}
 		} else if err != nil {
 			return nil, err
 		}
@@ -297,7 +307,8 @@ func (k *checker) trustSigner(i int, ring *Keyring, seen map[*Certificate]bool, 
 			return vouch(key, last)
 		}
 		if errno != syscall.ENOKEY {
-			return nil, &Error{Kind: Malformed, Errno: errno, Reason: "authority key identifier of an embedded certificate names no certificate or two different ones"}
+			return nil, &Error{Kind: Malformed, Errno: errno,
+				Reason: "authority key identifier of an embedded certificate names no certificate or two different ones"}
 		}
 	}
 	key, errno := ring.find(s.keyID, nil)
@@ -308,5 +319,6 @@ func (k *checker) trustSigner(i int, ring *Keyring, seen map[*Certificate]bool, 
 	case syscall.ENOKEY:
 		return nil, unknown
 	}
-	return nil, &Error{Kind: Malformed, Errno: errno, Reason: fmt.Sprintf("signer has no identifier of the kind that version %d wants", s.Version)}
+	return nil, &Error{Kind: Malformed, Errno: errno,
+		Reason: fmt.Sprintf("signer has no identifier of the kind that version %d requires", s.Version)}
 }

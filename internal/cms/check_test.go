@@ -20,7 +20,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// The verdict on messages of the kernel's sign-file and of openssl, with several sets
+// TestCheck checks messages of the kernel's sign-file and of openssl, with several sets
 // of trusted and revoked certificates.
 func TestCheck(t *testing.T) {
 	t.Parallel()
@@ -46,14 +46,17 @@ func TestCheck(t *testing.T) {
 		{"smime", everyone, "", 0, ok, "rsa1024"},
 		{"cms-two", everyone, "", 0, ok, "p256"},
 
-		{"kernel-p256", "", "", UnknownKey, syscall.ENOKEY, `no trusted certificate for issuer "modsign tests: p256" serial `},
+		{"kernel-p256", "", "", UnknownKey, syscall.ENOKEY,
+			`no trusted certificate for issuer "modsign tests: p256" serial `},
 		{"kernel-p256", "p384 rsa2048 root", "", UnknownKey, syscall.ENOKEY, "p256"},
 		{"kernel-p256-keyid", "p384 rsa2048 root", "", UnknownKey, syscall.ENOKEY, "key id "},
-		{"kernel-leaf", "root inter", "", UnknownKey, syscall.ENOKEY, "inter"}, // a chain needs its certificates in the message
-		{"smime", "p256", "", UnknownKey, syscall.ENOKEY, "rsa1024"},           // self-signed and unknown
+		{"kernel-leaf", "root inter", "", UnknownKey, syscall.ENOKEY, "inter"},
+		// a chain needs its certificates in the message
+		{"smime", "p256", "", UnknownKey, syscall.ENOKEY, "rsa1024"}, // self-signed and unknown
 
 		{"kernel-p256", "p256", "p384 rsa2048", 0, ok, "p256"},
-		{"kernel-p256", "p256", "p256", Revoked, syscall.EKEYREJECTED, `signed with the revoked certificate "modsign tests: p256: `},
+		{"kernel-p256", "p256", "p256", Revoked, syscall.EKEYREJECTED,
+			`signed with the revoked certificate "modsign tests: p256: `},
 		{"kernel-p256", "", "p256", Revoked, syscall.EKEYREJECTED, "p256"},
 		{"cms-two", "p256", "rsa1024", Revoked, syscall.EKEYREJECTED, "rsa1024"}, // one is enough
 		{"cms-chain", "root", "inter", Revoked, syscall.EKEYREJECTED, "inter"},
@@ -62,7 +65,7 @@ func TestCheck(t *testing.T) {
 		{"cms-two", "rsa1024", "", 0, ok, "rsa1024"},
 		{"cms-two", "p384", "", UnknownKey, syscall.ENOKEY, ""},
 
-		// Certificates in the message: the signer's own, or one on the way up.
+		// The message contains the signer's certificate, or one further up.
 		{"cms-chain", "leaf2", "", 0, ok, "leaf2"},
 		{"cms-chain", "inter", "", 0, ok, "inter"},
 		{"cms-chain", "root", "", 0, ok, "root"},
@@ -76,7 +79,8 @@ func TestCheck(t *testing.T) {
 		{"cms-two-chains", "leaf", "", 0, ok, "leaf"},
 		{"cms-two-chains", "p256", "", UnknownKey, syscall.ENOKEY, ""},
 
-		{"cms-attributes-plain", everyone, "", Malformed, syscall.EKEYREJECTED, "signed attributes, which no module may have"},
+		{"cms-attributes-plain", everyone, "", Malformed, syscall.EKEYREJECTED,
+			"signed attributes, which no module may have"},
 		{"cms-attributes", everyone, "", Malformed, syscall.EKEYREJECTED, "smimeCapabilities"},
 		{"cms-content", everyone, "", Malformed, syscall.EBADMSG, "content is inside"},
 		{"cms-stream", everyone, "", Malformed, syscall.EBADMSG, "content is inside"},
@@ -102,8 +106,9 @@ func TestCheck(t *testing.T) {
 			if m == nil || test.kind == Malformed {
 				return
 			}
-			// Another module: a known key's signature is bad, an unknown key's is not
-			// looked at; a revoked key that has not signed does not matter.
+			// For another module, a known key's signature is bad. An unknown key's
+			// signature is not verified, and a revoked key that has not signed does not
+			// matter.
 			_, err = m.Check(digestOf([]byte("another module")), keyring(t, test.trusted), keyring(t, test.revoked))
 			switch {
 			case test.kind == UnknownKey && len(m.Certificates) == 0:
@@ -135,16 +140,18 @@ func TestCheckDigest(t *testing.T) {
 	}
 	for _, revoked := range []string{"", "p256"} {
 		fails := func(crypto.Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
-		if _, err := parse(t, der).Check(fails, keyring(t, "p256"), keyring(t, revoked)); !errors.Is(err, io.ErrUnexpectedEOF) || err.Error() != "digest sha256: unexpected EOF" {
+		if _, err := parse(t, der).Check(fails, keyring(t, "p256"), keyring(t, revoked)); !errors.Is(err,
+			io.ErrUnexpectedEOF) || err.Error() != "digest sha256: unexpected EOF" {
 			t.Error(err)
 		}
-		if _, err := parse(t, testdata(t, "cms-chain.p7s")).Check(fails, keyring(t, "root"), keyring(t, revoked)); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := parse(t, testdata(t, "cms-chain.p7s")).Check(fails, keyring(t, "root"),
+			keyring(t, revoked)); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Error(err)
 		}
 	}
 }
 
-// One signer that is bad ruins all; one that is unsupported or unknown does not.
+// One bad signer invalidates the message; an unsupported or unknown signer does not.
 func TestCheckSigners(t *testing.T) {
 	t.Parallel()
 	p256 := p256Parts(t)
@@ -188,7 +195,7 @@ func TestCheckSigners(t *testing.T) {
 	}
 }
 
-// Chains inside of the message that do not hold.
+// Broken chains inside the message.
 func TestCheckEmbeddedChain(t *testing.T) {
 	t.Parallel()
 	data := testdata(t, "cms-chain.p7s")
@@ -200,7 +207,8 @@ func TestCheckEmbeddedChain(t *testing.T) {
 	other := replaceOnce(t, data, inter.Raw, inter.Raw)
 	other[bytes.Index(other, inter.Raw)+at] ^= 1
 	_, err := parse(t, other).Check(digestOf(payload), keyring(t, "root"), nil)
-	if e := wantError(t, err, BadSignature, syscall.EKEYREJECTED); e != nil && e.Dmesg != "PKCS7: Sig N: X.509 chain contains auth-skid nonmatch (N->N)" {
+	if e := wantError(t, err, BadSignature, syscall.EKEYREJECTED); e != nil &&
+		e.Dmesg != "PKCS7: Sig N: X.509 chain contains auth-skid nonmatch (N->N)" {
 		t.Error(e.Dmesg)
 	}
 
@@ -209,12 +217,13 @@ func TestCheckEmbeddedChain(t *testing.T) {
 	end := bytes.Index(other, leaf.Raw) + len(leaf.Raw)
 	other[end-1] ^= 1
 	_, err = parse(t, other).Check(digestOf(payload), keyring(t, "root"), nil)
-	if e := wantError(t, err, BadSignature, syscall.EKEYREJECTED); e != nil && !strings.HasPrefix(e.Reason, "embedded certificates: ") {
+	if e := wantError(t, err, BadSignature, syscall.EKEYREJECTED); e != nil &&
+		!strings.HasPrefix(e.Reason, "embedded certificates: ") {
 		t.Error(e.Reason)
 	}
 
 	// A trusted certificate with the embedded one's serial number and another key id
-	// does not count for it, and does for the signer itself.
+	// does not vouch for the embedded one, but does for the signer itself.
 	forged[at] ^= 1
 	impostor, err := ParseCertificate(forged)
 	if err != nil {
@@ -226,26 +235,30 @@ func TestCheckEmbeddedChain(t *testing.T) {
 	if err != nil || found != root {
 		t.Error(found, err)
 	}
-	// Without the issuer inside, the authority key identifier asks for both.
+	// Without the issuer inside, both identifiers of the authority key identifier must
+	// match.
 	nochain := p256Parts(t)
 	s := parse(t, data).Signers[0]
-	nochain.between, nochain.sid, nochain.sig = tlv(0xa0, leaf.Raw), serialIdentifier(s.RawIssuer, s.Serial), tlv(tagOctetString, s.Signature)
+	nochain.between, nochain.sid, nochain.sig = tlv(0xa0, leaf.Raw), serialIdentifier(s.RawIssuer, s.Serial),
+		tlv(tagOctetString, s.Signature)
 	_, err = parse(t, nochain.der()).Check(digestOf(payload), NewKeyring(impostor), nil)
 	wantError(t, err, Malformed, syscall.EKEYREJECTED)
 }
 
-// Two certificates that issued each other go round in a circle once.
+// Two certificates that issued each other are visited once.
 func TestCheckLoop(t *testing.T) {
 	t.Parallel()
 	a, b := newECDSA(t), newECDSA(t)
 	template := func(name string, keyID byte) *x509.Certificate {
-		return &x509.Certificate{SerialNumber: big.NewInt(int64(keyID)), Subject: pkix.Name{CommonName: name}, SubjectKeyId: []byte{keyID}}
+		return &x509.Certificate{SerialNumber: big.NewInt(int64(keyID)), Subject: pkix.Name{CommonName: name},
+			SubjectKeyId: []byte{keyID}}
 	}
 	certA := issue(t, template("a", 1), a, template("b", 2), b)
 	certB := issue(t, template("b", 2), b, certA, a)
 	p := p256Parts(t)
 	m := parse(t, sign(t, a, certA, crypto.SHA256, false, payload))
-	p.between, p.sid, p.sig = tlv(0xa0, certB.Raw, certA.Raw), sidOf(&m.Signers[0]), tlv(tagOctetString, m.Signers[0].Signature)
+	p.between, p.sid, p.sig = tlv(0xa0, certB.Raw, certA.Raw), sidOf(&m.Signers[0]),
+		tlv(tagOctetString, m.Signers[0].Signature)
 	p.signers = set(p.signerInfo(), p.signerInfo())
 	_, err := parse(t, p.der()).Check(digestOf(payload), keyring(t, "p256"), nil)
 	wantError(t, err, UnknownKey, syscall.ENOKEY)
@@ -278,14 +291,15 @@ func TestCheckImpostor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := parse(t, sign(t, mine, issue(t, template(), mine, nil, nil), crypto.SHA256, false, payload)).Check(digestOf(payload), NewKeyring(trusted), nil)
+	found, err := parse(t, sign(t, mine, issue(t, template(), mine, nil, nil), crypto.SHA256, false,
+		payload)).Check(digestOf(payload), NewKeyring(trusted), nil)
 	wantError(t, err, BadSignature, syscall.EKEYREJECTED)
 	if found != trusted {
 		t.Errorf("about %v", found)
 	}
 }
 
-// A key that a kernel may have and that this package cannot use.
+// The kernel may support a key that this package cannot use.
 func TestCheckUnusableKey(t *testing.T) {
 	t.Parallel()
 	p192 := certificate(t, "p192")
@@ -307,9 +321,11 @@ func TestKeyring(t *testing.T) {
 		want      *Certificate
 		errno     syscall.Errno
 	}{
-		{a.id, nil, a, 0}, {nil, a.SubjectKeyID, a, 0}, {a.SubjectKeyID, nil, a, 0}, {a.id, a.SubjectKeyID, a, 0}, {b.id, nil, b, 0},
+		{a.id, nil, a, 0}, {nil, a.SubjectKeyID, a, 0}, {a.SubjectKeyID, nil, a, 0}, {a.id, a.SubjectKeyID, a, 0},
+		{b.id, nil, b, 0},
 		{a.id, []byte("x"), nil, syscall.EKEYREJECTED}, {b.id, a.SubjectKeyID, nil, syscall.EKEYREJECTED},
-		{a.id[1:], nil, nil, syscall.ENOKEY}, {a.id[:5], nil, nil, syscall.ENOKEY}, {[]byte{}, nil, nil, syscall.EINVAL}, {nil, nil, nil, syscall.EINVAL}, {nil, []byte{}, nil, syscall.EINVAL},
+		{a.id[1:], nil, nil, syscall.ENOKEY}, {a.id[:5], nil, nil, syscall.ENOKEY}, {[]byte{}, nil, nil, syscall.EINVAL},
+		{nil, nil, nil, syscall.EINVAL}, {nil, []byte{}, nil, syscall.EINVAL},
 	} {
 		if c, errno := k.find(test.id, test.keyID); c != test.want || errno != test.errno {
 			t.Errorf("%x, %x: %v, %v", test.id, test.keyID, c, errno)
@@ -320,7 +336,7 @@ func TestKeyring(t *testing.T) {
 	}
 }
 
-// The kernel's errno for what can be wrong with a signature; it shows where the
+// TestVerifyErrno checks the kernel's errno for a bad signature, which shows if the
 // certificate is in the message.
 func TestVerifyErrno(t *testing.T) {
 	t.Parallel()
@@ -331,7 +347,7 @@ func TestVerifyErrno(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// raw makes the signature whose block is this.
+	// raw returns the signature with this block.
 	raw := func(block []byte) []byte {
 		n := new(big.Int).SetBytes(block)
 		return n.Exp(n, key.D, key.N).FillBytes(make([]byte, 256))
@@ -393,20 +409,22 @@ func TestVerifyErrno(t *testing.T) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
 	}
-	// The kernel takes numbers for unsigned: ff... needs no zero before it.
+	// The kernel reads unsigned numbers: ff... needs no zero in front.
 	for range 50 {
 		r, s, err := ecdsa.Sign(rand.Reader, ec, digest)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if errno := verifyECDSA(&ec.PublicKey, digest, seq(integer(r.Bytes()...), integer(s.FillBytes(make([]byte, 33))...))); errno != 0 {
+		if errno := verifyECDSA(&ec.PublicKey, digest, seq(integer(r.Bytes()...),
+			integer(s.FillBytes(make([]byte, 33))...))); errno != 0 {
 			t.Fatal(errno)
 		}
 	}
 }
 
 func BenchmarkCheck(b *testing.B) {
-	for _, test := range []struct{ message, cert string }{{"kernel-rsa2048", "rsa2048"}, {"kernel-p256", "p256"}, {"kernel-p384", "p384"}} {
+	for _, test := range []struct{ message, cert string }{{"kernel-rsa2048", "rsa2048"}, {"kernel-p256", "p256"},
+		{"kernel-p384", "p384"}} {
 		b.Run(test.message, func(b *testing.B) {
 			m, ring := parse(b, testdata(b, test.message+".p7s")), keyring(b, test.cert)
 			b.ReportAllocs()

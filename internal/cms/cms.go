@@ -1,6 +1,9 @@
-// Package cms writes, reads and judges the signatures of kernel modules: the
-// Cryptographic Message Syntax (RFC 5652) in the dialect that the Linux kernel's
-// scripts/sign-file speaks and that crypto/asymmetric_keys understands.
+// Package cms writes, parses and checks the signatures of kernel modules. They are
+// Cryptographic Message Syntax (RFC 5652), in the form that the kernel's
+// scripts/sign-file writes and crypto/asymmetric_keys reads.
+//
+// Use a [Signer] to sign digests. To verify a signature, call [Parse] and then
+// [Message.Check].
 //
 // # What sign-file writes
 //
@@ -20,44 +23,44 @@
 //	        SEQUENCE { rsaEncryption, NULL }      or SEQUENCE { ecdsa-with-HASH }
 //	        OCTET STRING signature
 //
-// There are no certificates, no signed or unsigned attributes, no time. Issuer and
-// serial number are those of the signer's certificate, byte for byte: the kernel
-// compares them as bytes. The RSA signature is PKCS #1 v1.5 over the digest; the
-// ECDSA signature is SEQUENCE { INTEGER r, INTEGER s }. [Signer] makes exactly
-// this, [Message.Canonical] tells whether a message has exactly this form, and
-// [Message.Marshal] is the inverse of [Parse] for those which do.
+// There are no certificates, no signed or unsigned attributes and no time. Issuer and
+// serial number are byte for byte those of the signer's certificate: the kernel
+// compares them as bytes. The RSA signature is PKCS #1 v1.5 over the digest. The ECDSA
+// signature is SEQUENCE { INTEGER r, INTEGER s }. A [Signer] writes exactly this form,
+// [Message.Canonical] reports whether a message has it, and [Message.Marshal] is the
+// inverse of [Parse] for such messages.
 //
 // # What the kernel reads
 //
-// The kernel's decoder (lib/asn1_decoder.c) takes BER: indefinite lengths, lengths
-// of up to two octets that need not be minimal, bytes after the end. Above that,
-// the parser (pkcs7_parser.c, x509_cert_parser.c) ignores some fields, and is
-// strict where RFC 5652 is not. [Parse], [ParseCertificate] and [Message.Check]
-// give the verdicts of Linux 6.12 with its errno. A message is trusted here only if
-// that kernel would trust it; the few that the kernel would trust and this package
-// does not are those whose keys Go cannot use. In a message these bytes decide
-// nothing and may change without harm to the signature:
+// The kernel's decoder (lib/asn1_decoder.c) accepts BER: indefinite lengths, lengths of
+// up to two octets that need not be minimal, bytes after the end. The parsers on top of
+// it (pkcs7_parser.c, x509_cert_parser.c) ignore some fields, and are strict where RFC
+// 5652 is not. [Parse], [ParseCertificate] and [Message.Check] give the verdicts of
+// Linux 6.12 with its errno. This package trusts a message only if that kernel trusts
+// it. The only messages that the kernel trusts and this package does not are those
+// whose keys Go cannot use. The following bytes of a message have no effect, and can
+// change without invalidating the signature:
 //
 //   - the contents of digestAlgorithms in SignedData, and the parameters of every
 //     AlgorithmIdentifier;
-//   - which of the ecdsa-with-HASH identifiers stands in signatureAlgorithm: the
+//   - which of the ecdsa-with-HASH identifiers is in signatureAlgorithm: the
 //     SignerInfo's digestAlgorithm decides;
 //   - unsigned attributes, and attributes in the obsolete form with tag [2];
 //   - the choice between SET and SEQUENCE for digestAlgorithms and signerInfos,
 //     and the constructed bit of constructed types (but not inside of the issuer's
 //     name);
-//   - how lengths and the two integers of an ECDSA signature are written;
+//   - the encoding of lengths and of the two integers of an ECDSA signature;
 //   - whatever follows the message.
 //
-// A certificate's validity, key usage, extended key usage and basic constraints
-// never count, nor do the names in it other than as bytes.
+// A certificate's validity, key usage, extended key usage and basic constraints never
+// count. Its names count only as bytes.
 //
-// # What this package is not
+// # What the package does not do
 //
-// It is no general CMS library: no enveloped data, no attributes, no content
-// inside of the message. It does not look for a signature in a module, and does
-// not read keys from files. ML-DSA is not here yet: a certificate with such a key
-// parses, and its signatures are unsupported.
+// The package is not a general CMS library: no enveloped data, no attributes, no
+// content inside the message. It does not find the signature in a module, and does not
+// read key files. ML-DSA is not implemented: a certificate with such a key parses, but
+// its signatures are unsupported.
 package cms
 
 import (
@@ -65,29 +68,29 @@ import (
 	"syscall"
 )
 
-// MaxSize is the largest message and the largest certificate that the kernel
-// takes, in bytes. Beyond, it answers EMSGSIZE (lib/asn1_decoder.c).
+// MaxSize is the largest message and the largest certificate that the kernel accepts,
+// in bytes. For larger ones it returns EMSGSIZE (lib/asn1_decoder.c).
 const MaxSize = 65535
 
-// Kind tells in one word why a message is not to be trusted.
+// Kind is the reason why a message is not trusted.
 type Kind int
 
 const (
-	// Malformed: it is no message, or none that the kernel takes for the
-	// signature of a module. Always refused.
+	// Malformed: not a message, or not one that the kernel accepts as the signature of
+	// a module. The kernel always rejects the module.
 	Malformed Kind = iota + 1
-	// Unsupported: its algorithms are not known (ENOPKG). A kernel that does not
-	// enforce signatures loads the module all the same, and is tainted.
+	// Unsupported: unknown algorithms (ENOPKG). A kernel that does not enforce
+	// signatures loads the module, and is tainted.
 	Unsupported
-	// UnknownKey: no trusted certificate belongs to it (ENOKEY). The signature
-	// has not been looked at. A kernel that does not enforce signatures loads the
-	// module all the same, and is tainted.
+	// UnknownKey: no trusted certificate is that of the signer (ENOKEY). The signature
+	// is not verified. A kernel that does not enforce signatures loads the module, and
+	// is tainted.
 	UnknownKey
-	// BadSignature: the certificate is known and the signature is not its.
-	// Always refused.
+	// BadSignature: the certificate is known, but the signature does not verify with
+	// its key. The kernel always rejects the module.
 	BadSignature
-	// Revoked: the signature is good and its certificate is a revoked one.
-	// Always refused.
+	// Revoked: the signature is good, but its certificate is revoked. The kernel always
+	// rejects the module.
 	Revoked
 )
 
@@ -107,18 +110,18 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", int(k))
 }
 
-// Error is the kernel's refusal of a message or a certificate.
+// Error reports why the kernel rejects a message or a certificate.
 type Error struct {
 	Kind   Kind
-	Errno  syscall.Errno // what the kernel's function returns, before sig_enforce is looked at
+	Errno  syscall.Errno // result of the kernel's function, before it considers sig_enforce
 	Reason string        // in this package's words
-	// Dmesg is the line that the kernel logs for it, if it logs one. N stands
-	// for the kernel's own number of an object identifier, which differs between
-	// versions.
+	// Dmesg is the line that the kernel logs, or "" if it logs none. N stands for the
+	// kernel's own number of an object identifier, which differs between versions.
 	Dmesg string
 }
 
 func (e *Error) Error() string { return e.Reason }
 
-// Unwrap lets errors.Is(err, syscall.EKEYREJECTED) and the like see the errno.
+// Unwrap returns the errno, so that errors.Is(err, syscall.EKEYREJECTED) and the like
+// work.
 func (e *Error) Unwrap() error { return e.Errno }

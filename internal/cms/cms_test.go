@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// payload is what the messages in testdata are signatures of.
+// payload is the signed content of the messages in testdata.
 var payload = []byte("the payload of a module")
 
 func digestOf(data []byte) func(crypto.Hash) ([]byte, error) {
@@ -28,7 +28,7 @@ func testdata(t testing.TB, name string) []byte {
 	return b
 }
 
-// testfiles returns the names of the files with this suffix; there are always some.
+// testfiles returns the names of the files with this suffix, at least one.
 func testfiles(t testing.TB, suffix string) []string {
 	t.Helper()
 	names, err := filepath.Glob("testdata/*" + suffix)
@@ -50,7 +50,7 @@ func certificate(t testing.TB, name string) *Certificate {
 	return c
 }
 
-// keyring is made of certificates in testdata, named in one string.
+// keyring returns the certificates from testdata whose names are in one string.
 func keyring(t testing.TB, names string) *Keyring {
 	t.Helper()
 	var certs []*Certificate
@@ -69,8 +69,8 @@ func parse(t testing.TB, der []byte) *Message {
 	return m
 }
 
-// wantError fails the test unless err is an *Error of this kind and errno; errno 0
-// wants no error at all.
+// wantError fails the test unless err is an *Error of this kind and errno. For errno 0,
+// err must be nil.
 func wantError(t testing.TB, err error, kind Kind, errno syscall.Errno) *Error {
 	t.Helper()
 	if errno == 0 {
@@ -100,7 +100,7 @@ func describe(err error) string {
 	return "another error: " + err.Error()
 }
 
-// tlv writes an element; the length is as DER has it.
+// tlv returns an element with a DER length.
 func tlv(tag byte, contents ...[]byte) []byte {
 	all := slices.Concat(contents...)
 	return append(header(tag, len(all)), all...)
@@ -111,7 +111,7 @@ func set(contents ...[]byte) []byte { return tlv(tagSet, contents...) }
 func oid(contents string) []byte    { return tlv(tagOID, []byte(contents)) }
 func integer(b ...byte) []byte      { return tlv(tagInteger, b) }
 
-// indefinite writes a constructed element of indefinite length.
+// indefinite returns a constructed element of indefinite length.
 func indefinite(tag byte, contents ...[]byte) []byte {
 	return slices.Concat([]byte{tag, 0x80}, slices.Concat(contents...), []byte{0, 0})
 }
@@ -127,7 +127,8 @@ func replaceOnce(t testing.TB, der, old, new []byte) []byte {
 
 func TestKind(t *testing.T) {
 	t.Parallel()
-	for k, want := range map[Kind]string{Malformed: "malformed", Unsupported: "unsupported", UnknownKey: "unknown key", BadSignature: "bad signature", Revoked: "revoked", 9: "Kind(9)"} {
+	for k, want := range map[Kind]string{Malformed: "malformed", Unsupported: "unsupported", UnknownKey: "unknown key",
+		BadSignature: "bad signature", Revoked: "revoked", 9: "Kind(9)"} {
 		if k.String() != want {
 			t.Errorf("%q, want %q", k, want)
 		}

@@ -11,8 +11,7 @@ import (
 	"strings"
 )
 
-// hashAlgorithm is a digest that the kernel's CMS parser knows and that sign-file
-// can be asked for.
+// hashAlgorithm is a digest that the kernel's CMS parser and sign-file both support.
 type hashAlgorithm struct {
 	hash  crypto.Hash
 	name  string // the kernel's crypto API name, as in CONFIG_MODULE_SIG_HASH
@@ -27,8 +26,8 @@ const (
 	ansiX962       = "\x2a\x86\x48\xce\x3d"             // 1.2.840.10045
 )
 
-// hashes is every digest that a module can be signed with. The spellings are those
-// that OpenSSL's EVP_get_digestbyname takes beside the name, in lower case.
+// hashes lists the digests that modules can be signed with. The spellings are the other
+// names that OpenSSL's EVP_get_digestbyname accepts, in lower case.
 var hashes = []hashAlgorithm{
 	{crypto.SHA1, "sha1", "\x2b\x0e\x03\x02\x1a", ansiX962 + "\x04\x01",
 		[]string{"sha-1", "1.3.14.3.2.26", "rsa-sha1", "rsa-sha1-2", "sha1withrsaencryption", "ssl3-sha1"}},
@@ -48,18 +47,18 @@ var hashes = []hashAlgorithm{
 		[]string{"2.16.840.1.101.3.4.2.10", "rsa-sha3-512", "id-rsassa-pkcs1-v1_5-with-sha3-512"}},
 }
 
-// unverifiable is what OpenSSL knows by name and the kernel's parser answers with
-// ENOPKG, as prefixes of the name without dashes and slashes.
+// unverifiable lists digests that OpenSSL knows by name and for which the kernel's
+// parser returns ENOPKG, as prefixes of the name without dashes and slashes.
 var unverifiable = []string{
 	"md4", "md5", "mdc2", "ripemd", "rmd160", "sha3224", "sha512224", "sha512256", "sha2512224", "sha2512256",
 	"shake", "sm3", "blake2", "whirlpool", "streebog", "keccak",
 	"1.2.840.113549.2.", "2.16.840.1.101.3.4.2.",
 }
 
-// HashByName returns the digest that sign-file would take for this name: its
-// common name (sha256), OpenSSL's other names for it (SHA2-256, RSA-SHA256, ...) or
-// its object identifier in dots, upper and lower case being the same. A digest that
-// OpenSSL has and the kernel does not verify is refused.
+// HashByName returns the digest that sign-file uses for this name: its common name
+// (sha256), one of OpenSSL's other names (SHA2-256, RSA-SHA256, ...) or its dotted
+// object identifier, in upper or lower case. A digest that OpenSSL supports and the
+// kernel does not verify is an error.
 func HashByName(name string) (crypto.Hash, error) {
 	lower := strings.ToLower(name)
 	for i := range hashes {
@@ -70,7 +69,8 @@ func HashByName(name string) (crypto.Hash, error) {
 	bare := strings.NewReplacer("rsa-", "", "ssl3-", "", "-", "", "/", "").Replace(lower)
 	for _, known := range unverifiable {
 		if strings.HasPrefix(bare, known) {
-			return 0, fmt.Errorf("hash %q: the kernel verifies no module signature made with it (ENOPKG); use one of %s", name, hashNames())
+			return 0, fmt.Errorf("hash %q: the kernel verifies no module signature made with it (ENOPKG); use one of %s", name,
+				hashNames())
 		}
 	}
 	return 0, fmt.Errorf("unknown hash %q; use one of %s", name, hashNames())
@@ -84,8 +84,7 @@ func hashNames() string {
 	return strings.Join(names, ", ")
 }
 
-// HashName returns the name of a digest as CONFIG_MODULE_SIG_HASH has it: sha512,
-// sha3-256.
+// HashName returns the name of a digest in CONFIG_MODULE_SIG_HASH: sha512, sha3-256.
 func HashName(h crypto.Hash) string {
 	if a := hashAlgorithmOf(h); a != nil {
 		return a.name
@@ -93,7 +92,7 @@ func HashName(h crypto.Hash) string {
 	return strings.ToLower(h.String())
 }
 
-// hashAlgorithmOf returns nil for a digest that no module is signed with.
+// hashAlgorithmOf returns nil for a digest that modules cannot be signed with.
 func hashAlgorithmOf(h crypto.Hash) *hashAlgorithm {
 	i := slices.IndexFunc(hashes, func(a hashAlgorithm) bool { return a.hash == h })
 	if i < 0 {

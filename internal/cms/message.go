@@ -10,14 +10,14 @@ import (
 	"syscall"
 )
 
-// Message is a CMS SignedData. Its byte slices are parts of what was parsed.
+// Message is a parsed CMS SignedData. Its byte slices refer to the parsed bytes.
 type Message struct {
-	Raw          []byte // the message, without what may follow it
-	Trailing     int    // how many bytes follow it; the kernel ignores them
+	Raw          []byte // the message, without trailing bytes
+	Trailing     int    // number of bytes after it; the kernel ignores them
 	Version      int    // 1 or 3
 	Signers      []SignerInfo
 	Certificates []*Certificate // embedded ones
-	HasContent   bool           // the signed data is inside; refused for a module
+	HasContent   bool           // the signed data is inside; an error for a module
 
 	authenticode bool // content type msIndirectData
 	notDER       bool
@@ -28,19 +28,19 @@ type Message struct {
 type SignerInfo struct {
 	Version int // 1: named by issuer and serial number; 3: by key id
 
-	RawIssuer    []byte // Name, an element; nil if the signer is named by key id
-	Serial       []byte // contents of the INTEGER, likewise
+	RawIssuer    []byte // the Name element; nil if the signer is named by key id
+	Serial       []byte // contents of the INTEGER; nil if the signer is named by key id
 	SubjectKeyID []byte // nil if the signer is named by issuer and serial number
 
 	Hash          crypto.Hash // 0 if the kernel knows the digest and this package does not: see HashName
 	HashName      string      // the kernel's: sha512, sha3-256, sm3, streebog256, streebog512
 	Algorithm     string      // the kernel's: rsa, ecdsa, ecrdsa
 	Signature     []byte
-	HasAttributes bool // signed attributes; refused for a module
+	HasAttributes bool // signed attributes; an error for a module
 	Unsigned      bool // unsigned attributes; ignored
 
 	issuer    []byte // contents of RawIssuer
-	keyID     []byte // what the kernel looks for
+	keyID     []byte // identifier that the kernel looks for
 	signature signature
 }
 
@@ -61,20 +61,20 @@ const (
 	oidOpusInfo          = microsoftArc + "\x01\x0c"
 )
 
-// parser holds a message while it is read.
+// parser is the state of one Parse.
 type parser struct {
 	decoder
 	msg *Message
 
-	// As in the kernel, these outlive the SignerInfo that they were read from. One
-	// whose version asks for an identifier that it does not have gets that of the
+	// As in the kernel, these outlive the SignerInfo that they were read from. A
+	// SignerInfo without the identifier that its version requires gets that of the
 	// SignerInfo before, or an empty one.
 	bySerial, byKeyID []byte
 }
 
-// Parse reads a message by the rules of the kernel (pkcs7_parser.c). It does not
-// judge whether the message suits a module: [Message.Check] does. Errors are of type
-// *Error, with the errno of the kernel.
+// Parse parses a message by the kernel's rules (pkcs7_parser.c). [Message.Check]
+// decides whether the message suits a module. Errors are of type *Error, with the
+// kernel's errno.
 func Parse(der []byte) (*Message, error) {
 	if len(der) > MaxSize {
 		return nil, tooLarge(len(der))
@@ -83,7 +83,8 @@ func Parse(der []byte) (*Message, error) {
 	p.need(tagSequence)
 	p.need(tagOID)
 	if p.err == nil && string(p.value()) != oidSignedData {
-		p.refuse(syscall.EINVAL, "content type is not signedData: "+dotted(string(p.value())), "PKCS7: Only support pkcs7_signedData type")
+		p.refuse(syscall.EINVAL, "content type is not signedData: "+dotted(string(p.value())),
+			"PKCS7: Only support pkcs7_signedData type")
 	}
 	if p.maybe(constructed0) {
 		p.signedData()
@@ -108,7 +109,7 @@ func Parse(der []byte) (*Message, error) {
 	return p.msg, nil
 }
 
-// refuse reports what the kernel's parser, not its decoder, refuses.
+// refuse reports an error of the kernel's parser, as opposed to its decoder.
 func (p *parser) refuse(errno syscall.Errno, reason, dmesg string) {
 	kind := Malformed
 	if errno == syscall.ENOPKG {
@@ -117,7 +118,7 @@ func (p *parser) refuse(errno syscall.Errno, reason, dmesg string) {
 	p.fail(&Error{Kind: kind, Errno: errno, Reason: reason, Dmesg: dmesg})
 }
 
-// note keeps, once, what differs from sign-file's form without being an error.
+// note records, once, a harmless difference from sign-file's form.
 func (p *parser) note(format string, args ...any) {
 	if note := fmt.Sprintf(format, args...); p.err == nil && !slices.Contains(p.msg.notes, note) {
 		p.msg.notes = append(p.msg.notes, note)
@@ -163,7 +164,8 @@ func (p *parser) signedData() {
 	if set := p.maybeChoice(constructed0, constructed0+2); set != 0 {
 		p.note("field certificates")
 		for {
-			// A set may be empty, for the kernel has a CHOICE in it: see choice.
+			// The set may be empty, because the kernel's grammar has a CHOICE in it:
+			// see choice.
 			if set == constructed0 && p.maybeAny() || set != constructed0 && p.needAny() {
 				if c := p.certificate(); c != nil {
 					p.msg.Certificates = append(p.msg.Certificates, c)
@@ -177,8 +179,8 @@ func (p *parser) signedData() {
 	if p.maybeChoice(constructed0+1, constructed0+3) != 0 {
 		p.note("field crls")
 		for {
-			// The kernel reads certificates here and drops them. No revocation
-			// list looks like one.
+			// The kernel parses certificates here and ignores them. No revocation list
+			// parses as one.
 			p.need(tagSequence)
 			for {
 				p.needAny()
@@ -208,7 +210,7 @@ func (p *parser) signedData() {
 	p.leave()
 	if p.err == nil && len(p.msg.Signers) > 0 {
 		if a := hashAlgorithmByOID(digests[0]); len(digests) != 1 || a == nil || a.name != p.msg.Signers[0].HashName {
-			p.note("digestAlgorithms is not the signer's digest algorithm alone")
+			p.note("digestAlgorithms is not just the signer's digest algorithm")
 		}
 	}
 }
@@ -218,13 +220,14 @@ func (p *parser) version(of string) int {
 	p.need(tagInteger)
 	v := p.value()
 	if len(v) != 1 || v[0] != 1 && v[0] != 3 {
-		p.refuse(syscall.EINVAL, fmt.Sprintf("%s version is neither 1 nor 3: 0x%x", of, v), "PKCS7: Unsupported "+of+" version")
+		p.refuse(syscall.EINVAL, fmt.Sprintf("%s version is neither 1 nor 3: 0x%x", of, v),
+			"PKCS7: Unsupported "+of+" version")
 		return 0
 	}
 	return int(v[0])
 }
 
-// certificate parses the element that was taken last.
+// certificate parses the element that was read last.
 func (p *parser) certificate() *Certificate {
 	if p.err != nil {
 		return nil
@@ -245,7 +248,8 @@ func (p *parser) signerInfo() {
 	var s SignerInfo
 	s.Version = p.version("SignerInfo")
 	if p.err == nil && s.Version != p.msg.Version {
-		p.refuse(syscall.EBADMSG, fmt.Sprintf("SignerInfo version %d in SignedData version %d", s.Version, p.msg.Version), "PKCS7: SignedData-SignerInfo version mismatch")
+		p.refuse(syscall.EBADMSG, fmt.Sprintf("SignerInfo version %d in SignedData version %d", s.Version, p.msg.Version),
+			"PKCS7: SignedData-SignerInfo version mismatch")
 	}
 	switch p.choice(tagSequence, primitive0) {
 	case tagSequence:
@@ -282,11 +286,11 @@ func (p *parser) signerInfo() {
 		p.note("signed attributes")
 		seen := p.attributes()
 		if p.err == nil && (!seen[oidContentType] || !seen[oidMessageDigest]) {
-			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest", "PKCS7: Missing required AuthAttr")
+			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest",
+				"PKCS7: Missing required AuthAttr")
 		}
 	case constructed0 + 2:
-		// The kernel looks at these one by one, and then goes on as if there
-		// were none.
+		// The kernel reads these one by one, and otherwise ignores them.
 		p.note("attributes in the obsolete form [2], ignored")
 		p.need(tagSequence)
 		p.attributes()
@@ -347,7 +351,8 @@ func (p *parser) digestAlgorithm(s *SignerInfo, oid string) {
 	case oidStreebog + "\x03":
 		s.HashName = "streebog512"
 	default:
-		p.refuse(syscall.ENOPKG, "digest algorithm that the kernel does not know: "+dotted(oid), "Unsupported digest algo: N")
+		p.refuse(syscall.ENOPKG, "digest algorithm that the kernel does not support: "+dotted(oid),
+			"Unsupported digest algo: N")
 	}
 }
 
@@ -371,14 +376,14 @@ func (p *parser) signatureAlgorithm(s *SignerInfo, oid string, parameters []byte
 	default:
 		name := describeOID(oid)
 		if _, ok := rsaWithHash[oid]; ok {
-			name += ", RSA with a digest, where the kernel wants rsaEncryption"
+			name += ", RSA with a digest instead of rsaEncryption"
 		}
-		p.refuse(syscall.ENOPKG, "signature algorithm that the kernel does not know: "+name, "Unsupported pkey algo: N")
+		p.refuse(syscall.ENOPKG, "signature algorithm that the kernel does not support: "+name, "Unsupported pkey algo: N")
 	}
 }
 
-// attributes reads the inside of signed attributes up to their end, and returns the
-// types found among those that the kernel looks at.
+// attributes parses signed attributes up to their end, and returns the types among them
+// that the kernel checks.
 func (p *parser) attributes() map[string]bool {
 	seen := make(map[string]bool)
 	for {
@@ -401,7 +406,7 @@ func (p *parser) attributes() map[string]bool {
 	}
 }
 
-// attribute looks at one value of a signed attribute.
+// attribute checks one value of a signed attribute.
 func (p *parser) attribute(oid string, seen map[string]bool) {
 	switch oid {
 	case oidContentType, oidMessageDigest, oidSigningTime, oidSMIMECapabilities, oidStatementType, oidOpusInfo:
@@ -409,14 +414,17 @@ func (p *parser) attribute(oid string, seen map[string]bool) {
 		return
 	}
 	if seen[oid] {
-		p.refuse(syscall.EKEYREJECTED, "signed attribute twice or with two values: "+dotted(oid), "PKCS7: Repeated/multivalue AuthAttrs not permitted")
+		p.refuse(syscall.EKEYREJECTED, "signed attribute twice or with two values: "+dotted(oid),
+			"PKCS7: Repeated/multivalue AuthAttrs not permitted")
 		return
 	}
 	seen[oid] = true
 	switch oid {
 	case oidContentType:
-		if value := string(p.value()); value != oidData && value != oidIndirectData || (value == oidIndirectData) != p.msg.authenticode {
-			p.refuse(syscall.EBADMSG, "signed attribute contentType is another than the content's", "PKCS7: Mismatch between global data type (N) and sinfo N (N)")
+		if value := string(p.value()); value != oidData && value != oidIndirectData ||
+			(value == oidIndirectData) != p.msg.authenticode {
+			p.refuse(syscall.EBADMSG, "signed attribute contentType differs from the content's",
+				"PKCS7: Mismatch between global data type (N) and sinfo N (N)")
 		}
 	case oidMessageDigest:
 		if p.tag != tagOctetString {
@@ -426,25 +434,27 @@ func (p *parser) attribute(oid string, seen map[string]bool) {
 		p.decodeTime(p.tag, p.value())
 	case oidSMIMECapabilities:
 		if !p.msg.authenticode {
-			p.refuse(syscall.EKEYREJECTED, "signed attribute smimeCapabilities", "PKCS7: S/MIME Caps only allowed with Authenticode")
+			p.refuse(syscall.EKEYREJECTED, "signed attribute smimeCapabilities",
+				"PKCS7: S/MIME Caps only allowed with Authenticode")
 		}
 	case oidStatementType, oidOpusInfo:
 		if !p.msg.authenticode {
-			p.refuse(syscall.EKEYREJECTED, "signed attribute of Authenticode", "PKCS7: Authenticode AuthAttrs only allowed with Authenticode")
+			p.refuse(syscall.EKEYREJECTED, "signed attribute of Authenticode",
+				"PKCS7: Authenticode AuthAttrs only allowed with Authenticode")
 		}
 	}
 }
 
-// KeyID returns what the kernel looks for among its keys: the octets of serial
-// number and issuer, or the subject key identifier. It is empty where the version
-// asks for the one and the message has the other.
+// KeyID returns the identifier that the kernel looks for among its keys: the octets of
+// serial number and issuer, or the subject key identifier. It is empty if the message
+// lacks the identifier that its version requires.
 func (s *SignerInfo) KeyID() []byte { return s.keyID }
 
-// Issuer returns the name of the signer's issuer as [Certificate.Name] makes it, ""
-// if the signer is named by key id.
+// Issuer returns the name of the signer's issuer in the form of [Certificate.Name], or
+// "" if the signer is named by key id.
 func (s *SignerInfo) Issuer() string { return kernelName(s.issuer) }
 
-// String names the signer for people.
+// String describes the signer's identifier for messages.
 func (s *SignerInfo) String() string {
 	if s.RawIssuer == nil {
 		return fmt.Sprintf("key id %x", s.SubjectKeyID)
@@ -452,8 +462,8 @@ func (s *SignerInfo) String() string {
 	return fmt.Sprintf("issuer %q serial %x", s.Issuer(), s.Serial)
 }
 
-// Warnings returns, each in a few words, what distinguishes the message from one by
-// sign-file. The kernel may accept it all the same. There are none if and only if the
+// Warnings returns the differences from the form that sign-file writes, each in a few
+// words. The kernel may still accept the message. There are none if and only if the
 // message is canonical.
 func (m *Message) Warnings() []string {
 	warnings := slices.Clone(m.notes)
@@ -475,15 +485,15 @@ func (m *Message) Warnings() []string {
 	return warnings
 }
 
-// Canonical tells whether the message, with nothing after it, has exactly the form
-// that sign-file writes (see the package comment).
+// Canonical reports whether the message has exactly the form that sign-file writes (see
+// the package comment), with nothing after it.
 func (m *Message) Canonical() bool {
 	_, err := m.Marshal()
 	return err == nil
 }
 
-// Marshal returns the bytes that a canonical message was parsed from. For any other
-// message it is an error.
+// Marshal returns the bytes from which a canonical message was parsed. It fails for any
+// other message.
 func (m *Message) Marshal() ([]byte, error) {
 	if warnings := m.Warnings(); len(warnings) > 0 {
 		return nil, fmt.Errorf("not as sign-file writes it: %s", strings.Join(warnings, "; "))

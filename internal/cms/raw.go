@@ -12,14 +12,14 @@ import (
 	"slices"
 )
 
-// Wrap returns the message that Sign would have made of a digest, around an RSA
-// signature (PKCS #1 v1.5) that somebody else has made: a signing server that
-// returns the bare value, say. It is an error if the signature is not one of the
-// digest by the certificate's key.
+// Wrap returns the message that [Signer.Sign] returns for a digest, with an existing
+// RSA signature (PKCS #1 v1.5), such as the bare value from a signing server. It fails
+// if the certificate's key did not make the signature for this digest.
 func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signature []byte) ([]byte, error) {
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", KeyAlgorithm(cert))
+		return nil, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA",
+			KeyAlgorithm(cert))
 	}
 	s, err := NewSigner(madeAlready{public, signature}, cert, h, useKeyID)
 	if err != nil {
@@ -29,12 +29,12 @@ func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signatur
 		if _, err := RSAHash(cert, signature); err != nil {
 			return nil, err
 		}
-		return nil, errors.New("the signature is that of another digest")
+		return nil, errors.New("the signature is for another digest")
 	}
 	return s.Sign(digest)
 }
 
-// madeAlready is a private key that has made its one signature.
+// madeAlready is a private key that returns one existing signature.
 type madeAlready struct {
 	public    *rsa.PublicKey
 	signature []byte
@@ -47,14 +47,16 @@ func (k madeAlready) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) 
 }
 
 // RSAHash returns the hash that an RSA signature (PKCS #1 v1.5) by the certificate's
-// key says it is made with. It is an error if it was not made by that key.
+// key names. It fails if that key did not make the signature.
 func RSAHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return 0, fmt.Errorf("certificate's key is %s: a signature without its message is taken for RSA", KeyAlgorithm(cert))
+		return 0, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA",
+			KeyAlgorithm(cert))
 	}
 	if len(signature) != public.Size() {
-		return 0, fmt.Errorf("%d bytes: an RSA signature by the certificate's key has %d", len(signature), public.Size())
+		return 0, fmt.Errorf("signature of %d bytes: an RSA signature by the certificate's key has %d", len(signature),
+			public.Size())
 	}
 	s := new(big.Int).SetBytes(signature)
 	if s.Cmp(public.N) < 0 {
@@ -73,5 +75,5 @@ func RSAHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
 			}
 		}
 	}
-	return 0, errors.New("no RSA signature (PKCS #1 v1.5) by the certificate's key")
+	return 0, errors.New("not an RSA signature (PKCS #1 v1.5) by the certificate's key")
 }

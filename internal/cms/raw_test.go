@@ -13,7 +13,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// Around openssl's signature, Wrap makes the message of the kernel's sign-file.
+// With openssl's signature, Wrap returns the message of the kernel's sign-file.
 func TestWrap(t *testing.T) {
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
@@ -26,7 +26,8 @@ func TestWrap(t *testing.T) {
 			digest := sum(h, data)
 			in := testmod.WriteFile(t, "digest", digest)
 			out := filepath.Join(t.TempDir(), "sig")
-			testmod.Run(t, openssl, "pkeyutl", "-sign", "-inkey", key, "-pkeyopt", "digest:"+hashes[i].name, "-in", in, "-out", out)
+			testmod.Run(t, openssl, "pkeyutl", "-sign", "-inkey", key, "-pkeyopt", "digest:"+hashes[i].name, "-in", in, "-out",
+				out)
 			raw := readFile(t, out)
 			if got, err := RSAHash(k.Certificate, raw); err != nil || got != h {
 				t.Errorf("%s, %v: RSAHash: %v, %v", algorithm, h, got, err)
@@ -67,16 +68,19 @@ func TestWrapRefuses(t *testing.T) {
 		{k, crypto.SHA256, digest, good[1:], "255 bytes: an RSA signature by the certificate's key has 256"},
 		{k, crypto.SHA256, digest, nil, "0 bytes: an RSA signature"},
 		{k, crypto.SHA256, digest, append(bytes.Clone(good), 0), "257 bytes: an RSA signature"},
-		{k, crypto.SHA256, digest, flipped, "no RSA signature (PKCS #1 v1.5) by the certificate's key"},
-		{k, crypto.SHA256, digest, bytes.Repeat([]byte{0xff}, 256), "no RSA signature (PKCS #1 v1.5) by the certificate's key"},
-		{k, crypto.SHA256, digest, make([]byte, 256), "no RSA signature (PKCS #1 v1.5) by the certificate's key"},
-		{k, crypto.SHA256, digest, raw(other, crypto.SHA256, digest), "384 bytes: an RSA signature by the certificate's key has 256"},
-		{k, crypto.SHA256, digest, raw(k, crypto.SHA256, sum(crypto.SHA256, nil)), "the signature is that of another digest"},
-		{k, crypto.SHA256, digest, raw(k, crypto.SHA512, sum(crypto.SHA512, nil)), "the signature is that of another digest"},
-		{k, crypto.SHA256, digest, raw(k, 0, digest), "no RSA signature (PKCS #1 v1.5) by the certificate's key"}, // without DigestInfo
+		{k, crypto.SHA256, digest, flipped, "not an RSA signature (PKCS #1 v1.5) by the certificate's key"},
+		{k, crypto.SHA256, digest, bytes.Repeat([]byte{0xff}, 256),
+			"not an RSA signature (PKCS #1 v1.5) by the certificate's key"},
+		{k, crypto.SHA256, digest, make([]byte, 256), "not an RSA signature (PKCS #1 v1.5) by the certificate's key"},
+		{k, crypto.SHA256, digest, raw(other, crypto.SHA256, digest),
+			"384 bytes: an RSA signature by the certificate's key has 256"},
+		{k, crypto.SHA256, digest, raw(k, crypto.SHA256, sum(crypto.SHA256, nil)), "the signature is for another digest"},
+		{k, crypto.SHA256, digest, raw(k, crypto.SHA512, sum(crypto.SHA512, nil)), "the signature is for another digest"},
+		{k, crypto.SHA256, digest, raw(k, 0, digest), "not an RSA signature (PKCS #1 v1.5) by the certificate's key"},
+		// without DigestInfo
 		{k, crypto.SHA256, digest[1:], good, "digest of 31 bytes"},
 		{k, crypto.MD5, digest[:16], good, "the kernel verifies no module signature made with md5"},
-		{ec, crypto.SHA256, digest, raw(ec, crypto.SHA256, digest), "a signature without its message is taken for RSA"},
+		{ec, crypto.SHA256, digest, raw(ec, crypto.SHA256, digest), "a signature value without a message must be RSA"},
 	} {
 		msg, err := Wrap(test.key.Certificate, test.hash, false, test.digest, test.sig)
 		if err == nil || msg != nil || !strings.Contains(err.Error(), test.want) {
@@ -86,7 +90,7 @@ func TestWrapRefuses(t *testing.T) {
 	if _, err := RSAHash(ec.Certificate, good); err == nil {
 		t.Error("RSAHash with an ECDSA certificate")
 	}
-	// The same number modulo N, written larger than it may be.
+	// The same number modulo N, encoded as a larger number than allowed.
 	n := k.Certificate.PublicKey.(*rsa.PublicKey).N
 	for i := range 1000 {
 		d := sum(crypto.SHA256, []byte{byte(i), byte(i >> 8)})
@@ -103,7 +107,7 @@ func TestWrapRefuses(t *testing.T) {
 		}
 		break
 	}
-	// What RSAHash refuses Wrap does, and the other way round for the right digest.
+	// Wrap rejects what RSAHash rejects, and accepts the rest with the right digest.
 	for i := range good {
 		changed := bytes.Clone(good)
 		changed[i] ^= 1 << (i % 8)

@@ -16,12 +16,12 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// Signer makes the signatures that scripts/sign-file would make with one key, one
-// certificate and one digest. It is safe for concurrent use if its key is, as the
-// keys of the standard library are.
+// Signer signs like scripts/sign-file with one key, one certificate and one digest
+// algorithm. It is safe for concurrent use if its key is, as the keys of the standard
+// library are.
 //
-// It signs a digest. ML-DSA, which signs the message, will want a method of its own
-// beside Sign.
+// A Signer signs a digest. ML-DSA signs the message itself and would need a method of
+// its own.
 type Signer struct {
 	key       crypto.Signer
 	public    crypto.PublicKey
@@ -31,15 +31,16 @@ type Signer struct {
 	algorithm string
 }
 
-// NewSigner returns a Signer. The certificate's public key says how to sign; of key
-// only Public and Sign are used, so that it may live in a token. Signers are named by
-// issuer and serial number, or by the subject key identifier if useKeyID is set
-// (sign-file -k). Of the certificate no more is used, and it may hold Raw alone.
+// NewSigner returns a Signer. The certificate's public key determines how to sign.
+// NewSigner uses only Public and Sign of key, so the private key may be in a token. The
+// messages name the signer by issuer and serial number, or by the subject key
+// identifier if useKeyID is set (sign-file -k). Nothing else of the certificate is
+// used, and only Raw needs to be set.
 //
-// It is an error if no kernel could verify the signatures: keys other than RSA and
-// ECDSA on P-256, P-384 and P-521, RSA lengths that the kernel's crypto/rsa.c does
-// not take, digests that its CMS parser does not know. It is an error as well if the
-// key is not that of the certificate.
+// NewSigner returns an error if no kernel could verify the signatures. The kernel
+// supports RSA in the lengths that crypto/rsa.c accepts and ECDSA on P-256, P-384 and
+// P-521, with the digests that its CMS parser knows. A key that does not match the
+// certificate is an error too.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyID bool) (*Signer, error) {
 	if cert.PublicKey == nil && len(cert.Raw) > 0 {
 		var err error
@@ -49,13 +50,14 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 	}
 	s := &Signer{key: key, public: cert.PublicKey, digest: hashAlgorithmOf(h)}
 	if s.digest == nil {
-		return nil, fmt.Errorf("the kernel verifies no module signature made with %s; use one of %s", HashName(h), hashNames())
+		return nil, fmt.Errorf("the kernel verifies no module signature made with %s; use one of %s", HashName(h),
+			hashNames())
 	}
 	switch public := cert.PublicKey.(type) {
 	case *rsa.PublicKey:
 		s.algorithm = "rsa"
 		if bits := public.N.BitLen(); !slices.Contains(rsaSizes, public.Size()*8) {
-			return nil, fmt.Errorf("RSA key of %d bits: the kernel verifies those of %s", bits, rsaSizeNames())
+			return nil, fmt.Errorf("RSA key of %d bits: the kernel verifies only %s", bits, rsaSizeNames())
 		}
 	case *ecdsa.PublicKey:
 		s.algorithm = "ecdsa"
@@ -63,7 +65,8 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 			return nil, fmt.Errorf("elliptic curve %s: the kernel verifies P-256, P-384 and P-521", c.Params().Name)
 		}
 	default:
-		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA", KeyAlgorithm(cert))
+		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA",
+			KeyAlgorithm(cert))
 	}
 	if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
 		return nil, errors.New("private key does not match certificate")
@@ -79,22 +82,23 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 			return nil, err
 		}
 		if len(cert.RawIssuer) == 2 {
-			return nil, errors.New("certificate's issuer is empty: no kernel loads such a certificate, or reads a signature that names it")
+			return nil, errors.New("certificate's issuer is empty: " +
+				"no kernel loads the certificate or parses a signature that names it")
 		}
 		s.version, s.sid = 1, serialIdentifier(cert.RawIssuer, serial)
 	}
-	// An issuer that fills the message: sign-file writes it all the same.
+	// The issuer may fill the whole message; sign-file would write the message anyway.
 	longest := make([]byte, 4096/8)
 	if _, err := Parse(encode(s.version, s.digest, s.sid, s.algorithm, longest)); err != nil {
-		return nil, fmt.Errorf("the kernel could not read a signature with this certificate's identifier: %w", err)
+		return nil, fmt.Errorf("the kernel cannot parse a signature with this certificate's identifier: %w", err)
 	}
 	return s, nil
 }
 
-// Hash returns the digest that Sign wants.
+// Hash returns the digest algorithm for [Signer.Sign].
 func (s *Signer) Hash() crypto.Hash { return s.digest.hash }
 
-// Sign returns the CMS message over data with this digest.
+// Sign returns the CMS message for data with this digest.
 func (s *Signer) Sign(digest []byte) ([]byte, error) {
 	if len(digest) != s.digest.hash.Size() {
 		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), s.digest.name, s.digest.hash.Size())
@@ -103,7 +107,7 @@ func (s *Signer) Sign(digest []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
-	// Tokens and their drivers have their own ideas of a signature's form.
+	// Tokens and their drivers may return signatures in other forms.
 	switch public := s.public.(type) {
 	case *rsa.PublicKey:
 		if len(signature) != public.Size() {
@@ -111,7 +115,8 @@ func (s *Signer) Sign(digest []byte) ([]byte, error) {
 		}
 	case *ecdsa.PublicKey:
 		if !strictECDSA(signature) {
-			return nil, fmt.Errorf("private key made an ECDSA signature that is not SEQUENCE { INTEGER r, INTEGER s }: %d bytes", len(signature))
+			return nil, fmt.Errorf("private key made an ECDSA signature of %d bytes that is not "+
+				"SEQUENCE { INTEGER r, INTEGER s }", len(signature))
 		}
 	}
 	return encode(s.version, s.digest, s.sid, s.algorithm, signature), nil
@@ -123,7 +128,7 @@ var (
 	encapsulatedData = slices.Concat(header(tagSequence, 11), header(tagOID, 9), []byte(oidData))
 )
 
-// encode writes the message of the package comment, in one allocation.
+// encode writes the message described in the package comment, in one allocation.
 func encode(version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) []byte {
 	signatureOID := ""
 	signatureAlgorithm := len(rsaEncryption)
@@ -165,18 +170,19 @@ func encode(version int, digest *hashAlgorithm, sid []byte, algorithm string, si
 	return append(der, signature...)
 }
 
-// serialIdentifier is the SignerIdentifier IssuerAndSerialNumber; issuer is an
+// serialIdentifier returns the SignerIdentifier IssuerAndSerialNumber. issuer is an
 // element, serial the contents of one.
 func serialIdentifier(issuer, serial []byte) []byte {
-	return slices.Concat(header(tagSequence, len(issuer)+size(len(serial))), issuer, header(tagInteger, len(serial)), serial)
+	return slices.Concat(header(tagSequence, len(issuer)+size(len(serial))), issuer, header(tagInteger, len(serial)),
+		serial)
 }
 
-// keyIDIdentifier is the SignerIdentifier SubjectKeyIdentifier.
+// keyIDIdentifier returns the SignerIdentifier SubjectKeyIdentifier.
 func keyIDIdentifier(keyID []byte) []byte {
 	return slices.Concat(header(primitive0, len(keyID)), keyID)
 }
 
-// size returns the length of a DER element with so many octets of contents.
+// size returns the length of a DER element with the given number of content octets.
 func size(contents int) int {
 	switch {
 	case contents < 0x80:
@@ -192,8 +198,8 @@ func size(contents int) int {
 
 func header(tag byte, contents int) []byte { return appendHeader(nil, tag, contents) }
 
-// appendHeader appends identifier and length octets. Nothing here is longer than
-// 65535 bytes, but for a certificate in a program's hands.
+// appendHeader appends identifier and length octets. Only a certificate from a caller
+// may be longer than 65535 bytes.
 func appendHeader(der []byte, tag byte, contents int) []byte {
 	switch {
 	case contents < 0x80:
@@ -217,7 +223,7 @@ func encodeECDSA(r, s *big.Int) []byte {
 	return b.BytesOrPanic()
 }
 
-// strictECDSA tells whether a signature is the DER of two positive numbers.
+// strictECDSA reports whether a signature is the DER of two positive numbers.
 func strictECDSA(sig []byte) bool {
 	der := cryptobyte.String(sig)
 	r, s := new(big.Int), new(big.Int)

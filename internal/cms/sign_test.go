@@ -64,9 +64,10 @@ func signFile(t testing.TB, data []byte, key, cert string, h crypto.Hash, useKey
 	return readFile(t, module+".p7s")
 }
 
-// issue makes a certificate for the key with crypto/x509; a nil issuer makes it
+// issue returns a certificate for the key, made by crypto/x509. A nil issuer makes it
 // self-signed.
-func issue(t testing.TB, template *x509.Certificate, key crypto.Signer, issuer *x509.Certificate, issuerKey crypto.Signer) *x509.Certificate {
+func issue(t testing.TB, template *x509.Certificate, key crypto.Signer, issuer *x509.Certificate,
+	issuerKey crypto.Signer) *x509.Certificate {
 	t.Helper()
 	template.NotBefore, template.NotAfter = time.Now(), time.Now().Add(time.Hour)
 	if issuer == nil {
@@ -83,7 +84,7 @@ func issue(t testing.TB, template *x509.Certificate, key crypto.Signer, issuer *
 	return cert
 }
 
-// RSA signatures are deterministic: every byte is that of sign-file.
+// RSA signatures are deterministic, so every byte equals that of sign-file.
 func TestSignAsSignFile(t *testing.T) {
 	t.Parallel()
 	testmod.SignFile(t)
@@ -111,7 +112,7 @@ func TestSignAsSignFile(t *testing.T) {
 	}
 }
 
-// Certificates whose issuer and serial number are out of the ordinary.
+// Certificates with unusual issuers and serial numbers.
 func TestSignIdentifiers(t *testing.T) {
 	t.Parallel()
 	testmod.SignFile(t)
@@ -122,7 +123,9 @@ func TestSignIdentifiers(t *testing.T) {
 	}
 	printable, err := new(pkix.Name), error(nil)
 	printable.FillFromRDNSequence(&pkix.RDNSequence{{{Type: []int{2, 5, 4, 3}, Value: "printable"}}})
-	ca := issue(t, &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the authority", Country: []string{"DE"}}, IsCA: true, BasicConstraintsValid: true}, k.Private, nil, nil)
+	ca := issue(t, &x509.Certificate{SerialNumber: big.NewInt(1),
+		Subject: pkix.Name{CommonName: "the authority", Country: []string{"DE"}}, IsCA: true, BasicConstraintsValid: true},
+		k.Private, nil, nil)
 	utf8 := pkix.Name{CommonName: strings.Repeat("Schlüssel ", 30), Organization: []string{"Ä", "Ö"}}
 	for _, test := range []struct {
 		name     string
@@ -158,7 +161,8 @@ func TestSignIdentifiers(t *testing.T) {
 	}
 }
 
-// ECDSA signatures are random: openssl accepts ours, and we accept sign-file's.
+// ECDSA signatures are random: openssl accepts the signatures of this package, and this
+// package those of sign-file.
 func TestSignECDSA(t *testing.T) {
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
@@ -183,12 +187,13 @@ func TestSignECDSA(t *testing.T) {
 						continue // OpenSSL 3.0 has no ecdsa-with-SHA3
 					}
 					file := testmod.WriteFile(t, "sig", ours)
-					testmod.Run(t, openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", file, "-content", content, "-certfile", cert, "-noverify", "-out", os.DevNull)
+					testmod.Run(t, openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", file, "-content", content,
+						"-certfile", cert, "-noverify", "-out", os.DevNull)
 					theirs := parse(t, signFile(t, payload, key, cert, a.hash, useKeyID))
 					if _, err := theirs.Check(digestOf(payload), NewKeyring(c), nil); err != nil || !theirs.Canonical() {
 						t.Errorf("%s: sign-file's: %v, canonical %v", a.name, err, theirs.Canonical())
 					}
-					// All but the signature itself is the same.
+					// Everything except the signature value is the same.
 					s := theirs.Signers[0]
 					if got := encode(s.Version, &a, sidOf(&s), "ecdsa", s.Signature); !bytes.Equal(got, theirs.Raw) {
 						testmod.DiffDER(t, got, theirs.Raw)
@@ -206,7 +211,7 @@ func sidOf(s *SignerInfo) []byte {
 	return serialIdentifier(s.RawIssuer, s.Serial)
 }
 
-// go.mozilla.org/pkcs7 shares no code with us, and accepts our messages.
+// go.mozilla.org/pkcs7 shares no code with this package, and accepts its messages.
 func TestSignSecondOpinion(t *testing.T) {
 	t.Parallel()
 	for _, algorithm := range testmod.Few([]string{"rsa:2048", "ecdsa:p256", "rsa:4096", "ecdsa:p384", "ecdsa:p521"}, 2) {
@@ -228,7 +233,7 @@ func TestSignSecondOpinion(t *testing.T) {
 	}
 }
 
-// token is a key of which no more is known than crypto.Signer says.
+// token is a key that has only the methods of crypto.Signer.
 type token struct {
 	public crypto.PublicKey
 	sign   func(digest []byte, opts crypto.SignerOpts) ([]byte, error)
@@ -242,8 +247,11 @@ func (k *token) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 func TestSignToken(t *testing.T) {
 	t.Parallel()
 	k := testmod.NewKey(t, "rsa:2048")
-	opaque := &token{k.Private.Public(), func(digest []byte, opts crypto.SignerOpts) ([]byte, error) { return k.Private.Sign(nil, digest, opts) }}
-	testmod.DiffDER(t, sign(t, opaque, k.Certificate, crypto.SHA256, false, payload), sign(t, k.Private, k.Certificate, crypto.SHA256, false, payload))
+	opaque := &token{k.Private.Public(), func(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+		return k.Private.Sign(nil, digest, opts)
+	}}
+	testmod.DiffDER(t, sign(t, opaque, k.Certificate, crypto.SHA256, false, payload),
+		sign(t, k.Private, k.Certificate, crypto.SHA256, false, payload))
 
 	ec := testmod.NewKey(t, "ecdsa:p256")
 	for _, test := range []struct {
@@ -254,18 +262,21 @@ func TestSignToken(t *testing.T) {
 	}{
 		{k, nil, io.ErrUnexpectedEOF, "private key: unexpected EOF"},
 		{k, make([]byte, 255), nil, "RSA signature of 255 bytes, not 256"},
-		{ec, make([]byte, 64), nil, "not SEQUENCE"}, // r and s side by side, as PKCS #11 has them
+		{ec, make([]byte, 64), nil, "not SEQUENCE"}, // r and s concatenated, as in PKCS #11
 		{ec, []byte{0x30, 6, 2, 1, 0, 2, 1, 1}, nil, "not SEQUENCE"},
 		{ec, []byte{0x30, 6, 2, 1, 1, 2, 1, 1, 0}, nil, "not SEQUENCE"},
 	} {
-		s, err := NewSigner(&token{test.key.Private.Public(), func([]byte, crypto.SignerOpts) ([]byte, error) { return test.sig, test.err }}, test.key.Certificate, crypto.SHA256, false)
+		s, err := NewSigner(&token{test.key.Private.Public(),
+			func([]byte, crypto.SignerOpts) ([]byte, error) { return test.sig, test.err }}, test.key.Certificate, crypto.SHA256,
+			false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Sign(make([]byte, 32)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v, want %s", err, test.want)
 		}
-		if _, err := s.Sign(make([]byte, 20)); err == nil || !strings.Contains(err.Error(), "digest of 20 bytes: sha256 has 32") {
+		if _, err := s.Sign(make([]byte, 20)); err == nil || !strings.Contains(err.Error(),
+			"digest of 20 bytes: sha256 has 32") {
 			t.Error(err)
 		}
 	}
@@ -297,19 +308,25 @@ func TestNewSignerRefuses(t *testing.T) {
 		want     string
 	}{
 		{"another key", other.Private, k.Certificate, crypto.SHA256, false, "private key does not match certificate"},
-		{"RSA key, ECDSA certificate", k.Private, other.Certificate, crypto.SHA256, false, "private key does not match certificate"},
+		{"RSA key, ECDSA certificate", k.Private, other.Certificate, crypto.SHA256, false,
+			"private key does not match certificate"},
 		{"no key id", k.Private, noKeyID, crypto.SHA256, true, "certificate has no subject key identifier"},
 		{"SHA3-224", k.Private, k.Certificate, crypto.SHA3_224, false, "use one of sha1, sha224, sha256"},
 		{"MD5", k.Private, k.Certificate, crypto.MD5, false, "made with md5"},
 		{"no hash", k.Private, k.Certificate, 0, false, "use one of"},
-		{"P-224", p224, issue(t, template(), p224, nil, nil), crypto.SHA256, false, "P-224: the kernel verifies P-256, P-384 and P-521"},
+		{"P-224", p224, issue(t, template(), p224, nil, nil), crypto.SHA256, false,
+			"P-224: the kernel verifies P-256, P-384 and P-521"},
 		{"Ed25519", ed, issue(t, template(), ed, nil, nil), crypto.SHA512, false, "Ed25519: the kernel verifies RSA"},
-		{"RSA of 1152 bits", odd, issue(t, template(), odd, nil, nil), crypto.SHA256, false, "1152 bits: the kernel verifies those of 1024, 1536, 2048, 3072, 4096 bits"},
-		{"empty issuer", k.Private, issue(t, template(), k.Private, nil, nil), crypto.SHA256, false, "certificate's issuer is empty"},
-		{"issuer too long", k.Private, issue(t, long, k.Private, nil, nil), crypto.SHA256, false, "the kernel takes at most 65535"},
+		{"RSA of 1152 bits", odd, issue(t, template(), odd, nil, nil), crypto.SHA256, false,
+			"1152 bits: the kernel verifies only 1024, 1536, 2048, 3072, 4096 bits"},
+		{"empty issuer", k.Private, issue(t, template(), k.Private, nil, nil), crypto.SHA256, false,
+			"certificate's issuer is empty"},
+		{"issuer too long", k.Private, issue(t, long, k.Private, nil, nil), crypto.SHA256, false,
+			"the kernel takes at most 65535"},
 		{"RSA-PSS", k.Private, pss, crypto.SHA256, false, "RSASSA-PSS: the kernel verifies RSA"},
 	} {
-		if s, err := NewSigner(test.key, test.cert, test.hash, test.useKeyID); err == nil || s != nil || !strings.Contains(err.Error(), test.want) {
+		if s, err := NewSigner(test.key, test.cert, test.hash, test.useKeyID); err == nil || s != nil ||
+			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
 	}
@@ -340,18 +357,20 @@ func TestSignConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// openssl cms makes the same message where it is told to leave everything out.
+// openssl cms writes the same message if all optional parts are disabled.
 func TestSignAsOpenSSL(t *testing.T) {
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
 	k := testmod.NewKey(t, "rsa:3072")
 	key, cert := k.Files(t)
 	in, out := testmod.WriteFile(t, "in", payload), filepath.Join(t.TempDir(), "out")
-	testmod.Run(t, openssl, "cms", "-sign", "-binary", "-nocerts", "-noattr", "-md", "sha384", "-signer", cert, "-inkey", key, "-in", in, "-outform", "DER", "-out", out)
+	testmod.Run(t, openssl, "cms", "-sign", "-binary", "-nocerts", "-noattr", "-md", "sha384", "-signer", cert, "-inkey",
+		key, "-in", in, "-outform", "DER", "-out", out)
 	testmod.DiffDER(t, sign(t, k.Private, k.Certificate, crypto.SHA384, false, payload), readFile(t, out))
-	// And it does not take our signature for that of something else.
+	// openssl rejects the signature for other content.
 	sig := testmod.WriteFile(t, "sig", sign(t, k.Private, k.Certificate, crypto.SHA384, false, []byte("another")))
-	if exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", sig, "-content", in, "-certfile", cert, "-noverify").Run() == nil {
+	if exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", sig, "-content", in, "-certfile", cert,
+		"-noverify").Run() == nil {
 		t.Error("openssl cms -verify accepts anything")
 	}
 }

@@ -11,12 +11,13 @@ import (
 	"syscall"
 )
 
-// verify checks a signature with the certificate's key as the kernel's
-// public_key_verify_signature does. digest is asked for last. Errors of digest are
-// returned as they are; all others are of type *Error.
+// verify checks a signature with the certificate's key like the kernel's
+// public_key_verify_signature. It calls digest last, and returns errors of digest
+// unchanged. All other errors are of type *Error.
 func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, error)) error {
 	if s.algorithm != c.KeyAlgorithm && !(s.algorithm == "ecdsa" && strings.HasPrefix(c.KeyAlgorithm, "ecdsa-")) {
-		return &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED, Reason: fmt.Sprintf("signature algorithm %s, but the key is for %s", s.algorithm, c.KeyAlgorithm)}
+		return &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED,
+			Reason: fmt.Sprintf("signature algorithm %s, but the key is for %s", s.algorithm, c.KeyAlgorithm)}
 	}
 	if c.PublicKey == nil {
 		kind := BadSignature
@@ -40,18 +41,17 @@ func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, err
 		errno = verifyECDSA(key, sum, s.value)
 	}
 	if errno != 0 {
-		return &Error{Kind: BadSignature, Errno: errno, Reason: "signature does not fit the data"}
+		return &Error{Kind: BadSignature, Errno: errno, Reason: "signature does not match the data"}
 	}
 	return nil
 }
 
-// verifyRSA returns 0 or the errno of the kernel's rsa-pkcs1pad.c.
+// verifyRSA returns 0 or the errno that the kernel's rsa-pkcs1pad.c returns.
 func verifyRSA(key *rsa.PublicKey, h crypto.Hash, sum, sig []byte) syscall.Errno {
 	if rsa.VerifyPKCS1v15(key, h, sum, sig) == nil {
 		return 0
 	}
-	// What was wrong matters for the errno alone, and that only where a
-	// certificate inside of the message failed.
+	// The reason affects only the errno, and only for a certificate inside the message.
 	s := new(big.Int).SetBytes(sig)
 	if len(sig) != key.Size() || s.Cmp(key.N) >= 0 {
 		return syscall.EINVAL
@@ -76,8 +76,8 @@ func verifyRSA(key *rsa.PublicKey, h crypto.Hash, sum, sig []byte) syscall.Errno
 	return syscall.EKEYREJECTED
 }
 
-// verifyECDSA returns 0 or the errno of the kernel's ecdsa.c, which is not so
-// particular about DER as crypto/ecdsa.
+// verifyECDSA returns 0 or the errno that the kernel's ecdsa.c returns, which is less
+// strict about DER than crypto/ecdsa.
 func verifyECDSA(key *ecdsa.PublicKey, sum, sig []byte) syscall.Errno {
 	d := newDecoder(sig)
 	d.need(tagSequence)
@@ -102,8 +102,8 @@ func verifyECDSA(key *ecdsa.PublicKey, sum, sig []byte) syscall.Errno {
 	return 0
 }
 
-// ecdsaInteger reads r or s: a number without sign, in as many octets as the
-// kernel's words for the curve have, and perhaps a zero before them.
+// ecdsaInteger reads r or s: an unsigned number in as many octets as the kernel uses
+// for the curve, perhaps with a zero octet in front.
 func ecdsaInteger(d *decoder, key *ecdsa.PublicKey) (*big.Int, syscall.Errno) {
 	if !d.need(tagInteger) {
 		return nil, syscall.EBADMSG

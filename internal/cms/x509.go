@@ -13,15 +13,15 @@ import (
 	"math/big"
 )
 
-// ParseX509 parses the certificate of a signer. What follows it is ignored, as
-// sign-file does, and is not in Raw. Where crypto/x509 refuses what the
-// kernel or its sign-file would take (a negative serial number, for one), it
-// returns a certificate with what a signature needs of it, and nothing else: Raw,
-// RawTBSCertificate, RawIssuer, RawSubject, RawSubjectPublicKeyInfo, Issuer,
-// Subject, SerialNumber, SubjectKeyId, PublicKey and PublicKeyAlgorithm. Dates,
-// usages and extensions are missing then, so that crypto/x509 trusts nothing by it.
+// ParseX509 parses the certificate of a signer. It ignores trailing bytes, as sign-file
+// does, and leaves them out of Raw. If crypto/x509 rejects a certificate that the
+// kernel or its sign-file would accept (for example with a negative serial number),
+// ParseX509 returns one with only the fields that a signature needs: Raw,
+// RawTBSCertificate, RawIssuer, RawSubject, RawSubjectPublicKeyInfo, Issuer, Subject,
+// SerialNumber, SubjectKeyId, PublicKey and PublicKeyAlgorithm. Without dates, usages
+// and extensions, crypto/x509 does not trust such a certificate.
 //
-// Whether a kernel would load the certificate is for [Loadable] to say.
+// ParseX509 does not check that a kernel would load the certificate; [Loadable] does.
 func ParseX509(der []byte) (*x509.Certificate, error) {
 	o, broken := readOutline(der)
 	if broken == nil {
@@ -32,13 +32,13 @@ func ParseX509(der []byte) (*x509.Certificate, error) {
 	case err == nil:
 		return cert, nil
 	case broken != nil:
-		return nil, err // the better known words
+		return nil, err // the more familiar error
 	}
 	return o.certificate(), nil
 }
 
-// Loadable returns nil if a kernel would load the certificate into a keyring and
-// verify modules with it, else why not.
+// Loadable returns nil if a kernel would load the certificate into a keyring and verify
+// modules with it. Otherwise the error tells why not.
 func Loadable(der []byte) error {
 	c, err := ParseCertificate(der)
 	if err != nil {
@@ -50,21 +50,21 @@ func Loadable(der []byte) error {
 	return nil
 }
 
-// outline is what a signature says of a certificate and is checked with: elements,
+// outline holds the parts of a certificate that signing and verifying need: elements,
 // and the contents of two.
 type outline struct {
 	raw, tbs, issuer, subject, key []byte
 	serial, keyID                  []byte
 }
 
-// readOutline reads the structure of the certificate with which der begins, and of
-// its values only those that are wanted: they are not judged. Sizes, lengths and
-// an empty list of extensions may be what OpenSSL takes and the kernel does not.
+// readOutline reads the structure of the certificate at the beginning of der. It does
+// not check the values. Sizes, lengths and an empty list of extensions may be such that
+// OpenSSL accepts them and the kernel does not.
 func readOutline(der []byte) (*outline, error) {
 	d := newDecoder(der)
 	d.anyLength = true
 	o := &outline{}
-	whole := func() []byte { // a SEQUENCE that is not looked into
+	whole := func() []byte { // skips a SEQUENCE
 		d.needAny()
 		if d.err == nil && d.tag|tagConstructed != tagSequence {
 			d.broken(d.start, "unexpected tag 0x%02x, want 0x%02x", d.tag, tagSequence)
@@ -107,7 +107,7 @@ func readOutline(der []byte) (*outline, error) {
 	return o, nil
 }
 
-// extension takes an extension, and notes the subject key identifier.
+// extension reads an extension, and records the subject key identifier.
 func (o *outline) extension(d *decoder) {
 	d.need(tagSequence)
 	d.need(tagOID)
@@ -136,7 +136,7 @@ func (o *outline) certificate() *x509.Certificate {
 	return cert
 }
 
-// signedInteger is the number in the contents of an INTEGER.
+// signedInteger returns the number in the contents of an INTEGER.
 func signedInteger(contents []byte) *big.Int {
 	n := new(big.Int).SetBytes(contents)
 	if len(contents) > 0 && contents[0] >= 0x80 {
@@ -145,7 +145,7 @@ func signedInteger(contents []byte) *big.Int {
 	return n
 }
 
-// nameOf is a Name for people: as crypto/x509 has it, or else as the kernel does.
+// nameOf parses a Name for messages: with crypto/x509, or else like the kernel.
 func nameOf(der []byte) (name pkix.Name) {
 	var sequence pkix.RDNSequence
 	if rest, err := asn1.Unmarshal(der, &sequence); err == nil && len(rest) == 0 {
@@ -159,9 +159,9 @@ func nameOf(der []byte) (name pkix.Name) {
 	return name
 }
 
-// publicKey returns the key in a SubjectPublicKeyInfo, nil if no signatures are made
-// with such a key here. Forms that crypto/x509 and the kernel refuse are no matter:
-// the private key says whether it is the right one.
+// publicKey returns the key in a SubjectPublicKeyInfo, or nil if this package cannot
+// sign with such a key. It also accepts forms that crypto/x509 and the kernel reject,
+// because the private key shows whether the public key is right.
 func publicKey(spki []byte) crypto.PublicKey {
 	if key, err := x509.ParsePKIXPublicKey(spki); err == nil {
 		return key
@@ -183,7 +183,7 @@ func publicKey(spki []byte) crypto.PublicKey {
 	return c.PublicKey
 }
 
-// compressedKey returns the key of a point that is compressed.
+// compressedKey returns the key of a compressed point.
 func compressedKey(algorithm string, point []byte) crypto.PublicKey {
 	curve := map[string]elliptic.Curve{
 		"ecdsa-nist-p256": elliptic.P256(), "ecdsa-nist-p384": elliptic.P384(), "ecdsa-nist-p521": elliptic.P521(),
@@ -204,8 +204,7 @@ func compressedKey(algorithm string, point []byte) crypto.PublicKey {
 	return key
 }
 
-// rawSerial returns the contents of the certificate's serial number as they stand
-// in it.
+// rawSerial returns the contents of the certificate's serial number as encoded.
 func rawSerial(cert *x509.Certificate) ([]byte, error) {
 	o, err := readOutline(cert.Raw)
 	if err != nil {
@@ -214,8 +213,8 @@ func rawSerial(cert *x509.Certificate) ([]byte, error) {
 	return o.serial, nil
 }
 
-// KeyAlgorithm names the algorithm of a certificate's key that crypto/x509 may not
-// know.
+// KeyAlgorithm returns the name of the algorithm of a certificate's key, also if
+// crypto/x509 does not know it.
 func KeyAlgorithm(cert *x509.Certificate) string {
 	d := newDecoder(cert.RawSubjectPublicKeyInfo)
 	d.need(tagSequence)

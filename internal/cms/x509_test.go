@@ -17,8 +17,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// oddCertificates are certificates of a key that crypto/x509 or the kernel refuses,
-// or both, and with which the kernel's sign-file signs, in DER.
+// oddCertificates are DER certificates of a key that crypto/x509 or the kernel rejects,
+// or both. The kernel's sign-file signs with them.
 func oddCertificates(t testing.TB, key *testmod.Key) map[string]struct {
 	der        []byte
 	std, loads bool // whether crypto/x509 parses it, and a kernel would load it
@@ -28,9 +28,11 @@ func oddCertificates(t testing.TB, key *testmod.Key) map[string]struct {
 	keyFile, _ := key.Files(t)
 	dir := t.TempDir()
 	request := func(args ...string) []byte {
-		config := testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"))
+		config := testmod.WriteFile(t, "conf",
+			[]byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"))
 		if args[0] == "-ext" {
-			config = testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"+args[1]+"\n"))
+			config = testmod.WriteFile(t, "conf",
+				[]byte("[req]\ndistinguished_name=dn\nx509_extensions=x\n[dn]\n[x]\nsubjectKeyIdentifier=hash\n"+args[1]+"\n"))
 			args = args[2:]
 		}
 		out := filepath.Join(dir, "odd.der")
@@ -61,7 +63,7 @@ func oddCertificates(t testing.TB, key *testmod.Key) map[string]struct {
 	}
 }
 
-// emptyExtensions takes the extensions out of a certificate, and leaves their list.
+// emptyExtensions removes the extensions of a certificate, and keeps their empty list.
 func emptyExtensions(t testing.TB, der []byte) []byte {
 	t.Helper()
 	var cert struct {
@@ -84,12 +86,12 @@ func emptyExtensions(t testing.TB, der []byte) []byte {
 	return der
 }
 
-// longLength writes the length of a certificate with an octet more than DER has.
+// longLength encodes the length of a certificate with one octet more than DER.
 func longLength(der []byte) []byte {
 	return slices.Concat([]byte{0x30, 0x83, 0}, der[2:])
 }
 
-// TestParseX509Trailing has what follows a certificate.
+// TestParseX509Trailing parses a certificate with trailing bytes.
 func TestParseX509Trailing(t *testing.T) {
 	der := testmod.NewKey(t, "ecdsa:p256").Certificate.Raw
 	for _, tail := range []string{"\x00\x00\x00", "x", string(der)} {
@@ -104,7 +106,7 @@ func TestParseX509Trailing(t *testing.T) {
 	}
 }
 
-// TestOddCertificates signs with certificates that crypto/x509 refuses: the message is
+// TestOddCertificates signs with certificates that crypto/x509 rejects. The message is
 // the one that the kernel's sign-file writes.
 func TestOddCertificates(t *testing.T) {
 	key := testmod.NewKey(t, "rsa:2048")
@@ -123,7 +125,8 @@ func TestOddCertificates(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Equal(cert.Raw, odd.der) || cert.Subject.CommonName != "odd" || cert.SerialNumber == nil || len(cert.SubjectKeyId) != 20 && name != "empty extensions" {
+			if !bytes.Equal(cert.Raw, odd.der) || cert.Subject.CommonName != "odd" || cert.SerialNumber == nil ||
+				len(cert.SubjectKeyId) != 20 && name != "empty extensions" {
 				t.Errorf("%q, serial number %v, key id %x", cert.Subject, cert.SerialNumber, cert.SubjectKeyId)
 			}
 			for _, useKeyID := range []bool{false, true} {
@@ -133,7 +136,7 @@ func TestOddCertificates(t *testing.T) {
 				if useKeyID && (strings.Contains(name, "broken") || strings.Contains(name, "keyUsage")) {
 					continue // OpenSSL finds no key identifier beside a broken extension
 				}
-				// Raw alone is enough.
+				// Raw is sufficient.
 				for _, cert := range []*x509.Certificate{cert, {Raw: odd.der}} {
 					signer, err := NewSigner(key.Private, cert, crypto.SHA256, useKeyID)
 					if err != nil {
@@ -144,7 +147,8 @@ func TestOddCertificates(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					args := []string{"-d", "sha256", keyFile, testmod.WriteFile(t, "odd.x509", odd.der), testmod.WriteFile(t, "m.ko", data)}
+					args := []string{"-d", "sha256", keyFile, testmod.WriteFile(t, "odd.x509", odd.der),
+						testmod.WriteFile(t, "m.ko", data)}
 					if useKeyID {
 						args = append([]string{"-k"}, args...)
 					}
@@ -160,8 +164,8 @@ func TestOddCertificates(t *testing.T) {
 	}
 }
 
-// TestCompressedPoint has an elliptic curve key in the form that crypto/x509 and the
-// kernel refuse.
+// TestCompressedPoint has an elliptic curve key in a form that crypto/x509 and the
+// kernel reject.
 func TestCompressedPoint(t *testing.T) {
 	key := testmod.NewKey(t, "ecdsa:p384")
 	openssl := testmod.Program(t, "openssl", "openssl")
@@ -185,7 +189,7 @@ func TestCompressedPoint(t *testing.T) {
 	}
 }
 
-// TestParseX509Refuses has what is no certificate, by any parser.
+// TestParseX509Refuses has input that no parser takes for a certificate.
 func TestParseX509Refuses(t *testing.T) {
 	der := testmod.NewKey(t, "ecdsa:p256").Certificate.Raw
 	for i := range der {
@@ -193,7 +197,8 @@ func TestParseX509Refuses(t *testing.T) {
 			t.Fatalf("cut off at %d: %v", i, cert)
 		}
 	}
-	if _, err := NewSigner(testmod.NewKey(t, "ecdsa:p256").Private, &x509.Certificate{Raw: der[:20]}, crypto.SHA256, false); err == nil {
+	if _, err := NewSigner(testmod.NewKey(t, "ecdsa:p256").Private, &x509.Certificate{Raw: der[:20]}, crypto.SHA256,
+		false); err == nil {
 		t.Error("a signer of half a certificate")
 	}
 }
@@ -208,7 +213,7 @@ func FuzzParseX509(f *testing.F) {
 	f.Fuzz(func(t *testing.T, der []byte) {
 		cert, err := ParseX509(der)
 		if err != nil {
-			// One opinion: what the kernel loads, signatures can name.
+			// If the kernel loads a certificate, signatures can name it.
 			if _, kernel := ParseCertificate(der); kernel == nil {
 				t.Errorf("the kernel takes what is refused here: %v", err)
 			}
@@ -219,8 +224,10 @@ func FuzzParseX509(f *testing.F) {
 		}
 		if c, err := ParseCertificate(der); err == nil {
 			serial, err := rawSerial(cert)
-			if err != nil || !bytes.Equal(serial, c.Serial) || !bytes.Equal(cert.RawIssuer, c.RawIssuer) || c.SubjectKeyID != nil && !bytes.Equal(cert.SubjectKeyId, c.SubjectKeyID) {
-				t.Errorf("%x, %x, %x, %v where the kernel has %x, %x, %x", serial, cert.RawIssuer, cert.SubjectKeyId, err, c.Serial, c.RawIssuer, c.SubjectKeyID)
+			if err != nil || !bytes.Equal(serial, c.Serial) || !bytes.Equal(cert.RawIssuer, c.RawIssuer) ||
+				c.SubjectKeyID != nil && !bytes.Equal(cert.SubjectKeyId, c.SubjectKeyID) {
+				t.Errorf("%x, %x, %x, %v where the kernel has %x, %x, %x", serial, cert.RawIssuer, cert.SubjectKeyId, err, c.Serial,
+					c.RawIssuer, c.SubjectKeyID)
 			}
 		}
 	})

@@ -18,13 +18,13 @@ import (
 	"go.mozilla.org/pkcs7"
 )
 
-// SignCMS makes a signature of the content, in DER.
+// SignCMS returns a signature of the content, in DER.
 func SignCMS(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
 	switch key.(type) {
 	case *rsa.PrivateKey, *ecdsa.PrivateKey:
 	default:
-		// An agent's key signs modules and its receipt, which says so.
-		return nil, errors.New("the private key has to be RSA or ECDSA, in a file")
+		// An agent's key signs only modules and its receipt, as the receipt promises.
+		return nil, errors.New("only an RSA or ECDSA private key in a file can sign")
 	}
 	data, err := pkcs7.NewSignedData(content)
 	if err != nil {
@@ -39,14 +39,14 @@ func SignCMS(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	// A certificate that has expired, for one, makes signatures that nobody takes.
+	// Reject a certificate whose signatures would not verify, such as an expired one.
 	if _, err := CheckCMS(content, signature, []*x509.Certificate{cert}, time.Now()); err != nil {
-		return nil, fmt.Errorf("nobody would take the signature: %w", err)
+		return nil, fmt.Errorf("the signature would not verify: %w", err)
 	}
 	return signature, nil
 }
 
-// message is a ContentInfo with what a signature has to have, and no more.
+// message is a ContentInfo with only the parts that a signature must have.
 type message struct {
 	Type asn1.ObjectIdentifier
 	Data struct {
@@ -75,9 +75,9 @@ type attribute struct {
 	Values []asn1.RawValue `asn1:"set"`
 }
 
-// parseMessage reads a message. It has to be encoded again as it was, since pkcs7 takes
-// BER, passes over what it cannot parse, and does not look behind the message; and
-// encoding/asn1 passes over what stands at the end of a SEQUENCE.
+// parseMessage parses a message, and checks that encoding it again gives the same
+// bytes. The pkcs7 library accepts BER, skips what it cannot parse, and ignores data
+// after the message; encoding/asn1 ignores data at the end of a SEQUENCE.
 func parseMessage(der []byte) (*signerInfo, error) {
 	var m message
 	_, err := asn1.Unmarshal(der, &m)
@@ -85,20 +85,22 @@ func parseMessage(der []byte) (*signerInfo, error) {
 	if err == nil {
 		again, err = asn1.Marshal(m)
 	}
-	if err != nil || !bytes.Equal(again, der) || !m.Type.Equal(pkcs7.OIDSignedData) || !m.Data.Content.Type.Equal(pkcs7.OIDData) {
-		return nil, errors.New("not a detached CMS signature in DER: openssl cms -sign -binary -outform DER -md sha512 makes one")
+	if err != nil || !bytes.Equal(again, der) || !m.Type.Equal(pkcs7.OIDSignedData) ||
+		!m.Data.Content.Type.Equal(pkcs7.OIDData) {
+		return nil, errors.New("not a detached CMS signature in DER: " +
+			"create one with openssl cms -sign -binary -outform DER -md sha512")
 	}
 	if len(m.Data.Signers) != 1 {
-		return nil, fmt.Errorf("the signature is of %d signers, and one is wanted", len(m.Data.Signers))
+		return nil, fmt.Errorf("the signature is of %d signers instead of one", len(m.Data.Signers))
 	}
 	return &m.Data.Signers[0], nil
 }
 
-// check checks what pkcs7 does not, and returns when it was signed.
+// check checks what pkcs7 does not, and returns the signing time.
 func (s *signerInfo) check() (time.Time, error) {
 	var signed time.Time
 	if len(s.Attributes) == 0 {
-		return signed, errors.New("the signature has no signed attributes: openssl cms -sign without -noattr makes one that has")
+		return signed, errors.New("the signature has no signed attributes: sign without the option -noattr of openssl cms")
 	}
 	if err := s.checkAlgorithms(); err != nil {
 		return signed, err
@@ -110,12 +112,12 @@ func (s *signerInfo) check() (time.Time, error) {
 		s.attribute("message digest", pkcs7.OIDAttributeMessageDigest, &digest),
 		s.attribute("signing time", pkcs7.OIDAttributeSigningTime, &signed))
 	if err == nil && !content.Equal(pkcs7.OIDData) {
-		err = fmt.Errorf("the signature is of content of the type %v, and not of data", content)
+		err = fmt.Errorf("the signed content has the type %v instead of data", content)
 	}
 	return signed, err
 }
 
-// attribute finds the only value of an attribute.
+// attribute returns the only value of an attribute.
 func (s *signerInfo) attribute(name string, oid asn1.ObjectIdentifier, out any) error {
 	var values []asn1.RawValue
 	for _, a := range s.Attributes {
@@ -138,20 +140,21 @@ var algorithms = []struct{ digest, rsa, ecdsa asn1.ObjectIdentifier }{
 	{pkcs7.OIDDigestAlgorithmSHA512, pkcs7.OIDEncryptionAlgorithmRSASHA512, pkcs7.OIDDigestAlgorithmECDSASHA512},
 }
 
-// checkAlgorithms keeps to strong ones of the same hash: pkcs7 takes the digest of one
-// and the signature of another, SHA-1 among them.
+// checkAlgorithms accepts only strong algorithms of the same hash. The pkcs7 library
+// also accepts different hashes for digest and signature, and SHA-1.
 func (s *signerInfo) checkAlgorithms() error {
 	for _, a := range algorithms {
-		if alg := s.Algorithm.Algorithm; s.Digest.Algorithm.Equal(a.digest) && (alg.Equal(a.rsa) || alg.Equal(a.ecdsa) || alg.Equal(pkcs7.OIDEncryptionAlgorithmRSA)) {
+		if alg := s.Algorithm.Algorithm; s.Digest.Algorithm.Equal(a.digest) &&
+			(alg.Equal(a.rsa) || alg.Equal(a.ecdsa) || alg.Equal(pkcs7.OIDEncryptionAlgorithmRSA)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the signature is made with the algorithms %v and %v, and RSA (PKCS #1 v1.5) or ECDSA with SHA-256, SHA-384 or SHA-512 is wanted", s.Digest.Algorithm, s.Algorithm.Algorithm)
+	return fmt.Errorf("the signature algorithms are %v and %v, not RSA (PKCS #1 v1.5) or ECDSA "+
+		"with SHA-256, SHA-384 or SHA-512", s.Digest.Algorithm, s.Algorithm.Algorithm)
 }
 
-// CheckCMS checks a signature of the content. The certificate of the signer has to be
-// one of those that are trusted, or to be issued by one of them that is a CA; on the
-// way there may be certificates of the message.
+// CheckCMS checks a signature of the content. The signer's certificate must be trusted,
+// or issued by a trusted CA. The chain may include certificates from the message.
 func CheckCMS(content, signature []byte, trusted []*x509.Certificate, now time.Time) (*Signer, error) {
 	if err := checkSize(signature); err != nil {
 		return nil, err
@@ -178,7 +181,8 @@ func CheckCMS(content, signature []byte, trusted []*x509.Certificate, now time.T
 	p7.Content, p7.Certificates = content, append(p7.Certificates, trusted...)
 	cert := p7.GetOnlySigner()
 	if cert == nil {
-		return nil, fmt.Errorf("signed with the certificate of the serial number %x, which is neither there nor in the signature", info.IssuerAndSerial.Serial)
+		return nil, fmt.Errorf("signed with the certificate with serial number %x, "+
+			"which is neither given nor in the signature", info.IssuerAndSerial.Serial)
 	}
 	who := subject(cert)
 	if err := checkSigner(cert, roots, intermediates, now); err != nil {
@@ -193,7 +197,7 @@ func CheckCMS(content, signature []byte, trusted []*x509.Certificate, now time.T
 	return &Signer{Name: who, Fingerprint: fmt.Sprintf("%X", sha256.Sum256(cert.Raw)), Time: signed}, nil
 }
 
-// checkSigner checks that a certificate is trusted, and for signing.
+// checkSigner checks that a certificate is trusted and may sign.
 func checkSigner(cert *x509.Certificate, roots, intermediates *x509.CertPool, now time.Time) error {
 	_, err := cert.Verify(x509.VerifyOptions{
 		Roots:         roots,
@@ -202,23 +206,25 @@ func checkSigner(cert *x509.Certificate, roots, intermediates *x509.CertPool, no
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return errors.New("the certificate is not among those to trust, nor issued by one of them")
+		return errors.New("the certificate is neither trusted nor issued by a trusted certificate")
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
-		return fmt.Errorf("the certificate of %q is valid from %s to %s alone", subject(e.Cert), e.Cert.NotBefore.Format(time.DateOnly), e.Cert.NotAfter.Format(time.DateOnly))
+		return fmt.Errorf("the certificate of %q is valid only from %s to %s", subject(e.Cert),
+			e.Cert.NotBefore.Format(time.DateOnly), e.Cert.NotAfter.Format(time.DateOnly))
 	}
-	if err == nil && cert.KeyUsage != 0 && cert.KeyUsage&(x509.KeyUsageDigitalSignature|x509.KeyUsageContentCommitment) == 0 {
+	if err == nil && cert.KeyUsage != 0 &&
+		cert.KeyUsage&(x509.KeyUsageDigitalSignature|x509.KeyUsageContentCommitment) == 0 {
 		return errors.New("the certificate is not for signing (keyUsage)")
 	}
 	return err
 }
 
-// badCMS says what is wrong when pkcs7 does not verify.
+// badCMS describes why pkcs7 could not verify a signature.
 func badCMS(err error) error {
 	if _, ok := errors.AsType[*pkcs7.MessageDigestMismatchError](err); ok {
-		return errors.New("what is signed was changed since")
+		return errors.New("the content has changed since it was signed")
 	}
-	if text, ok := strings.CutPrefix(err.Error(), "pkcs7: "); ok { // the certificate was not valid then
+	if text, ok := strings.CutPrefix(err.Error(), "pkcs7: "); ok { // such as: the certificate was not valid at that time
 		return errors.New(text)
 	}
 	return errors.New("the signature is bad")

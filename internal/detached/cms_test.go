@@ -21,19 +21,22 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// opensslSign is openssl cms -sign, in DER.
+// opensslSign runs openssl cms -sign, with DER output.
 func opensslSign(t testing.TB, content []byte, key *testmod.Key, args ...string) []byte {
 	t.Helper()
 	testmod.Program(t, "openssl", "openssl")
 	private, cert := key.Files(t)
-	return testmod.Run(t, "openssl", append([]string{"cms", "-sign", "-binary", "-outform", "DER", "-in", testmod.WriteFile(t, "list", content), "-signer", cert, "-inkey", private}, args...)...)
+	return testmod.Run(t, "openssl", append([]string{"cms", "-sign", "-binary", "-outform", "DER", "-in",
+		testmod.WriteFile(t, "list", content), "-signer", cert, "-inkey", private}, args...)...)
 }
 
-// opensslVerify is openssl cms -verify with the certificates to trust.
+// opensslVerify runs openssl cms -verify with the trusted certificates.
 func opensslVerify(t testing.TB, content, signature, trusted []byte) error {
 	t.Helper()
-	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "cms", "-verify", "-binary", "-inform", "DER", "-out", "/dev/null",
-		"-content", testmod.WriteFile(t, "list", content), "-in", testmod.WriteFile(t, "list.p7s", signature), "-CAfile", testmod.WriteFile(t, "ca.pem", trusted))
+	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "cms", "-verify", "-binary", "-inform", "DER", "-out",
+		"/dev/null",
+		"-content", testmod.WriteFile(t, "list", content), "-in", testmod.WriteFile(t, "list.p7s", signature), "-CAfile",
+		testmod.WriteFile(t, "ca.pem", trusted))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return errors.New(string(out))
@@ -64,13 +67,14 @@ func TestWithOpenSSL(t *testing.T) {
 				t.Error("openssl takes our signature by another")
 			}
 			for maker, sig := range map[string][]byte{
-				"modsign":                  ours,
-				"openssl":                  opensslSign(t, content, key),
-				"openssl -md sha384":       opensslSign(t, content, key, "-md", "sha384"),
-				"openssl -md sha512":       opensslSign(t, content, key, "-md", "sha512"),
-				"openssl -nocerts":         opensslSign(t, content, key, "-nocerts"),
-				"openssl -nosmimecap":      opensslSign(t, content, key, "-nosmimecap"),
-				"openssl with other certs": opensslSign(t, content, key, "-certfile", testmod.WriteFile(t, "other.pem", other.CertPEM)),
+				"modsign":             ours,
+				"openssl":             opensslSign(t, content, key),
+				"openssl -md sha384":  opensslSign(t, content, key, "-md", "sha384"),
+				"openssl -md sha512":  opensslSign(t, content, key, "-md", "sha512"),
+				"openssl -nocerts":    opensslSign(t, content, key, "-nocerts"),
+				"openssl -nosmimecap": opensslSign(t, content, key, "-nosmimecap"),
+				"openssl with other certs": opensslSign(t, content, key, "-certfile",
+					testmod.WriteFile(t, "other.pem", other.CertPEM)),
 			} {
 				s, err := CheckCMS(content, sig, trusted, time.Now())
 				if err != nil {
@@ -81,19 +85,19 @@ func TestWithOpenSSL(t *testing.T) {
 					t.Errorf("signature of %s: %+v", maker, s)
 				}
 				_, err = CheckCMS(changed, sig, trusted, time.Now())
-				refused(t, err, `signed as "modsign test key `+algorithm+`": what is signed was changed since`)
+				refused(t, err, `signed as "modsign test key `+algorithm+`": the content has changed`)
 				_, err = CheckCMS(content, sig, trusted[:1], time.Now())
 				if maker == "openssl -nocerts" {
-					refused(t, err, "which is neither there nor in the signature")
+					refused(t, err, "which is neither given nor in the signature")
 				} else {
-					refused(t, err, "not among those to trust, nor issued by one")
+					refused(t, err, "neither trusted nor issued by")
 				}
 			}
 		})
 	}
 }
 
-// TestOtherMessages refuses what openssl makes when it is asked for something else.
+// TestOtherMessages rejects messages that openssl makes with other options.
 func TestOtherMessages(t *testing.T) {
 	t.Parallel()
 	rsa, ec := testmod.NewKey(t, "rsa:2048"), testmod.NewKey(t, "ecdsa:p256")
@@ -106,9 +110,9 @@ func TestOtherMessages(t *testing.T) {
 		want      string
 	}{
 		{"no attributes", opensslSign(t, content, rsa, "-noattr"), "no signed attributes"},
-		{"SHA-1", opensslSign(t, content, rsa, "-md", "sha1"), "with SHA-256, SHA-384 or SHA-512 is wanted"},
-		{"SHA-1, ECDSA", opensslSign(t, content, ec, "-md", "sha1"), "with SHA-256, SHA-384 or SHA-512 is wanted"},
-		{"MD5", opensslSign(t, content, rsa, "-md", "md5"), "with SHA-256, SHA-384 or SHA-512 is wanted"},
+		{"SHA-1", opensslSign(t, content, rsa, "-md", "sha1"), "with SHA-256, SHA-384 or SHA-512"},
+		{"SHA-1, ECDSA", opensslSign(t, content, ec, "-md", "sha1"), "with SHA-256, SHA-384 or SHA-512"},
+		{"MD5", opensslSign(t, content, rsa, "-md", "md5"), "with SHA-256, SHA-384 or SHA-512"},
 		{"PSS", opensslSign(t, content, rsa, "-keyopt", "rsa_padding_mode:pss"), "PKCS #1 v1.5"},
 		{"content inside", opensslSign(t, content, rsa, "-nodetach"), "not a detached CMS signature in DER"},
 		{"key identifier", opensslSign(t, content, rsa, "-keyid"), "not a detached CMS signature in DER"},
@@ -119,7 +123,8 @@ func TestOtherMessages(t *testing.T) {
 		{"garbage inside", behindSigners(good), "not a detached CMS signature in DER"},
 		{"cut off", good[:len(good)-1], "not a detached CMS signature in DER"},
 		{"unsigned attribute", withUnsigned(t, rsa), "not a detached CMS signature in DER"},
-		{"another content type", opensslSign(t, content, rsa, "-econtent_type", "1.2.3.4"), "not a detached CMS signature in DER"},
+		{"another content type", opensslSign(t, content, rsa, "-econtent_type", "1.2.3.4"),
+			"not a detached CMS signature in DER"},
 		{"nested", bytes.Repeat([]byte{0x30, 0x80}, maxSignature/2), "not a detached CMS signature in DER"},
 		{"nothing", nil, "not a detached CMS signature in DER"},
 		{"large", make([]byte, maxSignature+1), "too many for a signature"},
@@ -131,7 +136,7 @@ func TestOtherMessages(t *testing.T) {
 			}
 		})
 	}
-	// Whatever is changed in a message, it signs no other list.
+	// No changed byte makes the message a signature of another list.
 	for i := range good {
 		for _, bit := range []byte{1, 0x20, 0x80} {
 			bad := bytes.Clone(good)
@@ -143,7 +148,7 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// behindSigners puts an element behind the last one of SignedData.
+// behindSigners adds an element after the last one of SignedData.
 func behindSigners(der []byte) []byte {
 	var outer struct {
 		Type asn1.ObjectIdentifier
@@ -160,7 +165,7 @@ func behindSigners(der []byte) []byte {
 	return out
 }
 
-// sign makes a message with pkcs7, and lets it be changed before it is encoded.
+// sign makes a message with pkcs7, and calls change before encoding it.
 func sign(t testing.TB, key *testmod.Key, config pkcs7.SignerInfoConfig, change func(*pkcs7.SignedData)) []byte {
 	t.Helper()
 	data, err := pkcs7.NewSignedData(content)
@@ -183,10 +188,11 @@ func sign(t testing.TB, key *testmod.Key, config pkcs7.SignerInfoConfig, change 
 }
 
 func withUnsigned(t testing.TB, key *testmod.Key) []byte {
-	return sign(t, key, pkcs7.SignerInfoConfig{ExtraUnsignedAttributes: []pkcs7.Attribute{{Type: asn1.ObjectIdentifier{1, 2, 3}, Value: 1}}}, nil)
+	return sign(t, key, pkcs7.SignerInfoConfig{ExtraUnsignedAttributes: []pkcs7.Attribute{{Type: asn1.ObjectIdentifier{1,
+		2, 3}, Value: 1}}}, nil)
 }
 
-// TestStricterThanPKCS7 refuses what go.mozilla.org/pkcs7 takes.
+// TestStricterThanPKCS7 rejects messages that go.mozilla.org/pkcs7 accepts.
 func TestStricterThanPKCS7(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p256")
@@ -198,15 +204,18 @@ func TestStricterThanPKCS7(t *testing.T) {
 		signature []byte
 		want      string
 	}{
-		{"two content types", sign(t, key, extra(pkcs7.OIDAttributeContentType, pkcs7.OIDSignedData), nil), "has the content type 2 times"},
-		{"two digests", sign(t, key, extra(pkcs7.OIDAttributeMessageDigest, []byte("x")), nil), "has the message digest 2 times"},
-		{"two times", sign(t, key, extra(pkcs7.OIDAttributeSigningTime, time.Now().UTC()), nil), "has the signing time 2 times"},
+		{"two content types", sign(t, key, extra(pkcs7.OIDAttributeContentType, pkcs7.OIDSignedData), nil),
+			"has the content type 2 times"},
+		{"two digests", sign(t, key, extra(pkcs7.OIDAttributeMessageDigest, []byte("x")), nil),
+			"has the message digest 2 times"},
+		{"two times", sign(t, key, extra(pkcs7.OIDAttributeSigningTime, time.Now().UTC()), nil),
+			"has the signing time 2 times"},
 		{"another hash", sign(t, key, pkcs7.SignerInfoConfig{}, func(d *pkcs7.SignedData) {
 			d.GetSignedData().SignerInfos[0].DigestAlgorithm.Algorithm = pkcs7.OIDDigestAlgorithmSHA512
-		}), "SHA-256, SHA-384 or SHA-512 is wanted"},
+		}), "SHA-256, SHA-384 or SHA-512"},
 		{"ECDSA with SHA-1", sign(t, key, pkcs7.SignerInfoConfig{}, func(d *pkcs7.SignedData) {
 			d.GetSignedData().SignerInfos[0].DigestEncryptionAlgorithm.Algorithm = pkcs7.OIDDigestAlgorithmECDSASHA1
-		}), "SHA-256, SHA-384 or SHA-512 is wanted"},
+		}), "SHA-256, SHA-384 or SHA-512"},
 		{"no time", sign(t, key, pkcs7.SignerInfoConfig{}, func(d *pkcs7.SignedData) {
 			s := &d.GetSignedData().SignerInfos[0]
 			s.AuthenticatedAttributes = slices.Delete(s.AuthenticatedAttributes, 1, 2) // the shortest comes first
@@ -248,7 +257,7 @@ func named(name string) x509.Certificate {
 	return x509.Certificate{Subject: pkix.Name{CommonName: name}}
 }
 
-// TestTrust is about whose certificate is taken, with openssl as the second opinion.
+// TestTrust checks which certificates are trusted, and compares with openssl.
 func TestTrust(t *testing.T) {
 	t.Parallel()
 	ca := named("CA")
@@ -282,14 +291,14 @@ func TestTrust(t *testing.T) {
 		{"self-signed, no CA", noCA, noCA, nil, ""},
 		{"by the CA", leaf, root, nil, ""},
 		{"by a CA below", deep, root, between, ""},
-		{"by a CA below, which is missing", deep, root, nil, "not among those to trust"},
+		{"by a CA below, which is missing", deep, root, nil, "neither trusted nor issued by"},
 		{"by the CA below", deep, between, nil, ""},
 		{"issued, and trusted itself", leaf, leaf, nil, ""},
-		{"another one of the same key", leaf, deep, nil, "not among those to trust"},
-		{"by one that is no CA", byNoCA, noCA, nil, "not among those to trust"},
-		{"by a CA of the same name", leaf, impostor, nil, "not among those to trust"},
-		{"expired", expired, root, nil, "is valid from"},
-		{"expired, and trusted itself", expired, expired, nil, "is valid from"},
+		{"another one of the same key", leaf, deep, nil, "neither trusted nor issued by"},
+		{"by one that is no CA", byNoCA, noCA, nil, "neither trusted nor issued by"},
+		{"by a CA of the same name", leaf, impostor, nil, "neither trusted nor issued by"},
+		{"expired", expired, root, nil, "is valid only from"},
+		{"expired, and trusted itself", expired, expired, nil, "is valid only from"},
 		{"not for signing", encryption, root, nil, "not for signing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -297,13 +306,14 @@ func TestTrust(t *testing.T) {
 			if c.chain != nil {
 				args = append(args, "-certfile", testmod.WriteFile(t, "chain.pem", c.chain.CertPEM))
 			}
-			_, err := CheckCMS(content, opensslSign(t, content, c.by, args...), []*x509.Certificate{c.trusted.Certificate}, time.Now())
+			_, err := CheckCMS(content, opensslSign(t, content, c.by, args...), []*x509.Certificate{c.trusted.Certificate},
+				time.Now())
 			if c.want == "" && err != nil {
 				t.Error(err)
 			} else if c.want != "" {
 				refused(t, err, c.want)
 			}
-			// openssl ends a chain at what is self-signed, unless it is told otherwise.
+			// openssl ends a chain only at a self-signed certificate by default.
 			if strings.Contains(c.name, "trusted itself") || c.trusted == between {
 				return
 			}
@@ -314,7 +324,7 @@ func TestTrust(t *testing.T) {
 		})
 	}
 	_, err := SignCMS(content, expired.Private, expired.Certificate)
-	refused(t, err, "is valid from")
+	refused(t, err, "is valid only from")
 	_, err = SignCMS(content, root.Private, leaf.Certificate)
 	refused(t, err, "bad")
 	_, err = SignCMS(content, opaque{leaf.Private}, leaf.Certificate)
@@ -328,5 +338,5 @@ func TestTrust(t *testing.T) {
 	refused(t, err, "from the future")
 }
 
-// opaque is a private key elsewhere.
+// opaque is a private key outside of this process.
 type opaque struct{ crypto.Signer }

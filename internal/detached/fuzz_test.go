@@ -8,7 +8,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// What is good for one content is good for no other.
+// A signature that is good for one content is good for no other.
 func goodForOne(t *testing.T, check func(content []byte) (*Signer, error)) {
 	s, err := check(content)
 	if (s == nil) == (err == nil) {
@@ -31,7 +31,8 @@ func FuzzCheckOpenPGP(f *testing.F) {
 	other := g.make("Other <o@example.org>", "rsa3072", "cert", "")
 	g.run("--passphrase", "", "--quick-add-key", other, "rsa2048", "sign", "never")
 	for _, key := range []string{key, other} {
-		for _, args := range [][]string{nil, {"--armor"}, {"--textmode"}, {"--digest-algo", "SHA384"}, {"--sig-notation", "!a@example.org=b"}} {
+		for _, args := range [][]string{nil, {"--armor"}, {"--textmode"}, {"--digest-algo", "SHA384"},
+			{"--sig-notation", "!a@example.org=b"}} {
 			f.Add(g.run("--export", key), g.sign(content, key, args...))
 		}
 		f.Add(g.run("--armor", "--export"), g.sign(content, key, "--armor"))
@@ -48,14 +49,16 @@ func FuzzCheckOpenPGP(f *testing.F) {
 	})
 }
 
-// The inputs are signatures of OpenSSL and ours, and certificates, with a few changes.
+// The inputs are signatures of OpenSSL and of this package, and certificates, with a
+// few changes.
 func FuzzCheckCMS(f *testing.F) {
 	var keys [][]byte
 	var signatures [][]byte
 	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256"} {
 		key := testmod.NewKey(f, algorithm)
 		keys = append(keys, key.Certificate.Raw)
-		for _, args := range [][]string{nil, {"-md", "sha512"}, {"-md", "sha1"}, {"-nocerts"}, {"-noattr"}, {"-keyid"}, {"-nodetach"}, {"-stream"}} {
+		for _, args := range [][]string{nil, {"-md", "sha512"}, {"-md", "sha1"}, {"-nocerts"}, {"-noattr"}, {"-keyid"},
+			{"-nodetach"}, {"-stream"}} {
 			signatures = append(signatures, opensslSign(f, content, key, args...))
 		}
 		ours, err := SignCMS(content, key.Private, key.Certificate)

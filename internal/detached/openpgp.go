@@ -3,7 +3,7 @@ package detached
 import (
 	"bytes"
 	"crypto"
-	_ "crypto/sha256" // the hashes that are taken
+	_ "crypto/sha256" // the accepted hashes
 	_ "crypto/sha3"
 	_ "crypto/sha512"
 	"errors"
@@ -19,13 +19,13 @@ import (
 	openpgp "github.com/ProtonMail/go-crypto/openpgp/v2"
 )
 
-// config is how go-crypto goes about signing and checking at a time. Its own defaults
-// refuse weak keys: RSA below 2048 bits, DSA, secp256k1.
+// config returns go-crypto's configuration for signing and checking at a time. Its
+// defaults reject weak keys: RSA below 2048 bits, DSA, secp256k1.
 func config(now time.Time) *packet.Config {
 	return &packet.Config{
 		Time:        func() time.Time { return now },
 		DefaultHash: crypto.SHA512,
-		// Otherwise each signature is another one, and gpg shows a notation to people.
+		// Keep signatures reproducible; gpg would also display the notation.
 		NonDeterministicSignaturesViaNotation: packet.BoolPointer(false),
 	}
 }
@@ -36,20 +36,22 @@ type SecretKey struct {
 	key    openpgp.Key
 }
 
-// ParseSecretKey reads what gpg --export-secret-keys writes, armored or not, of one
-// key. Of its parts it takes one that may sign now and whose private half is there: as
-// gpg does, a subkey before the primary key, and a newer before an older one.
+// ParseSecretKey parses the output of gpg --export-secret-keys for one key, armored or
+// not. It selects a part that may sign now and whose private key is present. Like gpg,
+// it prefers a subkey to the primary key, and a newer subkey to an older one.
 func ParseSecretKey(data []byte, now time.Time) (*SecretKey, error) {
 	entities, err := parseKeys(data)
 	if err != nil {
 		return nil, err
 	}
 	if len(entities) != 1 {
-		return nil, fmt.Errorf("%d OpenPGP keys, and the one that is to sign is wanted: gpg --export-secret-keys --armor NAME", len(entities))
+		return nil, fmt.Errorf("%d OpenPGP keys instead of one: "+
+			"export the signing key with gpg --export-secret-keys --armor NAME", len(entities))
 	}
 	k := &SecretKey{entity: entities[0]}
 	if k.entity.PrivateKey == nil {
-		return nil, errors.New("an OpenPGP public key, and signing needs the secret one: gpg --export-secret-keys --armor NAME")
+		return nil, errors.New("OpenPGP public key instead of the secret key: " +
+			"export the secret key with gpg --export-secret-keys --armor NAME")
 	}
 	elsewhere := false
 	for _, part := range entities.KeysById(0) {
@@ -66,16 +68,17 @@ func ParseSecretKey(data []byte, now time.Time) (*SecretKey, error) {
 	case k.key.PublicKey != nil:
 		return k, nil
 	case elsewhere:
-		return nil, fmt.Errorf("the secret key of %q is elsewhere, on a card for one: sign with gpg --armor --detach-sign", k.Name())
+		return nil, fmt.Errorf("the secret key of %q is elsewhere, such as on a smart card: "+
+			"sign with gpg --armor --detach-sign", k.Name())
 	}
 	return nil, fmt.Errorf("%q cannot sign now: %w", k.Name(), cannotSign(k.entity, 0, now))
 }
 
-// Name is the user ID of the key.
+// Name returns the user ID of the key.
 func (k *SecretKey) Name() string { return userID(k.entity) }
 
-// Sign makes an armored signature of the content. The passphrase is asked for if the
-// key needs one, and an error of asking is returned as it is.
+// Sign returns an armored signature of the content. It calls passphrase if the key
+// needs one, and returns an error of passphrase unchanged.
 func (k *SecretKey) Sign(content []byte, now time.Time, passphrase func() ([]byte, error)) ([]byte, error) {
 	if private := k.key.PrivateKey; private.Encrypted {
 		p, err := passphrase()
@@ -83,14 +86,14 @@ func (k *SecretKey) Sign(content []byte, now time.Time, passphrase func() ([]byt
 			return nil, err
 		}
 		if err := private.Decrypt(p); err != nil {
-			return nil, errors.New("wrong passphrase, or the key is damaged")
+			return nil, errors.New("wrong passphrase or damaged key")
 		}
 	}
 	config := config(now)
 	config.SigningKeyId = k.key.PublicKey.KeyId
 	var b bytes.Buffer
-	// With a checksum, which nobody needs any more: GnuPG up to 2.2 does not find the
-	// end of an armored signature of some lengths without it.
+	// Newer versions of GnuPG need no checksum, but GnuPG up to 2.2 misses the end of
+	// armored signatures of some lengths without it.
 	w, err := armor.EncodeWithChecksumOption(&b, openpgp.SignatureType, nil, true)
 	if err != nil {
 		return nil, err
@@ -108,8 +111,8 @@ func (k *SecretKey) Sign(content []byte, now time.Time, passphrase func() ([]byt
 // Keyring holds the OpenPGP keys to trust.
 type Keyring struct{ entities openpgp.EntityList }
 
-// ParseKeyring reads public keys: what gpg --export writes, armored or not, or several
-// such files one after the other.
+// ParseKeyring parses public keys: the output of gpg --export, armored or not, or
+// several such files concatenated.
 func ParseKeyring(data []byte) (*Keyring, error) {
 	entities, err := parseKeys(data)
 	if err != nil {
@@ -117,13 +120,15 @@ func ParseKeyring(data []byte) (*Keyring, error) {
 	}
 	for _, e := range entities {
 		if e.PrivateKey != nil {
-			return nil, errors.New("an OpenPGP secret key, and public keys are wanted: gpg --export --armor NAME")
+			return nil, errors.New("OpenPGP secret key instead of public keys: " +
+				"export the public keys with gpg --export --armor NAME")
 		}
 	}
 	return &Keyring{entities}, nil
 }
 
-// Check checks a signature of the content, armored or not, by a key of the keyring.
+// Check checks a signature of the content, armored or not. A key of the keyring must
+// have made it.
 func (k *Keyring) Check(content, signature []byte, now time.Time) (*Signer, error) {
 	if err := checkSize(signature); err != nil {
 		return nil, err
@@ -140,31 +145,33 @@ func (k *Keyring) Check(content, signature []byte, now time.Time) (*Signer, erro
 	if len(entities) == 0 {
 		return nil, fmt.Errorf("signed by the key %s, which is not in the keyring", keyName(sig))
 	}
-	// A keyring may hold a key twice, one of them out of date.
+	// A keyring may hold two versions of a key, one of them outdated.
 	for _, e := range entities {
 		if err = checkBy(e, sig, content, packets, now); err == nil {
-			return &Signer{Name: userID(e), Fingerprint: fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), Time: sig.CreationTime}, nil
+			return &Signer{Name: userID(e), Fingerprint: fmt.Sprintf("%X", e.PrimaryKey.Fingerprint),
+				Time: sig.CreationTime}, nil
 		}
 	}
 	return nil, fmt.Errorf("signed as %q: %w", userID(entities[len(entities)-1]), err)
 }
 
-// checkBy checks a signature by a key, or by a subkey of it.
+// checkBy checks a signature by a key or one of its subkeys.
 func checkBy(e *openpgp.Entity, sig *packet.Signature, content, packets []byte, now time.Time) error {
 	for _, at := range []time.Time{sig.CreationTime, now} {
 		if _, ok := e.SigningKeyById(at, *sig.IssuerKeyId, config(at)); !ok {
 			return cannotSign(e, *sig.IssuerKeyId, at)
 		}
 	}
-	_, _, err := openpgp.VerifyDetachedSignature(openpgp.EntityList{e}, bytes.NewReader(content), bytes.NewReader(packets), config(now))
+	_, _, err := openpgp.VerifyDetachedSignature(openpgp.EntityList{e}, bytes.NewReader(content), bytes.NewReader(packets),
+		config(now))
 	if _, ok := errors.AsType[pgperrors.SignatureError](err); ok {
-		return errors.New("the signature is bad: what it signs was changed since, or the signature itself")
+		return errors.New("the signature is bad: the content or the signature has changed")
 	}
 	return inWords(err)
 }
 
-// parseSignature reads the only packet that is to be there. The readers of go-crypto
-// would pass over what they do not know.
+// parseSignature parses a single signature packet. The readers of go-crypto would skip
+// unknown packets.
 func parseSignature(packets []byte) (*packet.Signature, error) {
 	r := bytes.NewReader(packets)
 	p, err := packet.Read(r)
@@ -174,29 +181,31 @@ func parseSignature(packets []byte) (*packet.Signature, error) {
 	sig, ok := p.(*packet.Signature)
 	switch {
 	case !ok:
-		return nil, errors.New("OpenPGP, but not a detached signature: gpg --armor --detach-sign makes one")
+		return nil, errors.New("OpenPGP, but not a detached signature: create one with gpg --armor --detach-sign")
 	case r.Len() > 0:
-		return nil, errors.New("there is something behind the signature, and one of one signer is wanted")
+		return nil, errors.New("other data follows the signature; only one signature of one signer is allowed")
 	case sig.SigType != packet.SigTypeBinary:
-		return nil, errors.New("the signature is of a text, whose line ends do not count, or of something else: gpg --armor --detach-sign makes one of a file")
+		return nil, errors.New("the signature is of a text or something else, not of a binary file: " +
+			"create one with gpg --armor --detach-sign")
 	case sig.IssuerKeyId == nil:
-		return nil, errors.New("the signature does not say whose it is")
+		return nil, errors.New("the signature does not name its key")
 	}
 	switch sig.Hash {
 	case crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_512:
 	default:
-		return nil, fmt.Errorf("the signature is made with %v, and at least SHA-256 is wanted: gpg --digest-algo SHA512", sig.Hash)
+		return nil, fmt.Errorf("the signature is made with %v instead of at least SHA-256: "+
+			"sign with gpg --digest-algo SHA512", sig.Hash)
 	}
 	for _, notation := range sig.Notations {
 		if notation.IsCritical {
-			return nil, fmt.Errorf("the signature holds under the condition %q alone, which is not known here", notation.Name)
+			return nil, fmt.Errorf("the signature has the unknown critical notation %q", notation.Name)
 		}
 	}
 	return sig, nil
 }
 
-// cannotSign says why a key, or of its subkeys that one, or with 0 any, may not sign at
-// a time.
+// cannotSign returns why a key may not sign at a time. id selects one of its subkeys; 0
+// means any.
 func cannotSign(e *openpgp.Entity, id uint64, now time.Time) error {
 	if _, err := e.VerifyPrimaryKey(now, config(now)); err != nil {
 		return inWords(err)
@@ -213,11 +222,11 @@ func cannotSign(e *openpgp.Entity, id uint64, now time.Time) error {
 	return errors.New("the key is not for signing, or too weak")
 }
 
-// inWords are the errors that people meet.
+// inWords replaces common errors by clearer ones.
 func inWords(err error) error {
 	switch {
 	case errors.Is(err, pgperrors.ErrKeyExpired):
-		return errors.New("the key has expired: who owns it can extend it (gpg --edit-key, expire) and export it anew")
+		return errors.New("the key has expired: its owner can extend it (gpg --edit-key, expire) and export it again")
 	case errors.Is(err, pgperrors.ErrKeyRevoked):
 		return errors.New("the key is revoked")
 	case errors.Is(err, pgperrors.ErrSignatureExpired):
@@ -226,9 +235,9 @@ func inWords(err error) error {
 	return err
 }
 
-// userID names a key for people.
+// userID returns a user ID of a key for messages.
 func userID(e *openpgp.Entity) string {
-	// Even of a key that is not valid any more.
+	// Also of a key that is no longer valid.
 	if _, id := e.PrimaryIdentity(time.Time{}, nil); id != nil {
 		return id.Name
 	}
@@ -244,7 +253,7 @@ func keyName(sig *packet.Signature) string {
 
 func parseKeys(data []byte) (openpgp.EntityList, error) {
 	if bytes.HasPrefix(data[min(8, len(data)):], []byte("KBXf")) {
-		return nil, errors.New("the key box of gpg, which it alone reads: gpg --export --armor NAME")
+		return nil, errors.New("key box of gpg, which only gpg reads: export the keys with gpg --export --armor NAME")
 	}
 	packets, err := unarmor(data, "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK")
 	if err != nil {
@@ -252,7 +261,7 @@ func parseKeys(data []byte) (openpgp.EntityList, error) {
 	}
 	entities, err := openpgp.ReadKeyRing(bytes.NewReader(packets))
 	if err != nil {
-		return nil, fmt.Errorf("no OpenPGP key, or a damaged one: %w", err)
+		return nil, fmt.Errorf("not an OpenPGP key, or a damaged one: %w", err)
 	}
 	if len(entities) == 0 {
 		return nil, errors.New("no OpenPGP key")
@@ -262,28 +271,29 @@ func parseKeys(data []byte) (openpgp.EntityList, error) {
 
 const armorBegin = "-----BEGIN PGP "
 
-// unarmor returns the packets of a file: those of all its armored blocks, which have
-// to be of these kinds, or the file itself when it is binary. The reader of go-crypto
-// takes the first block alone, and does not miss its end.
+// unarmor returns the packets of a file: those of all its armored blocks, which must be
+// of these kinds, or the file itself if it is binary. The reader of go-crypto reads
+// only the first block, and does not notice a missing end.
 func unarmor(data []byte, kinds ...string) ([]byte, error) {
-	if len(data) > 0 && data[0]&0x80 != 0 { // as every packet begins
+	if len(data) > 0 && data[0]&0x80 != 0 { // every packet begins so
 		return data, nil
 	}
 	blocks := bytes.Split(data, []byte(armorBegin))[1:]
 	if len(blocks) == 0 {
-		return nil, fmt.Errorf("not OpenPGP: a PGP %s is wanted, armored or binary", kinds[0])
+		return nil, fmt.Errorf("not OpenPGP: expected a PGP %s, armored or binary", kinds[0])
 	}
 	var packets []byte
 	for _, block := range blocks {
 		kind, _, _ := strings.Cut(string(block[:min(80, len(block))]), "-----")
 		if !slices.Contains(kinds, kind) {
-			if !slices.Contains([]string{"SIGNATURE", "MESSAGE", "SIGNED MESSAGE", "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK"}, kind) {
-				kind = "block of an unknown kind" // what is not known may be anything
+			if !slices.Contains([]string{"SIGNATURE", "MESSAGE", "SIGNED MESSAGE", "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK"},
+				kind) {
+				kind = "block of an unknown kind" // an unknown label may be anything
 			}
-			return nil, fmt.Errorf("a PGP %s, and a PGP %s is wanted", kind, kinds[0])
+			return nil, fmt.Errorf("PGP %s instead of a PGP %s", kind, kinds[0])
 		}
 		if !bytes.Contains(block, []byte("\n-----END PGP "+kind+"-----")) {
-			return nil, fmt.Errorf("the PGP %s has no end: it was cut off", kind)
+			return nil, fmt.Errorf("the PGP %s has no END line: the file is cut off", kind)
 		}
 		decoded, err := armor.Decode(io.MultiReader(strings.NewReader(armorBegin), bytes.NewReader(block)))
 		if err != nil {

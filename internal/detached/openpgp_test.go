@@ -15,12 +15,12 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// secret is the passphrase of the tests: no error may hold it.
+// secret is the passphrase of the tests. No error may contain it.
 const secret = "horse-battery"
 
 var content = []byte("modsign hash list 1 6.12.0\n0\n")
 
-// gpg is GnuPG with a folder of its own.
+// gpg is GnuPG with its own home directory.
 type gpg struct {
 	t    testing.TB
 	home string
@@ -29,11 +29,11 @@ type gpg struct {
 func newGPG(t testing.TB) *gpg {
 	t.Helper()
 	testmod.Program(t, "gpg", "gnupg")
-	home, err := os.MkdirTemp("", "gpg") // the path of its agent's socket has to be short
+	home, err := os.MkdirTemp("", "gpg") // the path of its agent's socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Otherwise a passphrase takes it a second.
+	// By default, each passphrase takes gpg a second.
 	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("s2k-count 65536\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,8 @@ func newGPG(t testing.TB) *gpg {
 }
 
 func (g *gpg) command(args ...string) *exec.Cmd {
-	return exec.Command("gpg", append([]string{"--homedir", g.home, "--batch", "--no-tty", "--pinentry-mode", "loopback", "--s2k-count", "65536"}, args...)...)
+	return exec.Command("gpg", append([]string{"--homedir", g.home, "--batch", "--no-tty", "--pinentry-mode", "loopback",
+		"--s2k-count", "65536"}, args...)...)
 }
 
 func (g *gpg) run(args ...string) []byte {
@@ -78,10 +79,11 @@ func (g *gpg) secretKey(key, passphrase string) []byte {
 func (g *gpg) sign(content []byte, key string, args ...string) []byte {
 	g.t.Helper()
 	file := testmod.WriteFile(g.t, "list", content)
-	return g.run(append(append([]string{"--passphrase", secret, "--local-user", key}, args...), "--output", "-", "--detach-sign", file)...)
+	return g.run(append(append([]string{"--passphrase", secret, "--local-user", key}, args...), "--output", "-",
+		"--detach-sign", file)...)
 }
 
-// verdicts are those of gpg --verify, and of gpgv with the exported key.
+// verdicts returns the results of gpg --verify, and of gpgv with the exported key.
 func (g *gpg) verdicts(key string, content, signature []byte) map[string]error {
 	g.t.Helper()
 	list, sig := testmod.WriteFile(g.t, "list", content), testmod.WriteFile(g.t, "list.asc", signature)
@@ -107,7 +109,7 @@ func ask(passphrase string) func() ([]byte, error) {
 
 func askNobody() ([]byte, error) { return nil, errors.New("nobody knows") }
 
-// refused checks that an error says so, and no secret.
+// refused checks that an error contains want, and no secret.
 func refused(t testing.TB, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
@@ -156,7 +158,8 @@ func TestWithGPG(t *testing.T) {
 						t.Errorf("%s takes our signature of another list", peer)
 					}
 				}
-				if packets := g.run("--list-packets", testmod.WriteFile(t, "asc", ours)); !bytes.Contains(packets, []byte("digest algo 10,")) || !bytes.Contains(packets, []byte("sigclass 0x00")) {
+				if packets := g.run("--list-packets", testmod.WriteFile(t, "asc", ours)); !bytes.Contains(packets,
+					[]byte("digest algo 10,")) || !bytes.Contains(packets, []byte("sigclass 0x00")) {
 					t.Errorf("not a binary signature with SHA-512:\n%s", packets)
 				}
 				ring := g.keyring(other, fingerprint)
@@ -187,7 +190,7 @@ func TestWithGPG(t *testing.T) {
 	}
 }
 
-// TestSubkeys signs with the subkey that gpg would take.
+// TestSubkeys signs with the same subkey as gpg.
 func TestSubkeys(t *testing.T) {
 	t.Parallel()
 	g := newGPG(t)
@@ -213,7 +216,7 @@ func TestSubkeys(t *testing.T) {
 		}
 		return sig
 	}
-	// With the primary key, and without it, as it is kept off the builder.
+	// Sign with the primary key present, and without, as on a build machine.
 	sign("--export-secret-keys")
 	sig := sign("--export-secret-subkeys")
 	old := g.keyring(primary)
@@ -222,9 +225,10 @@ func TestSubkeys(t *testing.T) {
 		t.Fatalf("got %+v, %v", s, err)
 	}
 
-	// The keyring may have the key twice. Of the first version the subkey is revoked.
+	// The keyring may have two versions of a key. In the first, the subkey is revoked.
 	before := g.run("--export", primary)
-	sub := regexp.MustCompile(`(?m)^sub:(?:[^:]*:){2}22:(\w+):`).FindSubmatch(g.run("--with-colons", "--list-keys", primary))
+	sub := regexp.MustCompile(`(?m)^sub:(?:[^:]*:){2}22:(\w+):`).
+		FindSubmatch(g.run("--with-colons", "--list-keys", primary))
 	edit := g.command("--passphrase", "", "--command-fd", "0", "--edit-key", primary)
 	edit.Stdin = strings.NewReader("key " + string(sub[1]) + "\nrevkey\ny\n0\n\ny\nsave\n")
 	if out, err := edit.CombinedOutput(); err != nil {
@@ -246,14 +250,14 @@ func TestSubkeys(t *testing.T) {
 	refused(t, err, `"Offline <off@example.org>" cannot sign now: the key is revoked`)
 }
 
-// TestKeyLifetime takes nothing that is signed by a key which has expired, or is
-// revoked, since.
+// TestKeyLifetime rejects signatures by a key that has expired or was revoked since.
 func TestKeyLifetime(t *testing.T) {
 	t.Parallel()
 	g := newGPG(t)
 	born := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 	valid, expired := born.AddDate(0, 6, 0), born.AddDate(2, 0, 0)
-	g.run("--faked-system-time", "20200101T000000!", "--passphrase", "", "--quick-gen-key", "Old <old@example.org>", "ed25519", "sign", "1y")
+	g.run("--faked-system-time", "20200101T000000!", "--passphrase", "", "--quick-gen-key", "Old <old@example.org>",
+		"ed25519", "sign", "1y")
 	old := g.fingerprint("Old")
 	ring := g.keyring(old)
 
@@ -296,15 +300,17 @@ func TestKeyLifetime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A colon keeps people from importing it by mistake.
-	g.run("--import", testmod.WriteFile(t, "rev.asc", bytes.Replace(certificate, []byte("\n:-----"), []byte("\n-----"), 1)))
+	// gpg puts a colon there to prevent an accidental import.
+	g.run("--import", testmod.WriteFile(t, "rev.asc", bytes.Replace(certificate, []byte("\n:-----"), []byte("\n-----"),
+		1)))
 	_, err = g.keyring(revoked).Check(content, theirs, time.Now())
 	refused(t, err, `signed as "Lost <lost@example.org>": the key is revoked`)
 	_, err = ParseSecretKey(g.secretKey(revoked, ""), time.Now())
 	refused(t, err, "the key is revoked")
 }
 
-// TestOtherSignatures refuses what is no detached signature of a file by one signer.
+// TestOtherSignatures rejects everything except a detached signature of a file by one
+// signer.
 func TestOtherSignatures(t *testing.T) {
 	t.Parallel()
 	g := newGPG(t)
@@ -319,16 +325,17 @@ func TestOtherSignatures(t *testing.T) {
 		signature []byte
 		want      string
 	}{
-		{"SHA-1", g.sign(content, key, "--digest-algo", "SHA1"), "made with SHA-1, and at least SHA-256"},
-		{"SHA-224", g.sign(content, key, "--digest-algo", "SHA224"), "made with SHA-224, and at least SHA-256"},
+		{"SHA-1", g.sign(content, key, "--digest-algo", "SHA1"), "made with SHA-1 instead of at least SHA-256"},
+		{"SHA-224", g.sign(content, key, "--digest-algo", "SHA224"), "made with SHA-224 instead of at least SHA-256"},
 		{"text", g.sign(content, key, "--textmode"), "of a text"},
-		{"two signers", g.sign(content, key, "--local-user", other), "one of one signer"},
-		{"twice", append(bytes.Clone(good), good...), "something behind"},
-		{"two blocks", append(bytes.Clone(armored), armored...), "something behind"},
-		{"garbage behind", append(bytes.Clone(good), 0), "something behind"},
-		{"critical notation", g.sign(content, key, "--sig-notation", "!if@example.org=never"), `"if@example.org" alone`},
+		{"two signers", g.sign(content, key, "--local-user", other), "one signature of one signer"},
+		{"twice", append(bytes.Clone(good), good...), "other data follows"},
+		{"two blocks", append(bytes.Clone(armored), armored...), "other data follows"},
+		{"garbage behind", append(bytes.Clone(good), 0), "other data follows"},
+		{"critical notation", g.sign(content, key, "--sig-notation", "!if@example.org=never"), `critical notation "if@example.org"`},
 		{"clear", g.run("--local-user", key, "--output", "-", "--clear-sign", file), "SIGNED MESSAGE"},
-		{"message", g.run("--local-user", key, "--armor", "--output", "-", "--sign", file), `a PGP MESSAGE, and a PGP SIGNATURE`},
+		{"message", g.run("--local-user", key, "--armor", "--output", "-", "--sign", file),
+			`PGP MESSAGE instead of a PGP SIGNATURE`},
 		{"binary message", g.run("--local-user", key, "--output", "-", "--sign", file), "not a detached signature"},
 		{"key", g.run("--armor", "--export", key), "PUBLIC KEY BLOCK"},
 		{"binary key", g.run("--export", key), "not a detached signature"},
@@ -351,7 +358,7 @@ func TestOtherSignatures(t *testing.T) {
 		t.Error(err)
 	}
 
-	// No byte of a signature can be another one; what is not signed of it, may.
+	// No signed byte of a signature may change; unsigned bytes may.
 	signed := 0
 	for i := range good {
 		bad := bytes.Clone(good)
@@ -399,7 +406,7 @@ func TestOtherKeys(t *testing.T) {
 	_, err = g.keyring(weak).Check(content, g.sign(content, weak), now)
 	refused(t, err, "weak")
 
-	// Files of keys, one after the other.
+	// Concatenated key files.
 	ring, err := ParseKeyring(append(g.run("--armor", "--export", one), g.run("--armor", "--export", two)...))
 	if err != nil {
 		t.Fatal(err)
@@ -407,7 +414,7 @@ func TestOtherKeys(t *testing.T) {
 	if _, err := ring.Check(content, g.sign(content, two), time.Now()); err != nil {
 		t.Error(err)
 	}
-	// The secret half is elsewhere, as it is with a card.
+	// The secret key is elsewhere, as with a smart card.
 	g.run("--passphrase", "", "--quick-add-key", one, "cv25519", "encr", "never")
 	_, err = ParseSecretKey(g.run("--armor", "--export-secret-subkeys", one), now.Add(time.Minute))
 	refused(t, err, `"One <one@example.org>" is elsewhere`)
