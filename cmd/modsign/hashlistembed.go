@@ -124,7 +124,7 @@ func (o *hashlistEmbedOptions) hashes(vmlinux string, kernel *hashlist.Kernel) (
 		}
 		return e, nil
 	}
-	list, err := readList(o.list)
+	list, err := hashlist.ReadFile(o.list)
 	if err != nil {
 		return nil, err
 	}

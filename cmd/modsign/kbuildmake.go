@@ -53,9 +53,6 @@ func thisSystem() kbuildrun.System {
 			keepSecrets()
 			return keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf})
 		},
-		StartAgent: func(ctx context.Context, a kbuildrun.Agent) (*agent.Client, error) {
-			return startAgent(ctx, agentStart(a))
-		},
 	}
 }
 

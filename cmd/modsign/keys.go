@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -92,7 +90,11 @@ func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 // passphrase returns the passphrase of a key that needs one.
 func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if o.passphraseFile != "" {
-		return passphraseFrom(o.passphraseFile)
+		passphrase, err := keyfile.Passphrase(o.passphraseFile)
+		if err != nil {
+			err = errors.New(describe(o.passphraseFile, err)) // not to be taken for one about the key's file
+		}
+		return passphrase, err
 	}
 	if pin, err := buildPIN(); err == nil {
 		return pin, nil
@@ -136,31 +138,6 @@ func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
 	case <-ctx.Done():
 		return nil, errors.Join(context.Cause(ctx), term.Restore(fd, before))
 	}
-}
-
-// passphraseFrom reads the first line of a file, which may be a pipe.
-func passphraseFrom(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, errors.New(describe(path, err)) // not to be taken for one about the key's file
-	}
-	defer f.Close()
-	const limit = 4096
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, errors.New(describe(path, err))
-	}
-	line, _, _ := bytes.Cut(keyfile.TrimBOM(b), []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	switch {
-	case len(line) == 0:
-		return nil, fmt.Errorf("%s: the first line is empty; it must be the passphrase", path)
-	case len(line) >= limit:
-		return nil, fmt.Errorf("%s: the first line has %d bytes or more; it must be the passphrase", path, limit)
-	case bytes.HasPrefix(line, []byte("-----BEGIN ")):
-		return nil, fmt.Errorf("%s: file is PEM; its first line must be the passphrase", path)
-	}
-	return line, nil
 }
 
 // signedWith describes what modules are signed with.
