@@ -33,7 +33,8 @@ func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 func (o *installedOptions) addForceUntrusted(flags *pflag.FlagSet) {
-	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: accept a certificate that is not built in")
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false,
+		"with --installed: accept a certificate that is not built in")
 }
 
 // check refuses a command line that names nothing to sign, say, or nothing to force.

@@ -33,7 +33,8 @@ type keyOptions struct {
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM)")
 	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE`, PEM or DER (default: the key's file)")
-	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "passphrase in the first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
+	flags.StringVar(&o.passphraseFile, "passphrase-file", "",
+		"passphrase in first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
 	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "accept a private key that others can access")
 }
 
@@ -42,7 +43,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		KeyOf:         agent.KeyOf,
-		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
+		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u, o.key) },
 		Note: func(note string) {
 			o.notes = append(o.notes, note)
 			u.note("%s", note)
@@ -87,8 +88,8 @@ func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 	return []string{warning}
 }
 
-// passphrase returns the passphrase of a key that needs one.
-func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
+// passphrase returns the passphrase of the key in a file.
+func (o *keyOptions) passphrase(ctx context.Context, u *ui, key string) ([]byte, error) {
 	if o.passphraseFile != "" {
 		passphrase, err := keyfile.Passphrase(o.passphraseFile)
 		if err != nil {
@@ -103,7 +104,7 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if !ok || !term.IsTerminal(int(stdin.Fd())) {
 		return nil, keygen.ErrNoPassphrase
 	}
-	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(o.key))
+	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(key))
 	defer fmt.Fprintln(u.stderr)
 	return readPassphrase(ctx, int(stdin.Fd()))
 }
@@ -142,7 +143,8 @@ func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
 
 // signedWith describes what modules are signed with.
 func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
-	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
+	return fmt.Sprintf(" with %s and %s, as %q",
+		keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other
