@@ -42,7 +42,9 @@ allowed to use the agent could have made the agent sign a false receipt.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return checkReceipt(cmd.Context(), u, args[0], args[1:]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return checkReceipt(cmd.Context(), u, args[0], args[1:])
+		},
 	}
 	addJSON(cmd.Flags(), u)
 	return cmd

@@ -45,32 +45,16 @@ func run(ctx context.Context, dir string) error {
 	fmt.Printf("signed %d, failed %d, incomplete: %v\n", signed.Signed, signed.Failed, errors.Is(err, sign.ErrIncomplete))
 
 	var keys verify.Keyring
-	if err := add(&keys, cert); err != nil {
+	if err := keys.Add(cert, "memory"); err != nil {
 		return err
 	}
 	modules, err := filepath.Glob(filepath.Join(dir, "*/*.ko*"))
 	if err != nil {
 		return err
 	}
-	trusted := 0
-	err = verify.Tree(ctx, &keys, modules, verify.Options{}, func(r verify.Result) {
-		if r.Verdict == verify.Trusted {
-			trusted++
-		}
-	})
-	fmt.Printf("trusted %d, refused: %v\n", trusted, errors.Is(err, verify.ErrRefused))
+	checked, err := verify.Tree(ctx, &keys, modules, verify.Options{})
+	fmt.Printf("trusted %d, refused: %v\n", checked.Verdicts[verify.Trusted], errors.Is(err, verify.ErrRefused))
 	return nil
-}
-
-// add trusts a certificate. Keyring.Add(cert, "memory") is to take its place.
-func add(keys *verify.Keyring, cert *x509.Certificate) error {
-	f, err := os.CreateTemp("", "cert-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(cert.Raw)
-	return errors.Join(err, f.Close(), keys.AddFile(f.Name()))
 }
 
 func newKey() (*ecdsa.PrivateKey, *x509.Certificate, error) {
