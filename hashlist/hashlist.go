@@ -61,6 +61,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"unicode"
@@ -193,6 +194,20 @@ func (l *List) WriteFile(path string) error {
 		return err
 	}
 	return atomicfile.WriteOutput(path, b.Bytes(), false)
+}
+
+// ReadFile reads a list from a file with [Parse].
+func ReadFile(path string) (*List, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	list, err := Parse(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return list, nil
 }
 
 // Parse reads a list that [List.Write] wrote. Its errors name the line that does not

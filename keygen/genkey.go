@@ -1,6 +1,7 @@
 package keygen
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +17,24 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
+
+// LoadConfig reads an x509.genkey file with [ParseConfig]. If path is empty, or the file
+// has no default_bits, the result is that of the kernel's build.
+func LoadConfig(path string) (Template, Algorithm, error) {
+	if path == "" {
+		return DefaultTemplate(), RSA4096, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return Template{}, 0, err
+	}
+	defer f.Close()
+	template, algorithm, err := ParseConfig(f)
+	if err != nil {
+		return template, 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return template, cmp.Or(algorithm, RSA4096), nil
+}
 
 // ParseConfig reads an x509.genkey file: the configuration that the kernel's
 // build hands to "openssl req -x509 -utf8 -batch" to make its key. Days, and the

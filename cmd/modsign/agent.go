@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -60,6 +61,11 @@ func interruptible(ctx context.Context, do func() error) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// field writes a line about a key agent.
+func field(u *ui, name, format string, args ...any) {
+	u.result("%-16s%s", name+":", fmt.Sprintf(format, args...))
 }
 
 func dialAgent(objtree string) (*agent.Client, error) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen/agent"
 )
@@ -40,8 +41,9 @@ func TestAgentStarter(t *testing.T) {
 	if tree == "" {
 		return
 	}
-	client, err := startAgent(t.Context(), agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree,
-		KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"})
+	wanted := kbuildrun.Agent{Dir: filepath.Join(tree, ".modsign"), Tree: tree,
+		KeyType: "ecdsa:p384", Lifetime: time.Hour, Profile: "x"}
+	client, err := wanted.Start(t.Context(), os.Environ())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,25 +179,25 @@ func TestAgentUnheard(t *testing.T) {
 func TestStartAgentFails(t *testing.T) {
 	tree, runtime := agentDirs(t)
 	t.Setenv("XDG_RUNTIME_DIR", runtime)
-	good := agentStart{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p256", Lifetime: time.Hour}
+	good := kbuildrun.Agent{Dir: filepath.Join(tree, ".modsign"), Tree: tree, KeyType: "ecdsa:p256", Lifetime: time.Hour}
 	genkey := filepath.Join(tree, "x509.genkey")
 	if err := os.WriteFile(genkey, []byte("[ nothing ]\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for want, change := range map[string]func(*agentStart){
-		"nowhere: no such file or directory": func(o *agentStart) {
+	for want, change := range map[string]func(*kbuildrun.Agent){
+		"nowhere: no such file or directory": func(o *kbuildrun.Agent) {
 			o.Dir = filepath.Join(tree,
 				"nowhere")
 		},
-		"x509.genkey: there is no section":                      func(o *agentStart) { o.Genkey = genkey },
-		"the lifetime has to be positive":                       func(o *agentStart) { o.Lifetime = -time.Hour },
-		"--keep: \"never\" is not of the form":                  func(o *agentStart) { o.Keep = "never" },
-		"unknown key algorithm \"mldsa65\"":                     func(o *agentStart) { o.KeyType = "mldsa65" },
-		"hash \"sm3\": the kernel verifies no module signature": func(o *agentStart) { o.Hash = "sm3" },
+		"x509.genkey: there is no section":                      func(o *kbuildrun.Agent) { o.Genkey = genkey },
+		"the lifetime has to be positive":                       func(o *kbuildrun.Agent) { o.Lifetime = -time.Hour },
+		"--keep: \"never\" is not of the form":                  func(o *kbuildrun.Agent) { o.Keep = "never" },
+		"unknown key algorithm \"mldsa65\"":                     func(o *kbuildrun.Agent) { o.KeyType = "mldsa65" },
+		"hash \"sm3\": the kernel verifies no module signature": func(o *kbuildrun.Agent) { o.Hash = "sm3" },
 	} {
 		o := good
 		change(&o)
-		if client, err := startAgent(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
+		if client, err := o.Start(t.Context(), os.Environ()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error is %v, want one with %q", err, want)
 			if err == nil {
 				client.Forget()
@@ -204,7 +206,7 @@ func TestStartAgentFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errInterrupted)
-	if _, err := startAgent(ctx, good); !errors.Is(err, errInterrupted) {
+	if _, err := good.Start(ctx, os.Environ()); !errors.Is(err, errInterrupted) {
 		t.Errorf("interrupted: %v", err)
 	}
 	if left, err := os.ReadDir(runtime); err != nil || len(left) > 0 {

@@ -42,30 +42,18 @@ allowed to use the agent could have made the agent sign a false receipt.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return showReceipt(cmd.Context(), u, args[0], args[1:]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return checkReceipt(cmd.Context(), u, args[0], args[1:])
+		},
 	}
 	addJSON(cmd.Flags(), u)
 	return cmd
 }
 
-func showReceipt(ctx context.Context, u *ui, path string, roots []string) error {
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
-			return err
-		}
-		u.note("%s:", path)
-	}
-	f, err := os.Open(path)
+func checkReceipt(ctx context.Context, u *ui, path string, roots []string) error {
+	r, err := readReceipt(u, path)
 	if err != nil {
 		return err
-	}
-	defer f.Close()
-	r, err := agent.ReadReceipt(f)
-	if err == nil {
-		err = r.Check()
-	}
-	if err != nil {
-		return &failure{code: exitRefused, err: errors.New(describe(path, err))}
 	}
 	modules := 0
 	if len(roots) > 0 {
@@ -77,31 +65,56 @@ func showReceipt(ctx context.Context, u *ui, path string, roots []string) error 
 		u.object(jsonReceipt{"receipt", r, modules})
 		return nil
 	}
-	field := func(name, format string, args ...any) { u.result("%-16s%s", name+":", fmt.Sprintf(format, args...)) }
-	field("key", "%s", r.Algorithm)
-	field("certificate", "SHA-256 %s", r.CertificateSHA256)
-	field("born", "%s", r.Born.Format(time.RFC3339))
-	field("died", "%s", r.Died.Format(time.RFC3339))
-	field("reason", "%s", r.Reason)
-	field("signatures", "%d", r.Signatures)
-	field("digests", "SHA-256 %s", r.DigestsSHA256)
-	field("installs", "%d", r.Installs)
-	field("memory_locked", "%t", r.MemoryLocked)
-	field("memory_hidden", "%t", r.MemoryHidden)
-	if !r.MemoryHidden {
-		u.note("%s", memoryOpen)
-	}
-	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
-		u.note(
-			"receipt is good, within the limits of an ECDSA key: anyone who was allowed to use the agent could have made " +
-				"it sign another one")
-	} else {
-		u.note("receipt is good")
-	}
+	showReceipt(u, r)
 	if len(roots) > 0 {
 		u.note("the key signed exactly %s, and nothing else", plural(modules, "module"))
 	}
 	return nil
+}
+
+// readReceipt reads and checks a receipt, the newest one if path is an object tree.
+func readReceipt(u *ui, path string) (*agent.Receipt, error) {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
+			return nil, err
+		}
+		u.note("%s:", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, err := agent.ReadReceipt(f)
+	if err == nil {
+		err = r.Check()
+	}
+	if err != nil {
+		return nil, &failure{code: exitRefused, err: errors.New(describe(path, err))}
+	}
+	return r, nil
+}
+
+func showReceipt(u *ui, r *agent.Receipt) {
+	field(u, "key", "%s", r.Algorithm)
+	field(u, "certificate", "SHA-256 %s", r.CertificateSHA256)
+	field(u, "born", "%s", r.Born.Format(time.RFC3339))
+	field(u, "died", "%s", r.Died.Format(time.RFC3339))
+	field(u, "reason", "%s", r.Reason)
+	field(u, "signatures", "%d", r.Signatures)
+	field(u, "digests", "SHA-256 %s", r.DigestsSHA256)
+	field(u, "installs", "%d", r.Installs)
+	field(u, "memory_locked", "%t", r.MemoryLocked)
+	field(u, "memory_hidden", "%t", r.MemoryHidden)
+	if !r.MemoryHidden {
+		u.note("%s", memoryOpen)
+	}
+	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
+		u.note("receipt is good, within the limits of an ECDSA key: " +
+			"anyone who was allowed to use the agent could have made it sign another one")
+	} else {
+		u.note("receipt is good")
+	}
 }
 
 // matchReceipt checks that the key signed exactly the modules below roots, and returns

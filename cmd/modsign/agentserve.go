@@ -4,40 +4,25 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/keygen/agent"
 )
 
-// agentStart holds the flags of modsign agent serve, the process of a key agent.
-type agentStart struct {
-	Dir      string // of certificate, socket and receipt
-	Tree     string // the object tree
-	KeyType  string // as keygen --type; empty: the profile's, or rsa:4096
-	Hash     string // of the certificate's signature; empty: the profile's, or sha512
-	Genkey   string // the certificate's profile, an x509.genkey; may be empty
-	Keep     string // installs=N; empty: any number
-	Lifetime time.Duration
-	Profile  string // text for agent status
-}
-
 func newAgentServeCommand(u *ui) *cobra.Command {
-	var o agentStart
+	var o kbuildrun.Agent
 	cmd := &cobra.Command{
 		Use:    "serve",
 		Short:  "Run a key agent",
 		Hidden: true,
 		Args:   noArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return o.serve(cmd.Context(), u) },
+		RunE:   func(cmd *cobra.Command, _ []string) error { return serveAgent(cmd.Context(), u, o) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Dir, "dir", "", "serve in `DIR`")
@@ -52,15 +37,9 @@ func newAgentServeCommand(u *ui) *cobra.Command {
 	return cmd
 }
 
-// args is the command line that sets these options.
-func (o *agentStart) args() []string {
-	return []string{"agent", "serve", "--dir", o.Dir, "--tree", o.Tree, "--key-type", o.KeyType, "--hash", o.Hash,
-		"--genkey", o.Genkey, "--keep", o.Keep, "--lifetime", o.Lifetime.String(), "--profile", o.Profile}
-}
-
-// serve is the key agent, in its own process. Until it answers, it writes its errors to
+// serveAgent is the key agent, in its own process. Until it answers, it writes its errors to
 // standard error, which the starting process reads.
-func (o *agentStart) serve(interrupt context.Context, u *ui) error {
+func serveAgent(interrupt context.Context, u *ui, o kbuildrun.Agent) error {
 	hideFromStart(u)
 	if err := agent.CloseInherited(); err != nil {
 		return err
@@ -69,14 +48,8 @@ func (o *agentStart) serve(interrupt context.Context, u *ui) error {
 	if err != nil {
 		return err
 	}
-	template, algorithm, err := readProfile(o.Genkey)
+	template, algorithm, err := readProfile(o.Genkey, "key-type", o.KeyType, hashFlag(o.Hash))
 	if err != nil {
-		return err
-	}
-	if algorithm, err = keyType("key-type", o.KeyType, algorithm); err != nil {
-		return err
-	}
-	if template.Hash, err = hashFlag(o.Hash).or(template.Hash); err != nil {
 		return err
 	}
 	// The terminal may go, and the starting process too.
@@ -98,46 +71,6 @@ func (o *agentStart) serve(interrupt context.Context, u *ui) error {
 		return withHint(err, "modsign agent forget ends it")
 	}
 	return err
-}
-
-// startAgent starts a key agent and returns when it answers. The agent outlives this
-// program.
-func startAgent(ctx context.Context, o agentStart) (*agent.Client, error) {
-	for _, path := range []*string{&o.Dir, &o.Tree, &o.Genkey} {
-		if *path == "" {
-			continue
-		}
-		var err error
-		if *path, err = filepath.Abs(*path); err != nil {
-			return nil, err
-		}
-	}
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	client, err := agent.Start(ctx, &exec.Cmd{
-		Path: program,
-		Args: append([]string{"modsign"}, o.args()...), // not os.Args[0], which may be sign-file
-		// Where the socket goes, and the settings of Go's runtime; no PIN.
-		Env: slices.DeleteFunc(os.Environ(), func(v string) bool {
-			return !strings.HasPrefix(v, "XDG_RUNTIME_DIR=") && !strings.HasPrefix(v, "GO")
-		}),
-	}, o.Dir)
-	if failed, ok := errors.AsType[*agent.StartError](err); ok {
-		return nil, saidBy(failed)
-	}
-	return client, err
-}
-
-// saidBy is the error of a modsign that ended, without its hints: they are for who runs it.
-func saidBy(failed *agent.StartError) error {
-	for _, line := range slices.Backward(failed.Output) {
-		if text := strings.TrimPrefix(line, "modsign: "); !strings.HasPrefix(text, "hint: ") {
-			return errors.New(text)
-		}
-	}
-	return failed
 }
 
 // parseKeep reads --keep: the number of installs after which the key is destroyed, 0 for

@@ -49,20 +49,19 @@ directory. Without an agent, status says why and exits with 1.`,
 }
 
 func showStatus(u *ui, s agent.Status, name string) {
-	field := func(name, format string, args ...any) { u.result("%-16s%s", name+":", fmt.Sprintf(format, args...)) }
-	field("pid", "%d", s.PID)
-	field("key", "%s", s.Algorithm)
-	field("certificate", "%q, SHA-256 %s", name, s.Certificate)
-	field("born", "%s", s.Born.Format(time.RFC3339))
-	field("ends", "%s at the latest", s.Ends.Format(time.RFC3339))
+	field(u, "pid", "%d", s.PID)
+	field(u, "key", "%s", s.Algorithm)
+	field(u, "certificate", "%q, SHA-256 %s", name, s.Certificate)
+	field(u, "born", "%s", s.Born.Format(time.RFC3339))
+	field(u, "ends", "%s at the latest", s.Ends.Format(time.RFC3339))
 	allowed := "any number allowed"
 	if s.InstallsAllowed > 0 {
 		allowed = fmt.Sprintf("%d allowed", s.InstallsAllowed)
 	}
-	field("installs", "%d, %s", s.Installs, allowed)
-	field("signatures", "%d", s.Signatures)
-	field("memory_locked", "%t", s.MemoryLocked)
-	field("memory_hidden", "%t", s.MemoryHidden)
+	field(u, "installs", "%d, %s", s.Installs, allowed)
+	field(u, "signatures", "%d", s.Signatures)
+	field(u, "memory_locked", "%t", s.MemoryLocked)
+	field(u, "memory_hidden", "%t", s.MemoryHidden)
 	if !s.MemoryHidden {
 		u.say("warning: %s", memoryOpen)
 	}

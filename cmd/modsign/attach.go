@@ -16,14 +16,11 @@ import (
 )
 
 type attachOptions struct {
-	installedOptions
-	treeOptions
+	signingOptions
 	cert       string
 	signatures string
 	format     string
 	keyID      bool
-	existing   existingFlag
-	compress   compressFlag
 }
 
 // signatureFormats are how attach takes signatures; lines is a file, the others are the
@@ -90,41 +87,28 @@ func (o *attachOptions) check(args []string) error {
 }
 
 func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
-	write, err := o.options()
-	if err != nil {
-		return err
-	}
-	existing, err := o.existing.existing()
-	if err != nil {
-		return err
-	}
 	if err := o.check(args); err != nil {
 		return err
 	}
-	source := sign.Source{Output: o.output, DryRun: o.dryRun}
-	if err := o.compress.apply(&source); err != nil {
-		return err
-	}
-	kernel, err := o.kernel(args)
+	p, err := o.plan(args)
 	if err != nil {
 		return err
 	}
-	source.Roots, source.Root = kernel.roots(args), kernel.rootDir()
 	cert, err := oneCertificate(o.cert)
 	if err != nil {
 		return err
 	}
-	if err := kernel.accept(o.cert, cert, o.forceUntrusted); err != nil {
+	said, err := p.kernel.accept(u, o.cert, cert, o.forceUntrusted)
+	if err != nil {
 		return err
 	}
-	said := warnUnloadable(u, o.cert, cert)
 	var attachment *sign.Attachment
 	if o.format == "lines" { // which can be checked without the tree
 		if attachment, err = o.fromLines(ctx, u, cert); err != nil {
 			return err
 		}
 	}
-	tree, err := openTree(ctx, u, source, o.wait)
+	tree, err := openTree(ctx, u, p.source, o.wait)
 	if err != nil {
 		return err
 	}
@@ -140,14 +124,13 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	w := work{ui: u, verb: "signing", said: said, how: signedWith(cert, attachment.Hash())}
-	w.options = sign.Options{WriteOptions: write, Existing: existing}
+	w := work{ui: u, verb: "signing", options: p.options, said: said, how: signedWith(cert, attachment.Hash())}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		attach := sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing}
 		return tree.Attach(ctx, attachment, attach)
 	})
-	if kernel != nil && !o.dryRun && o.output == "" {
-		kernel.outdated(u, w.summary)
+	if p.kernel != nil && !o.dryRun && o.output == "" {
+		p.kernel.outdated(u, w.summary)
 	}
 	return err
 }

@@ -33,19 +33,6 @@ After modsign kbuild enable, make runs build and embed itself.`,
 	return cmd
 }
 
-func readList(path string) (*hashlist.List, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	list, err := hashlist.Parse(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return list, nil
-}
-
 // listOf describes a list in a sentence.
 func listOf(l *hashlist.List) string {
 	return fmt.Sprintf("the hash list of %s (%s)", l.Release, plural(len(l.Modules), "module"))

@@ -26,11 +26,11 @@ differ. Diff ends with 0 if the lists are the same, and with 4 if they differ.`,
 }
 
 func hashlistDiff(u *ui, pathA, pathB string) error {
-	a, err := readList(pathA)
+	a, err := hashlist.ReadFile(pathA)
 	if err != nil {
 		return err
 	}
-	b, err := readList(pathB)
+	b, err := hashlist.ReadFile(pathB)
 	if err != nil {
 		return err
 	}

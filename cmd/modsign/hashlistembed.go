@@ -76,17 +76,24 @@ func (o *hashlistEmbedOptions) embedObjtree(ctx context.Context, u *ui) error {
 		return err
 	}
 	u.begin()
-	front := kbuildFront{u}
-	e, err := kbuildrun.EmbedHashes(ctx, tree, int(o.jobs), front.Hash)
+	hash := func(ctx context.Context, s hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
+		return buildHashes(ctx, u, s, o)
+	}
+	e, err := kbuildrun.EmbedHashes(ctx, tree, int(o.jobs), hash)
 	switch {
 	case err != nil:
 		return fromDriver(err)
 	case e.Changed:
-		front.Embedded(e)
+		noteEmbedded(u, e)
 	default:
 		u.note("vmlinux has %s already", e.Embedded)
 	}
 	return nil
+}
+
+func noteEmbedded(u *ui, e *kbuildrun.Embedding) {
+	u.note("hashed %s (%s), and vmlinux has %s, in %s",
+		plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
 }
 
 func (o *hashlistEmbedOptions) embedFile(u *ui, vmlinux string) error {
@@ -124,7 +131,7 @@ func (o *hashlistEmbedOptions) hashes(vmlinux string, kernel *hashlist.Kernel) (
 		}
 		return e, nil
 	}
-	list, err := readList(o.list)
+	list, err := hashlist.ReadFile(o.list)
 	if err != nil {
 		return nil, err
 	}

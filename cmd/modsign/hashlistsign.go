@@ -111,9 +111,7 @@ func (o *hashlistSignOptions) signOpenPGP(ctx context.Context, u *ui, data []byt
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: %w", o.openPGP, err)
 	}
-	options := o.keyOptions
-	options.key = o.openPGP // which is asked for
-	signature, err := key.Sign(data, now, func() ([]byte, error) { return options.passphrase(ctx, u) })
+	signature, err := key.Sign(data, now, func() ([]byte, error) { return o.passphrase(ctx, u, o.openPGP) })
 	switch {
 	case errors.Is(err, keygen.ErrNoPassphrase):
 		return nil, "", withHint(fmt.Errorf("%s: %w", o.openPGP, err),

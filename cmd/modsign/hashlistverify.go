@@ -125,7 +125,7 @@ func (o *hashlistVerifyOptions) choose(kernel *kernel, args []string) (dir strin
 // reference returns what to compare with, and words for it.
 func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) (*hashlist.Reference, string, error) {
 	if o.list != "" {
-		list, err := readList(o.list)
+		list, err := hashlist.ReadFile(o.list)
 		if err != nil {
 			return nil, "", err
 		}

@@ -33,7 +33,8 @@ func (o *installedOptions) addFlags(flags *pflag.FlagSet) {
 }
 
 func (o *installedOptions) addForceUntrusted(flags *pflag.FlagSet) {
-	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false, "with --installed: accept a certificate that is not built in")
+	flags.BoolVar(&o.forceUntrusted, "force-untrusted", false,
+		"with --installed: accept a certificate that is not built in")
 }
 
 // check refuses a command line that names nothing to sign, say, or nothing to force.
@@ -78,7 +79,10 @@ func (o *installedOptions) kernel(args []string) (*kernel, error) {
 	if errors.Is(err, kbuild.ErrRelease) {
 		return nil, usagef("--installed %v", err)
 	}
-	return &kernel{installed}, err
+	if err != nil {
+		return nil, err
+	}
+	return &kernel{installed}, nil
 }
 
 // roots are the directory of the kernel's modules, or the arguments without a kernel.
@@ -118,14 +122,20 @@ func (k *kernel) keyring() (*verify.Keyring, error) {
 
 // accept returns an error if the kernel will reject modules that are signed with a
 // certificate, which is in file. force is for a certificate that is enrolled by other
-// means. Without a kernel nothing is checked.
-func (k *kernel) accept(file string, cert *x509.Certificate, force bool) error {
+// means. Without a kernel it only warns of a certificate that no kernel loads; the result
+// is the warning, for the summary in JSON.
+func (k *kernel) accept(u *ui, file string, cert *x509.Certificate, force bool) (warnings []string, err error) {
 	if k == nil {
-		return nil
+		return warnUnloadable(u, file, cert), nil
 	}
 	if err := refuseUnloadable(file, cert); err != nil || force {
-		return err
+		return nil, err
 	}
+	return nil, k.trusts(cert)
+}
+
+// trusts returns an error unless the kernel has a certificate built in.
+func (k *kernel) trusts(cert *x509.Certificate) error {
 	keys, err := k.keyring()
 	if err != nil {
 		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.Release, err),

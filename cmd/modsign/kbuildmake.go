@@ -53,9 +53,6 @@ func thisSystem() kbuildrun.System {
 			keepSecrets()
 			return keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf})
 		},
-		StartAgent: func(ctx context.Context, a kbuildrun.Agent) (*agent.Client, error) {
-			return startAgent(ctx, agentStart(a))
-		},
 	}
 }
 
@@ -101,10 +98,7 @@ func (f kbuildFront) Hash(
 	return buildHashes(ctx, f.ui, source, o)
 }
 
-func (f kbuildFront) Embedded(e *kbuildrun.Embedding) {
-	f.note("hashed %s (%s), and vmlinux has %s, in %s",
-		plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
-}
+func (f kbuildFront) Embedded(e *kbuildrun.Embedding) { noteEmbedded(f.ui, e) }
 
 func (f kbuildFront) Unsigned(extmod string, why error) {
 	f.say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until "+

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/pem"
-	"fmt"
 	"os"
 	"strings"
 
@@ -119,20 +118,14 @@ func (o *keygenOptions) writeCert(pair *keygen.Pair, pipe *os.File) error {
 
 // template is the certificate that the profile and the flags describe.
 func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
-	template, algorithm, err := readProfile(o.config)
+	template, algorithm, err := readProfile(o.config, "type", o.keyType, o.hash)
 	if err != nil {
-		return template, 0, err
-	}
-	if algorithm, err = keyType("type", o.keyType, algorithm); err != nil {
 		return template, 0, err
 	}
 	if o.subject != "" {
 		if template.Subject, err = keygen.ParseSubject(o.subject); err != nil {
 			return template, 0, usagef("--subject: %v", err)
 		}
-	}
-	if template.Hash, err = o.hash.or(template.Hash); err != nil {
-		return template, 0, err
 	}
 	switch {
 	case o.days < 0:
@@ -143,35 +136,18 @@ func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
 	return template, algorithm, nil
 }
 
-// readProfile reads an x509.genkey. Without a path, or where the file does not say,
-// the result is as in the kernel's build.
-func readProfile(path string) (keygen.Template, keygen.Algorithm, error) {
-	if path == "" {
-		return keygen.DefaultTemplate(), keygen.RSA4096, nil
-	}
-	f, err := os.Open(path)
+// readProfile reads an x509.genkey, and then the flags for the type of the key and the
+// hash of the certificate. All of them may be empty.
+func readProfile(path, typeFlag, keyType string, hash hashFlag) (keygen.Template, keygen.Algorithm, error) {
+	template, algorithm, err := keygen.LoadConfig(path)
 	if err != nil {
-		return keygen.Template{}, 0, err
+		return template, 0, err
 	}
-	defer f.Close()
-	template, algorithm, err := keygen.ParseConfig(f)
-	if err != nil {
-		return template, 0, fmt.Errorf("%s: %w", path, err)
+	if keyType != "" {
+		if algorithm, err = keygen.ParseAlgorithm(keyType); err != nil {
+			return template, 0, usagef("--%s: %v", typeFlag, err)
+		}
 	}
-	if algorithm == 0 {
-		algorithm = keygen.RSA4096
-	}
-	return template, algorithm, nil
-}
-
-// keyType parses the value of a flag, which may be empty.
-func keyType(flag, name string, byDefault keygen.Algorithm) (keygen.Algorithm, error) {
-	if name == "" {
-		return byDefault, nil
-	}
-	algorithm, err := keygen.ParseAlgorithm(name)
-	if err != nil {
-		return 0, usagef("--%s: %v", flag, err)
-	}
-	return algorithm, nil
+	template.Hash, err = hash.or(template.Hash)
+	return template, algorithm, err
 }

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -35,7 +33,8 @@ type keyOptions struct {
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM)")
 	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE`, PEM or DER (default: the key's file)")
-	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "passphrase in the first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
+	flags.StringVar(&o.passphraseFile, "passphrase-file", "",
+		"passphrase in first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
 	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "accept a private key that others can access")
 }
 
@@ -44,7 +43,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		KeyOf:         agent.KeyOf,
-		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u) },
+		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u, o.key) },
 		Note: func(note string) {
 			o.notes = append(o.notes, note)
 			u.note("%s", note)
@@ -89,10 +88,14 @@ func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 	return []string{warning}
 }
 
-// passphrase returns the passphrase of a key that needs one.
-func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
+// passphrase returns the passphrase of the key in a file.
+func (o *keyOptions) passphrase(ctx context.Context, u *ui, key string) ([]byte, error) {
 	if o.passphraseFile != "" {
-		return passphraseFrom(o.passphraseFile)
+		passphrase, err := keyfile.Passphrase(o.passphraseFile)
+		if err != nil {
+			err = errors.New(describe(o.passphraseFile, err)) // not to be taken for one about the key's file
+		}
+		return passphrase, err
 	}
 	if pin, err := buildPIN(); err == nil {
 		return pin, nil
@@ -101,7 +104,7 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui) ([]byte, error) {
 	if !ok || !term.IsTerminal(int(stdin.Fd())) {
 		return nil, keygen.ErrNoPassphrase
 	}
-	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(o.key))
+	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(key))
 	defer fmt.Fprintln(u.stderr)
 	return readPassphrase(ctx, int(stdin.Fd()))
 }
@@ -138,34 +141,10 @@ func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
 	}
 }
 
-// passphraseFrom reads the first line of a file, which may be a pipe.
-func passphraseFrom(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, errors.New(describe(path, err)) // not to be taken for one about the key's file
-	}
-	defer f.Close()
-	const limit = 4096
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, errors.New(describe(path, err))
-	}
-	line, _, _ := bytes.Cut(keyfile.TrimBOM(b), []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	switch {
-	case len(line) == 0:
-		return nil, fmt.Errorf("%s: the first line is empty; it must be the passphrase", path)
-	case len(line) >= limit:
-		return nil, fmt.Errorf("%s: the first line has %d bytes or more; it must be the passphrase", path, limit)
-	case bytes.HasPrefix(line, []byte("-----BEGIN ")):
-		return nil, fmt.Errorf("%s: file is PEM; its first line must be the passphrase", path)
-	}
-	return line, nil
-}
-
 // signedWith describes what modules are signed with.
 func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
-	return fmt.Sprintf(" with %s and %s, as %q", keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
+	return fmt.Sprintf(" with %s and %s, as %q",
+		keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other

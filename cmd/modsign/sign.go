@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto"
 	"errors"
 	"os"
 
@@ -17,18 +16,15 @@ import (
 
 type signOptions struct {
 	keyOptions
-	installedOptions
-	treeOptions
+	signingOptions
 	hash          hashFlag
 	keyID         bool
 	oneTime       bool
 	keyType       string
 	certOut       string
 	detached      bool
-	existing      existingFlag
 	debug         debugFlags
 	refuseUnsplit string
-	compress      compressFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -125,46 +121,23 @@ func isRoot(dir string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(given, root)
 }
 
-// signPlan is what the flags say, and the kernel.
-type signPlan struct {
-	source  sign.Source
-	options sign.Options
-	kernel  *kernel // nil without --installed
-	hash    crypto.Hash
-}
-
-func (o *signOptions) plan(args []string) (p signPlan, err error) {
-	if p.options.WriteOptions, err = o.options(); err != nil {
-		return p, err
-	}
-	if p.options.Existing, err = o.existing.existing(); err != nil {
-		return p, err
-	}
-	p.options.Detached = o.detached
-	if err := o.check(args); err != nil {
-		return p, err
-	}
-	p.source = sign.Source{Output: o.output, DryRun: o.dryRun}
-	if err := o.compress.apply(&p.source); err != nil {
-		return p, err
-	}
-	if p.options.DebugOptions, err = o.debug.options(); err != nil {
-		return p, err
-	}
-	if p.kernel, err = o.kernel(args); err != nil {
-		return p, err
-	}
-	p.source.Roots, p.source.Root = p.kernel.roots(args), p.kernel.rootDir()
-	p.hash, err = o.hash.ofKernel(p.kernel)
-	return p, err
-}
-
 // run refuses all that it can before it loads the key, and the key before it writes.
 func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if o.oneTime {
 		hideFromStart(u)
 	}
+	if err := o.check(args); err != nil {
+		return err
+	}
 	p, err := o.plan(args)
+	if err != nil {
+		return err
+	}
+	p.options.Detached = o.detached
+	if p.options.DebugOptions, err = o.debug.options(); err != nil {
+		return err
+	}
+	hash, err := o.hash.ofKernel(p.kernel)
 	if err != nil {
 		return err
 	}
@@ -172,11 +145,11 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.kernel.accept(o.certFile(), pair.Certificate, o.forceUntrusted); err != nil {
+	said, err := p.kernel.accept(u, o.certFile(), pair.Certificate, o.forceUntrusted)
+	if err != nil {
 		return err
 	}
-	said := warnUnloadable(u, o.certFile(), pair.Certificate)
-	signer, err := newSigner(pair, o.certFile(), p.hash, o.keyID)
+	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
 	}
@@ -185,17 +158,11 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	defer tree.Close()
-	if o.refuseUnsplit != "" && o.debug.split == "" {
-		options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
-		if err := refuseUnsplit(ctx, tree, o.refuseUnsplit, options); err != nil {
-			return err
-		}
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if err := o.checkUnsplit(ctx, tree); err != nil {
+		return err
 	}
 	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
-	w.how = signedWith(pair.Certificate, p.hash)
+	w.how = signedWith(pair.Certificate, hash)
 	cert := onetime.Cert{Chosen: o.certOut != "", Wait: o.wait}
 	defer cert.Unlock()
 	if o.oneTime && !o.dryRun {
@@ -215,17 +182,28 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	return err
 }
 
+// checkUnsplit checks --refuse-unsplit.
+func (o *signOptions) checkUnsplit(ctx context.Context, tree *sign.Tree) error {
+	if o.refuseUnsplit != "" && o.debug.split == "" {
+		options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
+		if err := refuseUnsplit(ctx, tree, o.refuseUnsplit, options); err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
 // pair loads the key, or makes the one-time key.
 func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	if !o.oneTime {
 		return o.load(ctx, u)
 	}
-	algorithm, err := keygen.ParseAlgorithm(cmp.Or(o.keyType, keygen.RSA4096.String()))
+	template, algorithm, err := readProfile("", "key-type", o.keyType, "")
 	if err != nil {
-		return nil, usagef("--key-type: %v", err)
+		return nil, err
 	}
 	keepSecrets()
-	return keygen.Generate(algorithm, keygen.DefaultTemplate())
+	return keygen.Generate(algorithm, template)
 }
 
 // after says what to do next.

@@ -67,6 +67,37 @@ func (o *treeOptions) options() (options sign.WriteOptions, err error) {
 	return options, nil
 }
 
+// signingOptions are those of the commands that put signatures on modules.
+type signingOptions struct {
+	installedOptions
+	treeOptions
+	existing existingFlag
+	compress compressFlag
+}
+
+// signPlan is what these options say, and the kernel.
+type signPlan struct {
+	source  sign.Source
+	options sign.Options
+	kernel  *kernel // nil without --installed
+}
+
+func (o *signingOptions) plan(args []string) (p signPlan, err error) {
+	if p.options.WriteOptions, err = o.options(); err != nil {
+		return p, err
+	}
+	if p.options.Existing, err = o.existing.existing(); err != nil {
+		return p, err
+	}
+	if err := o.compress.apply(&p.source); err != nil {
+		return p, err
+	}
+	p.source.Output, p.source.DryRun = o.output, o.dryRun
+	p.kernel, err = o.kernel(args)
+	p.source.Roots, p.source.Root = p.kernel.roots(args), p.kernel.rootDir()
+	return p, err
+}
+
 // openTree finds and locks modules, and may wait for another run.
 func openTree(ctx context.Context, u *ui, source sign.Source, wait bool) (*sign.Tree, error) {
 	if wait {

@@ -4,11 +4,9 @@ import (
 	"context"
 	"crypto"
 	"io"
-	"time"
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/keygen"
-	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -23,20 +21,6 @@ type System struct {
 
 	// LoadKey loads the key in a file, with the passphrase of the build.
 	LoadKey func(path string) (*keygen.Pair, error)
-	// StartAgent starts a key agent, and returns when it answers.
-	StartAgent func(ctx context.Context, a Agent) (*agent.Client, error)
-}
-
-// An Agent is the key agent that a build needs, in the words of modsign agent serve.
-type Agent struct {
-	Dir      string // of certificate, socket and receipt
-	Tree     string // the object tree
-	KeyType  string // empty for the type of the profile
-	Hash     string // of the certificate's signature
-	Genkey   string // file of the profile, an x509.genkey; may be empty
-	Keep     string
-	Lifetime time.Duration
-	Profile  string // tells one configuration of the key from another
 }
 
 // A Pass does something to all modules of a tree.

@@ -78,7 +78,7 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 			d.Front.Say("%v: a new one-time key is made, and the kernel is linked with it", gone)
 		}
 	}
-	client, err = d.System.StartAgent(ctx, wanted)
+	client, err = wanted.Start(ctx, d.System.Environ)
 	if err != nil {
 		return fmt.Errorf("cannot make a one-time key: %w", err)
 	}

@@ -18,8 +18,10 @@ func TestFirst(t *testing.T) {
 	if !First(runtime, key) || First(runtime, key) || !First(runtime, other) {
 		t.Error("want true once for each file")
 	}
-	if nowhere := filepath.Join(runtime, "nowhere"); !First(runtime, nowhere) || !First(runtime, nowhere) {
-		t.Error("want true where it cannot be told")
+	for range 2 {
+		if !First(runtime, filepath.Join(runtime, "nowhere")) {
+			t.Error("want true where it cannot be told")
+		}
 	}
 }
 
