@@ -1,8 +1,8 @@
 #!/bin/bash
-# Rebuilds testdata/modules from testdata/modules/src: real modules for amd64,
-# against Debian's kernel headers, and objects of a module's shape for arm64,
-# armhf and s390x; each plain, .gz, .xz and .zst. With the packages of the
-# versions that testdata/modules/VERSIONS names, every byte comes out the same.
+# Rebuilds testdata/modules from testdata/modules/src: real modules for amd64, against
+# Debian's kernel headers, and objects that look like modules for arm64, armhf and s390x;
+# each plain, .gz, .xz and .zst. With the package versions in testdata/modules/VERSIONS,
+# the result has the same bytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../testdata/modules"
 

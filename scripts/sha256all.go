@@ -1,7 +1,7 @@
 //go:build ignore
 
-// Sha256all hashes the files below a directory, as many at once as there are processors,
-// and writes nothing: what hashing modules takes at the least, for scripts/bench.
+// Sha256all hashes the files below a directory, one for each processor at a time, and
+// writes nothing. For scripts/bench: the least time that hashing modules can take.
 package main
 
 import (

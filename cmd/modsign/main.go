@@ -34,11 +34,11 @@ var exitCodes = []struct {
 	meaning string
 }{
 	{exitDone, "done"},
-	{exitError, "an error; what was not reached is as it was"},
-	{exitUsage, "the command line is wrong; nothing was done"},
-	{exitSome, "some modules failed, the others are done"},
+	{exitError, "failed; modules not yet processed are unchanged"},
+	{exitUsage, "wrong command line; nothing was done"},
+	{exitSome, "some modules failed; the others are done"},
 	{exitRefused, "verification refused something"},
-	{exitInterrupted, "interrupted; every module is the old one or the new one"},
+	{exitInterrupted, "interrupted; no module is half-written"},
 	{statusAborted, "killed by SIGABRT, as a shell reports it: no memory, no thread or a bug; no module is half-written"},
 }
 

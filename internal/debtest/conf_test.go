@@ -23,8 +23,8 @@ func TestHooksShowNoSecret(t *testing.T) {
 	t.Parallel()
 	const secret = "c0rrect/h0rse"
 	for line, want := range map[string]string{
-		secret + "=yes":              "no setting has this name",
-		secret + "==":                "no setting has this name",
+		secret + "=yes":              "unknown setting",
+		secret + "==":                "unknown setting",
 		secret:                       "not NAME=VALUE",
 		"sign=" + secret:             "sign: yes or no",
 		"on_failure=" + secret:       "on_failure: warn or fail",
@@ -34,7 +34,7 @@ func TestHooksShowNoSecret(t *testing.T) {
 		"cert=" + secret:             "cert: the full path",
 		"trust=" + secret:            "trust: the full path",
 		"passphrase_file=" + secret:  "passphrase_file: the full path",
-		"passphrase_file='" + secret: "passphrase_file: the value stands without quotes",
+		"passphrase_file='" + secret: "passphrase_file: the value must not be quoted",
 	} {
 		r := config(t, "sign=no\n"+line+"\n", "sign")
 		r.want(t, 1, "line 2: "+want)

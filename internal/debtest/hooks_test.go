@@ -174,16 +174,16 @@ func kernelHash(t testing.TB, config string) string {
 func TestHooksConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ line, want string }{
-		{"sing=yes", "line 2: no setting has this name"},
+		{"sing=yes", "line 2: unknown setting"},
 		{"sign=true", "line 2: sign: yes or no is needed"},
-		{`key="/etc/key.pem"`, "line 2: key: the value stands without quotes"},
+		{`key="/etc/key.pem"`, "line 2: key: the value must not be quoted"},
 		{"key=key.pem", "line 2: key: the full path of a file is needed"},
 		{"on_failure=ignore", "line 2: on_failure: warn or fail is needed"},
 		{"sign", "line 2: not NAME=VALUE"},
 		{"touch RAN", "line 2: not NAME=VALUE"},
 		{"hash=$(touch RAN)", "line 2: hash: the name of a hash is needed"},
 		{"key=/$(touch RAN)`touch RAN`; touch RAN", "touch RAN"},
-		{"*=*", "line 2: no setting has this name"},
+		{"*=*", "line 2: unknown setting"},
 	} {
 		t.Run(test.line, func(t *testing.T) {
 			t.Parallel()

@@ -3,8 +3,8 @@ use strict;
 use warnings;
 use Debian::Debhelper::Dh_Lib;
 
-# Behind dh_strip, which makes the debug packages, and before dh_md5sums. Packages
-# of Architecture: all have no dh_strip in their sequence; dh_installdeb they all have.
+# After dh_strip, which makes the debug packages, and before dh_md5sums. The sequence of
+# Architecture: all has no dh_strip; every sequence has dh_installdeb.
 insert_before('dh_installdeb', 'dh_modsign');
 
 1;
