@@ -6,19 +6,19 @@ import (
 	"strings"
 )
 
-// check reports a name that no debug file has.
+// check returns an error if the name is not a valid name of a debug file.
 func (l *Link) check() error {
 	if l.Name == "" || strings.IndexByte(l.Name, 0) >= 0 {
-		return fmt.Errorf("no name of a debug file: %q", l.Name)
+		return fmt.Errorf("not a name of a debug file: %q", l.Name)
 	}
 	return nil
 }
 
-// AddLink returns the file with a section .gnu_debuglink, in the place of one that it
-// may have. It is for files that another program has stripped because [File.Strip]
-// does not: whatever their shape is, nothing in them is numbered anew. The section
-// comes last, and what is there stays where it is, but for the names of sections and
-// the section headers, of which new ones follow.
+// AddLink returns the file with a section .gnu_debuglink, which replaces an existing
+// one. Use it for files that another program has stripped because [File.Strip] does
+// not: it accepts any shape and renumbers nothing. The new section comes last.
+// Everything else stays in place, except the names of sections and the section headers,
+// which are written anew after the section.
 func (f *File) AddLink(link *Link) (*Image, error) {
 	if err := link.check(); err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (f *File) AddLink(link *Link) (*Image, error) {
 	}
 	m := &Image{f: f}
 	at := f.size
-	if f.sectionAt(len(f.sections)) == f.size { // where they are as a rule
+	if f.sectionAt(len(f.sections)) == f.size { // their usual place
 		at = f.shoff
 	}
 	m.copy(uint64(f.layout.header), uint64(f.layout.header), at-uint64(f.layout.header))

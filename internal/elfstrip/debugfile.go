@@ -4,10 +4,10 @@ import (
 	"debug/elf"
 )
 
-// DebugFile returns the file that holds the debug information of the module, as
-// objcopy --only-keep-debug makes it. All section headers stay, with their
-// indices, so that symbols and relocations need no change; sections that the
-// kernel loads lose their contents, and so do their relocations.
+// DebugFile returns the file with the module's debug information, as objcopy
+// --only-keep-debug writes it. All section headers keep their indices, so symbols and
+// relocations need no change. Sections that the kernel loads lose their contents, and
+// so do their relocations.
 func (f *File) DebugFile() (*Image, error) {
 	if !f.HasDebugInfo() {
 		return nil, ErrNoDebug
@@ -18,7 +18,8 @@ func (f *File) DebugFile() (*Image, error) {
 	out := make([]*outSection, len(f.sections))
 	for i := range f.sections {
 		t := f.sections[i]
-		if isTable := t.kind == elf.SHT_SYMTAB || t.kind == elf.SHT_STRTAB || t.kind == elf.SHT_SYMTAB_SHNDX || t.kind == elf.SHT_GROUP; isTable && t.has(elf.SHF_ALLOC) {
+		if isTable := t.kind == elf.SHT_SYMTAB || t.kind == elf.SHT_STRTAB || t.kind == elf.SHT_SYMTAB_SHNDX ||
+			t.kind == elf.SHT_GROUP; isTable && t.has(elf.SHF_ALLOC) {
 			return nil, shape("section %d (%s) is a table that is allocated", i, t.label)
 		}
 		if i > 0 && f.isEmptied(&t) {
@@ -29,7 +30,7 @@ func (f *File) DebugFile() (*Image, error) {
 	m := &Image{f: f}
 	at := uint64(f.layout.header)
 	for _, o := range out[1:] {
-		// A section without contents takes no padding either.
+		// A section without contents takes no padding.
 		if o.kind != elf.SHT_NOBITS && o.kind != elf.SHT_NULL {
 			at = alignUp(at, max(o.align, 1))
 		}
@@ -40,8 +41,8 @@ func (f *File) DebugFile() (*Image, error) {
 	return m, f.finishImage(m, out, f.shstrndx, at)
 }
 
-// isEmptied reports whether a section loses its contents in the debug file. Notes
-// keep theirs, for the build ID.
+// isEmptied reports whether a section loses its contents in the debug file. Notes keep
+// theirs, because of the build ID.
 func (f *File) isEmptied(s *section) bool {
 	if s.isRel() && uint64(s.info) < uint64(len(f.sections)) && f.sections[s.info].has(elf.SHF_ALLOC) {
 		return true

@@ -37,7 +37,7 @@ func TestLink(t *testing.T) {
 		inputs["amd64-6.12/"+name] = compile(t, dir, compiled[name])
 	}
 	for name, b := range inputs {
-		// Names of all lengths modulo 4.
+		// File names of all lengths modulo 4.
 		for _, file := range []string{"m.debug", "mo.debug", "mod.debug", "mods.debug"} {
 			t.Run(name+"/"+file, func(t *testing.T) {
 				debug := []byte("not a debug file, but link does not mind")
@@ -52,7 +52,7 @@ func TestLink(t *testing.T) {
 				if want := read(t, in); !bytes.Equal(got, want) {
 					showDifference(t, got, want)
 				}
-				// A link is replaced, not doubled.
+				// Strip replaces a link, and does not add a second one.
 				if again := strip(t, got, &link); !bytes.Equal(again, got) {
 					t.Error("linking again changes something")
 				}
@@ -60,7 +60,7 @@ func TestLink(t *testing.T) {
 				if want := strip(t, b, &Link{"other.debug", 1}); !bytes.Equal(other, want) {
 					t.Error("a link in the place of another is not that link alone")
 				}
-				// Without a link to add, the one that is there stays.
+				// Without a link to add, an existing link stays.
 				if again := strip(t, got, nil); !bytes.Equal(again, got) {
 					t.Error("stripping takes the link out")
 				}
@@ -107,7 +107,8 @@ func TestDebugFile(t *testing.T) {
 				}
 				alloc := a.has(elf.SHF_ALLOC) && a.kind != elf.SHT_NOTE || a.isRel() && from.sections[a.info].has(elf.SHF_ALLOC)
 				if alloc != (z.kind == elf.SHT_NOBITS) && a.kind != elf.SHT_NOBITS || !alloc && !bytes.Equal(old, now) {
-					t.Errorf("section %d (%s) of type %v became %v, %d bytes became %d", i, a.label, a.kind, z.kind, len(old), len(now))
+					t.Errorf("section %d (%s) of type %v became %v, %d bytes became %d", i, a.label, a.kind, z.kind, len(old),
+						len(now))
 				}
 				a.off, a.kind, z.off, z.kind = 0, 0, 0, 0
 				if a != z {
@@ -126,9 +127,8 @@ func TestDebugFile(t *testing.T) {
 	}
 }
 
-// checkReaders has readelf and elfutils read a whole debug file; they may complain of
-// nothing that they don't complain of in the one that objcopy made, or in the
-// module.
+// checkReaders has readelf and elfutils read a debug file. They may report only
+// problems that they also report for objcopy's debug file or for the module.
 func checkReaders(t *testing.T, module, debug, objcopy []byte) {
 	t.Helper()
 	in, out := testmod.WriteFile(t, "module.ko", module), testmod.WriteFile(t, "module.debug", debug)
@@ -154,21 +154,22 @@ func checkReaders(t *testing.T, module, debug, objcopy []byte) {
 			t.Errorf("%s: %s", command, after)
 		}
 	}
-	// eu-elflint knows debug files of executables, but not of objects: that a section
-	// has no contents is what it may find new.
+	// eu-elflint supports debug files of executables, but not of objects. It may report
+	// that a section has no contents.
 	lint := testmod.Program(t, "eu-elflint", "elfutils")
 	before, _ := exec.Command(lint, in).Output()
 	after, _ := exec.Command(lint, out).Output()
 	for line := range strings.Lines(string(after)) {
-		expected := strings.Contains(line, "is NOBITS") || strings.Contains(line, "has unexpected type 8") || line == "No errors\n"
+		expected := strings.Contains(line, "is NOBITS") || strings.Contains(line, "has unexpected type 8") ||
+			line == "No errors\n"
 		if !expected && !strings.Contains(string(before), line) {
 			t.Errorf("eu-elflint: %s", line)
 		}
 	}
 }
 
-// TestDebuggers has gdb find the debug file of a stripped module in both ways,
-// and tell lines by it.
+// TestDebuggers has gdb find the debug file of a stripped module in both ways, and
+// resolve lines with it.
 func TestDebuggers(t *testing.T) {
 	gdb := testmod.Program(t, "gdb", "gdb")
 	dir := sourceDir(t)
@@ -205,7 +206,8 @@ func TestDebuggers(t *testing.T) {
 		write("wrong/module.debug", debug)
 		none := filepath.Join(where, "none")
 		want := ask(write("module.ko", b), none)
-		if !strings.Contains(want, "of \"a.c\"") || !strings.Contains(want, "Line 3 ") || !strings.Contains(want, "Line 4 ") && !strings.Contains(want, "Line 5 ") {
+		if !strings.Contains(want, "of \"a.c\"") || !strings.Contains(want, "Line 3 ") ||
+			!strings.Contains(want, "Line 4 ") && !strings.Contains(want, "Line 5 ") {
 			t.Fatalf("%s: gdb finds no lines in the module itself: %s", flags, want)
 		}
 		if got := ask(byID, filepath.Join(where, "debug")); got != want {
@@ -218,7 +220,7 @@ func TestDebuggers(t *testing.T) {
 			t.Errorf("%s: without the debug file: %s", flags, got)
 		}
 		if strings.Contains(flags, "-g3") {
-			// The build ID decides before the sum, where there is one.
+			// If there is a build ID, it takes precedence over the checksum.
 			cut := bytes.Replace(read(t, byWrongLink), id, make([]byte, len(id)), 1)
 			if got := ask(write("wrong/other.ko", cut), none); got == want {
 				t.Errorf("%s: by a link with the wrong sum: %s", flags, got)

@@ -1,100 +1,97 @@
-// Package elfstrip takes debug information out of kernel modules, and keeps it
-// in files of its own where that is wanted: what strip --strip-debug, objcopy
-// --only-keep-debug and objcopy --add-gnu-debuglink do, without running them.
+// Package elfstrip removes debug information from kernel modules, and can write it to
+// separate files. It does what strip --strip-debug, objcopy --only-keep-debug and
+// objcopy --add-gnu-debuglink do, without running them.
+//
+// Call [Parse] first, then [File.Strip] for the stripped module and [File.DebugFile]
+// for the debug information.
 //
 // # Format
 //
-// Source: the System V ABI, "Object Files", and include/uapi/linux/elf.h. A
-// module is a relocatable object, ET_REL, of 32 or 64 bits and either byte
-// order:
+// Source: the System V ABI, "Object Files", and include/uapi/linux/elf.h. A module is a
+// relocatable object, ET_REL, of 32 or 64 bits and either byte order:
 //
 //	header           52 or 64 bytes: where the section headers are, and how many
 //	contents         of each section, aligned, in any order
 //	section headers  40 or 64 bytes each; the first is no section
 //
-// Sections refer to one another by index: relocations (.rela.text) to the symbol
-// table and to what they are for (.text), the symbol table (.symtab) to the
-// table of its names (.strtab), a group to its members. Symbols refer to the
-// section that they are defined in, relocations to symbols. So who takes out
-// sections has to number everything anew. The names of sections are in a table
-// too (.shstrtab).
+// Sections refer to one another by index: relocations (.rela.text) to the symbol table
+// and to the section that they apply to (.text), the symbol table (.symtab) to the
+// table of its names (.strtab), a group to its members. Symbols refer to the section
+// that defines them, and relocations to symbols. Removing sections therefore renumbers
+// everything. The names of sections are in a table too (.shstrtab).
 //
-// Where there are more sections than 16 bits can number, the null section has
-// their number, and a table of type SHT_SYMTAB_SHNDX the sections of the
-// symbols.
+// If 16 bits cannot hold the number of sections, the null section holds it, and a table
+// of type SHT_SYMTAB_SHNDX holds the sections of the symbols.
 //
 // # Strip
 //
-// [File.Strip] makes byte for byte what strip --strip-debug of binutils 2.40
-// makes, that is:
+// [File.Strip] writes byte for byte what strip --strip-debug of binutils 2.40 writes:
 //
-//   - Sections that are not loaded and whose name begins with .debug, .zdebug,
-//     .gnu.debuglto_.debug_, .gnu.linkonce.wi., .line or .stab, or is
-//     .gdb_index, go, with their relocations, and groups that have no other
-//     members.
-//   - Symbols in these go, and those that name files (STT_FILE). Those that name
-//     sections (STT_SECTION) stay where a relocation or a group needs them,
-//     without name. All others stay, in order.
+//   - It removes sections that are not loaded and whose name begins with .debug,
+//     .zdebug, .gnu.debuglto_.debug_, .gnu.linkonce.wi., .line or .stab, or is
+//     .gdb_index, with their relocations, and groups that have no other members.
+//   - It removes symbols in these sections, and those that name files (STT_FILE).
+//     Symbols that name sections (STT_SECTION) stay, without a name, if a
+//     relocation or a group needs them. All other symbols stay, in order.
 //   - Groups come first, then all other sections in order, each followed by its
 //     relocations, then .symtab, .symtab_shndx, .strtab and .shstrtab. A section
-//     comes before its relocations even where it did not. Relocations without an
-//     entry go.
-//   - Their contents are in the file in the same order, but relocations after
+//     comes before its relocations even if it did not. Relocations without an
+//     entry are removed.
+//   - The contents are in the file in the same order, but relocations come after
 //     .strtab. All padding is zero.
-//   - The tables of names have each name once, in the order of first use, and
-//     names that are the tail of another name not at all: .text is the end of
-//     .rela.text.
+//   - The tables of names contain each name once, in the order of first use. A name
+//     that is the tail of another name is not stored separately: .text is the end
+//     of .rela.text.
 //
-// A module that has been stripped stays as it is. With a link,
+// A stripped module stays unchanged. With a link, Strip adds
 //
 //	.gnu_debuglink   name of the debug file, a zero byte, zeros up to a multiple of 4,
 //	                 CRC-32 of the debug file in the byte order of the module
 //
-// comes last of what is not a table. objcopy leaves a link that is there already
-// as it is; Strip replaces it. A module of a linker with other habits is laid out
-// anew even where it has nothing to take out.
+// as the last section that is not a table. objcopy does not change an existing link;
+// Strip replaces it. Strip also rewrites a module with the layout of another linker if
+// there is nothing to remove.
 //
-// Livepatches have relocations that are loaded, of the flag SHF_RELA_LIVEPATCH, for
-// symbols in the section SHN_LIVEPATCH. They stay where they are, with the new numbers
-// of their symbols. binutils takes them for ordinary ones and loses their symbols where
-// a section has no others.
+// Livepatches have loaded relocations with the flag SHF_RELA_LIVEPATCH, for symbols in
+// the section SHN_LIVEPATCH. They stay in place, with the new numbers of their symbols.
+// binutils treats them as ordinary relocations, and removes their symbols if a section
+// has no others.
 //
-// Where binutils corrects or loses something that the kernel would not notice,
-// so do we: the alignment of a section whose address is not aligned so, the size
-// of entries of arrays of functions, absolute symbols of value zero in
-// relocations. Bytes differ in one case: of the type of a relocation of 64 bits,
-// binutils keeps as many bits as the machine has types, and Strip all.
+// If binutils corrects or loses something that does not affect the kernel, Strip does
+// the same: the alignment of a section whose address is not aligned, the size of
+// entries of arrays of functions, absolute symbols of value zero in relocations. The
+// bytes differ in one case: binutils keeps only as many bits of the type of a 64-bit
+// relocation as the machine has types, and Strip keeps all.
 //
-// # Refusals
+// # Unsupported shapes
 //
-// What modules do not have is refused with [ErrShape]: program headers, more
-// than one symbol table, sections that overlap or are inactive, types and flags
-// of sections other than the usual, a link or information in sections that
-// should have none, relocations that are loaded (but those of livepatches) or for a section
-// without contents, or needed symbols of sections that go; thread-local symbols
-// and other types, bindings and special sections of symbols that modules do not
-// have. Numbers that point out of where they should point are errors of another
-// kind: the file is broken.
+// The package rejects with [ErrShape] what modules do not have: program headers, more
+// than one symbol table, sections that overlap or are inactive, unusual types and flags
+// of sections, a link or information in sections that should have none, loaded
+// relocations (except those of livepatches), relocations for a section without
+// contents, needed symbols of removed sections, thread-local symbols, and other types,
+// bindings and special sections of symbols that modules do not have. Numbers that point
+// to nothing are errors of another kind: the file is broken.
 //
 // # Debug files
 //
-// [File.DebugFile] keeps all section headers with their indices. Sections that
-// the kernel loads have type SHT_NOBITS and no contents, but notes keep theirs,
-// the build ID among them. Relocations of loaded sections lose their contents
-// too, as with eu-strip -f, where objcopy keeps them: they are half of many a
-// module, and without contents to relocate nothing reads them. All else stays as
-// it is. readelf and eu-readelf read these files without complaint, gdb and
-// addr2line find lines in them. eu-elflint takes the sections without contents
-// for errors, as it does with those of objcopy and eu-strip.
+// [File.DebugFile] keeps all section headers with their indices. Sections that the
+// kernel loads get the type SHT_NOBITS and no contents, except notes such as the build
+// ID. The relocations of loaded sections lose their contents too, as with eu-strip -f.
+// objcopy keeps them, but they are half of many modules, and nothing reads them without
+// the contents that they relocate. Everything else stays. readelf and eu-readelf read
+// these files without complaint, and gdb and addr2line find lines in them. eu-elflint
+// reports sections without contents as errors, as it does for the files of objcopy and
+// eu-strip.
 //
 // # Memory
 //
-// In memory are section headers, the symbols and their names, and relocations
-// that stay. Contents are copied as the output is read, and debug information
-// that goes is never read.
+// Section headers, symbols, their names and the relocations that stay are held in
+// memory. Contents are copied while the output is read. Removed debug information is
+// never read.
 //
-// The package does not sign, and does not look for the signature that may follow
-// a module: what it is given ends with the ELF file.
+// The package does not sign, and does not handle the signature that may follow a
+// module: its input ends with the ELF file.
 package elfstrip
 
 import (
@@ -109,11 +106,11 @@ import (
 	"strings"
 )
 
-// ErrShape says that a file is well formed, but of a shape that kernel modules
-// don't have and this package does not rewrite. The strip program may do it.
+// ErrShape reports a well-formed file with a shape that kernel modules do not have and
+// that this package does not rewrite. The strip program may support it.
 var ErrShape = errors.New("not the shape of a kernel module")
 
-// ErrNoDebug says that a module has no debug information to make a file of.
+// ErrNoDebug reports that a module has no debug information.
 var ErrNoDebug = errors.New("no debug information")
 
 func shape(format string, args ...any) error {
@@ -124,17 +121,17 @@ func malformed(offset uint64, format string, args ...any) error {
 	return fmt.Errorf("malformed ELF file at offset %#x: %s", offset, fmt.Sprintf(format, args...))
 }
 
-// Constants that debug/elf does not have.
+// These constants are missing in debug/elf.
 const (
 	shfRelaLivepatch = 0x00100000      // SHF_RELA_LIVEPATCH of include/uapi/linux/elf.h
-	shnLivepatch     = 0xff20          // SHN_LIVEPATCH: of symbols that the kernel looks up when it patches
-	shfGNURetain     = 0x00200000      // SHF_GNU_RETAIN: of the attribute retain, as functions for BPF have it
+	shnLivepatch     = 0xff20          // SHN_LIVEPATCH: symbols that the kernel looks up when it patches
+	shfGNURetain     = 0x00200000      // SHF_GNU_RETAIN: from the attribute retain, such as on functions for BPF
 	shfMIPSNoStrip   = 0x08000000      // SHF_MIPS_NOSTRIP, of .MIPS.options
 	stbGNUUnique     = elf.SymBind(10) // STB_GNU_UNIQUE
 	grpComdat        = 1               // GRP_COMDAT
 )
 
-// layout is what the two classes have different.
+// layout holds the differences between the two classes.
 type layout struct {
 	header, section, symbol, rel, rela int // sizes
 	word                               int // size of an address, and alignment of tables
@@ -162,21 +159,21 @@ type section struct {
 
 func (s *section) has(flag elf.SectionFlag) bool { return s.flags&uint64(flag) != 0 }
 
-// isLivepatch reports whether a section has relocations for the kernel to apply when
-// what they are about is loaded (Documentation/livepatch/module-elf-format.rst).
+// isLivepatch reports whether a section has relocations that the kernel applies when
+// the patched object is loaded (Documentation/livepatch/module-elf-format.rst).
 func (s *section) isLivepatch() bool {
 	return s.isRel() && s.has(elf.SHF_ALLOC) && s.flags&shfRelaLivepatch != 0
 }
 
 // IsLivepatch reports whether the module is a livepatch. strip of binutils loses the
-// symbols of its relocations where a section has no other ones.
+// symbols of its relocations if a section has no other ones.
 func (f *File) IsLivepatch() bool {
 	return slices.ContainsFunc(f.sections, func(s section) bool { return s.isLivepatch() })
 }
 
 func (s *section) isRel() bool { return s.kind == elf.SHT_REL || s.kind == elf.SHT_RELA }
 
-// length is how many bytes of the file the section takes.
+// length returns the number of bytes that the section takes in the file.
 func (s *section) length() uint64 {
 	if s.kind == elf.SHT_NOBITS || s.kind == elf.SHT_NULL {
 		return 0
@@ -184,7 +181,7 @@ func (s *section) length() uint64 {
 	return s.size
 }
 
-// File is an ELF relocatable object, of which the headers have been read.
+// File is an ELF relocatable object whose headers have been read.
 type File struct {
 	r        io.ReaderAt
 	size     uint64
@@ -192,14 +189,14 @@ type File struct {
 	order    binary.ByteOrder
 	machine  elf.Machine
 	layout   layout
-	header   []byte // as it stands in the file
+	header   []byte // as in the file
 	shoff    uint64
 	shstrndx uint32
 	sections []section // the first is the null section
 }
 
-// Parse reads the headers of an ELF relocatable object of size bytes. What comes
-// after, a signature, is not to be part of it.
+// Parse reads the headers of an ELF relocatable object of size bytes, without the
+// signature that may follow it.
 func Parse(r io.ReaderAt, size int64) (*File, error) {
 	f := &File{r: r, size: uint64(max(size, 0))}
 	if err := f.parseHeader(); err != nil {
@@ -214,13 +211,13 @@ func Parse(r io.ReaderAt, size int64) (*File, error) {
 func (f *File) parseHeader() error {
 	var ident [elf.EI_NIDENT]byte
 	if f.size < uint64(len(ident)) {
-		return fmt.Errorf("not an ELF file: it has %d bytes", f.size)
+		return fmt.Errorf("not an ELF file: only %d bytes", f.size)
 	}
 	if err := f.readAt(ident[:], 0); err != nil {
 		return err
 	}
 	if string(ident[:4]) != elf.ELFMAG {
-		return fmt.Errorf("not an ELF file: it begins with % x", ident[:4])
+		return fmt.Errorf("not an ELF file: the first bytes are % x", ident[:4])
 	}
 	f.class = elf.Class(ident[elf.EI_CLASS])
 	var ok bool
@@ -255,11 +252,12 @@ func (f *File) parseHeader() error {
 	return nil
 }
 
-// tail is the offset of e_ehsize in the header: the 16-bit fields at its end.
+// tail returns the offset of e_ehsize in the header, the first of the 16-bit fields at
+// its end.
 func (f *File) tail() int { return f.layout.header - 12 }
 
-// parseSections reads the table of section headers. There the counts that
-// 16 bits cannot hold stand in the null section.
+// parseSections reads the section headers. Counts that do not fit 16 bits are in the
+// null section.
 func (f *File) parseSections() error {
 	tail := f.tail()
 	half := func(i int) uint32 { return uint32(f.order.Uint16(f.header[tail+2*i:])) }
@@ -270,7 +268,7 @@ func (f *File) parseSections() error {
 		return malformed(uint64(tail), "header size %d instead of %d", ehsize, f.layout.header)
 	}
 	if phnum != 0 {
-		return shape("it has %d program headers", phnum)
+		return shape("%d program headers", phnum)
 	}
 	if f.shoff == 0 {
 		return malformed(uint64(f.shoffAt()), "no section headers")
@@ -335,10 +333,10 @@ func (f *File) parseNames() error {
 	return nil
 }
 
-// sectionAt is the offset of a section header in the file.
+// sectionAt returns the offset of a section header in the file.
 func (f *File) sectionAt(i int) uint64 { return f.shoff + uint64(i*f.layout.section) }
 
-// shoffAt is the offset of e_shoff in the header.
+// shoffAt returns the offset of e_shoff in the header.
 func (f *File) shoffAt() int { return 24 + 2*f.layout.word }
 
 // word reads an address or a length.
@@ -387,8 +385,8 @@ func (f *File) encode(b []byte, s *section) {
 	f.putWord(b[16+5*w:], s.entsize)
 }
 
-// readAt fills b from the file. The file has been found to be that long, so that
-// its end coming sooner is an error of its own.
+// readAt fills b from the file. The range is inside the file, so an early end is an
+// error of its own.
 func (f *File) readAt(b []byte, off uint64) error {
 	n, err := f.r.ReadAt(b, int64(off))
 	if n == len(b) {
@@ -400,7 +398,7 @@ func (f *File) readAt(b []byte, off uint64) error {
 	return fmt.Errorf("reading %d bytes at offset %#x: %w", len(b), off, err)
 }
 
-// read reads a range that is known to lie in the file.
+// read reads a range that lies inside the file.
 func (f *File) read(off, n uint64) ([]byte, error) {
 	if n > math.MaxInt {
 		return nil, fmt.Errorf("%d bytes at offset %#x do not fit in memory", n, off)
@@ -411,12 +409,11 @@ func (f *File) read(off, n uint64) ([]byte, error) {
 
 func (f *File) contents(s *section) ([]byte, error) { return f.read(s.off, s.length()) }
 
-// isDebug reports whether a section is one of those that BFD takes for debug
-// information, by name alone.
+// isDebug reports whether BFD treats a section as debug information, by its name alone.
 func (s *section) isDebug() bool {
 	switch s.kind {
 	case elf.SHT_REL, elf.SHT_RELA, elf.SHT_GROUP, elf.SHT_SYMTAB, elf.SHT_SYMTAB_SHNDX:
-		return false // that depends on what they are about
+		return false // that depends on the section that they apply to
 	}
 	if s.has(elf.SHF_ALLOC) || !strings.HasPrefix(s.label, ".") {
 		return false
@@ -429,16 +426,16 @@ func (s *section) isDebug() bool {
 	return s.label == ".gdb_index"
 }
 
-// HasDebugInfo reports whether the file holds debug information: one of the
-// sections that [File.Strip] takes out, .debug_info first of all, with contents.
+// HasDebugInfo reports whether the file has debug information: a section with contents
+// that [File.Strip] removes, such as .debug_info.
 func (f *File) HasDebugInfo() bool {
 	return slices.ContainsFunc(f.sections, func(s section) bool {
 		return s.length() > 0 && s.isDebug()
 	})
 }
 
-// DebugNames returns the names of the sections that [File.Strip] takes out, in
-// the order of the file, without their relocations.
+// DebugNames returns the names of the sections that [File.Strip] removes, in the order
+// of the file, without their relocations.
 func (f *File) DebugNames() []string {
 	var names []string
 	for i := range f.sections {
@@ -449,14 +446,13 @@ func (f *File) DebugNames() []string {
 	return names
 }
 
-// buildIDSection is where the linker puts the build ID.
+// buildIDSection is the section in which the linker stores the build ID.
 const buildIDSection = ".note.gnu.build-id"
 
-// maxBuildID is far above the 20 bytes of a SHA-1.
+// maxBuildID is a limit in bytes, far above the 20 bytes of a SHA-1.
 const maxBuildID = 1 << 10
 
-// BuildID returns the contents of the note NT_GNU_BUILD_ID, nil where there is
-// none.
+// BuildID returns the contents of the note NT_GNU_BUILD_ID, or nil if there is none.
 func (f *File) BuildID() ([]byte, error) {
 	for i := range f.sections {
 		s := &f.sections[i]
@@ -477,8 +473,8 @@ func (f *File) BuildID() ([]byte, error) {
 	return nil, nil
 }
 
-// buildID goes through the notes of a section: the lengths of name and
-// description, the type, then both, each padded to 4 bytes.
+// buildID searches the notes of a section: the lengths of name and description, the
+// type, then both, each padded to 4 bytes.
 func (f *File) buildID(notes []byte, s *section) ([]byte, error) {
 	const ntGNUBuildID = 3
 	at := s.off
@@ -487,7 +483,8 @@ func (f *File) buildID(notes []byte, s *section) ([]byte, error) {
 		body := notes[12:]
 		padded := alignUp(name, 4)
 		if padded > uint64(len(body)) || desc > uint64(len(body))-padded {
-			return nil, malformed(at, "a note with a name of %d and a description of %d bytes does not fit in %s", name, desc, s.label)
+			return nil, malformed(at, "a note with a name of %d and a description of %d bytes does not fit in %s", name, desc,
+				s.label)
 		}
 		if kind == ntGNUBuildID && bytes.Equal(body[:name], []byte("GNU\x00")) && desc > 0 {
 			return bytes.Clone(body[padded : padded+desc]), nil

@@ -16,7 +16,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// architectures of testdata/modules, with the binutils that know them.
+// architectures are those of testdata/modules, with the binutils for each.
 var architectures = map[string]struct{ prefix, pkg string }{
 	"amd64-6.12": {"", "binutils"},
 	"arm64":      {"aarch64-linux-gnu-", "binutils-aarch64-linux-gnu"},
@@ -24,8 +24,8 @@ var architectures = map[string]struct{ prefix, pkg string }{
 	"s390x":      {"s390x-linux-gnu-", "binutils-s390x-linux-gnu"},
 }
 
-// modules returns the modules of testdata that are not compressed, by
-// architecture and name, as arm64/hello.
+// modules returns the uncompressed modules of testdata, by architecture and name, such
+// as arm64/hello.
 func modules(t testing.TB) map[string][]byte {
 	t.Helper()
 	found := make(map[string][]byte)
@@ -82,7 +82,8 @@ func bytesOf(t testing.TB, m *Image) []byte {
 		t.Fatalf("an image of %d bytes says it has %d", len(b), m.Size())
 	}
 	var again bytes.Buffer
-	if _, err := io.CopyBuffer(struct{ io.Writer }{&again}, struct{ io.Reader }{m.Reader()}, make([]byte, 1021)); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{&again}, struct{ io.Reader }{m.Reader()},
+		make([]byte, 1021)); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(b, again.Bytes()) {
@@ -113,7 +114,7 @@ func binutils(t testing.TB, strip string, b []byte) []byte {
 	return read(t, out)
 }
 
-// checkStripped compares what Strip makes with what binutils makes.
+// checkStripped compares Strip with binutils.
 func checkStripped(t *testing.T, program string, b []byte) []byte {
 	t.Helper()
 	got, want := strip(t, b, nil), binutils(t, program, b)
@@ -141,7 +142,8 @@ func showDifference(t *testing.T, got, want []byte) {
 func readelf(t *testing.T, b []byte) []string {
 	t.Helper()
 	program := testmod.Program(t, "readelf", "binutils")
-	out, _ := exec.Command(program, "-h", "-S", "-s", "-r", "-g", "-n", "-W", testmod.WriteFile(t, "readelf.ko", b)).CombinedOutput()
+	out, _ := exec.Command(program, "-h", "-S", "-s", "-r", "-g", "-n", "-W",
+		testmod.WriteFile(t, "readelf.ko", b)).CombinedOutput()
 	return strings.Split(string(out), "\n")
 }
 
@@ -175,30 +177,31 @@ func TestStripTestdata(t *testing.T) {
 	}
 }
 
-// compiled are shapes that compilers and linkers make. %s is where the output
-// goes.
+// compiled are files that compilers and linkers make. %s is the output file.
 var compiled = map[string]string{
-	"plain":             "gcc -g -O1 -c a.c -o %s",
-	"without debug":     "gcc -O1 -c a.c -o %s",
-	"macros in groups":  "gcc -g3 -O1 -c a.c -o %s",
-	"compressed":        "gcc -g -gz=zlib -O1 -c a.c -o %s",
-	"zdebug":            "gcc -g -gdwarf-4 -gz=zlib-gnu -c a.c -o %s",
-	"dwarf 4":           "gcc -g -gdwarf-4 -O1 -c a.c -o %s",
-	"split":             "gcc -g -gsplit-dwarf -c a.c -o %s",
-	"sections":          "gcc -g3 -O2 -ffunction-sections -fdata-sections -c a.c -o %s",
-	"fat LTO":           "gcc -g -O2 -flto -ffat-lto-objects -c a.c -o %s",
-	"LTO":               "gcc -g -O2 -flto -c a.c -o %s",
-	"patchable":         "gcc -g -fpatchable-function-entry=4,2 -c a.c -o %s",
-	"32 bit":            "gcc -m32 -g -fno-pie -c b.c -o %s",
-	"32 bit, linked":    "gcc -m32 -g -c b.c -o b32.o && ld -m elf_i386 -r -o %s b32.o",
-	"large":             "gcc -g -mcmodel=large -c a.c -o %s",
-	"retain":            "gcc -g -c retain.c -o %s",
-	"empty":             "gcc -g -c empty.c -o %s",
-	"empty, no debug":   "gcc -c empty.c -o %s",
-	"no symbols":        "gcc -g -c a.c -o a1.o && strip -s -o %s a1.o",
-	"linked":            "gcc -g -r -nostdlib -Wl,--build-id a.c b.c -o %s",
-	"linked twice":      "gcc -g3 -r -nostdlib a.c -o a2.o && gcc -c -g -gz b.c -o b2.o && ld -r --build-id=sha1 -o %s a2.o b2.o",
-	"linked, unmerged":  "gcc -g3 -ffunction-sections -c a.c -o a3.o && gcc -c -g3 b.c -o b3.o && ld -r --unique -o %s a3.o b3.o",
+	"plain":            "gcc -g -O1 -c a.c -o %s",
+	"without debug":    "gcc -O1 -c a.c -o %s",
+	"macros in groups": "gcc -g3 -O1 -c a.c -o %s",
+	"compressed":       "gcc -g -gz=zlib -O1 -c a.c -o %s",
+	"zdebug":           "gcc -g -gdwarf-4 -gz=zlib-gnu -c a.c -o %s",
+	"dwarf 4":          "gcc -g -gdwarf-4 -O1 -c a.c -o %s",
+	"split":            "gcc -g -gsplit-dwarf -c a.c -o %s",
+	"sections":         "gcc -g3 -O2 -ffunction-sections -fdata-sections -c a.c -o %s",
+	"fat LTO":          "gcc -g -O2 -flto -ffat-lto-objects -c a.c -o %s",
+	"LTO":              "gcc -g -O2 -flto -c a.c -o %s",
+	"patchable":        "gcc -g -fpatchable-function-entry=4,2 -c a.c -o %s",
+	"32 bit":           "gcc -m32 -g -fno-pie -c b.c -o %s",
+	"32 bit, linked":   "gcc -m32 -g -c b.c -o b32.o && ld -m elf_i386 -r -o %s b32.o",
+	"large":            "gcc -g -mcmodel=large -c a.c -o %s",
+	"retain":           "gcc -g -c retain.c -o %s",
+	"empty":            "gcc -g -c empty.c -o %s",
+	"empty, no debug":  "gcc -c empty.c -o %s",
+	"no symbols":       "gcc -g -c a.c -o a1.o && strip -s -o %s a1.o",
+	"linked":           "gcc -g -r -nostdlib -Wl,--build-id a.c b.c -o %s",
+	"linked twice": "gcc -g3 -r -nostdlib a.c -o a2.o && gcc -c -g -gz b.c -o b2.o && " +
+		"ld -r --build-id=sha1 -o %s a2.o b2.o",
+	"linked, unmerged": "gcc -g3 -ffunction-sections -c a.c -o a3.o && gcc -c -g3 b.c -o b3.o && " +
+		"ld -r --unique -o %s a3.o b3.o",
 	"assembler":         "gcc -g -c start.s -o %s",
 	"stabs":             "as -o %s stabs.s",
 	"groups":            "as -o %s groups.s",
@@ -209,13 +212,16 @@ var compiled = map[string]string{
 	"tails":             "as -o %s tails.s",
 	"sections unmerged": "gcc -g -O2 -ffunction-sections -fdata-sections -r -nostdlib -Wl,--unique a.c b.c -o %s",
 	"debug link":        "gcc -g -r -nostdlib a.c -o l1.o && objcopy --add-gnu-debuglink=a.c l1.o %s",
-	"extra sections":    "gcc -g -r -nostdlib a.c -o e1.o && objcopy --add-section .BTF=a.c --add-section .BTF_ids=b.c --set-section-flags .BTF_ids=alloc,readonly e1.o %s",
-	"renamed":           "gcc -g -r -nostdlib a.c -o r1.o && objcopy --rename-section .text=.text.unlikely --prefix-symbols=x_ r1.o %s",
+	"extra sections": "gcc -g -r -nostdlib a.c -o e1.o && " +
+		"objcopy --add-section .BTF=a.c --add-section .BTF_ids=b.c --set-section-flags .BTF_ids=alloc,readonly e1.o %s",
+	"renamed": "gcc -g -r -nostdlib a.c -o r1.o && " +
+		"objcopy --rename-section .text=.text.unlikely --prefix-symbols=x_ r1.o %s",
 }
 
 var sources = map[string]string{
-	"empty.c":  "",
-	"retain.c": "__attribute__((retain, used)) int kfunc(void) { return 3; }\n__attribute__((retain, used, section(\".mine\"))) int y = 3;\n",
+	"empty.c": "",
+	"retain.c": "__attribute__((retain, used)) int kfunc(void) { return 3; }\n" +
+		"__attribute__((retain, used, section(\".mine\"))) int y = 3;\n",
 	"a.c": `int printk(const char *, ...);
 static int helper(int x) { return x * 3; }
 __attribute__((section(".init.text"))) int init_module(void) { printk("hello %d\n", helper(4)); return 0; }
@@ -234,7 +240,8 @@ char *get(void) { return buffer; }
 `,
 	"b.c": `static int v, w = 3;
 extern int other(int);
-int f(int i) { static int z; switch (i) { case 1: return v++; case 2: return w--; case 3: return z++; case 4: return other(3); case 5: return 77; } return 0; }
+int f(int i) { static int z; switch (i) { case 1: return v++; case 2: return w--; case 3: return z++;
+	case 4: return other(3); case 5: return 77; } return 0; }
 `,
 	"start.s": ".text\n.globl start\nstart: nop\n call start\n",
 	"stabs.s": `.text
@@ -349,7 +356,7 @@ a: ba: cba: xa: ya: abc: bc: c: dba: aa: nop
 `,
 }
 
-// sourceDir writes the sources to a folder.
+// sourceDir writes the sources to a directory.
 func sourceDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -361,7 +368,7 @@ func sourceDir(t testing.TB) string {
 	return dir
 }
 
-// make runs one of compiled and returns what it made.
+// compile runs one of compiled and returns the output.
 func compile(t testing.TB, dir, command string) []byte {
 	t.Helper()
 	testmod.Program(t, "gcc", "gcc")
@@ -386,7 +393,7 @@ func TestStripCompiled(t *testing.T) {
 	}
 }
 
-// manySections is assembler that makes n sections of code.
+// manySections returns assembler source with n sections of code.
 func manySections(n int) []byte {
 	var b bytes.Buffer
 	b.WriteString(".globl g\n.text\ng: nop\n.section .debug_info,\"\",@progbits\n.quad g\n")
@@ -399,8 +406,8 @@ func manySections(n int) []byte {
 	return b.Bytes()
 }
 
-// TestStripManySections crosses the number of sections that 16 bits can say, in
-// the input alone and in both.
+// TestStripManySections exceeds the number of sections that fits 16 bits, in the input
+// alone and in both files.
 func TestStripManySections(t *testing.T) {
 	testmod.Slow(t, "assembles and strips files of 65,000 sections")
 	program, as := testmod.Program(t, "strip", "binutils"), testmod.Program(t, "as", "binutils")
@@ -418,11 +425,12 @@ func TestStripManySections(t *testing.T) {
 		}
 	}
 	if extended[0] <= extended[1] || extended[1] == 0 || extended[0] == len(counts) {
-		t.Errorf("%d inputs and %d outputs have an extended symbol table: not both sides of the limit", extended[0], extended[1])
+		t.Errorf("%d inputs and %d outputs have an extended symbol table: not both sides of the limit", extended[0],
+			extended[1])
 	}
 }
 
-// unsigned cuts the appended signature off a module.
+// unsigned removes the appended signature of a module.
 func unsigned(b []byte) []byte {
 	const marker = "~Module signature appended~\n"
 	if !bytes.HasSuffix(b, []byte(marker)) {
@@ -432,8 +440,7 @@ func unsigned(b []byte) []byte {
 	return b[:len(b)-len(marker)-12-int(info[0])<<24-int(info[1])<<16-int(info[2])<<8-int(info[3])]
 }
 
-// TestStripDebian finds that modules that binutils has stripped already stay as
-// they are.
+// TestStripDebian checks that modules stripped by binutils do not change.
 func TestStripDebian(t *testing.T) {
 	var paths []string
 	for _, k := range testmod.Kernels(t) {

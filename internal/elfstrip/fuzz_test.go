@@ -16,9 +16,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// checkStructure finds what is wrong with an output, without what Strip knows:
-// no two parts may share bytes, nothing may point out of what it points into, and all padding
-// is zero.
+// checkStructure checks an output independently of Strip: no two parts share bytes, no
+// number points outside of its range, and all padding is zero.
 func checkStructure(t testing.TB, b []byte) {
 	t.Helper()
 	f := parse(t, b)
@@ -57,8 +56,8 @@ func checkStructure(t testing.TB, b []byte) {
 	}
 }
 
-// checkLoadable compares what the kernel reads of a module before and after:
-// contents of sections, and relocations with the names and values of their symbols.
+// checkLoadable compares what the kernel reads of a module before and after: contents
+// of sections, and relocations with the names and values of their symbols.
 func checkLoadable(t testing.TB, before, after []byte) {
 	t.Helper()
 	a, z := facts(parse(t, before)), facts(parse(t, after))
@@ -72,8 +71,8 @@ func checkLoadable(t testing.TB, before, after []byte) {
 	}
 }
 
-// facts tells everything about sections other than debug information, their
-// relocations, and the symbols defined in them, by names instead of numbers.
+// facts describes the sections other than debug information, their relocations, and the
+// symbols defined in them, by names instead of numbers.
 func facts(f *File) []string {
 	var found []string
 	var symtab, strtab, extension []byte
@@ -112,7 +111,8 @@ func facts(f *File) []string {
 	}
 	for i := range f.sections {
 		s := &f.sections[i]
-		if i == 0 || s.isDebug() || s.kind == elf.SHT_SYMTAB || s.kind == elf.SHT_STRTAB || s.kind == elf.SHT_SYMTAB_SHNDX || s.kind == elf.SHT_GROUP {
+		if i == 0 || s.isDebug() || s.kind == elf.SHT_SYMTAB || s.kind == elf.SHT_STRTAB || s.kind == elf.SHT_SYMTAB_SHNDX ||
+			s.kind == elf.SHT_GROUP {
 			continue
 		}
 		b, _ := f.contents(s)
@@ -128,7 +128,8 @@ func facts(f *File) []string {
 		if of.isDebug() {
 			continue
 		}
-		r := relocations{data: b, entry: int(s.entsize), order: f.order, wide: f.class == elf.ELFCLASS64, low: f.machine == elf.EM_MIPS && f.class == elf.ELFCLASS64 && f.header[5] == 1}
+		r := relocations{data: b, entry: int(s.entsize), order: f.order, wide: f.class == elf.ELFCLASS64,
+			low: f.machine == elf.EM_MIPS && f.class == elf.ELFCLASS64 && f.header[5] == 1}
 		for at := 0; at < len(b); at += r.entry {
 			name := "zero"
 			if n := int(r.symbol(at)); n != 0 {
@@ -148,7 +149,7 @@ func facts(f *File) []string {
 	return found
 }
 
-// smallSeeds are modules of all architectures and shapes.
+// smallSeeds returns modules of all architectures and shapes.
 func smallSeeds(t testing.TB) [][]byte {
 	t.Helper()
 	var seeds [][]byte
@@ -158,7 +159,8 @@ func smallSeeds(t testing.TB) [][]byte {
 		if b == nil {
 			t.Fatalf("no module of %s", name)
 		}
-		// The tables without what the debug information says are as good, and smaller.
+		// The contents of the debug information do not matter; without them the seeds
+		// are smaller.
 		seeds = append(seeds, cutDebug(t, b))
 	}
 	if _, err := exec.LookPath("as"); err == nil {
@@ -170,7 +172,7 @@ func smallSeeds(t testing.TB) [][]byte {
 	return seeds
 }
 
-// cutDebug makes the debug information of a module short.
+// cutDebug shortens the debug information of a module.
 func cutDebug(t testing.TB, b []byte) []byte {
 	t.Helper()
 	f := parse(t, b)
@@ -190,13 +192,13 @@ func cutDebug(t testing.TB, b []byte) []byte {
 	return relayout(t, b, order, false)
 }
 
-// fuzzEdited fuzzes modules that are a seed with a few changes.
+// fuzzEdited fuzzes modules: a seed with a few changes.
 func fuzzEdited(f *testing.F, check func(t *testing.T, b []byte)) {
 	seeds := smallSeeds(f)
 	seeds = append(seeds, withLivepatch(f))
 	for i, b := range seeds {
 		f.Add(uint8(i), uint64(0), uint64(0), uint64(0), uint64(0))
-		// Where the section headers are most is to be found.
+		// The section headers are the most interesting part.
 		at := parse(f, b).shoff
 		f.Add(uint8(i), (at+4)<<16|7, (at+64)<<16|0x108, uint64(0), uint64(0))
 	}
@@ -224,7 +226,7 @@ func FuzzStrip(f *testing.F) {
 	})
 }
 
-// checkOutput checks what Strip made of b.
+// checkOutput checks the output of Strip for b.
 func checkOutput(t testing.TB, b []byte, m *Image, link *Link) {
 	t.Helper()
 	out := bytesOf(t, m)
@@ -251,8 +253,8 @@ func checkOutput(t testing.TB, b []byte, m *Image, link *Link) {
 	}
 }
 
-// hasNoSymbols reports whether a symbol table has none. Where no relocations are
-// left either, stripping again takes it out, and binutils does the same.
+// hasNoSymbols reports whether a symbol table is empty. If no relocations are left
+// either, stripping again removes it; binutils does the same.
 func hasNoSymbols(f *File) bool {
 	return slices.ContainsFunc(f.sections, func(s section) bool { return s.kind == elf.SHT_SYMTAB && s.size == s.entsize })
 }
@@ -272,7 +274,7 @@ func FuzzDebugFile(f *testing.F) {
 		}
 		out := bytesOf(t, m)
 		checkDebugStructure(t, file, out)
-		// What the headers say can be wrong, but not by the debug file.
+		// The headers may be wrong, but not because of the debug file.
 		again, err := parse(t, out).DebugFile()
 		if err != nil {
 			t.Fatal(err)
@@ -302,8 +304,8 @@ func checkDebugStructure(t testing.TB, from *File, out []byte) {
 	}
 }
 
-// TestMutated changes modules at random, in the headers most of all, and asks
-// readelf of what comes out, and binutils what it would have made.
+// TestMutated changes modules at random, mostly in the headers. It checks the output
+// with readelf, and compares it with that of binutils.
 func TestMutated(t *testing.T) {
 	readelf, strip := testmod.Program(t, "readelf", "binutils"), testmod.Program(t, "strip", "binutils")
 	r := rand.New(rand.NewPCG(1, 2))
@@ -340,7 +342,7 @@ func TestMutated(t *testing.T) {
 		if f.machine != elf.EM_X86_64 {
 			continue
 		}
-		// With sizes out of their minds binutils may write as much.
+		// With absurd sizes, binutils may write that much.
 		peer := filepath.Join(dir, "peer")
 		if exec.Command("sh", "-c", `ulimit -f 20000; exec "$0" --strip-debug -o "$1" "$2"`, strip, peer, in).Run() != nil {
 			continue
@@ -365,10 +367,11 @@ func TestMutated(t *testing.T) {
 	}
 }
 
-// complaints runs readelf over many files and returns its errors and warnings by file.
+// complaints runs readelf on many files and returns its errors and warnings by file.
 func complaints(t *testing.T, readelf string, paths []string) map[string]string {
 	t.Helper()
-	out, _ := exec.Command(readelf, append([]string{"-h", "-S", "-s", "-r", "-g", "-n", "-W"}, paths...)...).CombinedOutput()
+	out, _ := exec.Command(readelf, append([]string{"-h", "-S", "-s", "-r", "-g", "-n", "-W"},
+		paths...)...).CombinedOutput()
 	found := make(map[string]string)
 	file, files := "", 0
 	for line := range strings.Lines(string(out)) {
@@ -386,8 +389,8 @@ func complaints(t *testing.T, readelf string, paths []string) map[string]string 
 }
 
 // mutate changes a few bytes: of the file's header, of a section header, of the
-// contents of a section, or anywhere. It leaves relocations alone: of their types
-// BFD keeps what the machine can have, and we keep all.
+// contents of a section, or anywhere. It leaves relocations alone: BFD keeps only the
+// bits of their types that the machine can have, and Strip keeps all.
 func mutate(r *rand.Rand, b []byte) []byte {
 	b = slices.Clone(b)
 	f, err := Parse(bytes.NewReader(b), int64(len(b)))
@@ -428,7 +431,9 @@ func BenchmarkStrip(b *testing.B) {
 	}
 	if _, err := exec.LookPath("gcc"); err == nil {
 		dir := sourceDir(b)
-		benchmark(b, "many sections", compile(b, dir, "seq 20000 | awk '{print \"int f\"$1\"(int x){return x*\"$1\";}\"}' >many.c && gcc -g -O1 -ffunction-sections -c many.c -o %s"))
+		benchmark(b, "many sections",
+			compile(b, dir, "seq 20000 | awk '{print \"int f\"$1\"(int x){return x*\"$1\";}\"}' >many.c && "+
+				"gcc -g -O1 -ffunction-sections -c many.c -o %s"))
 	}
 }
 

@@ -11,10 +11,10 @@ type piece struct {
 	off  uint64 // in the output
 	size uint64
 	data []byte // new bytes, or
-	src  uint64 // where in the input
+	src  uint64 // offset in the input
 }
 
-// Image is a file to be made: ranges of the input, new bytes, and zeros between.
+// Image is an output file: ranges of the input, new bytes, and zeros between them.
 type Image struct {
 	f      *File
 	size   uint64
@@ -28,8 +28,8 @@ func (m *Image) Size() int64 { return int64(m.size) }
 // Same reports whether the file is byte for byte the input.
 func (m *Image) Same() bool { return m.same }
 
-// Reader returns a reader of the whole file. It reads what is taken over from the
-// input as it goes. Readers of one Image are independent of one another.
+// Reader returns a reader of the whole file, which reads ranges of the input when it
+// reaches them. Several readers of one Image are independent.
 func (m *Image) Reader() io.Reader { return &imageReader{m: m} }
 
 func (m *Image) add(off uint64, data []byte) {
@@ -44,7 +44,7 @@ func (m *Image) copy(off, src, size uint64) {
 	}
 }
 
-// finish puts the pieces in order, and finds out whether they make the input again.
+// finish sorts the pieces, and determines whether they are equal to the input.
 func (m *Image) finish() error {
 	slices.SortFunc(m.pieces, func(a, b piece) int {
 		if a.off < b.off {
@@ -57,7 +57,7 @@ func (m *Image) finish() error {
 	return err
 }
 
-// compare reads of the input what could differ: the new bytes, and the padding.
+// compare compares the new bytes and the padding with the input; the rest is the same.
 func (m *Image) compare() (bool, error) {
 	if m.size != m.f.size {
 		return false, nil
@@ -85,8 +85,8 @@ func (m *Image) compare() (bool, error) {
 
 const compareSize = 32 << 10
 
-// holds reports whether the file has these bytes at an offset: want, or size zeros
-// where that is nil. buf is to read into.
+// holds reports whether the file has the bytes want at an offset, or size zeros if want
+// is nil. buf is a read buffer.
 func (f *File) holds(off uint64, want []byte, size uint64, buf []byte) (bool, error) {
 	for done := uint64(0); done < size; {
 		b := buf[:min(uint64(len(buf)), size-done)]
@@ -112,7 +112,7 @@ func isZero(b []byte) bool {
 
 type imageReader struct {
 	m    *Image
-	next int    // the piece that at is in or before
+	next int    // the piece that contains at or follows it
 	at   uint64 // in the output
 	err  error
 }

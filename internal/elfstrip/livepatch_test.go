@@ -10,19 +10,19 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// withLivepatch makes a livepatch of amd64-6.12/hello: the relocations of .data become
-// some of .text, which has others, for the kernel to apply.
+// withLivepatch returns a livepatch made from amd64-6.12/hello: the relocations of
+// .data become relocations of .text, which has others, for the kernel to apply.
 func withLivepatch(t testing.TB) []byte {
 	return edit(t, modules(t)["amd64-6.12/hello"], func(e *editor) {
 		klp := e.section(".rela.data")
 		klp.flags |= uint64(elf.SHF_ALLOC) | shfRelaLivepatch
 		klp.info = e.section(".rela.text").info
-		klp.name = e.section(".BTF").name // binutils goes by the name otherwise
+		klp.name = e.section(".BTF").name // otherwise binutils uses the name
 	})
 }
 
-// Of a livepatch with other relocations for the same section binutils makes the same,
-// but takes a flag away.
+// For a livepatch with other relocations for the same section, binutils writes the same
+// except one flag, which it drops.
 func TestLivepatch(t *testing.T) {
 	b := withLivepatch(t)
 	got := strip(t, b, nil)
@@ -47,7 +47,8 @@ func TestLivepatch(t *testing.T) {
 	}
 	checkDebugStructure(t, parse(t, b), bytesOf(t, m))
 
-	// Symbols of the section SHN_LIVEPATCH stay as they are, and what needs them does.
+	// Symbols of the section SHN_LIVEPATCH stay as they are, and so do their
+	// relocations.
 	special := edit(t, b, func(e *editor) {
 		s, n := e.symbol("_printk")
 		binary.LittleEndian.PutUint16(s[6:], shnLivepatch)
@@ -62,7 +63,7 @@ func TestLivepatch(t *testing.T) {
 	checkLoadable(t, special, out)
 }
 
-// AddLink leaves all as it is, and adds what objcopy adds.
+// AddLink changes nothing else, and adds what objcopy adds.
 func TestAddLink(t *testing.T) {
 	readelf := testmod.Program(t, "readelf", "binutils")
 	for name, b := range modules(t) {
@@ -93,7 +94,7 @@ func TestAddLink(t *testing.T) {
 		if out := complaints(t, readelf, []string{path, path})[path]; out != "" {
 			t.Errorf("%s: readelf says %s", name, out)
 		}
-		// A link that is there is replaced.
+		// AddLink replaces an existing link.
 		m, err = parse(t, after).AddLink(&Link{"other.debug", crc32.ChecksumIEEE(nil)})
 		if err != nil {
 			t.Fatal(err)

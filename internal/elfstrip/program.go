@@ -12,9 +12,9 @@ import (
 	"strings"
 )
 
-// StripWith runs program --strip-debug over a copy of a module, size bytes long, for
-// the shapes that Strip leaves to it (ErrShape). The caller closes the file that it
-// returns, which has no name any more.
+// StripWith runs program --strip-debug on a copy of a module of size bytes, for shapes
+// that [File.Strip] does not support ([ErrShape]). The caller closes the returned file,
+// which has no name.
 func StripWith(ctx context.Context, program string, module io.Reader, size int64) (*os.File, error) {
 	dir, err := os.MkdirTemp("", ".modsign-strip-")
 	if err != nil {
@@ -30,7 +30,7 @@ func StripWith(ctx context.Context, program string, module io.Reader, size int64
 	if err := errors.Join(err, in.Close()); err != nil {
 		return nil, err
 	}
-	// Of odd files strip can make very large ones.
+	// strip may write very large files for some inputs.
 	limit := strconv.FormatInt((2*size+1<<20)/512, 10)
 	cmd := exec.CommandContext(ctx, "sh", "-c", `ulimit -f "$2" && exec "$0" --strip-debug "$1"`, program, path, limit)
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -6,14 +6,14 @@ import (
 	"slices"
 )
 
-// Link is the contents of a section .gnu_debuglink, which says where the debug
-// information of a module is.
+// Link is the contents of a section .gnu_debuglink, which names the file with a
+// module's debug information.
 type Link struct {
 	Name string // base name of the file
 	CRC  uint32 // of the whole file: CRC-32 of IEEE 802.3, as in hash/crc32
 }
 
-// linkSection is where debuggers look for a [Link].
+// linkSection is the section in which debuggers look for a [Link].
 const linkSection = ".gnu_debuglink"
 
 func (l *Link) encode(f *File) []byte {
@@ -23,28 +23,28 @@ func (l *Link) encode(f *File) []byte {
 	return b
 }
 
-// role is what a section is to us.
+// role is how Strip handles a section.
 type role uint8
 
 const (
 	roleNull  role = iota
-	roleData       // contents that we carry along
+	roleData       // contents to copy
 	roleRel        // relocations of another section
-	rolePatch      // the same, but loaded: for the kernel to apply, in a livepatch
+	rolePatch      // loaded relocations of a livepatch, which the kernel applies
 	roleGroup      // list of sections that belong together
-	roleTable      // made anew: symbols, their names, the names of sections
+	roleTable      // rewritten: symbols, their names, the names of sections
 )
 
-// stripper is the work on one output of [File.Strip].
+// stripper is the state of one [File.Strip].
 type stripper struct {
 	f      *File
 	role   []role
 	keep   []bool
 	relOf  []uint32 // by section: the section of its relocations, 0 for none
 	number []uint32 // by section: its new index
-	hasRel bool     // whether the input has any relocations, be it of debug information
+	hasRel bool     // whether the input has any relocations, also of debug information
 
-	livepatch bool // there are sections of rolePatch
+	livepatch bool // whether there are sections of rolePatch
 
 	symtab, strtab, shndx uint32 // 0 for none
 	rels                  []relocations
@@ -52,8 +52,8 @@ type stripper struct {
 	symbols               symbols
 }
 
-// Strip returns the file as strip --strip-debug would leave it. With a link it
-// gets a section .gnu_debuglink too, in the place of one that it may have.
+// Strip returns the file as strip --strip-debug writes it. With a link, it also has a
+// section .gnu_debuglink, which replaces an existing one.
 func (f *File) Strip(link *Link) (*Image, error) {
 	if link != nil {
 		if err := link.check(); err != nil {
@@ -69,7 +69,8 @@ func (f *File) Strip(link *Link) (*Image, error) {
 	}
 	for i := range f.sections {
 		t := &f.sections[i]
-		s.keep[i] = s.role[i] == rolePatch && t.size > 0 || s.role[i] == roleData && !t.isDebug() && (link == nil || t.label != linkSection)
+		s.keep[i] = s.role[i] == rolePatch && t.size > 0 ||
+			s.role[i] == roleData && !t.isDebug() && (link == nil || t.label != linkSection)
 	}
 	for _, step := range []func() error{s.readGroups, s.checkKept, s.readRelocations, s.readSymbols} {
 		if err := step(); err != nil {
@@ -79,12 +80,12 @@ func (f *File) Strip(link *Link) (*Image, error) {
 	return s.plan(link)
 }
 
-// maxAlign is the greatest alignment of a section that we take for real: the
-// largest pages that Linux has for ordinary memory are of 64 KiB.
+// maxAlign is the largest supported alignment of a section: the largest pages that
+// Linux uses for ordinary memory have 64 KiB.
 const maxAlign = 1 << 20
 
-// checkLayout refuses sections that share bytes with one another or with the
-// headers, so that no output is much larger than its input, and alignments that are none.
+// checkLayout rejects sections that share bytes with one another or with the headers,
+// so that no output is much larger than its input. It also rejects invalid alignments.
 func (f *File) checkLayout() error {
 	type span struct {
 		off, size uint64
@@ -111,13 +112,14 @@ func (f *File) checkLayout() error {
 	})
 	for i, b := range spans[1:] {
 		if a := spans[i]; b.off-a.off < a.size {
-			return shape("sections overlap at %#x: section %d and section %d (0 for the section headers, -1 for the file's header)", b.off, a.section, b.section)
+			return shape("sections overlap at %#x: section %d and section %d "+
+				"(0 for the section headers, -1 for the file's header)", b.off, a.section, b.section)
 		}
 	}
 	return nil
 }
 
-// classify finds out what each section is by its type.
+// classify determines the role of each section from its type.
 func (s *stripper) classify() error {
 	for i := 1; i < len(s.role); i++ {
 		t := &s.f.sections[i]
@@ -153,7 +155,7 @@ func (s *stripper) classify() error {
 	return nil
 }
 
-// findTables follows the links of the symbol table, and to it.
+// findTables follows the links from and to the symbol table.
 func (s *stripper) findTables() error {
 	f := s.f
 	if s.symtab == 0 {
@@ -164,7 +166,8 @@ func (s *stripper) findTables() error {
 	}
 	t := &f.sections[s.symtab]
 	if t.entsize != uint64(f.layout.symbol) || t.size%t.entsize != 0 || t.size == 0 {
-		return malformed(f.sectionAt(int(s.symtab)), "symbol table of %#x bytes with entries of %d instead of %d", t.size, t.entsize, f.layout.symbol)
+		return malformed(f.sectionAt(int(s.symtab)), "symbol table of %#x bytes with entries of %d instead of %d", t.size,
+			t.entsize, f.layout.symbol)
 	}
 	if t.link == 0 || uint64(t.link) >= uint64(len(f.sections)) || f.sections[t.link].kind != elf.SHT_STRTAB {
 		return malformed(f.sectionAt(int(s.symtab)), "names of symbols in section %d, which is no string table", t.link)
@@ -172,7 +175,7 @@ func (s *stripper) findTables() error {
 	if f.sections[t.link].has(elf.SHF_ALLOC) {
 		return shape("section %d (%s) is a table that is allocated", t.link, f.sections[t.link].label)
 	}
-	// One table may be that of the sections' names too.
+	// The names of symbols and of sections may be in one table.
 	s.strtab = t.link
 	s.role[t.link] = roleTable
 	if s.shndx == 0 {
@@ -180,15 +183,17 @@ func (s *stripper) findTables() error {
 	}
 	x := &f.sections[s.shndx]
 	if x.link != s.symtab {
-		return malformed(f.sectionAt(int(s.shndx)), "section %d extends section %d, but the symbol table is %d", s.shndx, x.link, s.symtab)
+		return malformed(f.sectionAt(int(s.shndx)), "section %d extends section %d, but the symbol table is %d", s.shndx,
+			x.link, s.symtab)
 	}
 	if x.size/4 != t.size/t.entsize || x.size%4 != 0 {
-		return malformed(f.sectionAt(int(s.shndx)), "%#x bytes to extend a symbol table of %d symbols", x.size, t.size/t.entsize)
+		return malformed(f.sectionAt(int(s.shndx)), "%#x bytes to extend a symbol table of %d symbols", x.size,
+			t.size/t.entsize)
 	}
 	return nil
 }
 
-// matchRelocations finds the section that each section of relocations is for.
+// matchRelocations finds the section to which each section of relocations applies.
 func (s *stripper) matchRelocations() error {
 	f := s.f
 	for i := range f.sections {
@@ -198,7 +203,7 @@ func (s *stripper) matchRelocations() error {
 		t := &f.sections[i]
 		patch := s.role[i] == rolePatch
 		if !patch && t.flags&shfRelaLivepatch != 0 || patch && t.has(elf.SHF_GROUP) {
-			return shape("section %d (%s) has relocations of a livepatch, and flags %#x", i, t.label, t.flags)
+			return shape("section %d (%s) has relocations of a livepatch with flags %#x", i, t.label, t.flags)
 		}
 		if !patch && t.has(elf.SHF_ALLOC) {
 			return shape("section %d (%s) has relocations and is allocated", i, t.label)
@@ -207,7 +212,8 @@ func (s *stripper) matchRelocations() error {
 			return shape("section %d (%s) has relocations, but there is no symbol table", i, t.label)
 		}
 		if t.link != s.symtab {
-			return malformed(f.sectionAt(i), "relocations of %s with symbols from section %d, but the symbol table is %d", t.label, t.link, s.symtab)
+			return malformed(f.sectionAt(i), "relocations of %s with symbols from section %d, but the symbol table is %d",
+				t.label, t.link, s.symtab)
 		}
 		if t.info == 0 || uint64(t.info) >= uint64(len(f.sections)) {
 			return malformed(f.sectionAt(i), "relocations of section %d of %d", t.info, len(f.sections))
@@ -216,25 +222,28 @@ func (s *stripper) matchRelocations() error {
 			return shape("section %d has relocations of section %d, which is of type %v", i, t.info, f.sections[t.info].kind)
 		}
 		if f.sections[t.info].kind == elf.SHT_NOBITS {
-			return shape("section %d has relocations of section %d (%s), which has no contents", i, t.info, f.sections[t.info].label)
+			return shape("section %d has relocations of section %d (%s), which has no contents", i, t.info,
+				f.sections[t.info].label)
 		}
 		s.hasRel = true
 		if patch {
 			if of := &f.sections[t.info]; of.isDebug() || of.label == linkSection {
-				return shape("section %d (%s) has relocations of a livepatch for section %d (%s), which does not stay", i, t.label, t.info, f.sections[t.info].label)
+				return shape("section %d (%s) has relocations of a livepatch for section %d (%s), which does not stay", i, t.label,
+					t.info, f.sections[t.info].label)
 			}
 			continue
 		}
 		if other := s.relOf[t.info]; other != 0 {
-			return shape("sections %d and %d both have relocations of section %d (%s)", other, i, t.info, f.sections[t.info].label)
+			return shape("sections %d and %d both have relocations of section %d (%s)", other, i, t.info,
+				f.sections[t.info].label)
 		}
 		s.relOf[t.info] = uint32(i)
 	}
 	return nil
 }
 
-// keptFlags are flags that can be carried along as they are. Those that the
-// processor gives a meaning go with them.
+// keptFlags are flags that can be copied unchanged, including those that the processor
+// defines.
 const keptFlags = uint64(elf.SHF_WRITE | elf.SHF_ALLOC | elf.SHF_EXECINSTR | elf.SHF_MERGE | elf.SHF_STRINGS |
 	elf.SHF_LINK_ORDER | elf.SHF_GROUP | elf.SHF_MASKPROC)
 
@@ -249,12 +258,10 @@ func (f *File) keptFlags() uint64 {
 	return flags
 }
 
-// isGNU reports whether the header says that extensions of GNU may be used: BFD
-// sees to it that it does where they are.
+// isGNU reports whether the header allows GNU extensions. BFD sets it if they are used.
 func (f *File) isGNU() bool { return elf.OSABI(f.header[elf.EI_OSABI]) == elf.ELFOSABI_LINUX }
 
-// checkKept refuses sections that are to stay, but that we don't know how to
-// keep true.
+// checkKept rejects sections that stay, but that Strip cannot update correctly.
 func (s *stripper) checkKept() error {
 	f := s.f
 	for i := range f.sections {
@@ -288,7 +295,8 @@ func (s *stripper) checkKept() error {
 			return malformed(f.sectionAt(i), "%s is ordered by section %d of %d", t.label, t.link, len(f.sections))
 		}
 		if t.link != 0 && (s.role[t.link] != roleData || !s.keep[t.link]) {
-			return shape("section %d (%s) is ordered by section %d (%s), which does not stay", i, t.label, t.link, f.sections[t.link].label)
+			return shape("section %d (%s) is ordered by section %d (%s), which does not stay", i, t.label, t.link,
+				f.sections[t.link].label)
 		}
 	}
 	return nil
@@ -299,18 +307,16 @@ type outSection struct {
 	section
 	title uint32 // id of the name
 	data  []byte // new contents, or
-	src   uint64 // where in the input they are
-	late  bool   // placed after what is carried along
+	src   uint64 // offset in the input
+	late  bool   // placed after the copied contents
 }
 
-// plan puts the output together. Sections are numbered in the order of the input,
-// groups before all others, relocations right after what they are for; the tables
-// come last.
+// plan lays out the output. Sections are numbered in the order of the input, groups
+// before all others, relocations right after their sections; the tables come last.
 func (s *stripper) plan(link *Link) (*Image, error) {
 	f := s.f
 	names := newStringBuilder(len(f.sections))
-	// Without symbols there is a symbol table still where there are, or were,
-	// relocations.
+	// There is a symbol table without symbols if there are, or were, relocations.
 	hasSymbols := len(s.symbols.kept) > 0 || s.hasRel
 	if hasSymbols {
 		names.add(".symtab")
@@ -321,7 +327,8 @@ func (s *stripper) plan(link *Link) (*Image, error) {
 	s.renumber(&out, names)
 	if link != nil {
 		data := link.encode(f)
-		out = append(out, &outSection{section: section{kind: elf.SHT_PROGBITS, size: uint64(len(data)), align: 4}, title: names.add(linkSection), data: data})
+		out = append(out, &outSection{section: section{kind: elf.SHT_PROGBITS, size: uint64(len(data)), align: 4},
+			title: names.add(linkSection), data: data})
 	}
 	symtab := uint32(len(out))
 	if hasSymbols {
@@ -347,9 +354,9 @@ func (s *stripper) plan(link *Link) (*Image, error) {
 	return f.layOut(out)
 }
 
-// order returns the sections with contents, and the groups, in the order that BFD
-// has them in: that of the file, but what relocations are for comes before them, and
-// all groups come no later than after the first section that is a member of one.
+// order returns the sections with contents, and the groups, in BFD's order. That is the
+// order of the file, but a section comes before its relocations, and all groups come no
+// later than after the first section that is a member of one.
 func (s *stripper) order() []int {
 	order := make([]int, 0, len(s.role))
 	done := make([]bool, len(s.role))
@@ -366,7 +373,8 @@ func (s *stripper) order() []int {
 			continue
 		}
 		add(i)
-		if s.role[i] == roleData && s.f.sections[i].has(elf.SHF_GROUP) && len(s.groups) > 0 && !done[s.groups[len(s.groups)-1].section] {
+		if s.role[i] == roleData && s.f.sections[i].has(elf.SHF_GROUP) &&
+			len(s.groups) > 0 && !done[s.groups[len(s.groups)-1].section] {
 			for _, g := range s.groups {
 				add(g.section)
 			}
@@ -375,7 +383,7 @@ func (s *stripper) order() []int {
 	return order
 }
 
-// renumber gives the sections that stay their new indices and makes their headers.
+// renumber assigns the new indices and creates the headers of the sections that stay.
 func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 	f := s.f
 	data := make(map[uint32][]byte, len(s.rels))
@@ -413,10 +421,10 @@ func (s *stripper) renumber(out *[]*outSection, names *stringBuilder) {
 	}
 }
 
-// adjusted returns a section header with the corrections that BFD makes to it.
+// adjusted returns a section header with the corrections that BFD makes.
 func (f *File) adjusted(i int) section {
 	s := f.sections[i]
-	// An address that is not aligned shows that the alignment is not so large.
+	// An unaligned address shows that the alignment is smaller than stated.
 	mask := max(s.align, 1) | s.addr
 	s.align = mask & -mask
 	switch s.kind {
@@ -441,17 +449,18 @@ func (s *stripper) relocationSection(of *section, i uint32, data []byte, names *
 	}
 }
 
-// addSymbolTable adds the symbols, their names, and, where there are so many
-// sections that 16 bits cannot number them, the table that extends the symbols.
+// addSymbolTable adds the symbols, their names and, if 16 bits cannot number the
+// sections, the table that extends the symbols.
 func (s *stripper) addSymbolTable(out *[]*outSection, names *stringBuilder) {
 	f := s.f
 	number := uint32(len(*out))
 	symtab := &outSection{
-		section: section{kind: elf.SHT_SYMTAB, info: s.symbols.locals, align: uint64(f.layout.word), entsize: uint64(f.layout.symbol)},
-		title:   names.add(".symtab"), late: true,
+		section: section{kind: elf.SHT_SYMTAB, info: s.symbols.locals, align: uint64(f.layout.word),
+			entsize: uint64(f.layout.symbol)},
+		title: names.add(".symtab"), late: true,
 	}
 	*out = append(*out, symtab)
-	// BFD extends the table a little before it has to.
+	// BFD extends the table slightly earlier than necessary.
 	extended := len(*out) > int(elf.SHN_LORESERVE)-2
 	var shndx *outSection
 	if extended {
@@ -472,9 +481,9 @@ func (s *stripper) addSymbolTable(out *[]*outSection, names *stringBuilder) {
 	}
 }
 
-// layOut gives the sections their places in the file: what is carried along in
-// order, then the symbols, then the relocations, then the names of the sections,
-// and the section headers last.
+// layOut assigns offsets to the sections: first the copied ones in order, then the
+// symbols, then the relocations, then the names of the sections, and last the section
+// headers.
 func (f *File) layOut(out []*outSection) (*Image, error) {
 	m := &Image{f: f}
 	at := uint64(f.layout.header)
@@ -494,7 +503,8 @@ func (f *File) layOut(out []*outSection) (*Image, error) {
 		}
 	}
 	for _, o := range out[1:] {
-		if o.late && (o.kind == elf.SHT_SYMTAB || o.kind == elf.SHT_SYMTAB_SHNDX || o.kind == elf.SHT_STRTAB && o != out[len(out)-1]) {
+		if o.late && (o.kind == elf.SHT_SYMTAB || o.kind == elf.SHT_SYMTAB_SHNDX ||
+			o.kind == elf.SHT_STRTAB && o != out[len(out)-1]) {
 			place(o)
 		}
 	}
@@ -533,12 +543,12 @@ func (f *File) finishImage(m *Image, out []*outSection, shstrndx uint32, end uin
 	m.add(0, header)
 	m.add(shoff, table)
 	m.size = shoff + uint64(len(table))
-	// Padding is all that can grow.
+	// Only padding can make the file larger.
 	if m.size > 2*f.size+maxAlign {
-		return shape("alignment would make %d bytes of %d", m.size, f.size)
+		return shape("alignment would enlarge the file from %[2]d to %[1]d bytes", m.size, f.size)
 	}
 	if f.class == elf.ELFCLASS32 && m.size > math.MaxUint32 {
-		return shape("it would have %d bytes, more than 32 bits can say", m.size)
+		return shape("the file would have %d bytes, too many for 32 bits", m.size)
 	}
 	return m.finish()
 }

@@ -9,13 +9,13 @@ import (
 type stringTable struct {
 	data   string
 	off    uint64 // of the table in the file
-	budget uint64 // what the names together may still be long
+	budget uint64 // remaining length that the names may have together
 }
 
-// stringTable reads a string table that is to be used for count names. Names may
-// overlap, since one may be the tail of another; that all of them together are
-// many times the table is possible, but only on purpose. The limit keeps the work linear
-// in the size of the file.
+// stringTable reads a string table that is used for count names. Names may overlap,
+// since one may be the tail of another. Only a hostile file has names that are together
+// many times as long as the table. The limit keeps the work linear in the size of the
+// file.
 func (f *File) stringTable(s *section, count int) (*stringTable, error) {
 	b, err := f.contents(s)
 	if err != nil {
@@ -47,9 +47,8 @@ func (t *stringTable) at(off uint32) (string, error) {
 	return rest[:n], nil
 }
 
-// stringBuilder makes a string table as BFD does: strings in the order in which
-// they were added first, each once, and those that are the tail of another
-// string not by themselves at all.
+// stringBuilder builds a string table as BFD does: each string once, in the order in
+// which they were added, except strings that are the tail of another.
 type stringBuilder struct {
 	ids     map[string]uint32
 	strings []string // by id; the first is the empty one
@@ -73,15 +72,15 @@ func (b *stringBuilder) add(s string) uint32 {
 	return id
 }
 
-// build returns the table, and sets the offsets. Sorted from their ends, a
-// string comes right before those that it is the tail of.
+// build returns the table, and sets the offsets. Sorted from their ends, a string comes
+// right before those of which it is the tail.
 func (b *stringBuilder) build() []byte {
 	sorted := make([]uint32, len(b.strings)-1)
 	for i := range sorted {
 		sorted[i] = uint32(i + 1)
 	}
 	slices.SortFunc(sorted, func(x, y uint32) int { return compareReversed(b.strings[x], b.strings[y]) })
-	host := make([]uint32, len(b.strings)) // whose tail a string is, 0 for none
+	host := make([]uint32, len(b.strings)) // the string that contains it as its tail, 0 for none
 	var last uint32
 	for _, id := range slices.Backward(sorted) {
 		if last != 0 && strings.HasSuffix(b.strings[last], b.strings[id]) {

@@ -6,14 +6,14 @@ import (
 	"slices"
 )
 
-// relocations are those of a section that stays, as they stand in the file.
+// relocations are the relocations of a section that stays, as in the file.
 type relocations struct {
 	section uint32
 	data    []byte
 	entry   int
 	order   binary.ByteOrder
 	wide    bool // ELF64
-	low     bool // MIPS, little endian: the symbol stands in the first half of r_info
+	low     bool // MIPS, little endian: the symbol is in the first half of r_info
 }
 
 // symbol returns the symbol of the relocation that begins at i.
@@ -40,7 +40,7 @@ func (r *relocations) setSymbol(i int, symbol uint32) {
 	}
 }
 
-// renumber replaces each symbol by the one of its new number.
+// renumber replaces each symbol number by its new number.
 func (r *relocations) renumber(number []uint32) {
 	for i := 0; i < len(r.data); i += r.entry {
 		if symbol := r.symbol(i); symbol != 0 {
@@ -49,8 +49,8 @@ func (r *relocations) renumber(number []uint32) {
 	}
 }
 
-// readRelocations reads the relocations of the sections that stay and marks the
-// symbols that they use.
+// readRelocations reads the relocations of the sections that stay and marks the symbols
+// that they use.
 func (s *stripper) readRelocations() error {
 	f := s.f
 	if s.symtab == 0 {
@@ -68,7 +68,8 @@ func (s *stripper) readRelocations() error {
 			entry = f.layout.rel
 		}
 		if t.entsize != uint64(entry) || t.size%t.entsize != 0 {
-			return malformed(f.sectionAt(i), "%s has %#x bytes of relocations with entries of %d instead of %d", t.label, t.size, t.entsize, entry)
+			return malformed(f.sectionAt(i), "%s has %#x bytes of relocations with entries of %d instead of %d", t.label, t.size,
+				t.entsize, entry)
 		}
 		data, err := f.contents(t)
 		if err != nil {
@@ -95,10 +96,10 @@ type group struct {
 	members []uint32
 }
 
-// readGroups reads the section groups, and keeps those that have a member to keep.
+// readGroups reads the section groups, and keeps those with a member that stays.
 func (s *stripper) readGroups() error {
 	f := s.f
-	member := make([]int, len(f.sections)) // of which group, 0 for none
+	member := make([]int, len(f.sections)) // group by section, 0 for none
 	for i := range f.sections {
 		if s.role[i] != roleGroup {
 			continue
@@ -108,7 +109,8 @@ func (s *stripper) readGroups() error {
 			return malformed(f.sectionAt(i), "section group of %#x bytes with entries of %d instead of 4", t.size, t.entsize)
 		}
 		if s.symtab == 0 || t.link != s.symtab {
-			return malformed(f.sectionAt(i), "section group with a symbol of section %d, but the symbol table is %d", t.link, s.symtab)
+			return malformed(f.sectionAt(i), "section group with a symbol of section %d, but the symbol table is %d", t.link,
+				s.symtab)
 		}
 		if t.flags != 0 {
 			return shape("section group %d has flags %#x", i, t.flags)
@@ -127,7 +129,7 @@ func (s *stripper) readGroups() error {
 				return malformed(t.off+uint64(at), "section group with section %d of %d", m, len(f.sections))
 			}
 			if member[m] != 0 || !f.sections[m].has(elf.SHF_GROUP) || s.role[m] != roleData && s.role[m] != roleRel {
-				return shape("section %d is not the member of one group that section group %d takes it for", m, i)
+				return shape("section group %[2]d lists section %[1]d, which is not a member of exactly one group", m, i)
 			}
 			member[m] = i
 			g.members = append(g.members, m)
@@ -137,7 +139,7 @@ func (s *stripper) readGroups() error {
 	}
 	for i := range f.sections {
 		if f.sections[i].has(elf.SHF_GROUP) && member[i] == 0 {
-			return shape("section %d (%s) is of a group, but no group has it", i, f.sections[i].label)
+			return shape("section %d (%s) is marked as a group member, but no group lists the section", i, f.sections[i].label)
 		}
 		if rel := s.relOf[i]; rel != 0 && member[rel] != member[i] {
 			return shape("section %d (%s) and its relocations are not of the same group", i, f.sections[i].label)
@@ -168,23 +170,23 @@ func (s *stripper) finishGroup(g *group, out []*outSection, symtab uint32) {
 	o.size = uint64(len(o.data))
 }
 
-// symbols are those of the output.
+// symbols are the symbols of the output.
 type symbols struct {
-	used   []bool   // by old number: a relocation or a group that stays needs it
+	used   []bool   // by old number: whether a relocation or a group that stays needs it
 	number []uint32 // by old number: the new one
 	target []uint32 // by old number: the one for relocations to use
 	kept   []symbol // without the null symbol
 	locals uint32   // number of local symbols, with the null symbol
 }
 
-// symbol is one of the table.
+// symbol is an entry of the symbol table.
 type symbol struct {
 	name    string
-	raw     []byte // as it stands in the file
-	section uint32 // 0 where raw says it all: not defined, absolute or common
+	raw     []byte // as in the file
+	section uint32 // 0 if raw is sufficient: undefined, absolute or common
 }
 
-// fields of a symbol: where they are differs between the classes.
+// The offsets of a symbol's fields differ between the classes.
 func (f *File) symbolInfo(raw []byte) byte {
 	if f.class == elf.ELFCLASS32 {
 		return raw[12]
@@ -206,7 +208,7 @@ func (f *File) shndxAt() int {
 	return 6
 }
 
-// readSymbols decides which symbols stay.
+// readSymbols determines which symbols stay.
 func (s *stripper) readSymbols() error {
 	f := s.f
 	if s.symtab == 0 {
@@ -261,7 +263,7 @@ func (s *stripper) readSymbols() error {
 		}
 		s.symbols.kept = append(s.symbols.kept, y)
 		s.symbols.number[i] = uint32(len(s.symbols.kept))
-		// An absolute zero needs no symbol: BFD takes it out of relocations.
+		// An absolute zero needs no symbol: BFD removes the symbol from relocations.
 		if elf.SectionIndex(f.order.Uint16(y.raw[f.shndxAt():])) != elf.SHN_ABS || f.symbolValue(y.raw) != 0 {
 			s.symbols.target[i] = s.symbols.number[i]
 		}
@@ -272,7 +274,7 @@ func (s *stripper) readSymbols() error {
 	return nil
 }
 
-// symbolSection returns the section that a symbol is defined in, 0 for none.
+// symbolSection returns the section that defines a symbol, 0 for none.
 func (s *stripper) symbolSection(i int, raw []byte, at uint64, extension []byte) (uint32, error) {
 	f := s.f
 	index := uint32(f.order.Uint16(raw[f.shndxAt():]))
@@ -281,7 +283,7 @@ func (s *stripper) symbolSection(i int, raw []byte, at uint64, extension []byte)
 		return 0, nil
 	case elf.SHN_XINDEX:
 		if extension == nil {
-			return 0, malformed(at, "the section of symbol %d is in a table that is not there", i)
+			return 0, malformed(at, "the section of symbol %d is in a missing table", i)
 		}
 		index = f.order.Uint32(extension[4*i:])
 	default:
@@ -301,9 +303,8 @@ func (s *stripper) symbolSection(i int, raw []byte, at uint64, extension []byte)
 	return index, nil
 }
 
-// keepSymbol decides on one symbol: those of sections that go go with them, and so do
-// those that name files; those that name sections stay where something needs
-// them.
+// keepSymbol reports whether a symbol stays. Symbols of removed sections and those that
+// name files do not. Those that name sections stay if something needs them.
 func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 	f := s.f
 	info := f.symbolInfo(y.raw)
@@ -312,7 +313,7 @@ func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 	local := i < int(f.sections[s.symtab].info)
 	switch {
 	case local != (bind == elf.STB_LOCAL):
-		return false, shape("symbol %d (%s) is of binding %v among those of others", i, y.name, bind)
+		return false, shape("symbol %d (%s) has binding %v among symbols of other bindings", i, y.name, bind)
 	case bind > elf.STB_WEAK && !(bind == stbGNUUnique && f.isGNU()):
 		return false, shape("symbol %d (%s) is of binding %v", i, y.name, bind)
 	case kind > elf.STT_FILE && !(kind == elf.STT_GNU_IFUNC && f.isGNU()):
@@ -331,7 +332,8 @@ func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 	used := s.symbols.used[i]
 	if y.section != 0 && !s.keep[y.section] {
 		if used {
-			return false, shape("symbol %d (%s) is needed, but section %d (%s) does not stay", i, y.name, y.section, f.sections[y.section].label)
+			return false, shape("symbol %d (%s) is needed, but section %d (%s) does not stay", i, y.name, y.section,
+				f.sections[y.section].label)
 		}
 		return false, nil
 	}
@@ -348,7 +350,7 @@ func (s *stripper) keepSymbol(i int, y *symbol) (bool, error) {
 	return true, nil
 }
 
-// encode returns the symbol table, what extends it, and the names.
+// encode returns the symbol table, the table that extends it, and the names.
 func (y *symbols) encode(f *File, number []uint32, extended bool) (table, extension, names []byte) {
 	size := f.layout.symbol
 	strtab := newStringBuilder(len(y.kept))
