@@ -47,15 +47,16 @@ func start() bool {
 // process's memory since its first instruction.
 func FromStart() bool { return closed }
 
-// Close keeps them out from now on, and forbids core dumps.
+// Close keeps them out from now on, and forbids core dumps. If one fails it does the other.
 func Close() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("cannot close the memory of this process to others: prctl: %w", err)
+	open, dumps := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	if open != nil {
+		open = fmt.Errorf("cannot close the memory of this process to others: prctl: %w", open)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("cannot forbid core dumps of this process: setrlimit: %w", err)
+	if dumps != nil {
+		dumps = fmt.Errorf("cannot forbid core dumps of this process: setrlimit: %w", dumps)
 	}
-	return nil
+	return errors.Join(open, dumps)
 }
 
 // Exec starts this program again, in this process, closed from the start. It returns
