@@ -129,9 +129,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 		attach := sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing}
 		return tree.Attach(ctx, attachment, attach)
 	})
-	if p.kernel != nil && !o.dryRun && o.output == "" {
-		p.kernel.outdated(u, w.summary)
-	}
+	p.kernel.outdated(u, p.source, w.summary)
 	return err
 }
 

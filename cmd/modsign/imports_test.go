@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"internal/elfstrip":   nil,
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
-	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime", "internal/perjob", "kbuild", "keygen", "keygen/agent", "sign", "sign/manifest", "verify"},
+	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign", "sign/manifest", "verify"},
 	"hashlist":            {"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch", "internal/vmlinux"},
 	"internal/module":     {"internal/compress", "internal/dirfd"},
 	"internal/onetime":    {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},

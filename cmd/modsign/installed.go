@@ -149,9 +149,9 @@ func (k *kernel) trusts(cert *x509.Certificate) error {
 	return nil
 }
 
-// outdated says what still holds the old modules after a run.
-func (k *kernel) outdated(u *ui, s sign.Summary) {
-	if s.Signed == 0 {
+// outdated says what still holds the old modules after a run that signed some in place.
+func (k *kernel) outdated(u *ui, source sign.Source, s sign.Summary) {
+	if k == nil || s.Signed == 0 || source.DryRun || source.Output != "" {
 		return
 	}
 	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)",

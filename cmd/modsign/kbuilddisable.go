@@ -23,41 +23,22 @@ disable names it and removes nothing. A tree without modsign is no error.`,
 			if err != nil {
 				return err
 			}
-			return kbuildDisable(u, hook)
+			ending, err := hook.End()
+			if err != nil {
+				return err
+			}
+			if ending.Enabled {
+				u.say("disabled in %s", hook.Objtree)
+			} else {
+				u.say("modsign is not enabled in %s", hook.Objtree)
+			}
+			if ending.Key {
+				u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; "+
+					"its receipt is in %s", hook.Objtree, filepath.Join(hook.Objtree, kbuildrun.Dir))
+			}
+			return nil
 		},
 	}
 	tree.addFlags(cmd.Flags())
 	return cmd
-}
-
-func kbuildDisable(u *ui, hook *kbuildrun.Hook) error {
-	enabled, err := hook.Left()
-	if err != nil {
-		return err
-	}
-	if enabled {
-		// The key last: a refusal leaves everything as it was.
-		if err := hook.Disable(); err != nil {
-			return err
-		}
-	} else {
-		u.say("modsign is not enabled in %s", hook.Objtree)
-		// An earlier disable may have been interrupted before it reached the key.
-		if !kbuildrun.MayHaveKey(hook.Objtree) {
-			return nil
-		}
-	}
-	had, err := kbuildrun.DestroyKey(hook.Objtree)
-	if err != nil {
-		return err
-	}
-	_ = kbuildrun.Remove(hook.Objtree, kbuildrun.Dir) // fails while receipts are in it
-	if enabled {
-		u.say("disabled in %s", hook.Objtree)
-	}
-	if had {
-		u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; "+
-			"its receipt is in %s", hook.Objtree, filepath.Join(hook.Objtree, kbuildrun.Dir))
-	}
-	return nil
 }

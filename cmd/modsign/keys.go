@@ -10,11 +10,11 @@ import (
 	"os"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
@@ -150,7 +150,4 @@ func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
 // keepSecrets keeps the memory of this process out of core dumps and from other
 // processes of the same user, as far as the system can. Call it before a key is in
 // memory.
-func keepSecrets() {
-	// Best effort: nothing is promised.
-	_ = errors.Join(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
-}
+func keepSecrets() { _ = undump.Close() } // best effort: nothing is promised

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/modsign/modsign/internal/onetime"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/sign"
 )
@@ -126,15 +125,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if o.oneTime {
 		hideFromStart(u)
 	}
-	if err := o.check(args); err != nil {
-		return err
-	}
 	p, err := o.plan(args)
 	if err != nil {
-		return err
-	}
-	p.options.Detached = o.detached
-	if p.options.DebugOptions, err = o.debug.options(); err != nil {
 		return err
 	}
 	hash, err := o.hash.ofKernel(p.kernel)
@@ -163,23 +155,32 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
 	w.how = signedWith(pair.Certificate, hash)
-	cert := onetime.Cert{Chosen: o.certOut != "", Wait: o.wait}
-	defer cert.Unlock()
+	do := func() error {
+		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
+	}
 	if o.oneTime && !o.dryRun {
-		// Before the first module: whatever happens, what is signed can be verified.
-		if err := o.writeCert(ctx, &w, &cert, pair, p.source.Roots); err != nil {
-			return err
-		}
+		err = o.withCert(ctx, &w, pair, p.source.Roots, do)
+	} else {
+		err = do()
 	}
-	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
-	if err != nil && !errors.Is(err, exitStatus(exitSome)) {
-		return err
+	if !o.detached && (err == nil || errors.Is(err, exitStatus(exitSome))) {
+		p.kernel.outdated(u, p.source, w.summary)
 	}
-	if kept := o.keptCerts(ctx, &cert, p.source.Roots); kept != nil {
-		return kept
-	}
-	o.after(&w, &cert, p)
 	return err
+}
+
+// plan is what the flags say.
+func (o *signOptions) plan(args []string) (signPlan, error) {
+	if err := o.check(args); err != nil {
+		return signPlan{}, err
+	}
+	p, err := o.signingOptions.plan(args)
+	if err != nil {
+		return p, err
+	}
+	p.options.Detached = o.detached
+	p.options.DebugOptions, err = o.debug.options()
+	return p, err
 }
 
 // checkUnsplit checks --refuse-unsplit.
@@ -204,17 +205,4 @@ func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	}
 	keepSecrets()
 	return keygen.Generate(algorithm, template)
-}
-
-// after says what to do next.
-func (o *signOptions) after(w *work, cert *onetime.Cert, p signPlan) {
-	if o.dryRun {
-		return
-	}
-	if w.cert != "" {
-		o.afterOneTime(w, cert, p.source.Roots)
-	}
-	if p.kernel != nil && !o.detached && o.output == "" {
-		p.kernel.outdated(w.ui, w.summary)
-	}
 }

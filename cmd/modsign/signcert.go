@@ -1,8 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -11,20 +11,35 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-// The certificate that modsign sign --one-time leaves: package onetime has the file.
-
-// writeCert writes the certificate of a one-time key.
-func (o *signOptions) writeCert(
-	ctx context.Context, w *work, cert *onetime.Cert, pair *keygen.Pair, roots []string,
-) error {
-	cert.Path = cmp.Or(o.certOut, onetime.DefaultPath(o.output, roots))
-	w.cert = cert.Path
-	if _, err := os.Stat(w.cert); err == nil && w.options.Existing == sign.Skip {
-		return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", w.cert),
+// withCert signs with a one-time key: it writes the certificate before the first module,
+// so that whatever happens, what is signed can be verified. At the end it removes the
+// certificates of earlier runs that no module needs any more.
+func (o *signOptions) withCert(ctx context.Context, w *work, pair *keygen.Pair, roots []string, do func() error) error {
+	cert := onetime.Cert{Path: o.certOut, Chosen: o.certOut != "", Wait: o.wait}
+	if !cert.Chosen {
+		cert.Path = onetime.DefaultPath(o.output, roots)
+	}
+	if _, err := os.Stat(cert.Path); err == nil && w.options.Existing == sign.Skip {
+		return withHint(fmt.Errorf("%s is the certificate of an earlier run, whose modules are to be skipped", cert.Path),
 			"choose another name with --cert-out, or sign all modules again without --existing=skip")
 	}
+	w.cert = cert.Path
 	w.ui.beginAt(cert.Path)
-	return cert.Write(ctx, pair)
+	defer cert.Unlock()
+	if err := cert.Write(ctx, pair); err != nil {
+		return err
+	}
+	err := do()
+	if err != nil && !errors.Is(err, exitStatus(exitSome)) {
+		return err
+	}
+	if !o.detached {
+		if err := cert.Forget(ctx, o.written(roots)); err != nil {
+			return err
+		}
+	}
+	o.afterOneTime(w, &cert, roots)
+	return err
 }
 
 // written are the directories or modules that a run has written.
@@ -33,14 +48,6 @@ func (o *signOptions) written(roots []string) []string {
 		return []string{o.output}
 	}
 	return roots
-}
-
-// keptCerts removes the certificates of earlier runs that no module needs any more.
-func (o *signOptions) keptCerts(ctx context.Context, cert *onetime.Cert, roots []string) error {
-	if o.detached || len(cert.Kept) == 0 {
-		return nil
-	}
-	return cert.Forget(ctx, o.written(roots))
 }
 
 // afterOneTime says where the certificate is, and how to verify with it.

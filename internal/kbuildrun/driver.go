@@ -179,7 +179,7 @@ func (d *Driver) clean(ctx context.Context, step Step) error {
 	if d.idle() || ctx.Err() != nil {
 		return err
 	}
-	if _, forget := DestroyKey(d.Objtree); forget != nil {
+	if _, forget := destroyKey(d.Objtree); forget != nil {
 		return errors.Join(err, forget)
 	}
 	if step.Work == Purge && err == nil {

@@ -148,9 +148,9 @@ func (h *Hook) list(in bool) error {
 	return file.remove()
 }
 
-// Left reports whether any file of Enable is left, as after an interrupted Disable. The
+// left reports whether any file of Enable is left, as after an interrupted Disable. The
 // GNUmakefile in the source tree does not count: other object trees may use it.
-func (h *Hook) Left() (bool, error) {
+func (h *Hook) left() (bool, error) {
 	if Enabled(h.Objtree) {
 		return true, nil
 	}
@@ -165,6 +165,33 @@ func (h *Hook) Left() (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// An Ending is what End has found.
+type Ending struct {
+	Enabled bool // modsign was enabled in the object tree
+	Key     bool // there was a one-time key
+}
+
+// End disables modsign in the object tree and destroys its one-time key, which an earlier
+// End may have been interrupted before. Receipts stay.
+func (h *Hook) End() (e Ending, err error) {
+	if e.Enabled, err = h.left(); err != nil {
+		return e, err
+	}
+	if e.Enabled {
+		// The key last: a refusal leaves everything as it was.
+		if err := h.Disable(); err != nil {
+			return e, err
+		}
+	} else if !mayHaveKey(h.Objtree) {
+		return e, nil
+	}
+	if e.Key, err = destroyKey(h.Objtree); err != nil {
+		return e, err
+	}
+	_ = Remove(h.Objtree, Dir) // fails while receipts are in it
+	return e, nil
 }
 
 // Disable removes the files of Enable. If one of them was changed since, it refuses and

@@ -227,9 +227,9 @@ func (d *Driver) reportInstall() error {
 	return client.Installed()
 }
 
-// MayHaveKey reports whether an object tree may have an agent with a key. It is false only
+// mayHaveKey reports whether an object tree may have an agent with a key. It is false only
 // where it certainly has none.
-func MayHaveKey(objtree string) bool {
+func mayHaveKey(objtree string) bool {
 	client, err := agent.Dial(filepath.Join(objtree, Dir))
 	if err == nil {
 		client.Close()
@@ -238,9 +238,9 @@ func MayHaveKey(objtree string) bool {
 	return !none
 }
 
-// DestroyKey destroys the one-time key of an object tree and removes its files, but not
+// destroyKey destroys the one-time key of an object tree and removes its files, but not
 // its receipt. It reports whether there was a key.
-func DestroyKey(objtree string) (had bool, err error) {
+func destroyKey(objtree string) (had bool, err error) {
 	client, err := agent.Dial(filepath.Join(objtree, Dir))
 	switch _, gone := errors.AsType[*agent.UnavailableError](err); {
 	case err == nil:

@@ -48,6 +48,7 @@ func start() bool {
 // process's memory since its first instruction.
 func FromStart() bool { return closed }
 
+<<<<<<< HEAD
 // Close closes the memory of this process to other processes of the user from now on,
 // and forbids core dumps.
 func Close() error {
@@ -56,8 +57,18 @@ func Close() error {
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("cannot disable core dumps: setrlimit: %w", err)
+=======
+// Close keeps them out from now on, and forbids core dumps. If one fails it does the other.
+func Close() error {
+	open, dumps := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	if open != nil {
+		open = fmt.Errorf("cannot close the memory of this process to others: prctl: %w", open)
 	}
-	return nil
+	if dumps != nil {
+		dumps = fmt.Errorf("cannot forbid core dumps of this process: setrlimit: %w", dumps)
+>>>>>>> cmd12
+	}
+	return errors.Join(open, dumps)
 }
 
 // Exec restarts this program in this process, closed from its first instruction. It
