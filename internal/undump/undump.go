@@ -48,27 +48,18 @@ func start() bool {
 // process's memory since its first instruction.
 func FromStart() bool { return closed }
 
-<<<<<<< HEAD
 // Close closes the memory of this process to other processes of the user from now on,
-// and forbids core dumps.
+// and forbids core dumps. If one of the two fails, it still does the other.
 func Close() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("cannot protect the memory of this process: prctl: %w", err)
+	memory := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	if memory != nil {
+		memory = fmt.Errorf("cannot protect the memory of this process: prctl: %w", memory)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("cannot disable core dumps: setrlimit: %w", err)
-=======
-// Close keeps them out from now on, and forbids core dumps. If one fails it does the other.
-func Close() error {
-	open, dumps := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0), unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	if open != nil {
-		open = fmt.Errorf("cannot close the memory of this process to others: prctl: %w", open)
-	}
+	dumps := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	if dumps != nil {
-		dumps = fmt.Errorf("cannot forbid core dumps of this process: setrlimit: %w", dumps)
->>>>>>> cmd12
+		dumps = fmt.Errorf("cannot disable core dumps: setrlimit: %w", dumps)
 	}
-	return errors.Join(open, dumps)
+	return errors.Join(memory, dumps)
 }
 
 // Exec restarts this program in this process, closed from its first instruction. It
