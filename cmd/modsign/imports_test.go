@@ -148,6 +148,17 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// TestArchitectureDocumented checks that docs/architecture.md describes every package.
+func TestArchitectureDocumented(t *testing.T) {
+	t.Parallel()
+	packages, _, _ := strings.Cut(readDoc(t, "architecture.md"), "\n## The way of one module")
+	for name := range mayImport {
+		if !strings.Contains(packages, "\n| `"+name+"` | ") {
+			t.Errorf("docs/architecture.md has no row for %s", name)
+		}
+	}
+}
+
 // The words by which a package would speak to the world on its own.
 var worldly = regexp.MustCompile(`\bos\.(Args|Getenv|LookupEnv|Environ|Stdin|Stdout|Stderr|Exit)\b|\bfmt\.Print|\blog\.(Print|Fatal|Panic)|(?m)^func init\(`)
 
