@@ -66,6 +66,7 @@ func TestMangled(t *testing.T) {
 				e, _ := errors.AsType[*LoadError](err)
 				command := strings.TrimPrefix(e.Hint, "where that is spaces or quotes: ")
 				if strings.HasPrefix(name, "UTF-16") {
+					testmod.Program(t, "iconv", "libc-bin")
 					if !strings.Contains(err.Error(), "UTF-16") {
 						t.Error(err)
 					}
