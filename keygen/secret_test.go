@@ -70,6 +70,7 @@ func TestMangled(t *testing.T) {
 				e, _ := errors.AsType[*keyfile.HintError](err)
 				command := strings.ReplaceAll(strings.TrimPrefix(e.Hint, "if that is spaces or quotes: "), "FILE", "'"+path+"'")
 				if strings.HasPrefix(name, "UTF-16") {
+					testmod.Program(t, "iconv", "libc-bin")
 					if !strings.Contains(err.Error(), "UTF-16") {
 						t.Error(err)
 					}
