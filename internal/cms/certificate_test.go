@@ -262,8 +262,7 @@ func TestCertificateRules(t *testing.T) {
 			p.extensions = extensions(extension(oidKeyUsage, []byte{3, 2, 9, 0x80}))
 		}, errno: syscall.EBADMSG},
 		{name: "no CA", change: func(p *certificateParts) {
-			p.extensions = extensions(extension(oidBasicConstraints,
-				seq()))
+			p.extensions = extensions(extension(oidBasicConstraints, seq()))
 		}},
 		{name: "CA", change: func(p *certificateParts) {
 			p.extensions = extensions(extension(oidBasicConstraints, seq([]byte{tagBoolean, 1, 0xff}, integer(0))))
@@ -303,8 +302,7 @@ func TestCertificateRules(t *testing.T) {
 			p.inner, p.outer = rsaSHA256, rsaSHA256
 		}, errno: syscall.EINVAL, want: "2560 bits"},
 		{name: "self-signed with a key of ours to learn", change: func(p *certificateParts) {
-			p.subject, p.key = p.issuer,
-				ecKey(oidP192, point)
+			p.subject, p.key = p.issuer, ecKey(oidP192, point)
 		}, want: "ecdsa-nist-p192"},
 		{name: "of the same name as its issuer", change: func(p *certificateParts) {
 			p.subject = p.issuer

@@ -147,8 +147,7 @@ func TestKernelRules(t *testing.T) {
 		{name: "content of another type", change: func(p *parts) { p.content = seq(oid(oidSignedData)) },
 			errno: syscall.EINVAL, kind: Malformed, dmesg: "PKCS7: Unsupported data type N"},
 		{name: "content inside", change: func(p *parts) {
-			p.content = seq(oid(oidData),
-				tlv(0xa0, tlv(tagOctetString, payload)))
+			p.content = seq(oid(oidData), tlv(0xa0, tlv(tagOctetString, payload)))
 		}, errno: syscall.EBADMSG, kind: Malformed,
 			dmesg: "PKCS#7 signature with non-detached data"},
 		{name: "empty content inside", change: func(p *parts) { p.content = seq(oid(oidData), tlv(0xa0)) },
@@ -265,8 +264,7 @@ func TestKernelRules(t *testing.T) {
 		}, errno: syscall.EKEYREJECTED, kind: Malformed,
 			dmesg: "PKCS7: Repeated/multivalue AuthAttrs not permitted"},
 		{name: "smimeCapabilities", change: func(p *parts) {
-			p.attributes = tlv(0xa0, contentType, digest,
-				attribute(oidSMIMECapabilities, null))
+			p.attributes = tlv(0xa0, contentType, digest, attribute(oidSMIMECapabilities, null))
 		}, errno: syscall.EKEYREJECTED, kind: Malformed,
 			dmesg: "PKCS7: S/MIME Caps only allowed with Authenticode"},
 		{name: "Authenticode's attribute", change: func(p *parts) {

@@ -9,7 +9,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// config is what the hook reads in a modsign.conf.
+// config runs a hook's parser on a setting in a modsign.conf.
 func config(t testing.TB, conf, name string) result {
 	t.Helper()
 	root := t.TempDir()
@@ -17,8 +17,8 @@ func config(t testing.TB, conf, name string) result {
 	return run(t, hookEnvironment(root), "", filepath.Join(scripts, "hooks/hook"), "config", name)
 }
 
-// A configuration may hold a passphrase or a key by mistake. What stands in it is
-// shown by no message.
+// A configuration may contain a passphrase or a key by mistake. No message shows its
+// content.
 func TestHooksShowNoSecret(t *testing.T) {
 	t.Parallel()
 	const secret = "c0rrect/h0rse"
@@ -62,7 +62,7 @@ func TestHooksHashNames(t *testing.T) {
 	}
 }
 
-// Editors put a byte order mark before the first setting.
+// Some editors put a byte order mark before the first setting.
 func TestHooksByteOrderMark(t *testing.T) {
 	t.Parallel()
 	for _, conf := range []string{"\ufeffhash=sha384\n", "\ufeff# comment\r\nhash=sha384\r\n", "\ufeff\nhash=sha384"} {

@@ -13,9 +13,9 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// What the source package of the tests builds: a program with debug information and
-// modules with and without it; a package with a directory for modules and none in it; one
-// for all architectures with a module.
+// The source package of the tests builds a program with debug information and modules
+// with and without it, a package with an empty directory for modules, and an
+// architecture-independent package with a module.
 const (
 	debControl = `Source: made
 Section: kernel
@@ -62,10 +62,10 @@ override_dh_auto_install:
 %s`
 )
 
-// sourcePackage is a source package and what is built from it.
+// sourcePackage is a source package and the packages built from it.
 type sourcePackage struct {
 	dir     string
-	modules int // in the package made
+	modules int // number of modules in the package made
 }
 
 func newSourcePackage(t testing.TB, buildDepends, with, rules string) *sourcePackage {
@@ -77,7 +77,8 @@ func newSourcePackage(t testing.TB, buildDepends, with, rules string) *sourcePac
 	write(t, filepath.Join(p.dir, "debian/rules"), 0o755, fmt.Sprintf(debRules, with, rules))
 	write(t, filepath.Join(p.dir, "debian/source/format"), 0o644, "3.0 (native)\n")
 	write(t, filepath.Join(p.dir, "made.c"), 0o644, "#include <stdio.h>\nint main(void) { return puts(\"made\") < 0; }\n")
-	write(t, filepath.Join(p.dir, "module.c"), 0o644, `static const char info[] __attribute__((section(".modinfo"), used)) = "license=GPL";
+	write(t, filepath.Join(p.dir, "module.c"), 0o644,
+		`static const char info[] __attribute__((section(".modinfo"), used)) = "license=GPL";
 int made(int x) { return x + 1; }
 `)
 	write(t, filepath.Join(p.dir, "modules/all.ko"), 0o644, string(testmod.ELF()))
@@ -89,24 +90,26 @@ int made(int x) { return x + 1; }
 	return p
 }
 
-// build is dpkg-buildpackage with dh_modsign and its addon from the tree.
+// build runs dpkg-buildpackage with dh_modsign and its addon from the tree.
 func (p *sourcePackage) build(t testing.TB, with ...string) result {
 	t.Helper()
 	testmod.Program(t, "dh", "debhelper")
 	testmod.Program(t, "gcc", "gcc")
 	bin := t.TempDir()
-	for name, target := range map[string]string{"modsign": program, "dh_modsign": filepath.Join(scripts, "debian/dh_modsign")} {
+	for name, target := range map[string]string{"modsign": program,
+		"dh_modsign": filepath.Join(scripts, "debian/dh_modsign")} {
 		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	env := environment(append([]string{"PATH=" + bin + ":" + os.Getenv("PATH"), "PERL5LIB=" + filepath.Join(scripts, "debian")}, with...)...)
+	env := environment(append([]string{"PATH=" + bin + ":" + os.Getenv("PATH"),
+		"PERL5LIB=" + filepath.Join(scripts, "debian")}, with...)...)
 	// -d: dh-sequence-modsign and debhelper-compat need not be installed as packages.
 	return run(t, env, p.dir, testmod.Program(t, "dpkg-buildpackage", "dpkg-dev"), "-us", "-uc", "-b", "-d")
 }
 
-// unpack unpacks a built package, and checks its checksums, which a change after
-// dh_md5sums would spoil.
+// unpack unpacks a built package, and verifies its checksums, which a change after
+// dh_md5sums would invalidate.
 func (p *sourcePackage) unpack(t testing.TB, name string) string {
 	t.Helper()
 	found, _ := filepath.Glob(filepath.Join(filepath.Dir(p.dir), name+"_1.0_*.deb"))
@@ -155,7 +158,8 @@ func TestDebhelper(t *testing.T) {
 	t.Run("environment", func(t *testing.T) {
 		t.Parallel()
 		p := newSourcePackage(t, ", dh-sequence-modsign", "", "")
-		p.build(t, "MODSIGN_KEY="+encrypted(t, key, secret), "MODSIGN_CERT="+cert, "MODSIGN_HASH=sha384", "KBUILD_SIGN_PIN="+secret).want(t, 0, "all trusted")
+		p.build(t, "MODSIGN_KEY="+encrypted(t, key, secret), "MODSIGN_CERT="+cert, "MODSIGN_HASH=sha384",
+			"KBUILD_SIGN_PIN="+secret).want(t, 0, "all trusted")
 		root := p.unpack(t, "made")
 		modules := modulesIn(t, root)
 		if len(modules) != p.modules {
@@ -164,15 +168,17 @@ func TestDebhelper(t *testing.T) {
 		trusted(t, cert, modules...)
 		trusted(t, cert, modulesIn(t, p.unpack(t, "made-all"))...)
 		p.unpack(t, "made-headers")
-		if out := testmod.Run(t, program, append([]string{"inspect", "--json"}, modules...)...); bytes.Count(out, []byte(`"hash":"sha384"`)) != len(modules) {
+		out := testmod.Run(t, program, append([]string{"inspect", "--json"}, modules...)...)
+		if bytes.Count(out, []byte(`"hash":"sha384"`)) != len(modules) {
 			t.Errorf("not all signed with the hash that was asked for:\n%s", out)
 		}
 		if !hasSection(t, filepath.Join(root, "lib/modules/6.1.0-made/extra/debug.ko"), ".debug_info") {
 			t.Error("a module was stripped, and nobody has asked for it")
 		}
-		// The program's debug package is as ever.
+		// The program's debug package does not change.
 		id := buildID(t, filepath.Join(root, "usr/bin/made"))
-		if !hasSection(t, filepath.Join(p.unpack(t, "made-dbgsym"), "usr/lib/debug/.build-id", id[:2], id[2:]+".debug"), ".debug_info") {
+		if !hasSection(t, filepath.Join(p.unpack(t, "made-dbgsym"), "usr/lib/debug/.build-id", id[:2], id[2:]+".debug"),
+			".debug_info") {
 			t.Error("the program has no debug information any more")
 		}
 	})
@@ -180,7 +186,8 @@ func TestDebhelper(t *testing.T) {
 		t.Parallel()
 		rules := "override_dh_modsign:\n\tdh_modsign --key=" + key + " --cert=" + cert + " --split-debug --compress=xz\n"
 		p := newSourcePackage(t, "", " --with modsign", rules)
-		p.build(t, "DH_VERBOSE=1", "DEB_BUILD_OPTIONS=parallel=3", "MODSIGN_KEY=/nonexistent").want(t, 0, "--jobs 3", "all trusted") // options win
+		p.build(t, "DH_VERBOSE=1", "DEB_BUILD_OPTIONS=parallel=3", "MODSIGN_KEY=/nonexistent").want(t, 0, "--jobs 3",
+			"all trusted") // options take precedence
 		root, debug := p.unpack(t, "made"), p.unpack(t, "made-dbgsym")
 		modules := modulesIn(t, root)
 		trusted(t, cert, modules...)
@@ -189,13 +196,15 @@ func TestDebhelper(t *testing.T) {
 				t.Errorf("%s is not compressed as it was asked for", path)
 			}
 		}
-		// Both debug files are in one package, which names them.
+		// Both debug files are in one package, and the package refers to them.
 		module := filepath.Join(t.TempDir(), "debug.ko")
-		write(t, module, 0o644, string(testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), "-dc", filepath.Join(root, "lib/modules/6.1.0-made/extra/debug.ko.xz"))))
+		write(t, module, 0o644, string(testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), "-dc",
+			filepath.Join(root, "lib/modules/6.1.0-made/extra/debug.ko.xz"))))
 		if hasSection(t, module, ".debug_info") {
 			t.Error("the module was not stripped")
 		}
-		ids := strings.Fields(string(testmod.Run(t, "sed", "-n", "s/^Build-Ids: //p", filepath.Join(debug, "DEBIAN/control"))))
+		ids := strings.Fields(string(testmod.Run(t, "sed", "-n", "s/^Build-Ids: //p",
+			filepath.Join(debug, "DEBIAN/control"))))
 		for _, path := range []string{module, filepath.Join(root, "usr/bin/made")} {
 			id := buildID(t, path)
 			if !slices.Contains(ids, id) {
@@ -205,7 +214,8 @@ func TestDebhelper(t *testing.T) {
 				t.Errorf("the debug file of %s has no debug information", path)
 			}
 		}
-		out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "--debug-dump=info", filepath.Join(debug, "usr/lib/debug/lib/modules/6.1.0-made/extra/debug.ko.debug")))
+		out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "--debug-dump=info",
+			filepath.Join(debug, "usr/lib/debug/lib/modules/6.1.0-made/extra/debug.ko.debug")))
 		if !strings.Contains(out, "module.c") {
 			t.Errorf("the module's debug file does not name its source:\n%s", out)
 		}
@@ -235,7 +245,8 @@ func TestDebhelper(t *testing.T) {
 	})
 }
 
-// What would leave a module without a good signature fails the build, and is named.
+// Anything that would leave a module without a good signature fails the build, with an
+// error that names the module.
 func TestDebhelperFails(t *testing.T) {
 	t.Parallel()
 	key, cert := testmod.NewKey(t, "ecdsa:p384").Files(t)
@@ -254,12 +265,17 @@ func TestDebhelperFails(t *testing.T) {
 			prepare: func(p *sourcePackage) {
 				write(t, filepath.Join(p.dir, "modules/garbage.ko.xz"), 0o644, "no module at all")
 			},
-			with: " --with modsign", env: environ, want: []string{"debian/made/lib/modules/6.1.0-made/extra/garbage.ko.xz: ", "dh_modsign"},
+			with: " --with modsign", env: environ, want: []string{"debian/made/lib/modules/6.1.0-made/extra/garbage.ko.xz: ",
+				"dh_modsign"},
 		},
-		{name: "no key", with: " --with modsign", want: []string{"made has kernel modules", "MODSIGN_KEY", "dh_modsign --key=FILE"}},
-		{name: "a key that is not there", with: " --with modsign", env: []string{"MODSIGN_KEY=/nonexistent"}, want: []string{"/nonexistent"}},
-		{name: "a certificate of another key", with: " --with modsign", env: []string{"MODSIGN_KEY=" + key, "MODSIGN_CERT=" + other}, want: []string{other}},
-		{name: "excluded", with: " --with modsign", rules: "override_dh_modsign:\n\tdh_modsign -Xall.ko\n", env: environ, want: []string{"all.ko", "-X"}},
+		{name: "no key", with: " --with modsign", want: []string{"made has kernel modules", "MODSIGN_KEY",
+			"dh_modsign --key=FILE"}},
+		{name: "a key that is not there", with: " --with modsign", env: []string{"MODSIGN_KEY=/nonexistent"},
+			want: []string{"/nonexistent"}},
+		{name: "a certificate of another key", with: " --with modsign",
+			env: []string{"MODSIGN_KEY=" + key, "MODSIGN_CERT=" + other}, want: []string{other}},
+		{name: "excluded", with: " --with modsign", rules: "override_dh_modsign:\n\tdh_modsign -Xall.ko\n", env: environ,
+			want: []string{"all.ko", "-X"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -276,13 +292,16 @@ func TestDebhelperFails(t *testing.T) {
 	}
 }
 
-// Behind what makes the debug packages, and before the checksums, in every sequence.
+// In every sequence, after the commands that make the debug packages, and before the
+// checksums.
 func TestDebhelperOrder(t *testing.T) {
 	t.Parallel()
 	testmod.Program(t, "dh", "debhelper")
 	p := newSourcePackage(t, "", " --with modsign", "")
-	for sequence, before := range map[string][]string{"binary-arch": {"dh_install", "dh_fixperms", "dh_dwz", "dh_strip"}, "binary-indep": {"dh_install", "dh_fixperms"}, "binary": {"dh_strip"}} {
-		r := run(t, environment("PERL5LIB="+filepath.Join(scripts, "debian")), p.dir, "dh", sequence, "--with", "modsign", "--no-act")
+	for sequence, before := range map[string][]string{"binary-arch": {"dh_install", "dh_fixperms", "dh_dwz", "dh_strip"},
+		"binary-indep": {"dh_install", "dh_fixperms"}, "binary": {"dh_strip"}} {
+		r := run(t, environment("PERL5LIB="+filepath.Join(scripts, "debian")), p.dir, "dh", sequence, "--with", "modsign",
+			"--no-act")
 		r.want(t, 0)
 		var order []string
 		for line := range strings.Lines(r.output) {

@@ -47,11 +47,12 @@ func testMain(m *testing.M) int {
 	return m.Run()
 }
 
-// environment is the one of the tests without what would change what is tested,
-// and with what is given.
+// environment returns the environment of the tests with the given variables, and
+// without variables that would affect the results.
 func environment(with ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
-		for _, prefix := range []string{"MODSIGN", "KBUILD_", "KERNEL_INSTALL_", "DEB", "DH_", "DPKG_", "MAKE", "MFLAGS", "PERL5", "SOURCE_DATE_EPOCH", "LC_", "LANG"} {
+		for _, prefix := range []string{"MODSIGN", "KBUILD_", "KERNEL_INSTALL_", "DEB", "DH_", "DPKG_", "MAKE", "MFLAGS",
+			"PERL5", "SOURCE_DATE_EPOCH", "LC_", "LANG"} {
 			if strings.HasPrefix(v, prefix) {
 				return !strings.HasPrefix(v, "MODSIGN_CACHE")
 			}
@@ -61,13 +62,14 @@ func environment(with ...string) []string {
 	return append(append(env, "LC_ALL=C.UTF-8"), with...)
 }
 
-// hookEnvironment is for hooks and for sign-file, run from the tree for the system
-// below root.
+// hookEnvironment is for hooks and for sign-file, which run from the tree for the
+// system below root.
 func hookEnvironment(root string, with ...string) []string {
-	return environment(append([]string{"MODSIGN=" + program, "MODSIGN_HOOK=" + filepath.Join(scripts, "hooks/hook"), "MODSIGN_ROOT=" + root}, with...)...)
+	return environment(append([]string{"MODSIGN=" + program, "MODSIGN_HOOK=" + filepath.Join(scripts, "hooks/hook"),
+		"MODSIGN_ROOT=" + root}, with...)...)
 }
 
-// result is how a program ended and what it said.
+// result is the exit code and the output of a program.
 type result struct {
 	code   int
 	output string // stdout and stderr
@@ -84,7 +86,7 @@ func run(t testing.TB, env []string, dir, name string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), string(out)}
 }
 
-// want checks the exit code and that all of some words were said.
+// want checks the exit code, and that the output contains all words.
 func (r result) want(t testing.TB, code int, words ...string) {
 	t.Helper()
 	if r.code != code {
@@ -97,7 +99,7 @@ func (r result) want(t testing.TB, code int, words ...string) {
 	}
 }
 
-// silent checks that a program did what it should and said nothing.
+// silent checks that a program succeeded without output.
 func (r result) silent(t testing.TB) {
 	t.Helper()
 	if r.code != 0 || r.output != "" {
@@ -152,24 +154,26 @@ func modulesIn(t testing.TB, dir string) []string {
 	return found
 }
 
-// trusted checks that a kernel with this certificate would take all modules below
-// some paths.
+// trusted checks that a kernel with this certificate would load all modules below the
+// paths.
 func trusted(t testing.TB, cert string, paths ...string) {
 	t.Helper()
-	run(t, environment(), "", program, append([]string{"verify", "--cert", cert, "--"}, paths...)...).want(t, 0, "all trusted")
+	run(t, environment(), "", program, append([]string{"verify", "--cert", cert, "--"}, paths...)...).want(t, 0,
+		"all trusted")
 }
 
-// unsign takes the signature off modules.
+// unsign removes the signatures of modules.
 func unsign(t testing.TB, paths ...string) {
 	t.Helper()
 	testmod.Run(t, program, append([]string{"strip", "--quiet", "--signature", "--"}, paths...)...)
 }
 
-// encrypted is a private key with a passphrase, as openssl writes it.
+// encrypted returns a private key with a passphrase, encrypted by openssl.
 func encrypted(t testing.TB, key, passphrase string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "encrypted.pem")
-	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "pkey", "-in", key, "-aes256", "-passout", "env:PASSPHRASE", "-out", path)
+	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "pkey", "-in", key, "-aes256", "-passout",
+		"env:PASSPHRASE", "-out", path)
 	cmd.Env = environment("PASSPHRASE=" + passphrase)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
@@ -187,16 +191,17 @@ type system struct {
 	files                []string // the modules
 }
 
-// install makes a system of a real kernel. Its modules are copies.
+// install creates a system with a real kernel and copies of its modules.
 func install(t testing.TB, k testmod.Kernel) *system {
 	t.Helper()
 	testmod.Slow(t, "verifies an installed kernel")
 	root := t.TempDir()
-	s := &system{root: root, version: k.Version, image: "/boot/vmlinuz-" + k.Version, modules: filepath.Join(root, "lib/modules", k.Version)}
+	s := &system{root: root, version: k.Version, image: "/boot/vmlinuz-" + k.Version,
+		modules: filepath.Join(root, "lib/modules", k.Version)}
 	if err := os.Mkdir(filepath.Join(root, "boot"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	copyFile(t, k.Image, filepath.Join(root, s.image)) // a link would lead out of the root
+	copyFile(t, k.Image, filepath.Join(root, s.image)) // a link would leave the root
 	copyFile(t, k.Config, filepath.Join(root, "boot/config-"+k.Version))
 	for i := 0; i < len(k.Modules) && len(s.files) < 5; i += len(k.Modules) / 5 {
 		name, err := filepath.Rel(k.Root, k.Modules[i])
@@ -214,14 +219,14 @@ func (s *system) configure(t testing.TB, lines ...string) {
 	write(t, filepath.Join(s.root, "etc/modsign/modsign.conf"), 0o644, strings.Join(lines, "\n")+"\n")
 }
 
-// keep puts a file into the system, and returns its name there.
+// keep copies a file into the system, and returns its path there.
 func (s *system) keep(t testing.TB, name, from string) string {
 	t.Helper()
 	copyFile(t, from, filepath.Join(s.root, name))
 	return name
 }
 
-// hook is one of the two hooks, as it is called for a new kernel.
+// hook is one of the two hooks, called for a new kernel.
 type hook struct {
 	name string
 	run  func(t testing.TB, s *system, with ...string) result
@@ -232,7 +237,8 @@ var hooks = []hook{
 		return run(t, hookEnvironment(s.root, with...), "", filepath.Join(scripts, "hooks/dkms-modsign"), s.version, s.image)
 	}},
 	{"kernel-install", func(t testing.TB, s *system, with ...string) result {
-		return run(t, hookEnvironment(s.root, with...), "", filepath.Join(scripts, "hooks/45-modsign.install"), "add", s.version, "/boot/entry", s.image, "/boot/initrd")
+		return run(t, hookEnvironment(s.root, with...), "", filepath.Join(scripts, "hooks/45-modsign.install"), "add",
+			s.version, "/boot/entry", s.image, "/boot/initrd")
 	}},
 }
 
@@ -252,7 +258,7 @@ func newest(t testing.TB) testmod.Kernel {
 	return kernels[len(kernels)-1]
 }
 
-// same checks that a file is, byte for byte, what another one is.
+// same checks that two files are byte for byte the same.
 func same(t testing.TB, got, want string) {
 	t.Helper()
 	if !bytes.Equal(read(t, got), read(t, want)) {

@@ -10,8 +10,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// headers finds a kernel whose headers are installed and which scripts/kernels has
-// fetched, and its build directory.
+// headers finds a kernel that scripts/kernels has fetched and whose headers are
+// installed. It returns the kernel and its build directory.
 func headers(t testing.TB) (testmod.Kernel, string) {
 	t.Helper()
 	kernels := testmod.Kernels(t)
@@ -21,18 +21,19 @@ func headers(t testing.TB) (testmod.Kernel, string) {
 			return k, build
 		}
 	}
-	testmod.Missing(t, "the headers of a kernel that scripts/kernels has fetched", "apt-get install linux-headers-"+kernels[0].Version)
+	testmod.Missing(t, "the headers of a kernel that scripts/kernels has fetched",
+		"apt-get install linux-headers-"+kernels[0].Version)
 	panic("not reached")
 }
 
-// builder is a machine on which dkms builds a module of ours. What dkms has to find
-// at a fixed place is mounted there, for its own processes alone.
+// builder is a machine on which dkms builds a test module. Files that dkms expects at
+// fixed paths are mounted there, only for its own processes.
 type builder struct {
 	*system
 	framework string // framework.conf.d
-	conf      string // framework.conf, if it is written
+	conf      string // framework.conf, if it exists
 	trees     []string
-	tree      string // dkms's own
+	tree      string // the tree of dkms
 }
 
 func newBuilder(t testing.TB, suffix string) *builder {
@@ -42,8 +43,8 @@ func newBuilder(t testing.TB, suffix string) *builder {
 	if err := os.Symlink(build, filepath.Join(b.modules, "build")); err != nil {
 		t.Fatal(err)
 	}
-	// How the kernel compresses its modules, dkms learns from their names, or from
-	// those in modules.dep.
+	// dkms learns how the kernel compresses its modules from their names, or from the
+	// names in modules.dep.
 	for i, path := range b.files {
 		b.files[i] = recompress(t, path, suffix)
 	}
@@ -62,20 +63,23 @@ MODULE_DESCRIPTION("a module of the tests of modsign");
 	write(t, filepath.Join(made, "made.c"), 0o644, source)
 	write(t, filepath.Join(made, "Makefile"), 0o644, "obj-m := made.o\n")
 	write(t, filepath.Join(made, "dkms.conf"), 0o644, strings.Join([]string{
-		`PACKAGE_NAME="made"`, `PACKAGE_VERSION="1.0"`, `BUILT_MODULE_NAME[0]="made"`, `DEST_MODULE_LOCATION[0]="/updates/dkms"`, ``}, "\n"))
+		`PACKAGE_NAME="made"`, `PACKAGE_VERSION="1.0"`, `BUILT_MODULE_NAME[0]="made"`,
+		`DEST_MODULE_LOCATION[0]="/updates/dkms"`, ``}, "\n"))
 	b.tree = filepath.Join(dir, "dkms")
 	if err := os.Mkdir(b.tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	b.trees = []string{"--sourcetree", filepath.Dir(made), "--dkmstree", b.tree}
 
-	// The drop-in as it is, but for the place of a program that is not installed.
+	// The drop-in, with the path of a program that is not installed replaced.
 	dropIn := string(read(t, filepath.Join(scripts, "hooks/dkms-framework.conf")))
-	write(t, filepath.Join(b.framework, "00-modsign.conf"), 0o644, strings.ReplaceAll(dropIn, "/usr/lib/modsign/", filepath.Join(scripts, "hooks")+"/"))
+	write(t, filepath.Join(b.framework, "00-modsign.conf"), 0o644,
+		strings.ReplaceAll(dropIn, "/usr/lib/modsign/", filepath.Join(scripts, "hooks")+"/"))
 	return b
 }
 
-// recompress gives a module another format, in its place, and returns its new name.
+// recompress converts a module to another format in its directory, and returns the new
+// name.
 func recompress(t testing.TB, path, suffix string) string {
 	t.Helper()
 	if strings.HasSuffix(path, ".xz") {
@@ -99,8 +103,10 @@ func (b *builder) dkms(t testing.TB, args ...string) result {
 		if [ -e "$3" ]; then mount --bind "$3" /etc/dkms/framework.conf; fi
 		shift 3
 		exec "$@"`
-	words := []string{"--mount", "--propagation", "private", "sh", "-euc", inside, "sh", b.framework, filepath.Dir(b.modules), b.conf, testmod.Program(t, "dkms", "dkms")}
-	return run(t, hookEnvironment(b.root), "", testmod.Program(t, "unshare", "util-linux"), append(append(words, args...), b.trees...)...)
+	words := []string{"--mount", "--propagation", "private", "sh", "-euc", inside, "sh", b.framework,
+		filepath.Dir(b.modules), b.conf, testmod.Program(t, "dkms", "dkms")}
+	return run(t, hookEnvironment(b.root), "", testmod.Program(t, "unshare", "util-linux"),
+		append(append(words, args...), b.trees...)...)
 }
 
 func TestDKMS(t *testing.T) {
@@ -134,7 +140,8 @@ func TestDKMS(t *testing.T) {
 				t.Fatalf("%d logs of the build", len(logs))
 			}
 			r.output += string(read(t, logs[0]))
-			if strings.Contains(r.output, test.passphrase) && test.passphrase != "" || strings.Contains(r.output, test.configured) && test.configured != "" {
+			if strings.Contains(r.output, test.passphrase) && test.passphrase != "" ||
+				strings.Contains(r.output, test.configured) && test.configured != "" {
 				t.Errorf("the passphrase is shown:\n%s", r.output)
 			}
 			installed := filepath.Join(b.modules, "updates/dkms/made.ko"+test.suffix)
@@ -143,7 +150,8 @@ func TestDKMS(t *testing.T) {
 			}
 
 			if !test.signed {
-				// DKMS goes on with an unsigned module. It says so, and so does the hook.
+				// DKMS continues with an unsigned module. DKMS and the hook both report
+				// it.
 				if !strings.Contains(r.output, "sign-file: ") || !strings.Contains(r.output, key) {
 					t.Errorf("nothing is said about a signature that failed:\n%s", r.output)
 				}
@@ -153,14 +161,16 @@ func TestDKMS(t *testing.T) {
 				return
 			}
 			trusted(t, cert, installed)
-			if out := string(testmod.Run(t, program, "inspect", "--json", installed)); !strings.Contains(out, `"hash":"`+kernelHash(t, filepath.Join(b.root, "boot/config-"+b.version))+`"`) {
+			if out := string(testmod.Run(t, program, "inspect", "--json", installed)); !strings.Contains(out,
+				`"hash":"`+kernelHash(t, filepath.Join(b.root, "boot/config-"+b.version))+`"`) {
 				t.Errorf("not the kernel's hash:\n%s", out)
 			}
-			if out := string(testmod.Run(t, testmod.Program(t, "modinfo", "kmod"), "-F", "signer", installed)); strings.TrimSpace(out) == "" {
+			if out := string(testmod.Run(t, testmod.Program(t, "modinfo", "kmod"), "-F", "signer",
+				installed)); strings.TrimSpace(out) == "" {
 				t.Error("modinfo sees no signature")
 			}
 			for _, h := range hooks {
-				h.run(t, b.system).want(t, 1, installed+": unknown key") // the image does not know it
+				h.run(t, b.system).want(t, 1, installed+": unknown key") // the image does not contain the certificate
 			}
 			b.configure(t, append(settings, "trust="+b.keep(t, "/var/lib/dkms/mok.pub", cert))...)
 			for _, h := range hooks {
@@ -174,12 +184,13 @@ func TestDKMS(t *testing.T) {
 	}
 }
 
-// Where modsign was removed and its configuration stayed, DKMS is as without it.
+// If modsign was removed and its configuration kept, DKMS works as without modsign.
 func TestDKMSWithoutModsign(t *testing.T) {
 	t.Parallel()
 	dropIn := filepath.Join(scripts, "hooks/dkms-framework.conf")
 	for place, want := range map[string]string{"/nonexistent": "", scripts + "/hooks": scripts + "/hooks/sign-file"} {
-		path := testmod.WriteFile(t, "00-modsign.conf", []byte(strings.ReplaceAll(string(read(t, dropIn)), "/usr/lib/modsign", place)))
+		path := testmod.WriteFile(t, "00-modsign.conf", []byte(strings.ReplaceAll(string(read(t, dropIn)), "/usr/lib/modsign",
+			place)))
 		out, err := exec.Command("bash", "-euc", `. "$1"; echo "${sign_file:-}"`, "bash", path).CombinedOutput()
 		if got := strings.TrimSpace(string(out)); err != nil || got != want {
 			t.Errorf("sign_file is %q (%v), want %q", got, err, want)
@@ -187,7 +198,7 @@ func TestDKMSWithoutModsign(t *testing.T) {
 	}
 }
 
-// The administrator's sign_file wins, wherever dkms reads it.
+// The administrator's sign_file takes precedence, wherever dkms reads it.
 func TestDKMSAdministratorsSignFile(t *testing.T) {
 	t.Parallel()
 	for name, place := range map[string]func(b *builder) string{

@@ -1,5 +1,5 @@
-// Package debtest tests what scripts/hooks, scripts/debian and scripts/package
-// hold, with the real dkms, debhelper, run-parts, kernel-install, dpkg and rpm.
-// Nothing of it is installed on the machine: hooks and tools run from the tree or
-// from a directory that a package was installed to, with the modsign of this tree.
+// Package debtest tests scripts/hooks, scripts/debian and scripts/package with the real
+// dkms, debhelper, run-parts, kernel-install, dpkg and rpm. It installs nothing on the
+// machine: hooks and tools run from the tree, or from a directory into which a package
+// was installed, with the modsign of this tree.
 package debtest

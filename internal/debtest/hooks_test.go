@@ -11,7 +11,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// A kernel that takes all of its modules is no news.
+// For a kernel that accepts all of its modules, the hooks print nothing.
 func TestHooksAreSilent(t *testing.T) {
 	t.Parallel()
 	for _, k := range testmod.Kernels(t) {
@@ -47,7 +47,8 @@ func TestHooksNameWhatIsRefused(t *testing.T) {
 			}
 		}
 
-		// One whose key is enrolled is fine, and says nothing about the other.
+		// A module by an enrolled key is accepted silently, although the other module
+		// is not.
 		s.configure(t, "on_failure=fail", "trust="+s.keep(t, "/etc/keys/the owner's.pem", cert))
 		r = h.run(t, s)
 		r.want(t, 1, unsigned+": not signed")
@@ -62,7 +63,7 @@ func TestHooksNameWhatIsRefused(t *testing.T) {
 		h.run(t, s).want(t, 1, missing)
 		s.configure(t, "on_failure=fail", "trust=/etc/keys/the owner's.pem")
 
-		// A module that was changed stays refused, whatever is enrolled.
+		// A modified module is rejected, whatever keys are enrolled.
 		b := read(t, s.files[0])
 		if strings.HasSuffix(s.files[0], ".ko") {
 			b[len(b)/2] ^= 1
@@ -72,7 +73,7 @@ func TestHooksNameWhatIsRefused(t *testing.T) {
 		write(t, s.files[0], 0o644, string(b))
 		h.run(t, s).want(t, 1, s.files[0])
 
-		// What cannot be verified at all is said in words too.
+		// A failed verification is also reported in words.
 		image := filepath.Join(s.root, s.image)
 		if err := os.Remove(image); err != nil {
 			t.Fatal(err)
@@ -84,13 +85,14 @@ func TestHooksNameWhatIsRefused(t *testing.T) {
 	})
 }
 
-// A module with a name that needs care in JSON and in shells is not lost.
+// A module whose name needs quoting in JSON and in shells is not missed.
 func TestHooksWithOddNames(t *testing.T) {
 	t.Parallel()
 	s := install(t, newest(t))
 	_, cert := testmod.NewKey(t, "ecdsa:p256").Files(t)
 	s.configure(t, "on_failure=fail", "trust="+s.keep(t, "/etc/cert.pem", cert))
-	for _, name := range []string{`a "quoted".ko`, `back\slash.ko`, "$(touch ran).ko", "two  spaces.ko", "line\nbreak.ko", "-rf.ko"} {
+	for _, name := range []string{`a "quoted".ko`, `back\slash.ko`, "$(touch ran).ko", "two  spaces.ko",
+		"line\nbreak.ko", "-rf.ko"} {
 		odd := filepath.Join(s.modules, "extra", name)
 		write(t, odd, 0o644, string(testmod.ELF()))
 		r := hooks[0].run(t, s)
@@ -116,11 +118,12 @@ func TestHooksSign(t *testing.T) {
 		s.keep(t, "/etc/modsign/my key.pem", encrypted(t, key, secret))
 		s.keep(t, "/etc/modsign/cert.pem", cert)
 		write(t, filepath.Join(s.root, "etc/modsign/passphrase"), 0o600, secret+"\nnot this\n")
-		settings := []string{"  # comment", "sign = yes", "key=/etc/modsign/my key.pem", "cert =/etc/modsign/cert.pem\r", "passphrase_file=/etc/modsign/passphrase", "", "on_failure=fail"}
+		settings := []string{"  # comment", "sign = yes", "key=/etc/modsign/my key.pem", "cert =/etc/modsign/cert.pem\r",
+			"passphrase_file=/etc/modsign/passphrase", "", "on_failure=fail"}
 		unsigned := s.files[2]
 		unsign(t, unsigned)
 
-		// The wrong passphrase is a failure, and is not shown.
+		// A wrong passphrase is a failure, and is not shown.
 		s.configure(t, append(settings, "passphrase_file=/etc/modsign/wrong")...)
 		write(t, filepath.Join(s.root, "etc/modsign/wrong"), 0o600, "a wrong one")
 		r := h.run(t, s)
@@ -135,12 +138,12 @@ func TestHooksSign(t *testing.T) {
 		for _, path := range s.files {
 			if path != unsigned {
 				name, _ := filepath.Rel(s.root, path)
-				same(t, path, filepath.Join(k.Root, name)) // whoever built the kernel has signed it
+				same(t, path, filepath.Join(k.Root, name)) // already signed by the builder of the kernel
 			}
 		}
 		h.run(t, s).silent(t)
 
-		// The hash is the kernel's, or the configured one.
+		// The hash is that of the kernel, or the configured one.
 		for _, hash := range []string{"", "sha384"} {
 			unsign(t, unsigned)
 			s.configure(t, append(settings, "hash="+hash)...)
@@ -158,7 +161,7 @@ func TestHooksSign(t *testing.T) {
 	})
 }
 
-// kernelHash is CONFIG_MODULE_SIG_HASH.
+// kernelHash returns CONFIG_MODULE_SIG_HASH.
 func kernelHash(t testing.TB, config string) string {
 	t.Helper()
 	for line := range strings.Lines(string(read(t, config))) {
@@ -170,7 +173,8 @@ func kernelHash(t testing.TB, config string) string {
 	return ""
 }
 
-// What is wrong in the configuration is named by its line, and nothing in it is run.
+// Errors in the configuration are reported with the line, and nothing in the file is
+// executed.
 func TestHooksConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ line, want string }{
@@ -196,7 +200,7 @@ func TestHooksConfiguration(t *testing.T) {
 			s.configure(t, append([]string{first, line}, more...)...)
 			r := hooks[0].run(t, s)
 			r.want(t, 0, strings.ReplaceAll(test.want, "RAN", ran), s.version)
-			// on_failure holds wherever it stands.
+			// on_failure applies wherever it is in the file.
 			s.configure(t, append([]string{first, line, "on_failure=fail"}, more...)...)
 			hooks[0].run(t, s).want(t, 1)
 			if _, err := os.Stat(ran); err == nil {
@@ -206,7 +210,8 @@ func TestHooksConfiguration(t *testing.T) {
 	}
 	t.Run("template", func(t *testing.T) {
 		t.Parallel()
-		// As it is shipped it says nothing; with all of its examples it is well-formed.
+		// The shipped configuration causes no output; with all of its examples enabled,
+		// the file is well-formed.
 		s := install(t, newest(t))
 		template := string(read(t, filepath.Join(scripts, "hooks/modsign.conf")))
 		s.configure(t, template)
@@ -234,14 +239,14 @@ func TestHooksConfiguration(t *testing.T) {
 	})
 }
 
-// Where there is nothing to do, the hooks do nothing, and never with exit code 77.
+// If there is nothing to do, the hooks do nothing, and never exit with code 77.
 func TestHooksLeaveAlone(t *testing.T) {
 	t.Parallel()
 	eachHook(t, func(t *testing.T, h hook) {
 		s := install(t, newest(t))
 		s.configure(t, "on_failure=fail")
 		unsign(t, s.files[0])
-		h.run(t, s).want(t, 1) // what follows would be seen
+		h.run(t, s).want(t, 1) // otherwise the silence below would prove nothing
 
 		h.run(t, s, "MODSIGN_HOOK=/nonexistent").silent(t) // removed, and not purged
 
@@ -256,14 +261,14 @@ func TestHooksLeaveAlone(t *testing.T) {
 		if err := os.Rename(image, image+".away"); err != nil {
 			t.Fatal(err)
 		}
-		h.run(t, s).silent(t) // headers alone
+		h.run(t, s).silent(t) // headers only
 		write(t, image, 0o644, "not a kernel")
 		h.run(t, s).want(t, 1, image)
 		if err := os.Rename(image+".away", image); err != nil {
 			t.Fatal(err)
 		}
 
-		// ostree: what is read-only is left, what is not is verified.
+		// ostree: the hooks skip a read-only tree, and verify a writable one.
 		write(t, filepath.Join(s.root, "run/ostree-booted"), 0o644, "")
 		h.run(t, s).want(t, 1, s.files[0])
 		readOnly := `mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; shift; exec "$@"`
@@ -273,7 +278,8 @@ func TestHooksLeaveAlone(t *testing.T) {
 		} else {
 			args = append(args, filepath.Join(scripts, "hooks/45-modsign.install"), "add", s.version, "/boot/entry", s.image)
 		}
-		run(t, hookEnvironment(s.root), "", testmod.Program(t, "unshare", "util-linux"), args...).want(t, 0, "read-only", "ostree")
+		run(t, hookEnvironment(s.root), "", testmod.Program(t, "unshare", "util-linux"), args...).want(t, 0, "read-only",
+			"ostree")
 
 		if err := os.RemoveAll(s.modules); err != nil {
 			t.Fatal(err)
@@ -289,7 +295,7 @@ func TestHooksLeaveAlone(t *testing.T) {
 		unsign(t, s.files[0])
 		plugin := filepath.Join(scripts, "hooks/45-modsign.install")
 		run(t, hookEnvironment(s.root), "", plugin, "remove", s.version, "/boot/entry").silent(t)
-		// 77 would end kernel-install as if all were well.
+		// Code 77 would end kernel-install successfully.
 		odd := filepath.Join(t.TempDir(), "hook")
 		write(t, odd, 0o755, "#!/bin/sh\nexit 77\n")
 		run(t, hookEnvironment(s.root, "MODSIGN_HOOK="+odd), "", plugin, "add", s.version, "/boot/entry", s.image).want(t, 1)
@@ -299,13 +305,13 @@ func TestHooksLeaveAlone(t *testing.T) {
 		s := install(t, newest(t))
 		s.configure(t, "on_failure=fail")
 		unsign(t, s.files[0])
-		// header_postinst.d is given no image: the kernel's own is found.
+		// header_postinst.d gets no image: the hook finds the kernel's own.
 		run(t, hookEnvironment(s.root), "", filepath.Join(scripts, "hooks/dkms-modsign"), s.version).want(t, 1, s.files[0])
 	})
 }
 
-// As the package of a kernel runs its hooks: what dkms builds is signed before
-// initramfs-tools and dracut take their copies.
+// TestRunParts runs the hooks as a kernel package does: modules that dkms builds are
+// signed before initramfs-tools and dracut copy them.
 func TestRunParts(t *testing.T) {
 	t.Parallel()
 	runParts := testmod.Program(t, "run-parts", "debianutils")
@@ -319,9 +325,11 @@ func TestRunParts(t *testing.T) {
 	write(t, filepath.Join(dir, "apt-auto-removal"), 0o755, "#!/bin/sh\n")
 	copyFile(t, filepath.Join(scripts, "hooks/dkms-modsign"), filepath.Join(dir, "dkms-modsign"))
 	made := testmod.WriteFile(t, "made.ko", testmod.ELF())
-	write(t, filepath.Join(dir, "dkms"), 0o755, "#!/bin/sh\nset -e\nmkdir -p "+filepath.Dir(built)+"\ncp "+made+" "+built+"\n")
+	write(t, filepath.Join(dir, "dkms"), 0o755,
+		"#!/bin/sh\nset -e\nmkdir -p "+filepath.Dir(built)+"\ncp "+made+" "+built+"\n")
 	for _, name := range []string{"dracut", "initramfs-tools"} {
-		write(t, filepath.Join(dir, name), 0o755, "#!/bin/sh\nset -e\nmkdir -p "+taken+"\ncp "+built+" "+taken+"/"+name+".ko\n")
+		write(t, filepath.Join(dir, name), 0o755,
+			"#!/bin/sh\nset -e\nmkdir -p "+taken+"\ncp "+built+" "+taken+"/"+name+".ko\n")
 	}
 	write(t, filepath.Join(dir, "zz-update-grub"), 0o755, "#!/bin/sh\n")
 
@@ -329,12 +337,14 @@ func TestRunParts(t *testing.T) {
 	for line := range strings.Lines(string(testmod.Run(t, runParts, "--test", dir))) {
 		order = append(order, filepath.Base(strings.TrimSpace(line)))
 	}
-	if got, want := strings.Join(order, " "), "apt-auto-removal dkms dkms-modsign dracut initramfs-tools zz-update-grub"; got != want {
+	if got, want := strings.Join(order, " "),
+		"apt-auto-removal dkms dkms-modsign dracut initramfs-tools zz-update-grub"; got != want {
 		t.Errorf("the order is %s, want %s", got, want)
 	}
 
 	all := func() result {
-		return run(t, hookEnvironment(s.root), "", runParts, "--report", "--exit-on-error", "--arg="+s.version, "--arg="+s.image, dir)
+		return run(t, hookEnvironment(s.root), "", runParts, "--report", "--exit-on-error", "--arg="+s.version,
+			"--arg="+s.image, dir)
 	}
 	s.configure(t, "on_failure=fail")
 	all().want(t, 1, built+": not signed")
@@ -349,7 +359,7 @@ func TestRunParts(t *testing.T) {
 	}
 }
 
-// The real kernel-install with its plugin.
+// TestKernelInstall runs the real kernel-install with the plugin.
 func TestKernelInstall(t *testing.T) {
 	t.Parallel()
 	kernelInstall := testmod.Program(t, "kernel-install", "systemd")
@@ -358,7 +368,8 @@ func TestKernelInstall(t *testing.T) {
 	later := filepath.Join(t.TempDir(), "50-later.install")
 	write(t, later, 0o755, "#!/bin/sh\necho \"$1\" >>"+ran+"\n")
 	do := func(args ...string) result {
-		env := hookEnvironment(s.root, "KERNEL_INSTALL_CONF_ROOT="+conf, "BOOT_ROOT="+boot, "MACHINE_ID=0123456789abcdef0123456789abcdef",
+		env := hookEnvironment(s.root, "KERNEL_INSTALL_CONF_ROOT="+conf, "BOOT_ROOT="+boot,
+			"MACHINE_ID=0123456789abcdef0123456789abcdef",
 			"KERNEL_INSTALL_PLUGINS="+filepath.Join(scripts, "hooks/45-modsign.install")+" "+later)
 		return run(t, env, "", kernelInstall, args...)
 	}
@@ -377,11 +388,12 @@ func TestKernelInstall(t *testing.T) {
 	}
 }
 
-// The wrapper that DKMS calls is the kernel's sign-file.
+// TestSignFile checks that the wrapper that DKMS calls works like the kernel's
+// sign-file.
 func TestSignFile(t *testing.T) {
 	t.Parallel()
 	theirs, ours := testmod.SignFile(t), filepath.Join(scripts, "hooks/sign-file")
-	key, cert := testmod.NewKey(t, "rsa:2048").Files(t) // whose signatures are always the same
+	key, cert := testmod.NewKey(t, "rsa:2048").Files(t) // RSA signatures are deterministic
 	module := testmod.WriteFile(t, "raw.p7s", testmod.ELF())
 	testmod.Run(t, theirs, "-d", "sha256", key, cert, module)
 	raw := module + ".p7s"
@@ -434,7 +446,8 @@ func TestSignFile(t *testing.T) {
 	t.Run("3 arguments", func(t *testing.T) {
 		t.Parallel()
 		module := testmod.WriteFile(t, "nvidia.ko", testmod.ELF())
-		run(t, hookEnvironment(t.TempDir()), "", ours, key, cert, module).want(t, 2, "the hash is missing", "HASH KEY X509 MODULE", "--module-signing-hash=sha256")
+		run(t, hookEnvironment(t.TempDir()), "", ours, key, cert, module).want(t, 2, "the hash is missing",
+			"HASH KEY X509 MODULE", "--module-signing-hash=sha256")
 		run(t, hookEnvironment(t.TempDir()), "", ours, "-d", key, module).want(t, 2, "Usage: sign-file")
 	})
 
@@ -459,17 +472,19 @@ func TestSignFile(t *testing.T) {
 		sign("KBUILD_SIGN_PIN=" + secret).silent(t)
 		write(t, conf, 0o644, "passphrase_file=/etc/modsign/passphrase\n")
 		sign().want(t, 1, file)
-		for content, code := range map[string]int{secret: 0, secret + "\n": 0, secret + "\r\nmore\n": 0, "\ufeff" + secret + "\r\n": 0, "\ufeff\n" + secret: 1, "-----BEGIN PRIVATE KEY-----\n": 1, "": 1, "\n" + secret: 1, "wrong\n": 1} {
+		for content, code := range map[string]int{secret: 0, secret + "\n": 0, secret + "\r\nmore\n": 0,
+			"\ufeff" + secret + "\r\n": 0, "\ufeff\n" + secret: 1, "-----BEGIN PRIVATE KEY-----\n": 1, "": 1, "\n" + secret: 1,
+			"wrong\n": 1} {
 			write(t, file, 0o600, content)
 			if r := sign(); r.code != code || code == 0 && r.output != "" || code != 0 && r.output == "" {
 				t.Errorf("passphrase file %q: exit code %d:\n%s", content, r.code, r.output)
 			}
 		}
-		sign("KBUILD_SIGN_PIN=" + secret).silent(t) // which goes before the configured one
+		sign("KBUILD_SIGN_PIN=" + secret).silent(t) // which takes precedence over the configured one
 		write(t, conf, 0o644, "passphrase_file=relative\n")
 		sign().want(t, 1, "line 1: passphrase_file: the full path")
 
-		// No argument of any process holds it.
+		// No argument of any process contains the passphrase.
 		write(t, conf, 0o644, "passphrase_file=/etc/modsign/passphrase\n")
 		write(t, file, 0o600, secret+"\n")
 		trace := filepath.Join(t.TempDir(), "trace")

@@ -10,20 +10,22 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// What an interrupted scripts/package leaves has none of the names of packages.
+// An interrupted scripts/package leaves no files with the names of packages.
 func TestPackageInterrupted(t *testing.T) {
 	testmod.Slow(t, "builds the packages of modsign")
 	t.Parallel()
 	for _, test := range []struct{ program, from, signal string }{
 		{"dpkg-deb", "dpkg", "TERM"},
-		{"sync", "coreutils", "KILL"}, // while packages go to OUTDIR
+		{"sync", "coreutils", "KILL"}, // while packages are moved to OUTDIR
 	} {
 		t.Run(test.program+" "+test.signal, func(t *testing.T) {
 			t.Parallel()
-			// A program that does half of its work, and then the script is gone.
+			// The program does half of its work, and then the script is killed.
 			path, out := t.TempDir(), t.TempDir()
 			real := testmod.Program(t, test.program, test.from)
-			wrapper := "#!/bin/sh\n" + real + " \"$@\"\nfor file; do :; done\n[ ! -f \"$file\" ] || truncate --size=100 \"$file\"\nkill -" + test.signal + " $PPID\nsleep 1\n"
+			wrapper := "#!/bin/sh\n" + real +
+				" \"$@\"\nfor file; do :; done\n[ ! -f \"$file\" ] || truncate --size=100 \"$file\"\nkill -" + test.signal +
+				" $PPID\nsleep 1\n"
 			write(t, filepath.Join(path, test.program), 0o755, wrapper)
 			cmd := exec.Command(filepath.Join(scripts, "package"), "--version", packageVersion, out)
 			cmd.Env = environment("SOURCE_DATE_EPOCH=1700000000", "PATH="+path+":"+os.Getenv("PATH"), "TMPDIR="+t.TempDir())

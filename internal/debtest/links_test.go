@@ -9,8 +9,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// In an image, links lead into the image; and a link to a module is one that modprobe
-// would follow.
+// In an image, links lead into the image. The hooks follow links to modules, as
+// modprobe does.
 func TestHooksFollowLinks(t *testing.T) {
 	t.Parallel()
 	eachHook(t, func(t *testing.T, h hook) {
@@ -59,7 +59,7 @@ func TestHooksFollowLinks(t *testing.T) {
 		write(t, config, 0o644, "on_failure=fail\ntrust=/etc/keys/owner.pem\n")
 		h.run(t, s).silent(t)
 
-		// A kernel that has nothing but links to modules has modules.
+		// A kernel that has only links to modules has modules.
 		for _, path := range s.files {
 			if err := os.Remove(strings.Replace(path, s.root, s.root+"/usr", 1)); err != nil {
 				t.Fatal(err)

@@ -35,8 +35,8 @@ func symlink(t testing.TB, target, path string) {
 	}
 }
 
-// A configuration that others can change is refused by all that reads it, with an exit
-// code of 1 even where it says on_failure=warn.
+// Every reader rejects a configuration that others can change, with exit code 1 even if
+// the file says on_failure=warn.
 func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -44,18 +44,29 @@ func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		change func(t *testing.T, s *system)
-		named  string // what is wrong
+		named  string // part of the error
 	}{
-		"file of another user":        {func(t *testing.T, s *system) { chown(t, s.conf(), stranger) }, "etc/modsign/modsign.conf: the owner is user 65533"},
-		"file that a group writes":    {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o664) }, "etc/modsign/modsign.conf: group or others"},
-		"file that all write":         {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o646) }, "etc/modsign/modsign.conf: group or others"},
-		"file that others write":      {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o602) }, "etc/modsign/modsign.conf: group or others"},
-		"directory of another user":   {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger) }, "etc/modsign/: the owner is"},
-		"directory that all write":    {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777) }, "etc/modsign/: group or others"},
-		"sticky directory":            {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777|os.ModeSticky) }, "etc/modsign/: group or others"},
-		"directory above":             {func(t *testing.T, s *system) { chmod(t, filepath.Join(s.root, "etc"), 0o775) }, "etc/: group or others"},
-		"root":                        {func(t *testing.T, s *system) { chown(t, s.root, stranger) }, "/: the owner is"},
-		"no file in such a directory": {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger); os.Remove(s.conf()) }, "etc/modsign/: the owner is"},
+		"file of another user": {func(t *testing.T, s *system) { chown(t, s.conf(), stranger) },
+			"etc/modsign/modsign.conf: the owner is user 65533"},
+		"file that a group writes": {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o664) },
+			"etc/modsign/modsign.conf: group or others"},
+		"file that all write": {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o646) },
+			"etc/modsign/modsign.conf: group or others"},
+		"file that others write": {func(t *testing.T, s *system) { chmod(t, s.conf(), 0o602) },
+			"etc/modsign/modsign.conf: group or others"},
+		"directory of another user": {func(t *testing.T, s *system) { chown(t, filepath.Dir(s.conf()), stranger) },
+			"etc/modsign/: the owner is"},
+		"directory that all write": {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777) },
+			"etc/modsign/: group or others"},
+		"sticky directory": {func(t *testing.T, s *system) { chmod(t, filepath.Dir(s.conf()), 0o777|os.ModeSticky) },
+			"etc/modsign/: group or others"},
+		"directory above": {func(t *testing.T, s *system) { chmod(t, filepath.Join(s.root, "etc"), 0o775) },
+			"etc/: group or others"},
+		"root": {func(t *testing.T, s *system) { chown(t, s.root, stranger) }, "/: the owner is"},
+		"no file in such a directory": {func(t *testing.T, s *system) {
+			chown(t, filepath.Dir(s.conf()), stranger)
+			os.Remove(s.conf())
+		}, "etc/modsign/: the owner is"},
 		"access list": {func(t *testing.T, s *system) {
 			testmod.Run(t, testmod.Program(t, "setfacl", "acl"), "-m", "u:65533:rw", s.conf())
 		}, "etc/modsign/modsign.conf: group or others"},
@@ -77,13 +88,14 @@ func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 				t.Fatal(err)
 			}
 			chown(t, filepath.Join(s.root, "home/u"), stranger)
-		}, ""}, // .. is what chroot makes of it: nothing of his is read
+		}, ""}, // .. as after chroot: nothing of the stranger's is read
 		"link to his link": {func(t *testing.T, s *system) {
 			s.move(t, "srv/modsign.conf", "/home/u/link")
 			symlinkIn(t, s, "/srv/modsign.conf", "home/u/link")
 			chown(t, filepath.Join(s.root, "home/u"), stranger)
 		}, "home/u/: the owner is"},
-		"links in a circle": {func(t *testing.T, s *system) { symlink(t, "modsign.conf", s.conf()) }, "because its links lead in a circle"},
+		"links in a circle": {func(t *testing.T, s *system) { symlink(t, "modsign.conf", s.conf()) },
+			"because its links lead in a circle"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -92,7 +104,8 @@ func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 			test.change(t, s)
 			locked, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 			signFile := func() result {
-				return run(t, hookEnvironment(s.root), "", filepath.Join(scripts, "hooks/sign-file"), "sha256", locked, cert, testmod.WriteFile(t, "m.ko", testmod.ELF()))
+				return run(t, hookEnvironment(s.root), "", filepath.Join(scripts, "hooks/sign-file"), "sha256", locked, cert,
+					testmod.WriteFile(t, "m.ko", testmod.ELF()))
 			}
 			if test.named == "" {
 				for _, h := range hooks {
@@ -109,7 +122,7 @@ func TestHooksRefuseConfigurationOfOthers(t *testing.T) {
 	}
 }
 
-// The files that a configuration names decide as much as it does.
+// The files that a configuration names are as critical as the configuration.
 func TestHooksRefuseFilesOfOthers(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -128,7 +141,7 @@ func TestHooksRefuseFilesOfOthers(t *testing.T) {
 				hooks[0].run(t, s).want(t, 1, name, "the owner is user 65533", "/etc/keys/it is refused")
 				chown(t, filepath.Join(s.root, name), 0)
 			}
-			// on_failure holds, as the configuration itself is root's.
+			// on_failure applies, because the configuration itself belongs to root.
 			chmod(t, filepath.Join(s.root, "etc/keys/it"), 0o666)
 			s.configure(t, append(lines, "on_failure=warn")...)
 			hooks[0].run(t, s).want(t, 0, "group or others can write it", "nothing was signed or verified")
@@ -136,20 +149,20 @@ func TestHooksRefuseFilesOfOthers(t *testing.T) {
 	}
 }
 
-// Links of the configuration are followed inside the root.
+// Links in the path of the configuration are followed inside the root.
 func TestHooksConfigurationLinks(t *testing.T) {
 	t.Parallel()
 	s := install(t, newest(t))
 	outside := testmod.WriteFile(t, "modsign.conf", []byte("on_failure=fail\n"))
 	unsign(t, s.files[0])
 	symlinkIn(t, s, outside, "etc/modsign/modsign.conf")
-	hooks[0].run(t, s).want(t, 0, s.files[0]+": not signed") // what is there inside is nothing: warn
+	hooks[0].run(t, s).want(t, 0, s.files[0]+": not signed") // there is no file inside: warn
 	s.configure(t, "on_failure=fail")
 	s.move(t, "usr/share/site/modsign.conf", "/usr/share/site/modsign.conf")
 	hooks[0].run(t, s).want(t, 1, s.files[0]+": not signed")
 }
 
-// Whoever runs the hooks may have written the configuration.
+// The user who runs the hooks may own the configuration.
 func TestHooksConfigurationOfTheCaller(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {

@@ -19,7 +19,7 @@ import (
 
 const packageVersion = "7.8~rc9"
 
-// packages are what scripts/package builds, by the beginning of their names.
+// packages are the results of scripts/package, by the beginning of their names.
 type packages struct{ modsign, dh, rpm string }
 
 func buildPackages(t testing.TB, umask string, with ...string) packages {
@@ -28,7 +28,8 @@ func buildPackages(t testing.TB, umask string, with ...string) packages {
 		testmod.Program(t, name, from)
 	}
 	dir := filepath.Join(t.TempDir(), "a directory", "new")
-	cmd := exec.Command("sh", "-euc", "umask "+umask+`; exec "$@"`, "sh", filepath.Join(scripts, "package"), "--version", packageVersion, dir)
+	cmd := exec.Command("sh", "-euc", "umask "+umask+`; exec "$@"`, "sh",
+		filepath.Join(scripts, "package"), "--version", packageVersion, dir)
 	cmd.Env = environment(append([]string{"SOURCE_DATE_EPOCH=1700000000"}, with...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -68,7 +69,7 @@ func TestPackages(t *testing.T) {
 	})
 	t.Run("again", func(t *testing.T) {
 		t.Parallel()
-		// Another place, umask, language and time zone: the same bytes.
+		// Another directory, umask, language and time zone give the same bytes.
 		again := buildPackages(t, "077", "TZ=JST-9", "LC_ALL=POSIX")
 		same(t, again.modsign, built.modsign)
 		same(t, again.dh, built.dh)
@@ -80,11 +81,12 @@ func TestPackages(t *testing.T) {
 	t.Run("dh-modsign", func(t *testing.T) { t.Parallel(); built.testDh(t) })
 	t.Run("lintian", func(t *testing.T) {
 		t.Parallel()
-		run(t, environment(), t.TempDir(), testmod.Program(t, "lintian", "lintian"), "--no-cfg", "--allow-root", "--fail-on", "error,warning", built.modsign, built.dh).silent(t)
+		run(t, environment(), t.TempDir(), testmod.Program(t, "lintian", "lintian"), "--no-cfg", "--allow-root", "--fail-on",
+			"error,warning", built.modsign, built.dh).silent(t)
 	})
 }
 
-// both are the files of both packages that have to be there, and their modes.
+// both lists the files that must be in both packages, with their modes.
 var both = map[string]fs.FileMode{
 	"etc/dkms/framework.conf.d/00-modsign.conf":        0o644,
 	"etc/modsign/modsign.conf":                         0o644,
@@ -120,7 +122,7 @@ var rpmAlone = map[string]fs.FileMode{
 	"usr/share/doc/modsign/CHANGELOG.md":    0o644,
 }
 
-// checkTree checks the files below a root that a package was unpacked to.
+// checkTree checks the files below a root into which a package was unpacked.
 func checkTree(t testing.TB, root string, want ...map[string]fs.FileMode) {
 	t.Helper()
 	found := make(map[string]fs.FileMode)
@@ -176,18 +178,21 @@ func checkTree(t testing.TB, root string, want ...map[string]fs.FileMode) {
 	if len(pages) == 0 {
 		t.Error("there are no man pages")
 	}
-	// The program is whole, of this version, and needs nothing of its system.
+	// The program is complete, has this version, and needs no libraries of the system.
 	binary := filepath.Join(root, "usr/bin/modsign")
 	run(t, environment(), "", binary, "version").want(t, 0, "modsign "+packageVersion+" (")
-	if out := testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "--program-headers", binary); bytes.Contains(out, []byte("INTERP")) {
+	if out := testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "--program-headers", binary); bytes.Contains(out,
+		[]byte("INTERP")) {
 		t.Error("the program is not static")
 	}
 	if b := read(t, binary); bytes.Contains(b, []byte(filepath.Dir(scripts)+"/")) {
 		t.Error("the program tells where it was built")
 	}
-	run(t, environment(), "", "bash", "-euc", `. "$1"; complete -p modsign`, "bash", filepath.Join(root, "usr/share/bash-completion/completions/modsign")).want(t, 0, "__start_modsign")
+	run(t, environment(), "", "bash", "-euc", `. "$1"; complete -p modsign`, "bash",
+		filepath.Join(root, "usr/share/bash-completion/completions/modsign")).want(t, 0, "__start_modsign")
 	third := testmod.Run(t, "gzip", "-dc", filepath.Join(root, "usr/share/doc/modsign/third-party.gz"))
-	for path := range strings.Lines(string(testmod.Run(t, "go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", "../../cmd/modsign"))) {
+	for path := range strings.Lines(string(testmod.Run(t, "go", "list", "-deps", "-f",
+		"{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", "../../cmd/modsign"))) {
 		if path = strings.TrimSpace(path); path != "" && !bytes.Contains(third, []byte("==== "+path+" ")) {
 			t.Errorf("the licence of %s is missing", path)
 		}
@@ -205,7 +210,7 @@ func (p packages) testDeb(t *testing.T) {
 	}
 	control := t.TempDir()
 	testmod.Run(t, "dpkg-deb", "-e", p.modsign, control)
-	// Nothing of it runs when it is installed.
+	// The package runs nothing at installation.
 	entries, _ := os.ReadDir(control)
 	var names []string
 	for _, e := range entries {
@@ -215,7 +220,7 @@ func (p packages) testDeb(t *testing.T) {
 		t.Errorf("%q in the control archive, want %q", names, want)
 	}
 	run(t, environment(), root, "md5sum", "--check", "--quiet", filepath.Join(control, "md5sums")).silent(t)
-	// What is in /etc is the administrator's.
+	// Files in /etc belong to the administrator.
 	var inEtc []string
 	for _, files := range []map[string]fs.FileMode{both, debAlone} {
 		for name := range maps.Keys(files) {
@@ -225,13 +230,15 @@ func (p packages) testDeb(t *testing.T) {
 		}
 	}
 	slices.Sort(inEtc)
-	inEtc = append(inEtc, "remove-on-upgrade /etc/dkms/framework.conf.d/modsign.conf") // its name before
-	if got := strings.Split(strings.TrimSpace(string(read(t, filepath.Join(control, "conffiles")))), "\n"); !slices.Equal(got, inEtc) {
+	inEtc = append(inEtc, "remove-on-upgrade /etc/dkms/framework.conf.d/modsign.conf") // its former name
+	if got := strings.Split(strings.TrimSpace(string(read(t, filepath.Join(control, "conffiles")))),
+		"\n"); !slices.Equal(got, inEtc) {
 		t.Errorf("conffiles are %q, want %q", got, inEtc)
 	}
 }
 
-// Dpkg installs, upgrades, removes and purges the package, in a root of its own.
+// testDpkg installs, upgrades, removes and purges the package with dpkg, in a root of
+// its own.
 func (p packages) testDpkg(t *testing.T) {
 	s := install(t, newest(t))
 	for _, name := range []string{"info", "updates", "triggers"} {
@@ -243,31 +250,35 @@ func (p packages) testDpkg(t *testing.T) {
 	dpkg := func(args ...string) {
 		t.Helper()
 		env := environment("DEBIAN_FRONTEND=noninteractive", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-		run(t, env, "", "dpkg", append([]string{"--root=" + s.root, "--log=/dev/null", "--force-not-root", "--force-unsafe-io"}, args...)...).want(t, 0)
+		run(t, env, "", "dpkg", append([]string{"--root=" + s.root, "--log=/dev/null", "--force-not-root",
+			"--force-unsafe-io"}, args...)...).want(t, 0)
 	}
 	dpkg("--install", p.modsign)
 	at := func(name string) string { return filepath.Join(s.root, name) }
-	env := environment("MODSIGN_ROOT="+s.root, "MODSIGN="+at("usr/bin/modsign"), "MODSIGN_HOOK="+at("usr/lib/modsign/hook"))
+	env := environment("MODSIGN_ROOT="+s.root, "MODSIGN="+at("usr/bin/modsign"),
+		"MODSIGN_HOOK="+at("usr/lib/modsign/hook"))
 	hook := func() result { return run(t, env, "", at("etc/kernel/postinst.d/dkms-modsign"), s.version, s.image) }
 	plugin := func() result {
 		return run(t, env, "", at("usr/lib/kernel/install.d/45-modsign.install"), "add", s.version, "/boot/entry", s.image)
 	}
 
-	// As installed it works, and says nothing where nothing is wrong.
+	// The installed hook works, and prints nothing if nothing is wrong.
 	hook().silent(t)
 	plugin().silent(t)
 	unsign(t, s.files[0])
 	hook().want(t, 0, s.files[0]+": not signed")
 	plugin().want(t, 0, s.files[0]+": not signed")
 	key, cert := testmod.NewKey(t, "ecdsa:p256").Files(t)
-	run(t, env, "", at("usr/lib/modsign/sign-file"), "sha256", key, cert, testmod.WriteFile(t, "m.ko", testmod.ELF())).silent(t)
+	run(t, env, "", at("usr/lib/modsign/sign-file"), "sha256", key, cert,
+		testmod.WriteFile(t, "m.ko", testmod.ELF())).silent(t)
 
-	// What an administrator has written stays.
+	// The administrator's changes stay.
 	s.configure(t, "on_failure=fail")
 	dpkg("--install", p.modsign)
 	hook().want(t, 1, s.files[0]+": not signed")
 	dpkg("--remove", "modsign")
-	for _, name := range []string{"etc/modsign/modsign.conf", "etc/kernel/postinst.d/dkms-modsign", "etc/dkms/framework.conf.d/00-modsign.conf"} {
+	for _, name := range []string{"etc/modsign/modsign.conf", "etc/kernel/postinst.d/dkms-modsign",
+		"etc/dkms/framework.conf.d/00-modsign.conf"} {
 		if _, err := os.Stat(at(name)); err != nil {
 			t.Error(err)
 		}
@@ -287,17 +298,20 @@ func (p packages) testRPM(t *testing.T) {
 		t.Helper()
 		return string(testmod.Run(t, testmod.Program(t, "rpm", "rpm"), args...))
 	}
-	for line := range strings.Lines(rpm("-qp", "--queryformat", "[%{FILENAMES} %{FILEUSERNAME}:%{FILEGROUPNAME} <%{FILEFLAGS:fflags}>\n]", p.rpm)) {
+	for line := range strings.Lines(rpm("-qp", "--queryformat",
+		"[%{FILENAMES} %{FILEUSERNAME}:%{FILEGROUPNAME} <%{FILEFLAGS:fflags}>\n]", p.rpm)) {
 		fields := strings.Fields(line)
 		name, owner, flags := fields[0], fields[1], fields[2]
 		if owner != "root:root" {
 			t.Errorf("%s is %s", name, owner)
 		}
 		// c and n: configuration that is not replaced.
-		if config := strings.Contains(flags, "c") && strings.Contains(flags, "n"); config != (strings.HasPrefix(name, "/etc/") && strings.HasSuffix(name, ".conf")) {
+		if config := strings.Contains(flags, "c") && strings.Contains(flags,
+			"n"); config != (strings.HasPrefix(name, "/etc/") && strings.HasSuffix(name, ".conf")) {
 			t.Errorf("%s has the flags %s", name, flags)
 		}
-		if doc := strings.Contains(flags, "d"); doc != (strings.HasPrefix(name, "/usr/share/man/") || strings.HasPrefix(name, "/usr/share/doc/") && name != "/usr/share/doc/modsign") {
+		if doc := strings.Contains(flags, "d"); doc != (strings.HasPrefix(name, "/usr/share/man/") ||
+			strings.HasPrefix(name, "/usr/share/doc/") && name != "/usr/share/doc/modsign") {
 			t.Errorf("%s has the flags %s", name, flags)
 		}
 	}
@@ -307,7 +321,8 @@ func (p packages) testRPM(t *testing.T) {
 	if out := rpm("-qp", "--requires", p.rpm); !strings.Contains(out, "/bin/sh\n") {
 		t.Errorf("it needs:\n%s", out)
 	}
-	if out := rpm("-qp", "--queryformat", "%{BUILDTIME} %{BUILDHOST} %{LICENSE}", p.rpm); out != "1700000000 localhost Apache-2.0" {
+	if out := rpm("-qp", "--queryformat", "%{BUILDTIME} %{BUILDHOST} %{LICENSE}",
+		p.rpm); out != "1700000000 localhost Apache-2.0" {
 		t.Error(out)
 	}
 
@@ -319,7 +334,7 @@ func (p packages) testRPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkTree(t, root, both, rpmAlone)
-	for _, name := range []string{"etc/kernel/postinst.d", "usr/bin/dh_modsign"} { // are Debian's
+	for _, name := range []string{"etc/kernel/postinst.d", "usr/bin/dh_modsign"} { // Debian's names
 		if _, err := os.Stat(filepath.Join(root, name)); err == nil {
 			t.Errorf("%s is in the RPM", name)
 		}
@@ -330,8 +345,10 @@ func (p packages) testDh(t *testing.T) {
 	root := t.TempDir()
 	testmod.Run(t, "dpkg-deb", "-x", p.dh, root)
 	same(t, filepath.Join(root, "usr/bin/dh_modsign"), filepath.Join(scripts, "debian/dh_modsign"))
-	page := string(testmod.Run(t, testmod.Program(t, "man", "man-db"), "--local-file", filepath.Join(root, "usr/share/man/man1/dh_modsign.1.gz")))
-	for _, word := range []string{"dh_modsign - sign the kernel modules of packages", "--split-debug", "MODSIGN_KEY", "KBUILD_SIGN_PIN"} {
+	page := string(testmod.Run(t, testmod.Program(t, "man", "man-db"), "--local-file",
+		filepath.Join(root, "usr/share/man/man1/dh_modsign.1.gz")))
+	for _, word := range []string{"dh_modsign - sign the kernel modules of packages", "--split-debug", "MODSIGN_KEY",
+		"KBUILD_SIGN_PIN"} {
 		if !strings.Contains(page, word) {
 			t.Errorf("the page does not say %q:\n%s", word, page)
 		}
@@ -342,16 +359,19 @@ func (p packages) testDh(t *testing.T) {
 			t.Errorf("%q is missing in:\n%s", word, fields)
 		}
 	}
-	// The addon works from where it is installed.
+	// The addon works from its installed directory.
 	source := newSourcePackage(t, "", " --with modsign", "")
-	run(t, environment("PERL5LIB="+filepath.Join(root, "usr/share/perl5")), source.dir, "dh", "binary", "--with", "modsign", "--no-act").want(t, 0, "dh_modsign")
+	run(t, environment("PERL5LIB="+filepath.Join(root, "usr/share/perl5")), source.dir, "dh", "binary", "--with",
+		"modsign", "--no-act").want(t, 0, "dh_modsign")
 }
 
-// Without --version it is what git says; what cannot be a version is refused.
+// Without --version, git determines the version. An invalid version is rejected.
 func TestPackageArguments(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"--version"}, {"--version", "1-2"}, {"--version", "v"}, {"--version=x y"}, {"--help"}} {
-		if r := run(t, environment(), t.TempDir(), filepath.Join(scripts, "package"), args...); r.code == 0 || !strings.HasPrefix(r.output, "package: ") {
+	for _, args := range [][]string{{"--version"}, {"--version", "1-2"}, {"--version", "v"}, {"--version=x y"},
+		{"--help"}} {
+		if r := run(t, environment(), t.TempDir(), filepath.Join(scripts, "package"), args...); r.code == 0 ||
+			!strings.HasPrefix(r.output, "package: ") {
 			t.Errorf("%q: exit code %d:\n%s", args, r.code, r.output)
 		}
 	}

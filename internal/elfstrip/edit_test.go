@@ -71,16 +71,13 @@ var edits = map[string]struct {
 		e.section(".rela.data").name = e.section(".rela.text").name
 	}},
 	"relocations without flags": {change: func(e *editor) {
-		e.section(".rela.data").flags,
-			e.section(".rela.data").align = 0, 1
+		e.section(".rela.data").flags, e.section(".rela.data").align = 0, 1
 	}},
 	"no alignment": {change: func(e *editor) {
-		e.section(".modinfo").align,
-			e.section(".comment").align = 0, 0
+		e.section(".modinfo").align, e.section(".comment").align = 0, 0
 	}},
 	"size of entries": {change: func(e *editor) {
-		e.section(".BTF").entsize,
-			e.section(".comment").entsize = 3, 0
+		e.section(".BTF").entsize, e.section(".comment").entsize = 3, 0
 	}},
 	"addresses": {change: func(e *editor) { e.section(".text").addr = 0x20 }},
 	"header": {change: func(e *editor) {
@@ -99,8 +96,7 @@ var edits = map[string]struct {
 		e.order.PutUint32(e.b[e.section(".symtab").off+24*11:], 5)
 	}},
 	"section symbols with value": {change: func(e *editor) {
-		e.b[e.section(".symtab").off+24*11+8],
-			e.b[e.section(".symtab").off+24*11+16] = 4, 4
+		e.b[e.section(".symtab").off+24*11+8], e.b[e.section(".symtab").off+24*11+16] = 4, 4
 	}},
 	"relocation without symbol": {change: func(e *editor) { clear(e.relocation(".rela.text")[4:]) }},
 	"st_other":                  {change: func(e *editor) { s, _ := e.symbol("whom"); s[5] = 0x63 }},

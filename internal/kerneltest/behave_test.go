@@ -21,8 +21,8 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// behave is how the hook behaves in a tree that is built and has a key agent. It
-// leaves the tree so.
+// behave checks the hook in a tree that is built and has a key agent. It leaves the
+// tree in that state.
 func (u *user) behave(t *testing.T, tree *Tree) {
 	for _, part := range []struct {
 		name string
@@ -42,8 +42,8 @@ func (u *user) behave(t *testing.T, tree *Tree) {
 	}
 }
 
-// hash is what a tree of files holds: the content of files by their names, and
-// where links lead to.
+// hash describes a tree of files: the content of files by name, and the targets of
+// links.
 func hash(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -87,7 +87,8 @@ func sameFiles(t testing.TB, got, want map[string]string, ignore func(string) bo
 	}
 }
 
-// trusted fails the test unless the tree's kernel takes all modules below a folder.
+// trusted fails the test unless the tree's kernel accepts all modules below a
+// directory.
 func (u *user) trusted(t testing.TB, tree *Tree, dir string) {
 	t.Helper()
 	var keys verify.Keyring
@@ -107,7 +108,7 @@ func (u *user) quiet(t *testing.T, tree *Tree) {
 		status = fmt.Sprintf("%+v", s)
 	}
 	for _, goal := range []string{"kernelrelease", "image_name", "help", "olddefconfig"} {
-		// The same as of a make that has never heard of the hook.
+		// The output is the same as without the hook.
 		with := u.run(t, tree.Objtree, "make", "-s", goal)
 		if without := u.run(t, tree.Objtree, "make", "-s", "-f", "Makefile", goal); with != without {
 			t.Errorf("make -s %s says %q with the hook, and else %q", goal, with, without)
@@ -116,7 +117,8 @@ func (u *user) quiet(t *testing.T, tree *Tree) {
 	root := t.TempDir()
 	u.run(t, tree.Objtree, "make", "-s", "INSTALL_MOD_PATH="+root, "modules_install")
 	installed := hash(t, root)
-	for _, args := range []string{"-n modules_install", "-n modules_sign", "-n clean", "-n", "-n mrproper modules_install"} {
+	for _, args := range []string{"-n modules_install", "-n modules_sign", "-n clean", "-n",
+		"-n mrproper modules_install"} {
 		u.run(t, tree.Objtree, "make", append(strings.Fields(args), "INSTALL_MOD_PATH="+root)...)
 	}
 	sameFiles(t, hash(t, root), installed, nil)
@@ -129,11 +131,12 @@ func (u *user) quiet(t *testing.T, tree *Tree) {
 	if now := fmt.Sprintf("%+v", s); now != status {
 		t.Errorf("the agent is %s, and was %s", now, status)
 	}
-	// What is said is said by Kbuild alone.
+	// All output is Kbuild's.
 	if out := u.run(t, tree.Objtree, "make", "-s", "INSTALL_MOD_PATH="+root, "modules_install"); out != "" {
 		t.Errorf("make -s modules_install says %q", out)
 	}
-	if out := u.run(t, tree.Srctree, "make", "O="+tree.Objtree, "--no-print-directory", "INSTALL_MOD_PATH="+root, "modules_install", "kernelrelease"); !strings.Contains(out, "modsign: signed ") {
+	if out := u.run(t, tree.Srctree, "make", "O="+tree.Objtree, "--no-print-directory", "INSTALL_MOD_PATH="+root,
+		"modules_install", "kernelrelease"); !strings.Contains(out, "modsign: signed ") {
 		t.Errorf("make --no-print-directory modules_install kernelrelease says %q", out)
 	}
 }
@@ -176,11 +179,13 @@ func (u *user) settings(t *testing.T, tree *Tree) {
 	}
 	unsigned("without MODULE_SIG_ALL", "CONFIG_MODULE_SIG_ALL=")
 	unsigned("with an empty key", "CONFIG_MODULE_SIG_KEY=")
-	// Kbuild is left to it, and fails here, where no token is.
-	refuse("a token's key", "Kbuild signs and compresses the modules itself", "INSTALL_MOD_PATH="+base, "CONFIG_MODULE_SIG_KEY=pkcs11:token=none")
+	// With the hook, Kbuild does this itself. It fails here because there is no token.
+	refuse("a token's key", "Kbuild signs and compresses the modules itself", "INSTALL_MOD_PATH="+base,
+		"CONFIG_MODULE_SIG_KEY=pkcs11:token=none")
 	key := filepath.Join(t.TempDir(), "key.pem")
 	u.run(t, "", u.modsign, "keygen", "--type", "ecdsa:p384", "-o", key)
-	refuse("a key that the kernel was not linked with", "not the key that this kernel was linked with", "INSTALL_MOD_PATH="+base, "CONFIG_MODULE_SIG_KEY="+key)
+	refuse("a key that the kernel was not linked with", "not the key that this kernel was linked with",
+		"INSTALL_MOD_PATH="+base, "CONFIG_MODULE_SIG_KEY="+key)
 	if err := os.Chmod(key, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +193,8 @@ func (u *user) settings(t *testing.T, tree *Tree) {
 	if found, _ := filepath.Glob(filepath.Join(base, "lib/modules/*/kernel/*/*.ko*")); len(found) != 0 {
 		t.Errorf("refused, and all the same installed: %q", found)
 	}
-	if out := u.run(t, tree.Objtree, u.modsign, "kbuild", "show"); !strings.Contains(out, "held by modsign agent") || !strings.Contains(out, "scripts/sign-file: ours") {
+	if out := u.run(t, tree.Objtree, u.modsign, "kbuild", "show"); !strings.Contains(out, "held by modsign agent") ||
+		!strings.Contains(out, "scripts/sign-file: ours") {
 		t.Errorf("modsign kbuild show says %s", out)
 	}
 }
@@ -198,7 +204,7 @@ func (u *user) signInstalled(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, u.modsign, "kbuild", "install", "-s", u.jobs, "INSTALL_MOD_PATH="+root)
 	modlib, modules := installed(t, root)
 	u.trusted(t, tree, modlib)
-	// Modules of others, which need not even be modules.
+	// Other modules, and files with the names of modules.
 	for _, name := range []string{"updates/theirs.ko", "extra/theirs.ko.xz", "kernel/crypto/theirs.ko"} {
 		path := filepath.Join(modlib, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -219,7 +225,7 @@ func (u *user) signInstalled(t *testing.T, tree *Tree) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
-	// modules_install removes kernel/ as a whole, as ever, and nothing else.
+	// modules_install removes only kernel/, as without the hook.
 	u.run(t, tree.Objtree, "make", u.jobs, "-s", "INSTALL_MOD_PATH="+root, "modules_install")
 	after := hash(t, root)
 	for name, sum := range before {
@@ -253,15 +259,17 @@ func (u *user) external(t *testing.T, tree *Tree) {
 	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "INSTALL_MOD_PATH="+root, "modules_install")
 	modlib, _ := installed(t, root)
 	u.trusted(t, tree, filepath.Join(modlib, "updates"))
-	sameFiles(t, hash(t, root), mergeMaps(before, hash(t, root), "updates/"), func(name string) bool { return strings.Contains(name, "/modules.") })
-	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "INSTALL_MOD_PATH="+root, "INSTALL_MOD_DIR=extra/mine", "modules_install")
+	sameFiles(t, hash(t, root), mergeMaps(before, hash(t, root), "updates/"),
+		func(name string) bool { return strings.Contains(name, "/modules.") })
+	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "INSTALL_MOD_PATH="+root, "INSTALL_MOD_DIR=extra/mine",
+		"modules_install")
 	u.trusted(t, tree, filepath.Join(modlib, "extra/mine"))
 	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "clean")
 	if _, err := u.agent(tree.Objtree); err != nil {
 		t.Errorf("make M= clean has ended the agent: %v", err)
 	}
 
-	// Without the key the module is installed, unsigned, and one line says so.
+	// Without the key the module is installed unsigned, with a one-line message.
 	u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "modules")
 	u.run(t, tree.Objtree, u.modsign, "agent", "forget")
 	out := u.run(t, dir, "make", "-C", tree.Objtree, "M="+dir, "INSTALL_MOD_PATH="+root, "modules_install")
@@ -281,8 +289,9 @@ func (u *user) external(t *testing.T, tree *Tree) {
 	if r := verify.File(t.Context(), new(verify.Keyring), found[0]); r.Verdict != verify.NotSigned {
 		t.Errorf("%s: %s", found[0], r.Verdict)
 	}
-	// The kernel's own are not installed.
-	if out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); err == nil || !strings.Contains(out, "the one-time key of this kernel is gone") || !strings.Contains(out, "forgotten at") {
+	// The kernel's own modules are not installed.
+	if out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); err == nil ||
+		!strings.Contains(out, "the one-time key of this kernel is gone") || !strings.Contains(out, "forgotten at") {
 		t.Errorf("make modules_install without the key: %v %s", err, out)
 	}
 	if out := u.run(t, tree.Objtree, "make", u.jobs); !strings.Contains(out, "a new one-time key is made") {
@@ -292,7 +301,7 @@ func (u *user) external(t *testing.T, tree *Tree) {
 	u.trusted(t, tree, filepath.Join(modlib, "kernel"))
 }
 
-// mergeMaps adds those files of more whose names hold a word.
+// mergeMaps adds the files of more whose names contain a word.
 func mergeMaps(files, more map[string]string, word string) map[string]string {
 	merged := make(map[string]string)
 	for name, sum := range files {
@@ -327,7 +336,7 @@ func (u *user) keepGoing(t *testing.T, tree *Tree) {
 	u.trusted(t, tree, root)
 }
 
-// oneInstall has the key destroyed after the first installation.
+// oneInstall destroys the key after the first installation.
 func (u *user) oneInstall(t *testing.T, tree *Tree) {
 	root := t.TempDir()
 	u.run(t, tree.Objtree, u.modsign, "agent", "forget")
@@ -371,7 +380,7 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 	root := t.TempDir()
 	u.run(t, root, "dpkg-deb", "-x", image[0], root)
 	u.trusted(t, tree, filepath.Join(root, "lib/modules"))
-	// The package of headers can sign on a machine that has no modsign.
+	// The package of headers can sign on a machine without modsign.
 	headers, err := filepath.Glob(filepath.Join(filepath.Dir(tree.Objtree), "linux-headers-*.deb"))
 	if err != nil || len(headers) != 1 {
 		t.Fatalf("packages: %q, %v", headers, err)
@@ -385,7 +394,8 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(found[0], bytes.ReplaceAll(script, []byte(u.modsign), []byte("/nonexistent/modsign")), 0o755); err != nil {
+	if err := os.WriteFile(found[0], bytes.ReplaceAll(script, []byte(u.modsign), []byte("/nonexistent/modsign")),
+		0o755); err != nil {
 		t.Fatal(err)
 	}
 	key := testmod.NewKey(t, "rsa:2048")
@@ -403,8 +413,8 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, "make", "-s", u.jobs) // as it was before
 }
 
-// likeStock compares what is installed with and without the hook, with one RSA key
-// that both use: the same names and the same bytes.
+// likeStock compares installations with and without the hook, with one RSA key: the
+// names and the bytes are the same.
 func (u *user) likeStock(t *testing.T, tree *Tree) {
 	config, err := os.ReadFile(tree.config())
 	if err != nil {
@@ -434,7 +444,8 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 				with := append([]string{"INSTALL_MOD_PATH=" + root}, args...)
 				if how != "hooked" {
 					with = append([]string{"-f", "Makefile"}, with...)
-					// The program that Kbuild has built; and a link to modsign, as in a tree without the hook.
+					// First the program that Kbuild has built, then a link to modsign,
+					// as in a tree without the hook.
 					if err := os.Remove(signFile); err != nil {
 						t.Fatal(err)
 					}
@@ -472,7 +483,8 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, "make", u.jobs)
 }
 
-// kills ends each part at some point. What comes after says so, and makes it whole.
+// kills kills each part at some point. The next make reports this, and repairs the
+// tree.
 func (u *user) kills(t *testing.T, tree *Tree) {
 	root := t.TempDir()
 	status, err := u.agent(tree.Objtree)
@@ -482,7 +494,8 @@ func (u *user) kills(t *testing.T, tree *Tree) {
 	if err := syscall.Kill(status.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); err == nil || !strings.Contains(out, "without a receipt") {
+	if out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); err == nil ||
+		!strings.Contains(out, "without a receipt") {
 		t.Errorf("make modules_install after the agent was killed: %v %s", err, out)
 	}
 	if got := hash(t, root); len(got) != 0 {
@@ -494,7 +507,7 @@ func (u *user) kills(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install")
 	u.trusted(t, tree, root)
 
-	// At several moments; the longest is beyond the end.
+	// At several moments; the longest is after the end.
 	met := 0
 	for _, whom := range []string{"make", "modsign"} {
 		for delay := 40 * time.Millisecond; delay < 10*time.Second; delay = delay * 5 / 2 {
@@ -523,10 +536,11 @@ func (u *user) kills(t *testing.T, tree *Tree) {
 				met++
 			case warned:
 				t.Errorf("%s killed after %v, before it has begun; the next make says: %s", whom, delay, next)
-			case len(modlib) == 1: // then it had come to its end
+			case len(modlib) == 1: // it had finished
 				u.trusted(t, tree, root)
 			}
-			if out := u.run(t, tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); strings.Contains(out, "may be unsigned") {
+			if out := u.run(t, tree.Objtree, "make", "INSTALL_MOD_PATH="+root, "modules_install"); strings.Contains(out,
+				"may be unsigned") {
 				t.Errorf("the make that repairs it says %s", out)
 			}
 			u.trusted(t, tree, root)
@@ -540,7 +554,7 @@ func (u *user) kills(t *testing.T, tree *Tree) {
 	}
 }
 
-// killAll kills the processes of a name in a process group.
+// killAll kills the processes with a name in a process group.
 func killAll(t testing.TB, group int, name string) {
 	t.Helper()
 	for _, pid := range inGroup(t, group) {
@@ -551,7 +565,7 @@ func killAll(t testing.TB, group int, name string) {
 	}
 }
 
-// settle waits until nothing of a process group is left.
+// settle waits until all processes of a process group have ended.
 func settle(t testing.TB, group int) {
 	t.Helper()
 	for range 600 {

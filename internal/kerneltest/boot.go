@@ -21,28 +21,27 @@ import (
 // A Case is a module to load.
 type Case struct {
 	Name       string
-	File       string // its path,
-	Data       []byte // or, where File is empty, its content
-	Compressed bool   // the kernel is to decompress it: MODULE_INIT_COMPRESSED_FILE
-	Keep       bool   // it stays loaded, for others that need it
+	File       string // path, or
+	Data       []byte // content, if File is empty
+	Compressed bool   // the kernel decompresses it: MODULE_INIT_COMPRESSED_FILE
+	Keep       bool   // it stays loaded, for modules that need it
 }
 
-// A Verdict is what the kernel said to a Case.
+// A Verdict is the kernel's result for a Case.
 type Verdict struct {
 	Name  string
-	Errno syscall.Errno // of finit_module(2), 0 when the module was loaded
-	Log   []string      // the lines that the kernel logged meanwhile, without level and time
-	Nanos int64         // how long the call took, on the machine as it is emulated
+	Errno syscall.Errno // of finit_module(2), 0 if the module was loaded
+	Log   []string      // lines that the kernel logged meanwhile, without level and time
+	Nanos int64         // duration of the call in the emulated machine
 }
 
-// bootLimit is how long a kernel may take, boot and all cases. Under emulation the
-// boot takes some seconds and a case some hundredths of one.
+// bootLimit is the time limit of a kernel for the boot and all cases. Under emulation
+// the boot takes some seconds and a case some hundredths of a second.
 const bootLimit = 10 * time.Minute
 
-// Boot boots a kernel image, loads the modules of the cases in their order and
-// returns the verdicts in the same order. The machine is emulated even where there is
-// a /dev/kvm: a virtual machine's own is not to be relied on, and there is little to
-// gain.
+// Boot boots a kernel image, loads the modules of the cases in order and returns the
+// verdicts in the same order. It emulates the machine even if there is a /dev/kvm,
+// which is unreliable inside a virtual machine and saves little time.
 func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	t.Helper()
 	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
@@ -52,7 +51,8 @@ func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	writeInitramfs(t, initrd, loader(t, dir), cases)
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor", "none", "-nic", "none", "-serial", "stdio",
+	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor",
+		"none", "-nic", "none", "-serial", "stdio",
 		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 tsc=unstable")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -71,7 +71,7 @@ func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	return verdicts
 }
 
-// parseConsole finds the lines of the loader among those of the console.
+// parseConsole parses the loader's lines of the console.
 func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 	var verdicts []Verdict
 	ended := false
@@ -96,7 +96,8 @@ func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 		}
 	}
 	if !ended || len(verdicts) != len(cases) {
-		return nil, fmt.Errorf("%d verdicts on %d cases, and the loader came to its end: %v", len(verdicts), len(cases), ended)
+		return nil, fmt.Errorf("%d verdicts on %d cases, and the loader came to its end: %v", len(verdicts), len(cases),
+			ended)
 	}
 	return verdicts, nil
 }
@@ -105,7 +106,8 @@ func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 func loader(t testing.TB, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "init")
-	cmd := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/modsign/modsign/internal/kerneltest/init")
+	cmd := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-trimpath", "-ldflags=-s -w", "-o", path,
+		"github.com/modsign/modsign/internal/kerneltest/init")
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
@@ -117,7 +119,7 @@ func loader(t testing.TB, dir string) string {
 // and the list that the loader reads.
 func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 	t.Helper()
-	// listed is what the loader knows of a case.
+	// listed is a case in the loader's list.
 	type listed struct {
 		Name, File       string
 		Compressed, Keep bool
@@ -137,7 +139,7 @@ func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 		a.add(dir, syscall.S_IFDIR|0o755, nil)
 	}
 	a.add("init", syscall.S_IFREG|0o755, init)
-	packed := make(map[string]string) // by path, as the same file may come again and again
+	packed := make(map[string]string) // by path, as many cases may use one file
 	for i, c := range cases {
 		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
 		data := c.Data
@@ -170,8 +172,8 @@ type archive struct {
 	inode int
 }
 
-// add writes one file: a header of hexadecimal numbers, the name with a zero at its
-// end, the content; name and content are filled up to four bytes.
+// add writes one file: a header of hexadecimal numbers, the name with a terminating
+// zero, and the content. Name and content are padded to four bytes.
 func (a *archive) add(name string, mode int, data []byte) {
 	a.inode++
 	fields := [13]int{a.inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0}
@@ -181,11 +183,11 @@ func (a *archive) add(name string, mode int, data []byte) {
 	}
 	header += name + "\x00"
 	for _, part := range []string{header, string(data)} {
-		io.WriteString(a.w, part+"\x00\x00\x00"[:-len(part)&3]) // an error stays until Flush
+		io.WriteString(a.w, part+"\x00\x00\x00"[:-len(part)&3]) // Flush returns an error
 	}
 }
 
-// close ends the archive, and returns what went wrong with it.
+// close ends the archive, and returns the first error.
 func (a *archive) close() error {
 	a.add("TRAILER!!!", 0, nil)
 	return a.w.Flush()

@@ -23,14 +23,16 @@ var hashes = []struct {
 	name string
 	hash crypto.Hash
 }{
-	{"sha1", crypto.SHA1}, {"sha224", crypto.SHA224}, {"sha256", crypto.SHA256}, {"sha384", crypto.SHA384}, {"sha512", crypto.SHA512},
+	{"sha1", crypto.SHA1}, {"sha224", crypto.SHA224}, {"sha256", crypto.SHA256}, {"sha384", crypto.SHA384},
+	{"sha512", crypto.SHA512},
 	{"sha3-256", crypto.SHA3_256}, {"sha3-384", crypto.SHA3_384}, {"sha3-512", crypto.SHA3_512},
 }
 
-// cms signs a payload as modsign does.
+// cms signs a payload like modsign.
 func (pairs keys) cms(t testing.TB, name string, hash crypto.Hash, useKeyID bool, payload []byte) []byte {
 	t.Helper()
-	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate, sign.SignerOptions{Hash: hash, UseKeyID: useKeyID})
+	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate,
+		sign.SignerOptions{Hash: hash, UseKeyID: useKeyID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,18 +43,18 @@ func (pairs keys) cms(t testing.TB, name string, hash crypto.Hash, useKeyID bool
 	return der
 }
 
-// withCMS is a module with a message appended.
+// withCMS returns a module with a message appended.
 func withCMS(payload, der []byte) []byte {
 	return module.AppendSignature(slices.Clone(payload), module.TypePKCS7, der)
 }
 
-// signed is a module signed with SHA-256 by the key of that name.
+// signed returns a module signed with SHA-256 by the key of that name.
 func (pairs keys) signed(t testing.TB, name string, payload []byte) []byte {
 	t.Helper()
 	return withCMS(payload, pairs.cms(t, name, crypto.SHA256, false, payload))
 }
 
-// changed is a copy with one byte changed, counted from the end where at is negative.
+// changed returns a copy with one byte changed. A negative at counts from the end.
 func changed(b []byte, at int) []byte {
 	b = slices.Clone(b)
 	if at < 0 {
@@ -62,7 +64,7 @@ func changed(b []byte, at int) []byte {
 	return b
 }
 
-// makeCases makes modules of a payload, good ones and bad ones, none of them compressed.
+// makeCases makes good and bad modules from a payload, all uncompressed.
 func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	t.Helper()
 	var cases []made
@@ -80,7 +82,7 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 		add(algorithm.String()+" signature changed", withCMS(payload, changed(bad, -1)))
 	}
 
-	// Keys that are something special.
+	// Keys with special certificates.
 	for _, name := range []string{"module", "expired", "sha3", "unknown", "revoked", "blacklisted"} {
 		add("signed by "+name, pairs.signed(t, name, payload))
 		add("signed by "+name+", changed", changed(pairs.signed(t, name, payload), len(payload)/2))
@@ -91,7 +93,8 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	add("first byte changed", changed(good, 0))
 	add("last byte changed", changed(good, len(payload)-1))
 	add("first byte missing", good[1:])
-	add("a byte more before the signature", withCMS(append(slices.Clone(payload), 0), pairs.cms(t, p256, crypto.SHA256, false, payload)))
+	add("a byte more before the signature", withCMS(append(slices.Clone(payload), 0),
+		pairs.cms(t, p256, crypto.SHA256, false, payload)))
 	add("no payload", pairs.signed(t, p256, nil))
 	add("text", pairs.signed(t, p256, []byte("no module")))
 	add("one byte", []byte{0x7f})
@@ -119,8 +122,10 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	add("sig_len all but one byte", sigLen(trailer-1))
 	add("sig_len beyond the file", sigLen(trailer+1))
 	add("sig_len 4 GiB", sigLen(1<<32-1))
-	add("a message of 65535 bytes", withCMS(payload, append(pairs.cms(t, p256, crypto.SHA256, false, payload), make([]byte, 1<<16)...)[:1<<16-1]))
-	add("a message of 65536 bytes", withCMS(payload, append(pairs.cms(t, p256, crypto.SHA256, false, payload), make([]byte, 1<<16)...)[:1<<16]))
+	add("a message of 65535 bytes", withCMS(payload, append(pairs.cms(t, p256, crypto.SHA256, false, payload),
+		make([]byte, 1<<16)...)[:1<<16-1]))
+	add("a message of 65536 bytes", withCMS(payload, append(pairs.cms(t, p256, crypto.SHA256, false, payload),
+		make([]byte, 1<<16)...)[:1<<16]))
 	add("marker cut", good[:len(good)-1])
 	add("marker changed", changed(good, -10))
 	add("text after the marker", append(slices.Clone(good), '\n'))
@@ -182,7 +187,9 @@ func otherTools(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 			cases = append(cases, made{Case: Case{Name: "sign-file " + strings.Join(args, " ") + ", " + name, Data: b}})
 		}
 		openssl := func(what string, args ...string) {
-			der := testmod.Run(t, testmod.Program(t, "openssl", "openssl"), append([]string{"cms", "-sign", "-binary", "-outform", "DER", "-md", "sha256", "-signer", key, "-in", in}, args...)...)
+			der := testmod.Run(t, testmod.Program(t, "openssl", "openssl"),
+				append([]string{"cms", "-sign", "-binary", "-outform", "DER", "-md", "sha256", "-signer", key, "-in", in},
+					args...)...)
 			cases = append(cases, made{Case: Case{Name: "openssl, " + what + ", " + name, Data: withCMS(payload, der)}})
 		}
 		openssl("as sign-file", "-nocerts", "-noattr", "-nosmimecap")
@@ -208,8 +215,7 @@ type message struct {
 	der  []byte
 }
 
-// messages are what the decoder and the parser of the kernel have rules for, put
-// together by hand.
+// messages returns hand-made messages for the rules of the kernel's decoder and parser.
 func messages(t testing.TB, pairs keys, payload []byte) []message {
 	t.Helper()
 	pair := pairs[keygen.ECDSAP256.String()]
@@ -223,7 +229,8 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	null := []byte{5, 0}
 	digest := crypto.SHA256.New()
 	digest.Write(payload)
-	const contentTypeOID, messageDigestOID, capabilitiesOID, microsoftOID = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.15", "1.3.6.1.4.1.311.2.1.11"
+	const contentTypeOID, messageDigestOID, capabilitiesOID, microsoftOID = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4",
+		"1.2.840.113549.1.9.15", "1.3.6.1.4.1.311.2.1.11"
 	contentType := attribute(contentTypeOID, oid(dataOID))
 	messageDigest := attribute(messageDigestOID, tlv(0x04, digest.Sum(nil)))
 	unknown := newParts(t, pairs["unknown"], payload)
@@ -241,7 +248,8 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("indefinite length, inner", func(p *parts) { p.content = indefinite(0x30, contents(p.content)) })
 	add("indefinite length, SignerInfo", func(p *parts) { p.signers = set(indefinite(0x30, contents(p.signerInfo()))) })
 	add("indefinite length, AlgorithmIdentifier", func(p *parts) { p.digest = indefinite(0x30, oid(sha256OID)) })
-	add("indefinite length, AlgorithmIdentifier with parameters", func(p *parts) { p.digest = indefinite(0x30, oid(sha256OID), null) })
+	add("indefinite length, AlgorithmIdentifier with parameters",
+		func(p *parts) { p.digest = indefinite(0x30, oid(sha256OID), null) })
 	add("length 81 xx", func(p *parts) {
 		p.content = slices.Concat([]byte{0x30, 0x81, byte(len(p.content) - 2)}, contents(p.content))
 	})
@@ -272,7 +280,9 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 		add("SignedData version "+number, func(p *parts) { p.version = integer(version) })
 		add("SignerInfo version "+number, func(p *parts) { p.siVersion = integer(version) })
 		add("versions "+number+" with issuer", func(p *parts) { p.version, p.siVersion = integer(version), integer(version) })
-		add("versions "+number+" with key id", func(p *parts) { p.version, p.siVersion, p.sid = integer(version), integer(version), keyID })
+		add("versions "+number+" with key id", func(p *parts) {
+			p.version, p.siVersion, p.sid = integer(version), integer(version), keyID
+		})
 	}
 	add("versions 1 with key id", func(p *parts) { p.sid = keyID })
 	add("version in two bytes", func(p *parts) { p.version = integer(0, 1) })
@@ -294,7 +304,8 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("no signerInfos", func(p *parts) { p.signers = []byte{} })
 	add("issuer without names", func(p *parts) { p.sid = seq(seq(), integer(1)) })
 	add("issuer in another string type", func(p *parts) {
-		p.sid = bytes.Replace(p.sid, []byte("\x0c"+string(rune(len(pair.Certificate.Subject.CommonName)))), []byte("\x13"+string(rune(len(pair.Certificate.Subject.CommonName)))), 1)
+		p.sid = bytes.Replace(p.sid, []byte("\x0c"+string(rune(len(pair.Certificate.Subject.CommonName)))),
+			[]byte("\x13"+string(rune(len(pair.Certificate.Subject.CommonName)))), 1)
 	})
 	add("serial number of another", func(p *parts) { p.sid = changed(p.sid, -1) })
 	add("key id of another", func(p *parts) { p.version, p.siVersion, p.sid = integer(3), integer(3), changed(keyID, -1) })
@@ -308,19 +319,23 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("ECDSA with the name of another digest", func(p *parts) { p.algorithm = seq(oid("1.2.840.10045.4.3.3")) })
 	add("another digest than signed", func(p *parts) { p.digest = seq(oid("2.16.840.1.101.3.4.2.2")) })
 	for _, digest := range [][2]string{
-		{"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"}, {"SM3", "1.2.156.10197.1.401"}, {"Streebog", streebogOID}, {"unknown", "1.2.3.4"},
+		{"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"}, {"SM3", "1.2.156.10197.1.401"},
+		{"Streebog", streebogOID}, {"unknown", "1.2.3.4"},
 	} {
 		add("digest "+digest[0], func(p *parts) { p.digest = seq(oid(digest[1])) })
 	}
 	for _, algorithm := range [][2]string{
-		{"rsaEncryption with an ECDSA key", rsaEncryption}, {"sha256WithRSAEncryption", sha256WithRSA}, {"RSASSA-PSS", "1.2.840.113549.1.1.10"}, {"id-ecPublicKey", "1.2.840.10045.2.1"},
-		{"Ed25519", "1.3.101.112"}, {"ML-DSA-65", "2.16.840.1.101.3.4.3.18"}, {"GOST", "1.2.643.7.1.1.1.1"}, {"unknown", "1.2.3.4"},
+		{"rsaEncryption with an ECDSA key", rsaEncryption}, {"sha256WithRSAEncryption", sha256WithRSA},
+		{"RSASSA-PSS", "1.2.840.113549.1.1.10"}, {"id-ecPublicKey", "1.2.840.10045.2.1"},
+		{"Ed25519", "1.3.101.112"}, {"ML-DSA-65", "2.16.840.1.101.3.4.3.18"}, {"GOST", "1.2.643.7.1.1.1.1"},
+		{"unknown", "1.2.3.4"},
 	} {
 		add("signature algorithm "+algorithm[0], func(p *parts) { p.algorithm = seq(oid(algorithm[1])) })
 	}
 	rsa := newParts(t, pairs[keygen.RSA2048.String()], payload)
 	for _, algorithm := range []message{
-		{"rsaEncryption", seq(oid(rsaEncryption), null)}, {"rsaEncryption without NULL", seq(oid(rsaEncryption))}, {"sha256WithRSAEncryption", seq(oid(sha256WithRSA), null)}, {"ECDSA", seq(oid(ecdsaSHA256))},
+		{"rsaEncryption", seq(oid(rsaEncryption), null)}, {"rsaEncryption without NULL", seq(oid(rsaEncryption))},
+		{"sha256WithRSAEncryption", seq(oid(sha256WithRSA), null)}, {"ECDSA", seq(oid(ecdsaSHA256))},
 	} {
 		p := rsa
 		p.algorithm = algorithm.der
@@ -332,8 +347,12 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("attributes without messageDigest", func(p *parts) { p.attributes = tlv(0xa0, contentType) })
 	add("attributes without contentType", func(p *parts) { p.attributes = tlv(0xa0, messageDigest) })
 	add("attribute twice", func(p *parts) { p.attributes = tlv(0xa0, contentType, contentType, messageDigest) })
-	add("smimeCapabilities", func(p *parts) { p.attributes = tlv(0xa0, contentType, messageDigest, attribute(capabilitiesOID, null)) })
-	add("attribute of Authenticode", func(p *parts) { p.attributes = tlv(0xa0, contentType, messageDigest, attribute(microsoftOID, null)) })
+	add("smimeCapabilities", func(p *parts) {
+		p.attributes = tlv(0xa0, contentType, messageDigest, attribute(capabilitiesOID, null))
+	})
+	add("attribute of Authenticode", func(p *parts) {
+		p.attributes = tlv(0xa0, contentType, messageDigest, attribute(microsoftOID, null))
+	})
 	add("obsolete attributes", func(p *parts) { p.attributes = tlv(0xa2, seq(contentType)) })
 
 	add("signers good, good", func(p *parts) { p.signers = set(p.signerInfo(), p.signerInfo()) })
@@ -364,7 +383,9 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("signature with bytes after it", func(p *parts) { p.sig = tlv(0x04, contents(p.sig), []byte("more")) })
 	add("signature of three numbers", func(p *parts) { p.sig = tlv(0x04, seq(contents(contents(p.sig)), integer(1))) })
 	add("signature of zeros", func(p *parts) { p.sig = tlv(0x04, seq(integer(0), integer(0))) })
-	add("signature of large numbers", func(p *parts) { p.sig = tlv(0x04, seq(integer(bytes.Repeat([]byte{0xff}, 32)...), integer(1))) })
+	add("signature of large numbers", func(p *parts) {
+		p.sig = tlv(0x04, seq(integer(bytes.Repeat([]byte{0xff}, 32)...), integer(1)))
+	})
 	add("signature of long numbers", func(p *parts) { p.sig = tlv(0x04, seq(integer(make([]byte, 40)...), integer(1))) })
 	add("signature empty", func(p *parts) { p.sig = tlv(0x04) })
 	return all

@@ -19,8 +19,7 @@ import (
 	"github.com/modsign/modsign/keygen"
 )
 
-// file names the file that verify is to look at. The name tells of the compression
-// that the content has.
+// file returns the file name for verify. The name tells the compression of the content.
 func (m made) file() string {
 	if m.Compressed {
 		return "m.ko" + compress.FromMagic(m.Data[:min(len(m.Data), 6)]).Suffix()
@@ -28,7 +27,7 @@ func (m made) file() string {
 	return "m.ko"
 }
 
-// modsignCompress compresses as modsign does.
+// modsignCompress compresses like modsign.
 func modsignCompress(t testing.TB, format compress.Format, data []byte) []byte {
 	t.Helper()
 	encoder, err := compress.NewEncoder(compress.Options{})
@@ -42,7 +41,7 @@ func modsignCompress(t testing.TB, format compress.Format, data []byte) []byte {
 	return b.Bytes()
 }
 
-// filter runs a program from its standard input to its standard output.
+// filter runs a program from standard input to standard output.
 func filter(t testing.TB, data []byte, name string, args ...string) []byte {
 	t.Helper()
 	cmd := exec.Command(testmod.Program(t, name, name), args...)
@@ -60,24 +59,28 @@ type tool struct {
 	relation relation
 }
 
-// tools are those that kernel/module/decompress.c and lib/xz have rules for. The first
-// of each format is that of scripts/Makefile.modinst.
+// tools exercise the rules of kernel/module/decompress.c and lib/xz. The first of each
+// format is that of scripts/Makefile.modinst.
 var tools = map[compress.Format][]tool{
 	compress.Gzip: {{"gzip -n", same}, {"gzip -1", same}, {"gzip -9", same}},
 	compress.XZ: {
 		{"xz --check=crc32 --lzma2=dict=1MiB", same}, {"xz --check=none", same}, {"xz --check=crc32 -9e", same},
-		{"xz --check=crc32 --lzma2=dict=64MiB", same}, {"xz --check=crc32 --lzma2=dict=4KiB", same}, {"xz --check=crc32 --block-size=4KiB", same},
+		{"xz --check=crc32 --lzma2=dict=64MiB", same}, {"xz --check=crc32 --lzma2=dict=4KiB", same},
+		{"xz --check=crc32 --block-size=4KiB", same},
 		{"xz", warned}, {"xz --check=sha256", warned},
-		{"xz --check=crc32 --x86 --lzma2", same}, {"xz --check=crc32 --delta --lzma2", warned}, {"xz --check=crc32 --x86 --arm --lzma2", warned}, {"xz --check=crc32 --arm64 --lzma2", unreadable},
+		{"xz --check=crc32 --x86 --lzma2", same}, {"xz --check=crc32 --delta --lzma2", warned},
+		{"xz --check=crc32 --x86 --arm --lzma2", warned}, {"xz --check=crc32 --arm64 --lzma2", unreadable},
 	},
 	compress.Zstd: {
-		{"zstd -q", same}, {"zstd -q -19", same}, {"zstd -q --ultra -22", same}, {"zstd -q --fast=5", same}, {"zstd -q --no-check", same}, {"zstd -q --long=31", same},
-		{"zstd -q --no-content-size", same}, {"zstd -q --no-content-size --long=27", same}, {"zstd -q --no-content-size --long=28", unreadable},
+		{"zstd -q", same}, {"zstd -q -19", same}, {"zstd -q --ultra -22", same}, {"zstd -q --fast=5", same},
+		{"zstd -q --no-check", same}, {"zstd -q --long=31", same},
+		{"zstd -q --no-content-size", same}, {"zstd -q --no-content-size --long=27", same},
+		{"zstd -q --no-content-size --long=28", unreadable},
 	},
 }
 
-// compressedCases makes modules for the decompressor of a kernel that is configured
-// for one format.
+// compressedCases makes modules for the decompressor of a kernel configured for one
+// format.
 func compressedCases(t testing.TB, pairs keys, format compress.Format, payload []byte) []made {
 	t.Helper()
 	var cases []made
@@ -101,8 +104,10 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 		{"stacked", pairs.signed(t, p256, good)},
 		{"no payload", pairs.signed(t, p256, nil)},
 		{"3 MiB", pairs.signed(t, p256, append(slices.Clone(payload), make([]byte, 3<<20)...))},
-		// It ends where a page of the decompressor ends. RSA signatures have one length.
-		{"whole pages", pairs.signed(t, rsa, append(slices.Clone(payload), make([]byte, 4096-len(pairs.signed(t, rsa, payload))%4096)...))},
+		// The content ends at a page boundary of the decompressor. RSA signatures have
+		// a fixed length.
+		{"whole pages", pairs.signed(t, rsa, append(slices.Clone(payload),
+			make([]byte, 4096-len(pairs.signed(t, rsa, payload))%4096)...))},
 	} {
 		add(c.name, same, modsignCompress(t, format, c.data))
 	}
@@ -124,7 +129,7 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 	add("cut by a byte", relationOf(format, stricter, same, stricter), packed[:len(packed)-1])
 	add("cut by nine bytes", relationOf(format, same, same, stricter), packed[:len(packed)-9])
 	middle := len(packed) / 2
-	for format == compress.Gzip && !wrongSum(packed, middle) { // another byte may be the end for every reader
+	for format == compress.Gzip && !wrongSum(packed, middle) { // any reader may stop at another byte
 		middle++
 	}
 	add("changed in the middle", relationOf(format, stricter, same, same), changed(packed, middle))
@@ -132,7 +137,8 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 	add("rubbish after it", stricter, append(slices.Clone(packed), "rubbish"...))
 	add("zeros after it", relationOf(format, stricter, same, stricter), append(slices.Clone(packed), 0, 0, 0, 0))
 	add("twice", stricter, slices.Concat(packed, packed))
-	add("in two streams", stricter, slices.Concat(modsignCompress(t, format, good[:1000]), modsignCompress(t, format, good[1000:])))
+	add("in two streams", stricter, slices.Concat(modsignCompress(t, format, good[:1000]),
+		modsignCompress(t, format, good[1000:])))
 	if format == compress.Gzip {
 		for _, header := range []struct {
 			has string
@@ -140,7 +146,8 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 			relation relation
 		}{
 			{"a name", gzip.Header{Name: "md4.ko"}, same}, {"a time", gzip.Header{ModTime: time.Unix(1e9, 0)}, same},
-			{"a comment", gzip.Header{Comment: "comment"}, warned}, {"an extra field", gzip.Header{Extra: []byte("extra")}, warned},
+			{"a comment", gzip.Header{Comment: "comment"}, warned},
+			{"an extra field", gzip.Header{Extra: []byte("extra")}, warned},
 		} {
 			var b bytes.Buffer
 			w := gzip.NewWriter(&b)
@@ -155,8 +162,8 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 	return cases
 }
 
-// relationOf chooses one for each format: of a damaged stream the kernel's gzip does
-// not see the checksum, and its zstd takes what came before the damage.
+// relationOf selects the relation for a format. In a damaged stream the kernel's gzip
+// ignores the checksum, and its zstd accepts the data before the damage.
 func relationOf(format compress.Format, ofGzip, ofXZ, ofZstd relation) relation {
 	switch format {
 	case compress.Gzip:
@@ -167,8 +174,8 @@ func relationOf(format compress.Format, ofGzip, ofXZ, ofZstd relation) relation 
 	return ofZstd
 }
 
-// wrongSum reports whether a gzip stream with a byte changed has no fault but that its
-// checksum is wrong, which the kernel does not look at.
+// wrongSum reports whether a gzip stream with a changed byte is valid except for its
+// checksum, which the kernel ignores.
 func wrongSum(packed []byte, i int) bool {
 	r, err := gzip.NewReader(bytes.NewReader(changed(packed, i)))
 	if err != nil {

@@ -11,34 +11,38 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestCost measures what each way to trust modules costs the same kernel: bytes of
-// vmlinux and of its boot image, and the time in which modules load. It asserts what
-// does not depend on the machine. The numbers are those of docs/hashlist.md.
+// TestCost measures the cost of each way to trust modules in the same kernel: bytes of
+// vmlinux and of its boot image, and the time to load modules. It asserts what does not
+// depend on the machine. docs/hashlist.md has the numbers.
 func TestCost(t *testing.T) {
 	if !full() {
-		return // five configurations, which prove nothing else
+		return // five configurations that test nothing else
 	}
 	u := newUser(t)
 	tree := u.hashedTree(t, "plain", Base+hashing)
 	const (
-		none   = unsigned + "# CONFIG_MODULE_HASHES is not set\n# CONFIG_MODULE_SIG_FORCE is not set\n"
-		bare   = "# CONFIG_CRYPTO_SHA1 is not set\n# CONFIG_CRYPTO_SHA3 is not set\n# CONFIG_CRYPTO_SHA512 is not set\n# CONFIG_CRYPTO_SHA256 is not set\n# CONFIG_KEYS is not set\n"
-		signed = "# CONFIG_MODULE_HASHES is not set\nCONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_ALL=y\nCONFIG_MODULE_SIG_FORCE=y\nCONFIG_CRYPTO_SHA256=y\n" // which Debian looks blacklisted modules up with
+		none = unsigned + "# CONFIG_MODULE_HASHES is not set\n# CONFIG_MODULE_SIG_FORCE is not set\n"
+		bare = "# CONFIG_CRYPTO_SHA1 is not set\n# CONFIG_CRYPTO_SHA3 is not set\n" +
+			"# CONFIG_CRYPTO_SHA512 is not set\n# CONFIG_CRYPTO_SHA256 is not set\n# CONFIG_KEYS is not set\n"
+		// Debian's kernel needs SHA-256 to look up blacklisted modules.
+		signed = "# CONFIG_MODULE_HASHES is not set\nCONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_ALL=y\n" +
+			"CONFIG_MODULE_SIG_FORCE=y\nCONFIG_CRYPTO_SHA256=y\n"
 	)
 	type cost struct{ text, vmlinux, image int64 }
 	costs := make(map[string]cost)
-	loads := make(map[string][]int64) // ns on the average: a small module, a larger one
+	loads := make(map[string][]int64) // average in ns: a small module, a larger one
 	for _, way := range []struct{ name, config string }{
 		{"nothing", none + bare},
 		{"list", list + bare},
 		{"merkle", hashing + "# CONFIG_MODULE_HASHES_LIST is not set\n" + bare},
-		{"RSA-4096", signed + "CONFIG_MODULE_SIG_SHA512=y\nCONFIG_MODULE_SIG_KEY_TYPE_RSA=y\n# CONFIG_CRYPTO_ECDSA is not set\n"},
+		{"RSA-4096", signed +
+			"CONFIG_MODULE_SIG_SHA512=y\nCONFIG_MODULE_SIG_KEY_TYPE_RSA=y\n# CONFIG_CRYPTO_ECDSA is not set\n"},
 		{"P-384", signed + "CONFIG_MODULE_SIG_SHA384=y\nCONFIG_MODULE_SIG_KEY_TYPE_ECDSA=y\n"},
 	} {
 		if way.name == "list" {
 			way.config = strings.Replace(hashing, "CONFIG_MODULE_HASHES_MERKLE=y\n", "", 1) + way.config
 		}
-		tree.Reconfigure(t, way.config+"CONFIG_CRYPTO_ZSTD=m\n") // for a module of some size
+		tree.Reconfigure(t, way.config+"CONFIG_CRYPTO_ZSTD=m\n") // a larger module
 		u.make(t, tree, "vmlinux", "modules")
 		out := u.run(t, "", testmod.Program(t, "size", "binutils"), filepath.Join(tree.Objtree, "vmlinux"))
 		var c cost
@@ -52,7 +56,7 @@ func TestCost(t *testing.T) {
 		root := t.TempDir()
 		u.make(t, tree, "-s", "CONFIG_MODULE_COMPRESS_ALL=", "INSTALL_MOD_PATH="+root, "modules_install")
 		modlib, modules := installed(t, root)
-		// Two that need no other, or what they need before.
+		// Two modules without dependencies, after those that they need.
 		const small, larger = "kernel/lib/lz4/lz4_compress.ko", "kernel/lib/zstd/zstd_compress.ko"
 		var cases []Case
 		for _, name := range modules {
@@ -77,14 +81,18 @@ func TestCost(t *testing.T) {
 		loads[way.name] = []int64{sum[0] / 1000, sum[1] / 1000}
 		plus := 0
 		for _, name := range modules {
-			plus += len(read(t, filepath.Join(modlib, name))) - len(read(t, filepath.Join(tree.Objtree, strings.TrimPrefix(name, "kernel/"))))
+			plus += len(read(t, filepath.Join(modlib, name))) - len(read(t,
+				filepath.Join(tree.Objtree, strings.TrimPrefix(name, "kernel/"))))
 		}
-		t.Logf("%s: text %d, vmlinux %d, bzImage %d, %d modules with %d bytes more each; of %d bytes loads in %d us, of %d in %d us",
+		t.Logf("%s: text %d, vmlinux %d, bzImage %d, %d modules with %d bytes more each; "+
+			"of %d bytes loads in %d us, of %d in %d us",
 			way.name, c.text, c.vmlinux, c.image, len(modules), plus/len(modules),
-			len(read(t, filepath.Join(modlib, small))), loads[way.name][0]/1000, len(read(t, filepath.Join(modlib, larger))), loads[way.name][1]/1000)
+			len(read(t, filepath.Join(modlib, small))), loads[way.name][0]/1000, len(read(t, filepath.Join(modlib, larger))),
+			loads[way.name][1]/1000)
 	}
 	for _, way := range []string{"list", "merkle", "P-384", "RSA-4096"} {
-		t.Logf("%s: %+d bytes of vmlinux, %+d of bzImage", way, costs[way].vmlinux-costs["nothing"].vmlinux, costs[way].image-costs["nothing"].image)
+		t.Logf("%s: %+d bytes of vmlinux, %+d of bzImage", way, costs[way].vmlinux-costs["nothing"].vmlinux,
+			costs[way].image-costs["nothing"].image)
 	}
 	for _, hashes := range []string{"list", "merkle"} {
 		if keys := costs["RSA-4096"].text - costs["nothing"].text; costs[hashes].text-costs["nothing"].text > keys/4 {

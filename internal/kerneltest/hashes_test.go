@@ -28,7 +28,7 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-// unsigned takes out of Base what signatures are checked with.
+// unsigned removes from Base what signatures need.
 const unsigned = `
 # CONFIG_MODULE_SIG is not set
 # CONFIG_MODULE_SIG_ALL is not set
@@ -37,14 +37,14 @@ const unsigned = `
 # CONFIG_CRYPTO_RSA is not set
 `
 
-// hashing is a kernel that trusts modules for their hashes, and has no keys.
+// hashing is a kernel that trusts modules by their hashes, and has no keys.
 const hashing = unsigned + `
 CONFIG_MODULE_HASHES=y
 CONFIG_MODULE_HASHES_MERKLE=y
 CONFIG_MODULE_SIG_FORCE=y
 `
 
-// BTF is what makes modules depend on vmlinux.
+// BTF makes modules depend on vmlinux.
 const btf = `
 CONFIG_BPF_SYSCALL=y
 CONFIG_DEBUG_INFO_BTF=y
@@ -58,8 +58,8 @@ CONFIG_MODULE_HASHES_LIST=y
 CONFIG_MODULE_COMPRESS_XZ=y
 `
 
-// hashedSource is the kernel's source with the patch, as modsign applies it. It is
-// shared as Source is.
+// hashedSource returns the kernel's source with the patch that modsign applies. Tests
+// share it like Source.
 func (u *user) hashedSource(t testing.TB) string {
 	t.Helper()
 	source := Source(t)
@@ -70,7 +70,7 @@ func (u *user) hashedSource(t testing.TB) string {
 	if _, err := os.Stat(patched); err == nil {
 		return patched
 	}
-	// Those of another patch go, with what was built of them.
+	// Remove sources with another patch, and what was built from them.
 	old, err := filepath.Glob(filepath.Join(filepath.Dir(source), "hashed-*"))
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func (u *user) hashedSource(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
-	// Names of the same files: the patch replaces files, and writes into none.
+	// Hard links suffice: patching replaces files, and does not write into them.
 	testmod.Run(t, "cp", "-al", source, patched+".new")
 	u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", patched+".new")
 	if err := os.Rename(patched+".new", patched); err != nil {
@@ -89,7 +89,7 @@ func (u *user) hashedSource(t testing.TB) string {
 	return patched
 }
 
-// hashedTree is a tree of the patched source in which modsign is enabled.
+// hashedTree returns a tree of the patched source in which modsign is enabled.
 func (u *user) hashedTree(t *testing.T, name, config string) *Tree {
 	t.Helper()
 	tree := configure(t, u.hashedSource(t), "hashed-"+name, config)
@@ -98,14 +98,14 @@ func (u *user) hashedTree(t *testing.T, name, config string) *Tree {
 	return tree
 }
 
-// make is what people type.
+// make runs make with the arguments that users type.
 func (u *user) make(t testing.TB, tree *Tree, args ...string) string {
 	t.Helper()
 	return u.run(t, tree.Objtree, "make", append([]string{u.jobs}, args...)...)
 }
 
-// install installs the modules to a new folder, which has to be as the kernel's hashes
-// say.
+// install installs the modules to a new directory, and checks them against the kernel's
+// hashes.
 func (u *user) install(t testing.TB, tree *Tree, args ...string) (modlib string, modules []string) {
 	t.Helper()
 	root := t.TempDir()
@@ -116,8 +116,8 @@ func (u *user) install(t testing.TB, tree *Tree, args ...string) (modlib string,
 	return modlib, modules
 }
 
-// A kernel that is built with the hook and nothing but make trusts the modules that it
-// was built with, whatever becomes of it on the way, and no others.
+// TestHashes builds kernels with the hook and plain make. Such a kernel trusts exactly
+// the modules that it was built with, whatever happens during the build.
 func TestHashes(t *testing.T) {
 	u := newUser(t)
 	tree := u.hashedTree(t, "debug", Base+debug+hashing+btf)
@@ -142,7 +142,7 @@ func TestHashes(t *testing.T) {
 			modlib, modules = u.install(t, tree)
 			u.judgeHashes(t, tree, compress.Zstd, modlib, modules)
 			u.changes(t, tree)
-			// A package's own make installs past the hook.
+			// A package's own make installs without the hook.
 			u.make(t, tree, "dir-pkg")
 			packaged, _ := installed(t, filepath.Join(tree.Objtree, "tar-install"))
 			u.run(t, "", u.modsign, "hashlist", "verify", "--kernel", tree.Image(), packaged)
@@ -158,7 +158,7 @@ func TestHashes(t *testing.T) {
 	})
 }
 
-// baseNames has the names of modules without a compression.
+// baseNames returns the names of modules without the suffix of a compression.
 func baseNames(modules []string) []string {
 	var names []string
 	for _, name := range modules {
@@ -167,7 +167,7 @@ func baseNames(modules []string) []string {
 	return names
 }
 
-// built is all that a second make must not change.
+// built returns everything that a second make must not change.
 func built(t testing.TB, tree *Tree) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -175,7 +175,8 @@ func built(t testing.TB, tree *Tree) map[string]string {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		if name := d.Name(); strings.HasSuffix(name, ".ko") || strings.HasSuffix(name, ".merkle") || path == filepath.Join(tree.Objtree, "vmlinux") || path == tree.Image() {
+		if name := d.Name(); strings.HasSuffix(name, ".ko") || strings.HasSuffix(name, ".merkle") ||
+			path == filepath.Join(tree.Objtree, "vmlinux") || path == tree.Image() {
 			info, err := d.Info()
 			if err != nil {
 				return err
@@ -190,7 +191,7 @@ func built(t testing.TB, tree *Tree) map[string]string {
 	return files
 }
 
-// settled makes a second time, which changes nothing.
+// settled runs make again, which must change nothing.
 func (u *user) settled(t *testing.T, tree *Tree) {
 	t.Helper()
 	before := built(t, tree)
@@ -203,8 +204,8 @@ func (u *user) settled(t *testing.T, tree *Tree) {
 	}
 }
 
-// judgeHashes boots the kernel, which loads all modules and none of what was made of
-// them. Of each modsign says before what the kernel will.
+// judgeHashes boots the kernel, which loads all its modules and none of the changed
+// ones. modsign predicts each verdict.
 func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, modlib string, modules []string) {
 	t.Helper()
 	kernel, err := hashlist.OpenKernel(tree.Image())
@@ -251,7 +252,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 		other := decompress(t, filepath.Join(modlib, "kernel/crypto/wp512.ko"+format.Suffix()))
 		otherPayload := read(t, filepath.Join(tree.Objtree, "crypto/wp512.ko"))
 		bad("with the proof of another", hashlist.Changed, slices.Concat(payload, other[len(otherPayload):]))
-		// Of a build in which one module is another: its own proofs are good, and of the
+		// Of a build in which one module differs: its own proofs are valid, and of the
 		// same length.
 		leaves := make([]hashlist.Hash, len(order))
 		for i, name := range order {
@@ -267,21 +268,28 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 		h.Write(changed(payload, len(payload)/2))
 		leaves[at] = hashlist.Hash(h.Sum(nil))
 		elsewhere := hashlist.NewTree(leaves).Prove(at)
-		bad("from another build", hashlist.Changed, module.AppendSignature(changed(payload, len(payload)/2), module.TypeMerkle, elsewhere.Append(nil)))
+		bad("from another build", hashlist.Changed, module.AppendSignature(changed(payload, len(payload)/2),
+			module.TypeMerkle, elsewhere.Append(nil)))
 		fewer := hashlist.NewTree(leaves[:at+1]).Prove(at)
-		bad("from a build with fewer modules", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, fewer.Append(nil)))
-		bad("a proof cut short", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, proof[:len(proof)-module.TrailerSize-1]))
+		bad("from a build with fewer modules", hashlist.OtherKernel,
+			module.AppendSignature(slices.Clone(payload), module.TypeMerkle, fewer.Append(nil)))
+		bad("a proof cut short", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle,
+			proof[:len(proof)-module.TrailerSize-1]))
 		bad("a proof longer than the file", hashlist.Malformed, slices.Concat(payload, changed(proof, -len(module.Marker)-4)))
 		bad("signed with a key", hashlist.Unproven, signed)
 	} else {
-		bad("from another build", hashlist.Changed, filter(t, nil, "sh", "-c", `cp "$0" "$1" && objcopy --add-section .more="$0" "$1" && cat "$1"`, filepath.Join(tree.Objtree, "crypto/crc32_generic.ko"), filepath.Join(t.TempDir(), "m.ko")))
+		bad("from another build", hashlist.Changed, filter(t, nil, "sh", "-c",
+			`cp "$0" "$1" && objcopy --add-section .more="$0" "$1" && cat "$1"`,
+			filepath.Join(tree.Objtree, "crypto/crc32_generic.ko"), filepath.Join(t.TempDir(), "m.ko")))
 		bad("stripped since", hashlist.Changed, stripped(t, payload))
-		bad("with a proof", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle, hashlist.Proof{}.Append(nil)))
-		// Of the list the kernel has the hashes without signatures: a key that it does not
-		// know does no harm.
+		bad("with a proof", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle,
+			hashlist.Proof{}.Append(nil)))
+		// The kernel has the hashes of unsigned modules: a signature by an unknown key
+		// does no harm.
 		bad("signed with a key", hashlist.Trusted, signed)
 	}
-	// After those that are made of one of them: what is loaded does not load again.
+	// Load the modules after the cases made from them, because a loaded module does not
+	// load again.
 	for _, name := range modules {
 		if !strings.HasSuffix(name, ".ko"+format.Suffix()) {
 			t.Errorf("%s is not compressed with %v", name, format)
@@ -291,7 +299,9 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 	modlibOf := t.TempDir()
 	for i, v := range Boot(t, tree.Image(), cases) {
 		if cases[i].File != "" {
-			if v.Errno != 0 || slices.ContainsFunc(v.Log, func(line string) bool { return strings.Contains(line, "verification failed") }) {
+			if v.Errno != 0 || slices.ContainsFunc(v.Log, func(line string) bool {
+				return strings.Contains(line, "verification failed")
+			}) {
 				t.Errorf("%s: %v %q", v.Name, v.Errno, v.Log)
 			}
 			continue
@@ -315,10 +325,10 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 			t.Errorf("%s: modsign says %q, want %q", v.Name, verdict, want[v.Name])
 		}
 		if loads := v.Errno == 0; loads != (verdict == hashlist.Trusted) {
-			t.Errorf("%s: the kernel says %v %q, and modsign %q", v.Name, v.Errno, v.Log, verdict)
+			t.Errorf("%s: kernel %v %q, modsign %q", v.Name, v.Errno, v.Log, verdict)
 		}
 		if verdict != hashlist.Trusted && len(v.Log) == 0 && v.Errno != syscall.ENOEXEC && v.Errno != syscall.EBADMSG {
-			t.Errorf("%s: %v, and the kernel does not say why", v.Name, v.Errno)
+			t.Errorf("%s: %v, and the kernel logs no reason", v.Name, v.Errno)
 		}
 		if full() {
 			t.Logf("%s: %v %q", v.Name, v.Errno, v.Log)
@@ -326,7 +336,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 	}
 }
 
-// foreign is a module that was built for this kernel, and not with it.
+// foreign returns a module built for this kernel, but not with it.
 func (u *user) foreign(t testing.TB, tree *Tree) []byte {
 	t.Helper()
 	dir := writeExternal(t)
@@ -334,7 +344,7 @@ func (u *user) foreign(t testing.TB, tree *Tree) []byte {
 	return read(t, filepath.Join(dir, "theirs.ko"))
 }
 
-// stripped is a module as strip --strip-debug leaves it.
+// stripped returns a module stripped with strip --strip-debug.
 func stripped(t testing.TB, data []byte) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "m.ko")
@@ -345,13 +355,14 @@ func stripped(t testing.TB, data []byte) []byte {
 	return read(t, path)
 }
 
-// stripping: the hashes are those of modules as they are installed, and what they are
-// stripped with is decided when they are built.
+// stripping checks that the hashes are those of installed modules, and that the build
+// decides how modules are stripped.
 func (u *user) stripping(t *testing.T, tree *Tree) {
 	t.Helper()
 	root := t.TempDir()
 	for _, how := range [][]string{{"GNUmakefile"}, {"Makefile"}} {
-		out, err := u.try(tree.Objtree, "make", "-f", how[0], "INSTALL_MOD_STRIP=1", "INSTALL_MOD_PATH="+root, "modules_install")
+		out, err := u.try(tree.Objtree, "make", "-f", how[0], "INSTALL_MOD_STRIP=1", "INSTALL_MOD_PATH="+root,
+			"modules_install")
 		if err == nil || !strings.Contains(out, "INSTALL_MOD_STRIP is") {
 			t.Errorf("make -f %s: stripped otherwise than at build time: %v %s", how[0], err, out)
 		}
@@ -361,7 +372,8 @@ func (u *user) stripping(t *testing.T, tree *Tree) {
 	}
 	u.make(t, tree, "INSTALL_MOD_STRIP=1")
 	modlib, modules := u.install(t, tree, "INSTALL_MOD_STRIP=1")
-	if slices.Contains(sections(t, write(t, decompress(t, filepath.Join(modlib, "kernel/crypto/md4.ko.xz")))), ".debug_info") {
+	if slices.Contains(sections(t, write(t, decompress(t, filepath.Join(modlib, "kernel/crypto/md4.ko.xz")))),
+		".debug_info") {
 		t.Error("md4.ko is not stripped")
 	}
 	var cases []Case
@@ -373,7 +385,7 @@ func (u *user) stripping(t *testing.T, tree *Tree) {
 			t.Errorf("stripped: %s: %v %q", v.Name, v.Errno, v.Log)
 		}
 	}
-	// What Kbuild itself installs is the same.
+	// Kbuild itself installs the same modules.
 	other := t.TempDir()
 	u.make(t, tree, "-s", "-f", "Makefile", "INSTALL_MOD_STRIP=1", "INSTALL_MOD_PATH="+other, "modules_install")
 	theirs, _ := installed(t, other)
@@ -390,24 +402,24 @@ func write(t testing.TB, data []byte) string {
 	return path
 }
 
-// changes are what happens to a tree: make alone brings the kernel up to its modules.
+// changes changes a tree: make alone updates the kernel for its modules.
 func (u *user) changes(t *testing.T, tree *Tree) {
 	t.Helper()
 	vmlinux := filepath.Join(tree.Objtree, "vmlinux")
 	linked := modTime(t, vmlinux)
-	// A module becomes another, and vmlinux is not linked for it.
+	// A module changes, and vmlinux is not linked again.
 	u.make(t, tree, "CFLAGS_md4.o=-DANOTHER=1 -O1")
 	if now := modTime(t, vmlinux); !now.Equal(linked) {
 		t.Errorf("vmlinux was linked again for a module: it is of %v, and was of %v", now, linked)
 	}
 	u.install(t, tree)
-	// modules_install without make, after a module was changed past the hook.
+	// modules_install without make, after a module was changed without the hook.
 	u.make(t, tree, "-f", "Makefile", "modules")
 	out, err := u.try(tree.Objtree, "make", "INSTALL_MOD_PATH="+t.TempDir(), "modules_install")
 	if err == nil || !strings.Contains(out, "md4.ko") {
 		t.Errorf("installed, and md4.ko is not what the kernel has: %v %s", err, tail([]byte(out)))
 	}
-	// One more module. The list has room for it after a link.
+	// One more module. The list has space for it after vmlinux is linked.
 	tree.Reconfigure(t, "CONFIG_NLS_CODEPAGE_860=m\n")
 	u.make(t, tree)
 	_, modules := u.install(t, tree)
@@ -428,15 +440,15 @@ func modTime(t testing.TB, path string) time.Time {
 	return info.ModTime()
 }
 
-// signaturesToo has a kernel that trusts its own modules for their hashes, and others
-// for a key.
+// signaturesToo checks a kernel that trusts its own modules by hash, and others by key.
 func (u *user) signaturesToo(t *testing.T, tree *Tree) {
 	pair, err := keygen.Generate(keygen.ECDSAP384, keygen.DefaultTemplate())
 	if err != nil {
 		t.Fatal(err)
 	}
 	cert := filepath.Join(tree.Objtree, "theirs.pem")
-	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate.Raw}), 0o644); err != nil {
+	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate.Raw}),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: crypto.SHA512})
@@ -473,7 +485,8 @@ CONFIG_CRYPTO_ECDSA=y
 			cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Keep: true})
 		}
 		signed := read(t, path)
-		cases = append(cases, Case{Name: "signed", Data: signed}, Case{Name: "not signed", Data: foreign}, Case{Name: "signed and changed", Data: changed(signed, len(foreign)/2)})
+		cases = append(cases, Case{Name: "signed", Data: signed}, Case{Name: "not signed", Data: foreign},
+			Case{Name: "signed and changed", Data: changed(signed, len(foreign)/2)})
 		want := map[string]syscall.Errno{"not signed": syscall.EKEYREJECTED, "signed and changed": syscall.EKEYREJECTED}
 		for _, v := range Boot(t, tree.Image(), cases) {
 			if v.Errno != want[v.Name] {
@@ -483,24 +496,26 @@ CONFIG_CRYPTO_ECDSA=y
 	}
 }
 
-// Two clean builds of a kernel with hashes are the same, bit for bit, and with a
-// one-time key they are not.
+// Two clean builds of a kernel with hashes are identical. With a one-time key they are
+// not.
 func TestHashesReproducible(t *testing.T) {
 	u := newUser(t)
 	tree := u.hashedTree(t, "plain", Base+hashing)
-	fixed := []string{"KBUILD_BUILD_TIMESTAMP=Thu Jan 1 00:00:00 UTC 2026", "KBUILD_BUILD_USER=user", "KBUILD_BUILD_HOST=host"}
-	// build is all that a clean build makes and people get.
+	fixed := []string{"KBUILD_BUILD_TIMESTAMP=Thu Jan 1 00:00:00 UTC 2026", "KBUILD_BUILD_USER=user",
+		"KBUILD_BUILD_HOST=host"}
+	// build returns the results of a clean build that users get.
 	build := func() map[string]string {
 		t.Helper()
 		u.make(t, tree, "clean")
-		// The number of builds in this tree, which clean leaves.
+		// The number of builds in this tree, which make clean keeps.
 		if err := os.Remove(filepath.Join(tree.Objtree, ".version")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 		u.make(t, tree, fixed...)
 		modlib, _ := u.install(t, tree)
 		files := hash(t, filepath.Join(modlib, "kernel"))
-		for _, path := range []string{filepath.Join(tree.Objtree, "vmlinux"), tree.Image(), filepath.Join(tree.Objtree, kbuildrun.HashList)} {
+		for _, path := range []string{filepath.Join(tree.Objtree, "vmlinux"), tree.Image(),
+			filepath.Join(tree.Objtree, kbuildrun.HashList)} {
 			files[filepath.Base(path)] = fmt.Sprintf("%x", sha256.Sum256(read(t, path)))
 		}
 		return files
@@ -508,7 +523,8 @@ func TestHashesReproducible(t *testing.T) {
 	first := build()
 	sameFiles(t, build(), first, nil)
 
-	tree.Reconfigure(t, "# CONFIG_MODULE_HASHES is not set\nCONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_ALL=y\nCONFIG_MODULE_SIG_SHA512=y\n")
+	tree.Reconfigure(t, "# CONFIG_MODULE_HASHES is not set\nCONFIG_MODULE_SIG=y\n"+
+		"CONFIG_MODULE_SIG_ALL=y\nCONFIG_MODULE_SIG_SHA512=y\n")
 	u.make(t, tree, fixed...)
 	signed := func() map[string]string {
 		root := t.TempDir()

@@ -1,39 +1,8 @@
-// Package kerneltest lets a real Linux kernel judge modules: it builds one from
-// Debian's source, boots it under QEMU, loads modules there and returns what the
-// kernel said. It is imported by _test.go files alone; its own tests have the
-// build tag kerneltest and are run by scripts/kernel-test, which installs what is
-// needed and unpacks the source.
-//
-// # The cache
-//
-// Source and builds lie outside of the repository, in the folder that
-// scripts/kernels uses as well:
-//
-//	$MODSIGN_CACHE/linux/VERSION/source          the source as packaged, whole or not there
-//	$MODSIGN_CACHE/linux/VERSION/NAME-KEY/       an object tree (O=), KEY being a hash of its configuration
-//	$MODSIGN_CACHE/linux/VERSION/NAME-KEY.log    what make said there
-//	$MODSIGN_CACHE/linux/VERSION/NAME-KEY.lock   held by the test that uses it
-//	$MODSIGN_CACHE/linux/VERSION/NAME-KEY.config the configuration as it was before Reconfigure
-//
-// Another name or another configuration is another object tree, and a full build
-// of some minutes. An object tree that is there is built again by make, which has
-// little to do. [Tree.Reconfigure] changes the configuration of a tree in place: it
-// is for changes that make can follow with a relink, such as another format of
-// compressed modules or other built-in certificates.
-//
-// # The kernel
-//
-// [Base] is a configuration for a kernel that judges modules: MODULE_SIG_FORCE,
-// MODULE_DECOMPRESS, the digests and keys that sign-file knows, a dozen small
-// modules, a serial console, and else as little as possible.
-//
-// # The judgement
-//
-// [Boot] puts the modules and a loader of our own (the command in the folder init)
-// into an initramfs. The loader calls finit_module(2) for one after the other and
-// unloads what has been loaded, so that the same module may come again and again. A
-// [Verdict] is the errno and what the kernel logged meanwhile. A kernel that
-// panics, hangs or leaves a case out fails the test.
+// Package kerneltest tests modules with a real Linux kernel. It builds a kernel from
+// Debian's source, boots it under QEMU, loads modules and returns the kernel's
+// verdicts. Only _test.go files import it. Its own tests have the build tag kerneltest;
+// scripts/kernel-test runs them, after it installs what they need and unpacks the
+// source.
 package kerneltest
 
 import (
@@ -56,14 +25,14 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// Base is what a configuration begins with: lines of a .config, on top of
-// tinyconfig. A later line about the same symbol wins.
+// Base is the beginning of each configuration: lines of a .config, on top of
+// tinyconfig. The last line about a symbol counts.
 //
 //go:embed base.config
 var Base string
 
-// Source returns the folder of the kernel's source. It is to be built out of
-// tree only: other tests use it.
+// Source returns the directory of the kernel's source. Build out of tree only, because
+// other tests use the source.
 func Source(t testing.TB) string {
 	t.Helper()
 	cache, err := testmod.CacheDir()
@@ -77,22 +46,23 @@ func Source(t testing.TB) string {
 	case 1:
 		return found[0]
 	}
-	t.Fatalf("more than one source of the kernel: %s: run scripts/kernel-test, which keeps the newest", strings.Join(found, ", "))
+	t.Fatalf("more than one source of the kernel: %s: run scripts/kernel-test, which keeps the newest",
+		strings.Join(found, ", "))
 	return ""
 }
 
-// A Tree is an object tree of the kernel. Until the test that asked for it ends, it
-// is locked.
+// A Tree is an object tree of the kernel. It is locked until the end of the test that
+// asked for it.
 type Tree struct {
 	Srctree, Objtree string
-	Log              string // what make says is appended to this file
+	Log              string // file to which the output of make is appended
 }
 
-// Image is where make leaves the kernel that boots.
+// Image returns the path of the boot image that make builds.
 func (tree *Tree) Image() string { return filepath.Join(tree.Objtree, "arch/x86/boot/bzImage") }
 
-// Configure returns the object tree of that name and configuration as it is, with
-// no more done than to configure it: again, when it was reconfigured since.
+// Configure returns the object tree with that name and configuration. It configures the
+// tree again if the configuration has changed since, and builds nothing.
 func Configure(t testing.TB, name, config string) *Tree {
 	t.Helper()
 	return configure(t, Source(t), name, config)
@@ -104,7 +74,7 @@ func configure(t testing.TB, source, name, config string) *Tree {
 	objtree := filepath.Join(filepath.Dir(source), fmt.Sprintf("%s-%x", name, key[:6]))
 	tree := &Tree{Srctree: source, Objtree: objtree, Log: objtree + ".log"}
 	lock(t, objtree+".lock")
-	// The configuration as Kconfig has completed it is kept beside the tree.
+	// The configuration completed by Kconfig is kept beside the tree.
 	completed := objtree + ".config"
 	want, err := os.ReadFile(completed)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -137,8 +107,8 @@ func configure(t testing.TB, source, name, config string) *Tree {
 
 func (tree *Tree) config() string { return filepath.Join(tree.Objtree, ".config") }
 
-// Reconfigure adds lines to the configuration. It fails the test unless all of them
-// hold once Kconfig has completed it.
+// Reconfigure adds lines to the configuration. It fails the test unless all of them are
+// still there after Kconfig has completed the configuration.
 func (tree *Tree) Reconfigure(t testing.TB, lines string) {
 	t.Helper()
 	f, err := os.OpenFile(tree.config(), os.O_APPEND|os.O_WRONLY, 0)
@@ -157,13 +127,14 @@ func (tree *Tree) Reconfigure(t testing.TB, lines string) {
 	is := symbols(string(config))
 	for symbol, value := range symbols(lines) {
 		if is[symbol] != value {
-			t.Fatalf("%s: %s=%s is wanted, and Kconfig makes it %q: what does it depend on?", tree.config(), symbol, value, is[symbol])
+			t.Fatalf("%s: %s=%s became %q in Kconfig; check the dependencies of the symbol", tree.config(), symbol, value,
+				is[symbol])
 		}
 	}
 }
 
-// symbols reads the lines of a configuration. A symbol that is not set has the value
-// "", as if it were not there.
+// symbols parses the lines of a configuration. A symbol that is not set has the value
+// "", like a missing one.
 func symbols(config string) map[string]string {
 	values := make(map[string]string)
 	for line := range strings.Lines(config) {
@@ -177,12 +148,13 @@ func symbols(config string) map[string]string {
 	return values
 }
 
-// Make runs make for the object tree, in the source tree and with O=, as many jobs
-// as there are processors, and returns what it wrote. A failure fails the test.
+// Make runs make for the object tree, in the source tree with O=, with one job for each
+// processor, and returns the output. A failure fails the test.
 func (tree *Tree) Make(t testing.TB, args ...string) []byte {
 	t.Helper()
 	begin := time.Now()
-	cmd := exec.Command(testmod.Program(t, "make", "make"), append([]string{"-C", tree.Srctree, "O=" + tree.Objtree, fmt.Sprintf("-j%d", runtime.NumCPU())}, args...)...)
+	cmd := exec.Command(testmod.Program(t, "make", "make"),
+		append([]string{"-C", tree.Srctree, "O=" + tree.Objtree, fmt.Sprintf("-j%d", runtime.NumCPU())}, args...)...)
 	out, err := cmd.CombinedOutput()
 	log, openErr := os.OpenFile(tree.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if openErr != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/modsign/modsign/keygen"
 )
 
-// parts are the elements of a CMS message as scripts/sign-file writes it, each with
-// its tag, in their order. A case replaces some.
+// parts are the elements of a CMS message by scripts/sign-file, each with its tag, in
+// order. A case replaces some.
 type parts struct {
 	contentType, version, digests, content, between    []byte
 	siVersion, sid, digest, attributes, algorithm, sig []byte
@@ -37,11 +37,12 @@ func newParts(t testing.TB, pair *keygen.Pair, payload []byte) parts {
 	return parts{
 		contentType: oid(signedDataOID), version: integer(1), digests: set(seq(oid(sha256OID))), content: seq(oid(dataOID)),
 		siVersion: integer(1), sid: sidOf(t, pair),
-		digest: seq(oid(sha256OID)), algorithm: seq(oid(ecdsaSHA256)), sig: tlv(asn1.TagOctetString, rawSignature(t, pair, payload)),
+		digest: seq(oid(sha256OID)), algorithm: seq(oid(ecdsaSHA256)),
+		sig: tlv(asn1.TagOctetString, rawSignature(t, pair, payload)),
 	}
 }
 
-// sidOf names a signer by issuer and serial number.
+// sidOf identifies a signer by issuer and serial number.
 func sidOf(t testing.TB, pair *keygen.Pair) []byte {
 	t.Helper()
 	serial, err := asn1.Marshal(pair.Certificate.SerialNumber)
@@ -51,7 +52,7 @@ func sidOf(t testing.TB, pair *keygen.Pair) []byte {
 	return seq(pair.Certificate.RawIssuer, serial)
 }
 
-// rawSignature is the signature alone, over the SHA-256 of a payload.
+// rawSignature returns the bare signature of the SHA-256 of a payload.
 func rawSignature(t testing.TB, pair *keygen.Pair, payload []byte) []byte {
 	t.Helper()
 	sum := crypto.SHA256.New()
@@ -75,7 +76,7 @@ func (p parts) der() []byte {
 	return seq(p.contentType, tlv(0xa0, seq(p.version, p.digests, p.content, p.between, signers)))
 }
 
-// tlv writes an element; its length is as DER has it.
+// tlv returns an element with a DER length.
 func tlv(tag byte, contents ...[]byte) []byte {
 	all := slices.Concat(contents...)
 	n := len(all)
@@ -93,7 +94,7 @@ func seq(contents ...[]byte) []byte { return tlv(0x30, contents...) }
 func set(contents ...[]byte) []byte { return tlv(0x31, contents...) }
 func integer(b ...byte) []byte      { return tlv(asn1.TagInteger, b) }
 
-// contents is an element without its tag and length.
+// contents returns an element without its tag and length.
 func contents(element []byte) []byte {
 	var raw asn1.RawValue
 	if _, err := asn1.Unmarshal(element, &raw); err != nil {
@@ -114,10 +115,10 @@ func oid(dotted string) []byte {
 	return tlv(asn1.TagOID, der)
 }
 
-// attribute is an Attribute of a SignerInfo.
+// attribute returns an Attribute of a SignerInfo.
 func attribute(of string, values ...[]byte) []byte { return seq(oid(of), set(values...)) }
 
-// indefinite writes a constructed element of indefinite length.
+// indefinite returns a constructed element of indefinite length.
 func indefinite(tag byte, contents ...[]byte) []byte {
 	return slices.Concat([]byte{tag, 0x80}, slices.Concat(contents...), []byte{0, 0})
 }

@@ -16,11 +16,11 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestPatchRealSource patches a copy of the kernel's source whose files are the
-// source's own, by hard links, and takes the patch out again.
+// TestPatchRealSource patches a copy of the kernel's source whose files are hard links
+// to the source's files, and reverts the patch.
 func TestPatchRealSource(t *testing.T) {
 	source := Source(t)
-	dir, err := os.MkdirTemp(filepath.Dir(source), "patch-") // on its file system
+	dir, err := os.MkdirTemp(filepath.Dir(source), "patch-") // on the source's file system
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestPatchRealSource(t *testing.T) {
 	}
 	names := fileNames(t, copied)
 
-	// files are the patched ones, those that it makes being empty.
+	// files returns the patched files; those that the patch creates are empty before.
 	files := func(root string) (all [][]byte) {
 		for _, name := range regexp.MustCompile(`(?m)^\+\+\+ b/(.*)$`).FindAllSubmatch(p.Text(), -1) {
 			text, err := os.ReadFile(filepath.Join(root, string(name[1])))
@@ -64,7 +64,7 @@ func TestPatchRealSource(t *testing.T) {
 		return found
 	})
 	if got, want := strings.Join(added, " "), "include/linux/module_hashes.h kernel/module/hashes.c"; got != want {
-		t.Errorf("Apply has made %s, and should have made %s", got, want)
+		t.Errorf("Apply created %s, want %s", got, want)
 	}
 	if state, err := p.Revert(); err != nil || !state.Applied() {
 		t.Fatalf("Revert: %v, %v", state, err)
@@ -75,7 +75,7 @@ func TestPatchRealSource(t *testing.T) {
 	}
 }
 
-// fileNames are the names of all files below a folder, sorted.
+// fileNames returns the sorted names of all files below a directory.
 func fileNames(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -17,9 +17,9 @@ import (
 	"testing"
 )
 
-// privateKeys returns the files below the folders that hold a private key: PEM, or
-// the DER of PKCS #8, PKCS #1 or SEC 1 at any offset. Files with more than one name
-// do not count: they are the source's, which a copy of it shares.
+// privateKeys returns the files below the directories that contain a private key: PEM,
+// or the DER of PKCS #8, PKCS #1 or SEC 1 at any offset. It ignores files with several
+// names: they belong to the source, and a copy shares them.
 func privateKeys(t testing.TB, dirs ...string) []string {
 	t.Helper()
 	var found []string
@@ -48,7 +48,7 @@ func privateKeys(t testing.TB, dirs ...string) []string {
 		}
 	}
 	if files == 0 {
-		t.Fatalf("nothing to look at in %q", dirs)
+		t.Fatalf("no files in %q", dirs)
 	}
 	return found
 }
@@ -67,7 +67,7 @@ func holdsPrivateKey(b []byte) bool {
 		if at+2 >= len(b) || b[at+2] > 1 {
 			continue
 		}
-		for _, header := range []int{2, 3, 4} { // short length, and one or two bytes of it
+		for _, header := range []int{2, 3, 4} { // short length, or one or two length bytes
 			if at < header || b[at-header] != 0x30 {
 				continue
 			}
@@ -98,7 +98,7 @@ func isPrivateKey(der []byte) bool {
 	return err == nil
 }
 
-// The search finds what it is to find, wherever it is planted.
+// TestPrivateKeysFound checks that the search finds planted keys.
 func TestPrivateKeysFound(t *testing.T) {
 	ec, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {

@@ -33,7 +33,8 @@ import (
 func buildProgram(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "modsign")
-	cmd := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-o", path, "github.com/modsign/modsign/cmd/modsign")
+	cmd := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-o", path,
+		"github.com/modsign/modsign/cmd/modsign")
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
@@ -41,7 +42,7 @@ func buildProgram(t testing.TB) string {
 	return path
 }
 
-// A user builds a kernel, with modsign at hand.
+// A user builds a kernel with modsign.
 type user struct {
 	modsign    string
 	runtimeDir string
@@ -65,7 +66,7 @@ func (u *user) command(dir, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// try runs a command and returns what it said.
+// try runs a command and returns its output.
 func (u *user) try(dir, name string, args ...string) (string, error) {
 	out, err := u.command(dir, name, args...).CombinedOutput()
 	return string(out), err
@@ -84,7 +85,7 @@ func (u *user) run(t testing.TB, dir, name string, args ...string) string {
 	return out
 }
 
-// agent is the key agent's status; an error when there is none.
+// agent returns the key agent's status, or an error if there is none.
 func (u *user) agent(objtree string) (agent.Status, error) {
 	var status agent.Status
 	cmd := u.command("", u.modsign, "agent", "status", "--json", "--objtree", objtree)
@@ -99,7 +100,7 @@ func (u *user) agent(objtree string) (agent.Status, error) {
 
 // A variant is a configuration of signing and compression.
 type variant struct {
-	ecdsa  bool // P-384, and else RSA-4096
+	ecdsa  bool // P-384, else RSA-4096
 	format compress.Format
 }
 
@@ -112,7 +113,7 @@ func (v variant) algorithm() string {
 
 func (v variant) String() string { return fmt.Sprintf("%s, %s", v.algorithm(), v.format) }
 
-// config is the variant's lines of a configuration, all of what differs.
+// config returns the lines of the configuration that differ between variants.
 func (v variant) config() string {
 	set := map[string]bool{
 		"SIG_KEY_TYPE_RSA": !v.ecdsa, "SIG_KEY_TYPE_ECDSA": v.ecdsa,
@@ -130,11 +131,11 @@ func (v variant) config() string {
 	return lines.String()
 }
 
-// The whole story, from enable to clean, on the kernel's source: who builds the
-// kernel types what they always typed. Each tree is built once, as the first variant
-// wants it; for the others make has to link again.
+// TestStory runs the whole story on the kernel's source, from enable to clean. The user
+// types the usual commands. Each tree is built once, for the first variant; for the
+// others, make links again.
 func TestStory(t *testing.T) {
-	// Debian's depmod knows no gzip.
+	// Debian's depmod does not support gzip.
 	var all []variant
 	for _, ecdsa := range []bool{false, true} {
 		for _, format := range []compress.Format{compress.None, compress.XZ, compress.Zstd} {
@@ -151,9 +152,9 @@ type story struct {
 	variants []variant
 }
 
-// folders makes the trees of a story: a copy of the source, for a build in it, or
-// the source and an empty folder beside it.
-func (s story) folders(t *testing.T) (srctree, objtree string) {
+// directories makes the trees of a story: a copy of the source for a build in it, or
+// the source and an empty directory beside it.
+func (s story) directories(t *testing.T) (srctree, objtree string) {
 	t.Helper()
 	source := Source(t)
 	base, err := os.MkdirTemp(filepath.Dir(source), "story-")
@@ -162,7 +163,7 @@ func (s story) folders(t *testing.T) (srctree, objtree string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(base) })
 	srctree, objtree = filepath.Join(base, "linux"), filepath.Join(base, "build")
-	// Names of the same files: Kbuild replaces files, and writes into none.
+	// Hard links suffice: Kbuild replaces files, and does not write into them.
 	testmod.Run(t, "cp", "-al", source, srctree)
 	if s.inTree {
 		return srctree, srctree
@@ -175,9 +176,9 @@ func (s story) folders(t *testing.T) (srctree, objtree string) {
 
 func (s story) tell(t *testing.T) {
 	u := newUser(t)
-	srctree, objtree := s.folders(t)
+	srctree, objtree := s.directories(t)
 	first := s.variants[0]
-	// What Kconfig makes of it, for the first command to start from.
+	// The configuration completed by Kconfig, for the first command.
 	configured := Configure(t, "story", Base+first.config())
 	config, err := os.ReadFile(configured.config())
 	if err != nil {
@@ -195,7 +196,7 @@ func (s story) tell(t *testing.T) {
 	}
 
 	u.run(t, srctree, u.modsign, "kbuild", "enable", "--objtree", objtree)
-	// One call with the configuration's goal and the build's is the very first.
+	// The first call has both the configuration's goal and the build's goal.
 	script := fmt.Sprintf(`
 set -e
 make %[1]s %[2]s KCONFIG_ALLCONFIG=%[3]s allnoconfig all
@@ -204,10 +205,12 @@ echo story: installed
 read go
 make %[2]s clean
 `, u.jobs, o, allconfig, root)
-	// What processes of the name modsign open for writing. strace ends with the
-	// last process that it follows, the agent among them.
-	cmd := u.command(srctree, testmod.Program(t, "strace", "strace"), "-f", "--seccomp-bpf", "-Y", "-y", "-qq", "-e", "signal=none",
-		"-e", "trace=open,openat,openat2,creat,rename,renameat,renameat2,linkat", "-o", "|grep -E '<(modsign|[0-9]+)>' >"+trace, "sh", "-c", script)
+	// Trace what processes with the name modsign open for writing. strace ends with the
+	// last process that it follows, including the agent.
+	cmd := u.command(srctree, testmod.Program(t, "strace", "strace"), "-f", "--seccomp-bpf", "-Y", "-y", "-qq", "-e",
+		"signal=none",
+		"-e", "trace=open,openat,openat2,creat,rename,renameat,renameat2,linkat", "-o",
+		"|grep -E '<(modsign|[0-9]+)>' >"+trace, "sh", "-c", script)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +242,7 @@ make %[2]s clean
 	u.strangers(t, objtree)
 	modlib, modules := u.judge(t, tree, first, root)
 
-	// The other variants need no more than a link.
+	// For the other variants, make only links again.
 	for _, v := range s.variants[1:] {
 		t.Run(v.String(), func(t *testing.T) {
 			root := t.TempDir()
@@ -282,7 +285,7 @@ make %[2]s clean
 			matches++
 		}
 	}
-	// The first key signed some modules a second time, and the same.
+	// The first key signed some modules a second time, with the same result.
 	if matches != 1 {
 		t.Errorf("%d of %d receipts are of the key that signed the first installation", matches, len(receipts))
 	}
@@ -309,7 +312,8 @@ func appendTo(t testing.TB, path, text string) {
 	}
 }
 
-// judge looks at what was installed for a variant, and boots the kernel to judge it.
+// judge checks what was installed for a variant, and boots the kernel to judge the
+// modules.
 func (u *user) judge(t *testing.T, tree *Tree, v variant, root string) (modlib string, modules []string) {
 	t.Helper()
 	status, err := u.agent(tree.Objtree)
@@ -318,7 +322,8 @@ func (u *user) judge(t *testing.T, tree *Tree, v variant, root string) (modlib s
 	}
 	modlib, modules = installed(t, root)
 	if status.Algorithm != v.algorithm() || status.Signatures != status.Installs*len(modules) {
-		t.Errorf("the agent has the key %s, and made %d signatures in %d installs of %d modules", status.Algorithm, status.Signatures, status.Installs, len(modules))
+		t.Errorf("the agent has the key %s, and made %d signatures in %d installs of %d modules", status.Algorithm,
+			status.Signatures, status.Installs, len(modules))
 	}
 	for _, name := range modules {
 		if !strings.HasSuffix(name, ".ko"+v.format.Suffix()) {
@@ -332,8 +337,8 @@ func (u *user) judge(t *testing.T, tree *Tree, v variant, root string) (modlib s
 	return modlib, modules
 }
 
-// installed returns the folder of the one kernel that is installed below root, and
-// the modules in it, each after those that it needs.
+// installed returns the directory of the only kernel installed below root, and its
+// modules, each after those that it needs.
 func installed(t testing.TB, root string) (modlib string, modules []string) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(root, "lib/modules/*"))
@@ -370,20 +375,22 @@ func installed(t testing.TB, root string) (modlib string, modules []string) {
 	return found[0], modules
 }
 
-// strangers have no use of the agent, wherever they are let into.
+// strangers checks that other users cannot use the agent, even with access to its
+// directory.
 func (u *user) strangers(t *testing.T, objtree string) {
 	t.Helper()
-	as := []string{testmod.Program(t, "setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups", u.modsign, "agent", "status", "--objtree", objtree}
+	as := []string{testmod.Program(t, "setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups",
+		u.modsign, "agent", "status", "--objtree", objtree}
 	if os.Geteuid() != 0 {
 		as = append([]string{testmod.Program(t, "sudo", "sudo"), "-n"}, as...)
 	}
 	out, err := u.try("/", as[0], as[1:]...)
 	if err == nil {
-		t.Errorf("another user has asked the agent: %s", out)
+		t.Errorf("another user could use the agent: %s", out)
 	}
 }
 
-// boot has the kernel judge what was installed, and what was made of it.
+// boot has the kernel judge the installed modules, and modified ones.
 func (v variant) boot(t *testing.T, tree *Tree, modlib string, modules []string) {
 	t.Helper()
 	var trusted verify.Keyring
@@ -438,7 +445,7 @@ func (v variant) boot(t *testing.T, tree *Tree, modlib string, modules []string)
 		}
 		result := verify.File(t.Context(), &trusted, path)
 		if cases[i].File != "" {
-			if kernel.Errno != 0 || result.Verdict != verify.Trusted { // what it logs is its own
+			if kernel.Errno != 0 || result.Verdict != verify.Trusted { // its log does not matter
 				t.Errorf("%s: %v %q, and verify says %s", kernel.Name, kernel.Errno, kernel.Log, result.Verdict)
 			}
 			continue
@@ -449,7 +456,7 @@ func (v variant) boot(t *testing.T, tree *Tree, modlib string, modules []string)
 		}
 	}
 	if refused != 4 {
-		t.Errorf("the kernel refused %d of 4 bad modules", refused)
+		t.Errorf("the kernel rejected %d of 4 bad modules", refused)
 	}
 }
 
@@ -471,20 +478,21 @@ func decompress(t testing.TB, path string) []byte {
 	return b
 }
 
-// Lines of strace -Y -y, for the processes of the name modsign: a path is given by a
-// descriptor, behind which strace shows its directory, and a name. A call that another
-// one interrupts has its arguments in the first of its two lines. The process that
-// holds a one-time key executes itself from a descriptor, whose number strace takes for
-// its name.
+// These match lines of strace -Y -y for processes with the name modsign. A path is a
+// descriptor, after which strace prints its directory, and a name. An interrupted call
+// has its arguments in the first of two lines. The process that holds a one-time key
+// executes itself from a descriptor, and strace takes the descriptor's number for its
+// name.
 const tracedPath = `(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"`
 
 var (
 	opened  = regexp.MustCompile(`^\d+<(?:modsign|\d+)>\s+(?:open|creat|openat|openat2)\(` + tracedPath + `, (.*)`)
-	renamed = regexp.MustCompile(`^\d+<(?:modsign|\d+)>\s+(?:rename|renameat|renameat2|linkat)\(` + tracedPath + `, ` + tracedPath)
-	locked  = regexp.MustCompile(`^(/run/modsign|/tmp/\.modsign-lock-\d+\.\d)/[0-9a-f-]+\.lock$`)
+	renamed = regexp.MustCompile(`^\d+<(?:modsign|\d+)>\s+(?:rename|renameat|renameat2|linkat)\(` +
+		tracedPath + `, ` + tracedPath)
+	locked = regexp.MustCompile(`^(/run/modsign|/tmp/\.modsign-lock-\d+\.\d)/[0-9a-f-]+\.lock$`)
 )
 
-// traced is the path of a directory and a name.
+// traced returns the path of a name in a directory.
 func traced(dir, name string) string {
 	if filepath.IsAbs(name) {
 		return filepath.Clean(name)
@@ -492,9 +500,9 @@ func traced(dir, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// checkTrace looks at every file that a process of modsign has opened for writing:
-// the certificate, the modules, the receipt, locks, and what the hook itself keeps. All
-// but the locks are written under another name first.
+// checkTrace checks every file that a process of modsign opened for writing: the
+// certificate, the modules, the receipt, locks, and the hook's own files. All except
+// the locks are written under another name first.
 func checkTrace(t *testing.T, trace, objtree, root string, modules int) {
 	t.Helper()
 	text, err := os.ReadFile(trace)
@@ -510,7 +518,8 @@ func checkTrace(t *testing.T, trace, objtree, root string, modules int) {
 	count := make(map[string]int)
 	for line := range strings.Lines(string(text)) {
 		m := opened.FindStringSubmatch(line)
-		if m == nil || !strings.Contains(m[3], "O_WRONLY") && !strings.Contains(m[3], "O_RDWR") && !strings.Contains(m[3], "O_CREAT") {
+		if m == nil || !strings.Contains(m[3], "O_WRONLY") && !strings.Contains(m[3], "O_RDWR") &&
+			!strings.Contains(m[3], "O_CREAT") {
 			continue
 		}
 		path := traced(m[1], m[2])
@@ -529,6 +538,6 @@ func checkTrace(t *testing.T, trace, objtree, root string, modules int) {
 	}
 	t.Logf("opened for writing by modsign: %v", count)
 	if count["modules"] != modules || count[".modsign/certificate.pem"] != 1 || count["receipt"] != 1 {
-		t.Errorf("the trace does not tell all: %v, of %d modules", count, modules)
+		t.Errorf("the trace is incomplete: %v, of %d modules", count, modules)
 	}
 }

@@ -21,8 +21,9 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// The modules of a kernel with debug information are stripped and signed, and with
-// debug files: each as binutils strip it, byte for byte, and the kernel loads all.
+// TestStripped strips and signs the modules of a kernel with debug information, and
+// writes debug files. Each module is byte for byte as binutils strips it, and the
+// kernel loads all.
 func TestStripped(t *testing.T) {
 	pairs := newKeys(t)
 	tree := Configure(t, "judge", judge)
@@ -33,7 +34,7 @@ func TestStripped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// install has modules as Kbuild installs them, none of them signed.
+	// install installs the modules with Kbuild, unsigned.
 	install := func() (root, modlib string, modules []string) {
 		root = t.TempDir()
 		tree.Make(t, "INSTALL_MOD_PATH="+root, "CONFIG_MODULE_SIG_ALL=", "CONFIG_MODULE_COMPRESS_ALL=", "modules_install")
@@ -78,7 +79,8 @@ func TestStripped(t *testing.T) {
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, and of strip --strip-debug %d, not the same", name, len(got), len(want))
 		}
-		if slices.ContainsFunc(sections(t, filepath.Join(plain, name)), func(s string) bool { return strings.HasPrefix(s, ".debug") || strings.HasPrefix(s, ".rela.debug") }) {
+		if slices.ContainsFunc(sections(t, filepath.Join(plain, name)),
+			func(s string) bool { return strings.HasPrefix(s, ".debug") || strings.HasPrefix(s, ".rela.debug") }) {
 			t.Errorf("%s has debug sections", name)
 		}
 	}
@@ -127,7 +129,7 @@ func read(t testing.TB, path string) []byte {
 	return b
 }
 
-// payloadOf is a signed module without its signature.
+// payloadOf returns a signed module without its signature.
 func payloadOf(t testing.TB, path string) []byte {
 	t.Helper()
 	r, err := verify.Inspect(t.Context(), path)
@@ -142,7 +144,7 @@ func sections(t testing.TB, path string) []string {
 	return slices.Collect(maps.Keys(sectionData(t, path)))
 }
 
-// sectionData is the content of a file's sections by name.
+// sectionData returns the contents of a file's sections by name.
 func sectionData(t testing.TB, path string) map[string][]byte {
 	t.Helper()
 	f, err := elf.Open(path)
@@ -162,14 +164,15 @@ func sectionData(t testing.TB, path string) map[string][]byte {
 	return data
 }
 
-// checkDebugFile fails the test unless a module leads to its debug file by both ways.
+// checkDebugFile fails the test unless both ways lead from a module to its debug file.
 func checkDebugFile(t testing.TB, module, file, dir string) {
 	t.Helper()
 	data := read(t, file)
 	is := sectionData(t, module)
 	link := is[".gnu_debuglink"]
 	name, _, _ := bytes.Cut(link, []byte{0})
-	if string(name) != filepath.Base(file) || len(link) < 4 || binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(data) {
+	if string(name) != filepath.Base(file) || len(link) < 4 ||
+		binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(data) {
 		t.Errorf("%s: .gnu_debuglink is %q, and its debug file has CRC %08x", module, link, crc32.ChecksumIEEE(data))
 	}
 	note := is[".note.gnu.build-id"]
@@ -178,7 +181,8 @@ func checkDebugFile(t testing.TB, module, file, dir string) {
 		return
 	}
 	id := hex.EncodeToString(note[16:])
-	if got, err := filepath.EvalSymlinks(filepath.Join(dir, ".build-id", id[:2], id[2:]+".debug")); err != nil || read(t, got) == nil || !bytes.Equal(read(t, got), data) {
+	if got, err := filepath.EvalSymlinks(filepath.Join(dir, ".build-id", id[:2], id[2:]+".debug")); err != nil ||
+		read(t, got) == nil || !bytes.Equal(read(t, got), data) {
 		t.Errorf("%s: its build id leads to %s, %v", module, got, err)
 	}
 	if sectionData(t, file)[".debug_info"] == nil {
@@ -189,11 +193,12 @@ func checkDebugFile(t testing.TB, module, file, dir string) {
 // debuggers has debuggers find lines of the source.
 func debuggers(t *testing.T, module, debug string) {
 	t.Helper()
-	gdb := string(testmod.Run(t, "gdb", "-nx", "-batch", "-ex", "set debug-file-directory "+debug, "-ex", "file "+module, "-ex", "info line md4_final"))
+	gdb := string(testmod.Run(t, "gdb", "-nx", "-batch", "-ex", "set debug-file-directory "+debug, "-ex", "file "+module,
+		"-ex", "info line md4_final"))
 	if !strings.Contains(gdb, `md4.c"`) {
 		t.Errorf("gdb finds no line of md4_final: %s", gdb)
 	}
-	// elfutils goes by the build id as well.
+	// elfutils uses the build ID too.
 	addr := string(testmod.Run(t, "eu-addr2line", "--debuginfo-path=+"+debug, "-j", ".text", "-f", "-e", module, "0x0"))
 	if !strings.Contains(addr, ".c:") && !strings.Contains(addr, ".h:") {
 		t.Errorf("eu-addr2line finds no line: %s", addr)

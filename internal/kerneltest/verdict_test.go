@@ -24,13 +24,13 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// debug is what a configuration has for modules that are worth stripping.
+// debug is the configuration for modules with debug information.
 //
 //go:embed debug.config
 var debug string
 
 // judge is the configuration of the kernel that judges the made cases. The files that
-// it names are in its object tree, and made anew in each run.
+// it names are in its object tree, and each run writes them anew.
 var judge = Base + debug + `
 CONFIG_MODULE_SIG_KEY="kerneltest/module.pem"
 CONFIG_SYSTEM_TRUSTED_KEYS="kerneltest/trusted.pem"
@@ -43,8 +43,7 @@ CONFIG_SYSTEM_REVOCATION_KEYS="kerneltest/revoked.pem"
 // keys are the signers of the cases by name.
 type keys map[string]*keygen.Pair
 
-// newKeys makes one key of each kind, and those whose certificates are something
-// special.
+// newKeys makes one key of each kind, and keys with special certificates.
 func newKeys(t testing.TB) keys {
 	t.Helper()
 	pairs := make(keys)
@@ -75,7 +74,7 @@ func newKeys(t testing.TB) keys {
 	return pairs
 }
 
-// install writes what the configuration names into the object tree.
+// install writes the files that the configuration names into the object tree.
 func (pairs keys) install(t testing.TB, tree *Tree) {
 	t.Helper()
 	dir := filepath.Join(tree.Objtree, "kerneltest")
@@ -105,35 +104,34 @@ func (pairs keys) install(t testing.TB, tree *Tree) {
 	}
 }
 
-// formats are those that a kernel can be configured to decompress; Base has the first.
+// formats are those that a kernel can decompress, one at a time; Base has the first.
 var formats = []compress.Format{compress.XZ, compress.Gzip, compress.Zstd}
 
-// A relation is what verify's verdict on a file has to do with that of one kernel.
+// A relation is the relation between verify's verdict on a file and that of one kernel.
 type relation int
 
 const (
 	same relation = iota
-	// A file that is not one whole stream: its readers do not agree on what it
-	// holds, and modsign refuses it, whatever they do (see package compress).
+	// A file that is not one whole stream. Programs disagree on its content, and
+	// modsign always rejects the file (see package compress).
 	stricter
-	// A stream that kmod may decompress and the kernel does not, or not this one's:
-	// verify trusts what is in it, and warns.
+	// A stream that kmod may decompress and this kernel does not: verify trusts the
+	// content, and warns.
 	warned
-	// A stream that this kernel is not configured for, which no image tells of.
+	// A stream that this kernel is not configured for, which the image does not tell.
 	configured
 	// A stream that modsign cannot read: verify has no verdict.
 	unreadable
 )
 
-// made is a case with what is expected of it.
+// made is a case with its expected result.
 type made struct {
 	Case
 	relation relation
 }
 
-// Every made module gets the same verdict from the package verify, which has read the
-// kernel's image, and from that kernel: accepted or refused, the errno, and what is
-// logged.
+// TestVerdicts compares the verdicts of package verify, which reads the kernel's image,
+// with those of that kernel: accepted or rejected, the errno, and the log.
 func TestVerdicts(t *testing.T) {
 	pairs := newKeys(t)
 	tree := Configure(t, "judge", judge)
@@ -147,7 +145,8 @@ func TestVerdicts(t *testing.T) {
 				tree.Make(t)
 				cases = makeCases(t, pairs, tree, modulePayload(t, tree))
 			} else {
-				tree.Reconfigure(t, fmt.Sprintf("# CONFIG_MODULE_COMPRESS_%s is not set\nCONFIG_MODULE_COMPRESS_%s=y\n", kconfig(formats[i-1]), kconfig(format)))
+				tree.Reconfigure(t, fmt.Sprintf("# CONFIG_MODULE_COMPRESS_%s is not set\nCONFIG_MODULE_COMPRESS_%s=y\n",
+					kconfig(formats[i-1]), kconfig(format)))
 				tree.Make(t, "bzImage")
 			}
 			cases = append(cases, compressedCases(t, pairs, format, modulePayload(t, tree))...)
@@ -174,14 +173,14 @@ func TestVerdicts(t *testing.T) {
 	}
 	t.Logf("%d modules, %d accepted, %d refused; in the words of verify %v", count, accepted, count-accepted, verdicts)
 	if count < 60 || accepted == 0 || accepted == count {
-		t.Error("too few to judge by")
+		t.Error("too few cases")
 	}
 }
 
 func kconfig(format compress.Format) string { return strings.ToUpper(format.String()) }
 
-// modulePayload is a small module of the kernel, not signed, and without debug
-// information: a thousand of them have to find room in a small machine.
+// modulePayload returns a small unsigned module of the kernel without debug
+// information, since a small machine must hold a thousand of them.
 func modulePayload(t testing.TB, tree *Tree) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "md4.ko")
@@ -193,8 +192,8 @@ func modulePayload(t testing.TB, tree *Tree) []byte {
 	return b
 }
 
-// imageKeyring is what verify makes of the kernel that boots. What is linked into
-// vmlinux is the same.
+// imageKeyring returns the keyring that verify reads from the kernel that boots. The
+// certificates in vmlinux are the same.
 func imageKeyring(t testing.TB, tree *Tree) *verify.Keyring {
 	t.Helper()
 	var image, vmlinux verify.Keyring
@@ -204,19 +203,24 @@ func imageKeyring(t testing.TB, tree *Tree) *verify.Keyring {
 	if err := vmlinux.AddImage(filepath.Join(tree.Objtree, "vmlinux")); err != nil {
 		t.Fatal(err)
 	}
-	// The module's own, one of each kind, and three special ones; one is blacklisted.
-	if want := 1 + len(keygen.Algorithms()) + 3; image.Len() != want || !slices.Equal(image.Names(), vmlinux.Names()) || len(image.Warnings()) != 0 {
-		t.Fatalf("verify finds the certificates %q in bzImage, %q in vmlinux, and %d are there; warnings %q", image.Names(), vmlinux.Names(), want, image.Warnings())
+	// The module key's certificate, one of each kind, and three special ones; one is
+	// blacklisted.
+	if want := 1 + len(keygen.Algorithms()) + 3; image.Len() != want || !slices.Equal(image.Names(), vmlinux.Names()) ||
+		len(image.Warnings()) != 0 {
+		t.Fatalf("verify finds the certificates %q in bzImage and %q in vmlinux, want %d; warnings %q",
+			image.Names(), vmlinux.Names(), want, image.Warnings())
 	}
 	return &image
 }
 
-// compare fails the test where verify does not predict what the kernel says.
+// compare fails the test if verify does not predict the kernel's verdict.
 func (m made) compare(t *testing.T, kernel Verdict, predicted verify.Result) {
 	t.Helper()
 	said := fmt.Sprintf("%s: the kernel says %d (%v) and logs %q; verify says %d (%v), %s, %q, %v, warnings %q", m.Name,
-		int(kernel.Errno), kernel.Errno, kernel.Log, int(predicted.Errno), predicted.Errno, predicted.Verdict, predicted.Dmesg, predicted.Err, predicted.Warnings)
-	agree := kernel.Errno == predicted.Errno && predicted.Verdict != verify.Unreadable && logged(kernel.Log, predicted.Dmesg)
+		int(kernel.Errno), kernel.Errno, kernel.Log, int(predicted.Errno), predicted.Errno, predicted.Verdict,
+		predicted.Dmesg, predicted.Err, predicted.Warnings)
+	agree := kernel.Errno == predicted.Errno && predicted.Verdict != verify.Unreadable &&
+		logged(kernel.Log, predicted.Dmesg)
 	var expected bool
 	switch m.relation {
 	case same:
@@ -235,19 +239,24 @@ func (m made) compare(t *testing.T, kernel Verdict, predicted verify.Result) {
 	}
 }
 
-// judging matches what the kernel logs when it judges a signature, and aside what it
-// only remarks on the way.
-var judging, aside = regexp.MustCompile(`^(PKCS7: |PKCS#7 |X\.509: |module: |Unsupported |Loading of )`), regexp.MustCompile(`^PKCS7: (Unknown OID|Data already supplied)`)
+// judging matches the kernel's messages about a signature; aside matches its other
+// remarks.
+var (
+	judging = regexp.MustCompile(`^(PKCS7: |PKCS#7 |X\.509: |module: |Unsupported |Loading of )`)
+	aside   = regexp.MustCompile(`^PKCS7: (Unknown OID|Data already supplied)`)
+)
 
-// logged says whether the kernel's lines are the predicted ones, where N stands for a
-// number.
+// logged reports whether the kernel's lines match the predicted ones, where N stands
+// for a number.
 func logged(lines, predicted []string) bool {
-	lines = slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return !judging.MatchString(line) || aside.MatchString(line) })
+	lines = slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return !judging.MatchString(line) || aside.MatchString(line)
+	})
 	return slices.EqualFunc(lines, predicted, func(line, pattern string) bool {
 		pattern = regexp.MustCompile(`\bN\b`).ReplaceAllString(regexp.QuoteMeta(pattern), `\d+`)
 		return regexp.MustCompile("^" + pattern + "$").MatchString(line)
 	})
 }
 
-// full tells of scripts/kernel-test --full.
+// full reports whether scripts/kernel-test runs with --full.
 func full() bool { return os.Getenv("MODSIGN_KERNELTEST_FULL") != "" }

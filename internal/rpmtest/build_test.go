@@ -14,7 +14,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestSpec builds the package of a third party, with the one line of README.md.
+// TestSpec builds a third-party package, with the one line from README.md.
 func TestSpec(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
@@ -24,8 +24,9 @@ func TestSpec(t *testing.T) {
 		ending    string
 		compress  []string
 	}{
-		"debuginfo":        {debuginfo: true},
-		"debuginfo, zstd":  {debuginfo: true, ending: ".zst", compress: []string{"zipmodules", "1", "compression", "zstd"}, prefix: "/usr"},
+		"debuginfo": {debuginfo: true},
+		"debuginfo, zstd": {debuginfo: true, ending: ".zst", compress: []string{"zipmodules", "1", "compression", "zstd"},
+			prefix: "/usr"},
 		"no debuginfo":     {prefix: "/usr"},
 		"no debuginfo, xz": {ending: ".xz", compress: []string{"zipmodules", "1", "modsign_compress", "xz"}},
 	} {
@@ -51,8 +52,7 @@ func TestSpec(t *testing.T) {
 	}
 }
 
-// TestBadModule puts a file that is no module among them: the build fails and
-// names it.
+// TestBadModule adds a file that is not a module: the build fails and names the file.
 func TestBadModule(t *testing.T) {
 	t.Parallel()
 	b := spec{
@@ -65,9 +65,8 @@ func TestBadModule(t *testing.T) {
 	}
 }
 
-// TestClassic signs in %install with the kernel's sign-file and does nothing
-// else, as specs do that have not met the problem yet: rpm takes the signatures
-// off, and the build succeeds.
+// TestClassic signs in %install only with the kernel's sign-file, as many existing
+// specs do: rpm removes the signatures, and the build succeeds.
 func TestClassic(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "rsa:2048")
@@ -103,21 +102,23 @@ done`,
 	}
 }
 
-// TestTooEarly signs in %install, before find-debuginfo and brp-strip. What would
-// lose a signature or its debuginfo is refused, with what to write.
+// TestTooEarly signs in %install, before find-debuginfo and brp-strip. The helper
+// rejects what would lose a signature or its debuginfo, and tells what to write.
 func TestTooEarly(t *testing.T) {
 	t.Parallel()
 	defines := keyDefines(t, testmod.NewKey(t, "ecdsa:p384"))
 	tree := `"%{buildroot}/lib/modules"`
 	for name, s := range map[string]spec{
-		"before find-debuginfo":              {head: "%debug_package\n" + override, install: "%modsign_sign " + tree},
-		"before find-debuginfo, compressed":  {head: "%debug_package", install: "%modsign_sign -z xz " + tree},
-		"before find-debuginfo, brp-modsign": {head: "%debug_package", install: "%{modsign_brp}", defines: map[string]string{"zipmodules": "1"}},
+		"before find-debuginfo":             {head: "%debug_package\n" + override, install: "%modsign_sign " + tree},
+		"before find-debuginfo, compressed": {head: "%debug_package", install: "%modsign_sign -z xz " + tree},
+		"before find-debuginfo, brp-modsign": {head: "%debug_package", install: "%{modsign_brp}",
+			defines: map[string]string{"zipmodules": "1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s.defines = with(defines, pairs(s.defines)...)
-			b := s.refused(t, ".ko has debug information", "%modsign_spec_install_post", "--split-debug", "%debug_package %{nil}", "Bad exit status")
+			b := s.refused(t, ".ko has debug information", "%modsign_spec_install_post", "--split-debug",
+				"%debug_package %{nil}", "Bad exit status")
 			left := 0
 			for _, path := range modules(t, b.topdir) {
 				if !strings.Contains(path, "/BUILDROOT/") {
@@ -140,23 +141,24 @@ func TestTooEarly(t *testing.T) {
 	})
 }
 
-// TestSignInInstall signs where nothing can go wrong: compressed modules, which
-// no stripper takes for ELF files, of a package without debuginfo.
+// TestSignInInstall signs in %install where that is safe: compressed modules, which no
+// stripper takes for ELF files, in a package without debuginfo.
 func TestSignInInstall(t *testing.T) {
 	t.Parallel()
 	key, other := testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	otherKey, otherCert := other.Files(t)
 	tree := `"%{buildroot}/lib/modules/%{kver}"`
 	b := spec{
-		head:    "%define debug_package %{nil}",
-		install: "%modsign_sign -k " + otherKey + " -c " + otherCert + " -a sha384 -z zst -m 0644 " + tree + "\n%modsign_verify -c " + otherCert + " " + tree,
+		head: "%define debug_package %{nil}",
+		install: "%modsign_sign -k " + otherKey + " -c " + otherCert + " -a sha384 -z zst -m 0644 " + tree +
+			"\n%modsign_verify -c " + otherCert + " " + tree,
 		defines: keyDefines(t, key),
 	}.build(t)
 	checkModules(t, b.unpack(t, false), ".zst", other, "sha384")
 }
 
-// TestSplit has modsign split debug information off, in %install: find-debuginfo
-// then finds nothing to do, and rpm makes the debuginfo package of it.
+// TestSplit has modsign split off debug information in %install: find-debuginfo then
+// has nothing to do, and rpm makes the debuginfo package from the debug files.
 func TestSplit(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
@@ -185,7 +187,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// TestSiteMacros appends signing to %__os_install_post, as a site's macros would.
+// TestSiteMacros appends signing to %__os_install_post, like a site's macros.
 func TestSiteMacros(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
@@ -199,8 +201,8 @@ func TestSiteMacros(t *testing.T) {
 	checkDebuginfo(t, root, b.unpack(t, true))
 }
 
-// TestKmodtoolNames signs with the key that kmodtool's macros name, which has a
-// passphrase and the mode that akmods gives it.
+// TestKmodtoolNames signs with the key in kmodtool's macros, which has a passphrase and
+// the mode that akmods sets.
 func TestKmodtoolNames(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "rsa:2048")
@@ -223,8 +225,8 @@ func TestKmodtoolNames(t *testing.T) {
 	}
 }
 
-// TestReproducible builds twice, with times clamped to SOURCE_DATE_EPOCH and a key
-// whose signatures are the same each time: so are the packages.
+// TestReproducible builds twice, with times clamped to SOURCE_DATE_EPOCH and a key with
+// deterministic signatures: the packages are the same.
 func TestReproducible(t *testing.T) {
 	t.Parallel()
 	const epoch = 1700000000
@@ -247,7 +249,8 @@ func TestReproducible(t *testing.T) {
 				t.Fatal(err)
 			}
 			packages[filepath.Base(path)] = string(data)
-			for _, mtime := range strings.Fields(string(testmod.Run(t, "rpm", "-qp", "--dbpath", topdir, "--qf", "[%{FILEMTIMES} ]", path))) {
+			for _, mtime := range strings.Fields(string(testmod.Run(t, "rpm", "-qp", "--dbpath", topdir, "--qf",
+				"[%{FILEMTIMES} ]", path))) {
 				if n, err := strconv.Atoi(mtime); err != nil || n > epoch {
 					t.Errorf("%s has a file of %s", path, mtime)
 				}
@@ -256,7 +259,7 @@ func TestReproducible(t *testing.T) {
 		return packages
 	}
 	first := read()
-	time.Sleep(1100 * time.Millisecond) // the times of files in a package are whole seconds
+	time.Sleep(1100 * time.Millisecond) // file times in a package are in whole seconds
 	second := read()
 	if len(first) != 2 || len(second) != 2 {
 		t.Fatalf("%d and %d packages", len(first), len(second))
@@ -268,8 +271,8 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// TestKernelSpec builds what the kernel specs of Fedora and RHEL have: variants,
-// each with its own key, signmodules and zipmodules.
+// TestKernelSpec builds with the macros of the kernel specs of Fedora and RHEL:
+// variants, each with its own key, signmodules and zipmodules.
 func TestKernelSpec(t *testing.T) {
 	t.Parallel()
 	keys := map[string]*testmod.Key{"": testmod.NewKey(t, "rsa:2048"), "+debug": testmod.NewKey(t, "ecdsa:p384")}
@@ -277,7 +280,7 @@ func TestKernelSpec(t *testing.T) {
 		"plain.pem": keys[""].KeyPEM, "plain.x509": keys[""].Certificate.Raw,
 		"debug.pem": keys["+debug"].KeyPEM, "debug.x509": keys["+debug"].Certificate.Raw,
 	}
-	// Fedora's own, which needs nothing but a mod-sign.sh.
+	// Fedora's own macro, which needs only a mod-sign.sh.
 	own := `%define __modsign_install_post \
   if [ "%{signmodules}" -eq "1" ]; then \
     for modules_dir in "$RPM_BUILD_ROOT"/lib/modules/%{KVERREL}*; do \
@@ -298,7 +301,7 @@ func TestKernelSpec(t *testing.T) {
 			b := spec{
 				file: "rhel.spec", head: test.head, sources: sources,
 				defines: map[string]string{"with_debuginfo": test.debuginfo, "signmodules": "1", "zipmodules": test.zip},
-				env:     []string{"PATH=" + filepath.Dir(modsign(t)) + ":" + os.Getenv("PATH")}, // mod-sign looks there
+				env:     []string{"PATH=" + filepath.Dir(modsign(t)) + ":" + os.Getenv("PATH")}, // mod-sign searches PATH
 			}.build(t)
 			root := b.unpack(t, false)
 			for variant, key := range keys {
@@ -311,7 +314,7 @@ func TestKernelSpec(t *testing.T) {
 	}
 }
 
-// configuredHash is CONFIG_MODULE_SIG_HASH of the kernel that is built for.
+// configuredHash returns CONFIG_MODULE_SIG_HASH of the target kernel.
 func configuredHash(t *testing.T) string {
 	t.Helper()
 	config, err := os.ReadFile(filepath.Join("/lib/modules", kernelVersion(t), "build/.config"))

@@ -13,7 +13,7 @@ import (
 )
 
 // tree makes a build root with a module in each of the directories, and returns its
-// path, which has what shells trip over.
+// path, which contains characters that are special in shells.
 func tree(t *testing.T, dirs ...string) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "build 'root' $HOME *")
@@ -34,15 +34,15 @@ func write(t *testing.T, path string, data []byte, mode os.FileMode) {
 	}
 }
 
-// keyPair writes a key and its certificate as the kernel's build has them.
+// keyPair writes a key and its certificate in the form of the kernel's build.
 func keyPair(t *testing.T, dir, suffix string, key *testmod.Key) {
 	t.Helper()
 	write(t, filepath.Join(dir, "certs/signing_key.pem"+suffix), key.KeyPEM, 0o600)
 	write(t, filepath.Join(dir, "certs/signing_key.x509"+suffix), key.Certificate.Raw, 0o644)
 }
 
-// signed fails unless all modules below a directory, this many, are signed by a key,
-// with mode 0644 and this ending.
+// signed fails the test unless a directory has exactly count modules, all with this
+// file name ending, mode 0644 and a signature by the key.
 func signed(t *testing.T, dir string, count int, ending string, key *testmod.Key) {
 	t.Helper()
 	found := modules(t, dir)
@@ -61,7 +61,7 @@ func signed(t *testing.T, dir string, count int, ending string, key *testmod.Key
 	testmod.Run(t, modsign(t), "verify", "--cert", testmod.WriteFile(t, "cert.der", key.Certificate.Raw), dir)
 }
 
-// unsigned fails if any module below a directory is signed.
+// unsigned fails the test if any module below a directory is signed.
 func unsigned(t *testing.T, dir string) {
 	t.Helper()
 	for _, path := range modules(t, dir) {
@@ -71,7 +71,8 @@ func unsigned(t *testing.T, dir string) {
 	}
 }
 
-// refuses fails unless a helper ended with the status and said all the words.
+// refuses fails the test unless a helper ended with the status and its output contains
+// all words.
 func refuses(t *testing.T, out string, code, want int, words ...string) {
 	t.Helper()
 	if code != want {
@@ -117,7 +118,8 @@ func TestModSign(t *testing.T) {
 	t.Run("the hash of the kernel's configuration", func(t *testing.T) {
 		t.Parallel()
 		dir := tree(t, "modules")
-		write(t, filepath.Join(dir, ".config"), []byte("# CONFIG_MODULE_SIG_SHA512 is not set\nCONFIG_MODULE_SIG_HASH=\"sha384\"\n"), 0o644)
+		write(t, filepath.Join(dir, ".config"),
+			[]byte("# CONFIG_MODULE_SIG_SHA512 is not set\nCONFIG_MODULE_SIG_HASH=\"sha384\"\n"), 0o644)
 		if out, code := modSign(t, dir, env, private, cert, "modules"); code != 0 {
 			t.Fatalf("exit status %d:\n%s", code, out)
 		}
@@ -135,7 +137,7 @@ func TestModSign(t *testing.T) {
 	t.Run("one module that the signer passes over", func(t *testing.T) {
 		t.Parallel()
 		dir := tree(t, "m")
-		// What a signer with a fault does; the verdict is the real one.
+		// A faulty signer; verification is real.
 		faulty := filepath.Join(t.TempDir(), "modsign")
 		write(t, faulty, []byte(`#!/bin/bash
 if [[ $1 == sign ]]; then
@@ -201,7 +203,7 @@ fi
 	})
 }
 
-// TestBrp runs brp-modsign on build roots that need no rpmbuild.
+// TestBrp runs brp-modsign on build roots without rpmbuild.
 func TestBrp(t *testing.T) {
 	testmod.Slow(t, "runs the helper dozens of times")
 	t.Parallel()
@@ -240,20 +242,22 @@ func TestBrp(t *testing.T) {
 		}
 		signed(t, filepath.Join(root, "usr"), 2, "", plain)
 	})
-	for name, args := range map[string][]string{"the version is known": {"--kver", "1.0"}, "the version is not known": nil} {
+	for name, args := range map[string][]string{"the version is known": {"--kver", "1.0"},
+		"the version is not known": nil} {
 		t.Run("variants, "+name, func(t *testing.T) {
 			t.Parallel()
 			cwd, root := t.TempDir(), tree(t, "lib/modules/1.0", "lib/modules/1.0+debug", "usr/lib/modules/1.0+debug")
 			keyPair(t, cwd, ".sign", plain)
 			keyPair(t, cwd, ".sign+debug", debug)
-			if out, code := brp(t, cwd, root, append(args, "--zipmodules", "1", "--compression", "/usr/bin/zstd")...); code != 0 {
+			if out, code := brp(t, cwd, root, append(args, "--zipmodules", "1", "--compression",
+				"/usr/bin/zstd")...); code != 0 {
 				t.Fatalf("exit status %d:\n%s", code, out)
 			}
 			signed(t, filepath.Join(root, "lib/modules/1.0"), 2, ".zst", plain)
 			signed(t, filepath.Join(root, "lib/modules/1.0+debug"), 2, ".zst", debug)
 			signed(t, filepath.Join(root, "usr"), 2, ".zst", debug)
 		})
-		// Never with the key of another variant.
+		// A variant never uses the key of another.
 		t.Run("a variant's key is missing, "+name, func(t *testing.T) {
 			t.Parallel()
 			cwd, root := t.TempDir(), tree(t, "lib/modules/1.0", "lib/modules/1.0+debug", "lib/modules/1.0+rt-debug")
@@ -267,7 +271,8 @@ func TestBrp(t *testing.T) {
 	t.Run("not to be signed", func(t *testing.T) {
 		t.Parallel()
 		root := tree(t, "lib/modules/1.0")
-		for _, args := range [][]string{{"--signmodules", "0"}, {"--signmodules", "0", "--zipmodules", "1", "--compression", "zstd"}} {
+		for _, args := range [][]string{{"--signmodules", "0"},
+			{"--signmodules", "0", "--zipmodules", "1", "--compression", "zstd"}} {
 			if out, code := brp(t, "", root, args...); code != 0 {
 				t.Fatalf("exit status %d:\n%s", code, out)
 			}
@@ -285,12 +290,13 @@ func TestBrp(t *testing.T) {
 	})
 	t.Run("an unknown compression", func(t *testing.T) {
 		t.Parallel()
-		out, code := brp(t, "", tree(t, "lib/modules/1.0"), "-k", private, "-c", cert, "--zipmodules", "1", "--compression", "bzip2")
+		out, code := brp(t, "", tree(t, "lib/modules/1.0"), "-k", private, "-c", cert, "--zipmodules", "1", "--compression",
+			"bzip2")
 		refuses(t, out, code, 2, `"bzip2"`)
 	})
 }
 
-// TestSign runs what is behind %modsign_sign and %modsign_verify.
+// TestSign runs the helper behind %modsign_sign and %modsign_verify.
 func TestSign(t *testing.T) {
 	testmod.Slow(t, "runs the helper dozens of times")
 	t.Parallel()
@@ -339,7 +345,7 @@ func TestSign(t *testing.T) {
 			unsigned(t, root)
 		})
 	}
-	// Only akmods' key may be its group's.
+	// Only akmods' key may be readable by its group.
 	t.Run("another key with mode 0640", func(t *testing.T) {
 		t.Parallel()
 		root := tree(t, "m")
@@ -356,7 +362,8 @@ func TestSign(t *testing.T) {
 		if err := os.Chmod(locked, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, code := run(t, root, append(env, "KBUILD_SIGN_PIN=open barley"), helper(t, "sign"), "-k", locked, "-c", cert, "m")
+		out, code := run(t, root, append(env, "KBUILD_SIGN_PIN=open barley"), helper(t, "sign"), "-k", locked, "-c", cert,
+			"m")
 		refuses(t, out, code, 1, "locked.pem", "passphrase")
 		if strings.Contains(out, "barley") {
 			t.Errorf("it says the passphrase:\n%s", out)
@@ -429,7 +436,7 @@ func TestSign(t *testing.T) {
 	})
 }
 
-// TestMacros asks rpm what the macros are where nothing is defined.
+// TestMacros evaluates the macros with nothing else defined.
 func TestMacros(t *testing.T) {
 	t.Parallel()
 	rpm := testmod.Program(t, "rpm", "rpm")
@@ -453,10 +460,11 @@ func TestMacros(t *testing.T) {
 	if got := eval("%{_modsign_akmods_key}", "_kmodtool_signmodules_privkey /k y"); got != "/k y" {
 		t.Errorf("kmodtool's key is %q", got)
 	}
-	if got := eval("%modsign_sign -k one -z xz a b"); strings.Contains(got, "%") || !strings.Contains(got, `-k "one"`) || !strings.HasSuffix(got, "-- a b || exit 1") {
+	if got := eval("%modsign_sign -k one -z xz a b"); strings.Contains(got, "%") || !strings.Contains(got, `-k "one"`) ||
+		!strings.HasSuffix(got, "-- a b || exit 1") {
 		t.Errorf("%%modsign_sign is %q", got)
 	}
-	// A key of its own does not come with the certificate of another.
+	// A separate key is not combined with the certificate of another.
 	if got := eval("%modsign_sign -k one a", "modsign_cert other"); strings.Contains(got, "other") {
 		t.Errorf("%%modsign_sign is %q", got)
 	}

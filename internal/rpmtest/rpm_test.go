@@ -22,14 +22,14 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// override is the line of README.md that makes signing the end of %install.
+// override is the line from README.md that makes signing the end of %install.
 const override = `%{?modsign_spec_install_post:%define __spec_install_post %{modsign_spec_install_post}}`
 
 const marker = "~Module signature appended~\n"
 
 var names = []string{"modsign_alone", "modsign_base", "modsign_user"}
 
-// Set by TestMain, which removes the directory again.
+// TestMain sets this, and removes the directory again.
 var workDir string
 
 func TestMain(m *testing.M) {
@@ -64,7 +64,7 @@ func modsign(t *testing.T) string {
 	return path
 }
 
-// helper returns the path of what is in scripts/rpm.
+// helper returns the path of a file in scripts/rpm.
 func helper(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs(filepath.Join("../../scripts/rpm", name))
@@ -74,7 +74,7 @@ func helper(t *testing.T, name string) string {
 	return path
 }
 
-// kernelVersion is that of a kernel whose headers are installed.
+// kernelVersion returns the version of a kernel whose headers are installed.
 func kernelVersion(t *testing.T) string {
 	t.Helper()
 	found, _ := filepath.Glob("/lib/modules/*/build/Makefile")
@@ -84,7 +84,7 @@ func kernelVersion(t *testing.T) string {
 	return filepath.Base(filepath.Dir(filepath.Dir(slices.Max(found))))
 }
 
-// needRPM checks for what rpmbuild runs.
+// needRPM checks for the programs that rpmbuild runs.
 func needRPM(t *testing.T) {
 	t.Helper()
 	testmod.Slow(t, "builds an RPM package")
@@ -96,25 +96,25 @@ func needRPM(t *testing.T) {
 	}
 }
 
-// spec is a build of one of testdata's specs.
+// spec is a build with one of testdata's specs.
 type spec struct {
 	file    string            // in testdata; kmod.spec by default
-	head    string            // the lines of a test before %install
-	install string            // and at its end
-	defines map[string]string // without those that are ""
+	head    string            // lines added before %install
+	install string            // lines added at the end of %install
+	defines map[string]string // empty values are left out
 	env     []string
-	sources map[string][]byte // besides the modules' own
+	sources map[string][]byte // in addition to those of the modules
 }
 
-// built is what rpmbuild has made.
+// built is the result of rpmbuild.
 type built struct {
 	log      string
 	topdir   string
 	packages []string
 }
 
-// rpmbuild builds, in a topdir of its own or the given one, and returns the error of a
-// build that fails.
+// rpmbuild builds in a topdir of its own or the given one. It returns the error of a
+// failed build.
 func (s spec) rpmbuild(t *testing.T, topdir ...string) (built, error) {
 	t.Helper()
 	needRPM(t)
@@ -152,7 +152,7 @@ func (s spec) rpmbuild(t *testing.T, topdir ...string) (built, error) {
 	defines := map[string]string{
 		"_topdir": b.topdir, "_dbpath": filepath.Join(b.topdir, "db"), "_tmppath": b.topdir,
 		"_modsign_dir": helper(t, ""), "__modsign": modsign(t), "kver": kernelVersion(t),
-		// Neither of this machine: a test names what it means.
+		// No default key of this machine: a test names its keys.
 		"_modsign_akmods_key": "/nonexistent/private_key.priv", "_modsign_akmods_cert": "/nonexistent/public_key.der",
 	}
 	maps.Copy(defines, s.defines)
@@ -174,8 +174,8 @@ func (s spec) rpmbuild(t *testing.T, topdir ...string) (built, error) {
 	return b, nil
 }
 
-// newTopdir makes a directory whose name rpm and kbuild can live with: a test's own
-// directory has its name in it.
+// newTopdir makes a directory whose name suits rpm and Kbuild: t.TempDir contains the
+// name of the test.
 func newTopdir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(workDir, "top")
@@ -186,7 +186,7 @@ func newTopdir(t *testing.T) string {
 	return dir
 }
 
-// build is rpmbuild where it has to succeed.
+// build runs rpmbuild, which must succeed.
 func (s spec) build(t *testing.T) built {
 	t.Helper()
 	b, err := s.rpmbuild(t)
@@ -196,7 +196,7 @@ func (s spec) build(t *testing.T) built {
 	return b
 }
 
-// refused is rpmbuild where it has to fail, and to say why.
+// refused runs rpmbuild, which must fail with all words in its output.
 func (s spec) refused(t *testing.T, words ...string) built {
 	t.Helper()
 	b, err := s.rpmbuild(t)
@@ -231,7 +231,9 @@ func (b built) unpack(t *testing.T, debuginfo bool) string {
 }
 
 func (b built) hasDebuginfo() bool {
-	return slices.ContainsFunc(b.packages, func(p string) bool { return strings.Contains(filepath.Base(p), "-debuginfo-") })
+	return slices.ContainsFunc(b.packages, func(p string) bool {
+		return strings.Contains(filepath.Base(p), "-debuginfo-")
+	})
 }
 
 // modules returns the modules below a directory.
@@ -250,9 +252,9 @@ func modules(t *testing.T, dir string) []string {
 	return found
 }
 
-// checkModules fails unless a directory holds exactly the three modules, with this
-// ending, signed by the key, mode 0644. The verdict is modsign's, and kmod's
-// modinfo has to read the same signer.
+// checkModules fails the test unless a directory contains exactly the three modules,
+// with this ending, mode 0644 and signatures by the key. modsign verifies them, and
+// kmod's modinfo must read the same signer.
 func checkModules(t *testing.T, dir, ending string, key *testmod.Key, hash string) {
 	t.Helper()
 	found := modules(t, dir)
@@ -296,8 +298,8 @@ func modinfo(t *testing.T, field, path string) string {
 	return strings.TrimSpace(string(testmod.Run(t, testmod.Program(t, "modinfo", "kmod"), "-F", field, path)))
 }
 
-// decompressed reads a module through the compressor's own program, and checks
-// that a kernel could too.
+// decompressed reads a module with the compressor's own program, and checks that a
+// kernel can read it too.
 func decompressed(t *testing.T, path string) []byte {
 	t.Helper()
 	switch filepath.Ext(path) {
@@ -319,8 +321,8 @@ func decompressed(t *testing.T, path string) []byte {
 	return data
 }
 
-// checkDebuginfo fails unless the debuginfo package has a debug file of every
-// module, found by the module's own build ID, and gdb finds lines with it.
+// checkDebuginfo fails the test unless the debuginfo package has a debug file for every
+// module. The module's build ID must lead to the file, and gdb must find lines with it.
 func checkDebuginfo(t *testing.T, root, debugRoot string) {
 	t.Helper()
 	debug := filepath.Join(debugRoot, "usr/lib/debug")
@@ -334,11 +336,12 @@ func checkDebuginfo(t *testing.T, root, debugRoot string) {
 			t.Errorf("%s: its build ID leads to no debug file: %v", path, err)
 			continue
 		}
-		// find-debuginfo can put version and architecture into the name, and
-		// modsign leaves the usr out, as the kernels' packages do.
+		// find-debuginfo may add version and architecture to the name. modsign leaves
+		// out usr, like the kernels' packages.
 		rel, _ := filepath.Rel(root, filepath.Dir(path))
 		in, _ := filepath.Rel(debug, file)
-		if strings.TrimPrefix(filepath.Dir(in), "usr/") != strings.TrimPrefix(rel, "usr/") || !strings.HasPrefix(filepath.Base(in), name+".ko") || filepath.Ext(in) != ".debug" {
+		if strings.TrimPrefix(filepath.Dir(in), "usr/") != strings.TrimPrefix(rel, "usr/") ||
+			!strings.HasPrefix(filepath.Base(in), name+".ko") || filepath.Ext(in) != ".debug" {
 			t.Errorf("%s leads to %s, which is no debug file of %s/%s", link, in, rel, name)
 		}
 		f, err := elf.Open(file)
@@ -360,7 +363,7 @@ func checkDebuginfo(t *testing.T, root, debugRoot string) {
 	}
 }
 
-// checkLines asks gdb where a function of user_calls.c is.
+// checkLines asks gdb for the line of a function in user_calls.c.
 func checkLines(t *testing.T, debug, module string) {
 	t.Helper()
 	source, err := os.ReadFile("testdata/kmod/user_calls.c")
@@ -371,11 +374,12 @@ func checkLines(t *testing.T, debug, module string) {
 	if !found {
 		t.Fatal("testdata/kmod/user_calls.c has changed")
 	}
-	line := strings.Count(before, "\n") + 1 // of the name; compilers also take the brace below it
+	line := strings.Count(before, "\n") + 1 // line of the name; some compilers use the brace below
 	want := regexp.MustCompile(fmt.Sprintf(`^Line (%d|%d) of ".*/user_calls\.c" starts at address`, line, line+1))
 	gdb := testmod.Program(t, "gdb", "gdb")
 	ask := func(debug string) []byte {
-		return testmod.Run(t, gdb, "-nx", "-batch", "-iex", "set debug-file-directory "+debug, "-ex", "info line modsign_user_calls", module)
+		return testmod.Run(t, gdb, "-nx", "-batch", "-iex", "set debug-file-directory "+debug, "-ex",
+			"info line modsign_user_calls", module)
 	}
 	if out := ask(debug); !want.Match(out) {
 		t.Errorf("gdb says %q, want %v", out, want)
@@ -404,14 +408,14 @@ func buildID(t *testing.T, path string) string {
 	return hex.EncodeToString(data[16:])
 }
 
-// keyDefines are the macros that name a key.
+// keyDefines returns the macros that name a key.
 func keyDefines(t *testing.T, key *testmod.Key) map[string]string {
 	t.Helper()
 	private, cert := key.Files(t)
 	return map[string]string{"modsign_key": private, "modsign_cert": cert}
 }
 
-// with is a map with more in it.
+// with returns a copy of a map with more entries.
 func with(base map[string]string, more ...string) map[string]string {
 	m := maps.Clone(base)
 	for i := 0; i < len(more); i += 2 {
@@ -420,7 +424,7 @@ func with(base map[string]string, more ...string) map[string]string {
 	return m
 }
 
-// pairs is a map as with takes it.
+// pairs returns a map in the form of the arguments of with.
 func pairs(m map[string]string) (list []string) {
 	for name, value := range m {
 		list = append(list, name, value)
@@ -428,7 +432,7 @@ func pairs(m map[string]string) (list []string) {
 	return list
 }
 
-// run runs a program in a directory and returns what it wrote and its exit status.
+// run runs a program in a directory and returns its output and its exit status.
 func run(t *testing.T, dir string, env []string, name string, args ...string) (string, int) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -441,10 +445,11 @@ func run(t *testing.T, dir string, env []string, name string, args ...string) (s
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// encrypted is the key with a passphrase, as openssl makes it.
+// encrypted returns the key with a passphrase, encrypted by openssl.
 func encrypted(t *testing.T, key *testmod.Key, passphrase string) []byte {
 	t.Helper()
-	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", "env:PASSPHRASE")
+	cmd := exec.Command(testmod.Program(t, "openssl", "openssl"), "pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout",
+		"env:PASSPHRASE")
 	cmd.Env = append(os.Environ(), "PASSPHRASE="+passphrase)
 	cmd.Stdin = bytes.NewReader(key.KeyPEM)
 	out, err := cmd.Output()

@@ -11,37 +11,36 @@ import (
 	"strings"
 )
 
-// Certificates are the certificates that a kernel was built with. The lists are
-// DER certificates one after the other.
+// Certificates are the certificates that are built into a kernel. The lists are
+// concatenated DER certificates.
 type Certificates struct {
-	// Builtin is what the kernel loads into .builtin_trusted_keys.
+	// Builtin holds the certificates that the kernel loads into .builtin_trusted_keys.
 	Builtin []byte
-	// Module is the first part of Builtin, the certificates of the module
-	// signing key (CONFIG_MODULE_SIG_KEY), where the image tells which they
-	// are. A kernel without CONFIG_MODULE_SIG does not load them.
+	// Module is the first part of Builtin: the certificates of the module signing key
+	// (CONFIG_MODULE_SIG_KEY), if the image identifies them. A kernel without
+	// CONFIG_MODULE_SIG does not load them.
 	Module []byte
-	// Extra is the last part of Builtin, put in by scripts/insert-sys-cert,
-	// where the image tells.
+	// Extra is the last part of Builtin, added by scripts/insert-sys-cert, if the image
+	// identifies the part.
 	Extra []byte
-	// Dropped is what follows Builtin in the kernel's list and is not loaded,
-	// because it begins with something that the kernel's loader does not take.
+	// Dropped follows Builtin in the kernel's list and is not loaded, because it begins
+	// with something that the kernel's loader rejects.
 	Dropped []byte
-	// Revoked is what the kernel loads into .blacklist: a certificate in it
-	// overrules one in Builtin.
+	// Revoked holds the certificates that the kernel loads into .blacklist. A
+	// certificate in it overrides one in Builtin.
 	Revoked []byte
 	// BlacklistHashes are the "tbs:" and "bin:" strings of
 	// CONFIG_SYSTEM_BLACKLIST_HASH_LIST.
 	BlacklistHashes []string
-	// Found tells where the lists' addresses come from: "symbols",
-	// "System.map" or "scan".
+	// Found is the source of the lists' addresses: "symbols", "System.map" or "scan".
 	Found string
 }
 
-// ErrNoCertificates is what an error of [Image.Certificates] is when the kernel
-// has no built-in certificates, or none that can be found.
+// ErrNoCertificates matches an error of [Image.Certificates] if the kernel has no
+// built-in certificates, or none can be found.
 var ErrNoCertificates = errors.New("no built-in certificates")
 
-// Names of the objects that are looked up.
+// Names of the kernel's objects.
 const (
 	symList        = "system_certificate_list"
 	symListSize    = "system_certificate_list_size"
@@ -56,9 +55,9 @@ func symbolNames() []string {
 	return []string{symList, symListSize, symModuleSize, symExtra, symExtraUsed, symRevoked, symRevokedSize}
 }
 
-// UseSystemMap takes the addresses of an image without symbols from the
-// System.map of the same build. A map that lacks the list's address is an error,
-// and the image is as before; Debian's in /boot, for one, is a stub.
+// UseSystemMap uses the addresses in the System.map of the same build for an image
+// without symbols. A map without the list's address is an error and changes nothing;
+// Debian's map in /boot, for example, is a stub.
 func (im *Image) UseSystemMap(r io.Reader) error {
 	mapped, wanted := make(map[string]symbol), symbolNames()
 	lines := bufio.NewScanner(r)
@@ -82,31 +81,31 @@ func (im *Image) UseSystemMap(r io.Reader) error {
 		return fmt.Errorf("reading the System.map: %w", err)
 	}
 	if _, ok := mapped[symList]; !ok {
-		return fmt.Errorf("the System.map does not name %s: it is a stub, or the kernel was built without CONFIG_SYSTEM_TRUSTED_KEYRING", symList)
+		return fmt.Errorf("the System.map does not contain %s: the file is a stub, "+
+			"or the kernel was built without CONFIG_SYSTEM_TRUSTED_KEYRING", symList)
 	}
 	im.mapped = mapped
 	return nil
 }
 
-// Certificates reads the lists out of the image. Where they are, its symbols
-// tell, else the System.map that was given, else they are looked for by their
-// layout, and then:
+// Certificates reads the lists from the image. Their addresses come from its symbols,
+// else from the given System.map. Otherwise Certificates searches for the lists by
+// their layout:
 //
-//   - a list is a run of certificates, 8-aligned, followed by its own length in
+//   - A list is a run of certificates, 8-aligned, followed by its own length in
 //     bytes in the next aligned word. Between the two there may be the reserve
-//     for the extra certificate, which only the built-in list has;
-//   - a list that has a reserve, or whose length is followed by a module_cert_size
-//     that ends on one of its certificates, is the built-in list, and every other
-//     is taken for revoked;
-//   - a module_cert_size of 0 proves little. The built-in list of such a kernel
+//     for the extra certificate, which only the built-in list has.
+//   - A list that has a reserve, or whose length is followed by a module_cert_size
+//     that ends on one of its certificates, is the built-in list. Every other list
+//     is taken for revoked.
+//   - A module_cert_size of 0 proves little. The built-in list of such a kernel
 //     is the first of several lists, because it is linked before the revocation
 //     list, or the only one if the kernel has no code to load a revocation list.
-//     Otherwise it could as well be the revocation list of a kernel whose
-//     built-in list is empty, and Certificates fails: what is revoked must
-//     never be called trusted.
+//     Otherwise it could also be the revocation list of a kernel whose
+//     built-in list is empty, and Certificates fails: a revoked certificate must
+//     never be reported as trusted.
 //
-// When the kernel has no built-in certificates the error is
-// [ErrNoCertificates].
+// If the kernel has no built-in certificates, the error is [ErrNoCertificates].
 func (im *Image) Certificates() (*Certificates, error) {
 	symbols, err := im.elf.symbols(symbolNames())
 	if err != nil {
@@ -133,19 +132,21 @@ func (im *Image) Certificates() (*Certificates, error) {
 	return c, nil
 }
 
-// listsAt reads the lists where symbols say that they are.
+// listsAt reads the lists at the addresses of the symbols.
 func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 	list, err := f.listAt(symbols, symList, symListSize)
 	if err != nil {
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, fmt.Errorf("%w: %s is 0, the kernel was built with neither CONFIG_MODULE_SIG_KEY nor CONFIG_SYSTEM_TRUSTED_KEYS",
+		return nil, fmt.Errorf("%w: %s is 0: "+
+			"the kernel was built with neither CONFIG_MODULE_SIG_KEY nor CONFIG_SYSTEM_TRUSTED_KEYS",
 			ErrNoCertificates, symListSize)
 	}
 	ends := certificates(list)
 	if len(ends) == 0 {
-		return nil, fmt.Errorf("%s at %#x begins with % x, which is no certificate that the kernel loads; the symbols may belong to another image",
+		return nil, fmt.Errorf("%s at %#x begins with % x, not a certificate that the kernel loads; "+
+			"the symbols may belong to another image",
 			symList, symbols[symList].addr, list[:min(len(list), 5)])
 	}
 	loaded := ends[len(ends)-1]
@@ -157,7 +158,8 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 			return nil, fmt.Errorf("%s: %w", symModuleSize, err)
 		}
 		if n > uint64(len(list)) {
-			return nil, fmt.Errorf("%s is %d, but the whole list has %d bytes; the symbols may belong to another image", symModuleSize, n, len(list))
+			return nil, fmt.Errorf("%s is %d, but the whole list has %d bytes; the symbols may belong to another image",
+				symModuleSize, n, len(list))
 		}
 		n = min(n, uint64(loaded))
 		c.Module = list[:n:n]
@@ -169,7 +171,8 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 		}
 		used := uint64(f.order.Uint32(b))
 		if used > uint64(len(list)) || used > 0 && symbols[symList].addr+uint64(len(list))-used != symbols[symExtra].addr {
-			return nil, fmt.Errorf("%s is %d, which is not where the list of %d bytes reaches into %s", symExtraUsed, used, len(list), symExtra)
+			return nil, fmt.Errorf("%s is %d, which is not where the list of %d bytes reaches into %s",
+				symExtraUsed, used, len(list), symExtra)
 		}
 		c.Extra = list[min(loaded, len(list)-int(used)):loaded]
 	}
@@ -189,7 +192,7 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 func (f *kernelELF) listAt(symbols map[string]symbol, list, size string) ([]byte, error) {
 	at, ok := symbols[size]
 	if !ok {
-		return nil, fmt.Errorf("there is a symbol %s but no %s", list, size)
+		return nil, fmt.Errorf("symbol %s without %s", list, size)
 	}
 	n, err := f.wordAt(at.addr)
 	if err != nil {
@@ -211,8 +214,8 @@ func (f *kernelELF) wordAt(addr uint64) (uint64, error) {
 	return n, nil
 }
 
-// certificates returns where the certificates of a list end, as the kernel's
-// loader walks it: to the first that does not begin with 30 82, or does not fit.
+// certificates returns the end offsets of the certificates in a list. Like the kernel's
+// loader, it stops at the first that does not begin with 30 82, or does not fit.
 func certificates(list []byte) (ends []int) {
 	for at := 0; ; {
 		n := certificate(list[at:])
@@ -224,9 +227,9 @@ func certificates(list []byte) (ends []int) {
 	}
 }
 
-// certificate returns the length of the DER object that b begins with, in bytes,
-// if its header is 30 82 hh ll, else 0. DER uses two bytes only for a length of
-// 256 and more.
+// certificate returns the length in bytes of the DER object at the beginning of b if
+// its header is 30 82 hh ll, else 0. DER uses two bytes only for a length of at least
+// 256.
 func certificate(b []byte) int {
 	if len(b) < 4 || b[0] != 0x30 || b[1] != 0x82 || b[2] == 0 {
 		return 0
@@ -237,9 +240,9 @@ func certificate(b []byte) int {
 	return 0
 }
 
-// blacklistHashes collects the strings of the blacklist wherever they lie: the
-// array that points to them holds addresses only once a relocatable kernel has
-// relocated itself. Strings like these are nothing else.
+// blacklistHashes collects the strings of the blacklist anywhere in the image: the
+// array of pointers to them holds addresses only after a relocatable kernel has
+// relocated itself. No other data looks like these strings.
 func (f *kernelELF) blacklistHashes() ([]string, error) {
 	var hashes []string
 	for _, s := range f.segments {
@@ -261,8 +264,8 @@ func (f *kernelELF) blacklistHashes() ([]string, error) {
 	return hashes, nil
 }
 
-// Lengths of a digest in a blacklist, in hexadecimal digits: from SHA-1 to what
-// the kernel's build allows.
+// Lengths of a digest in a blacklist, in hexadecimal digits: from SHA-1 to the largest
+// that the kernel's build accepts.
 const (
 	minHashDigits = 40
 	maxHashDigits = 128
@@ -286,7 +289,7 @@ func blacklistHash(b []byte, at int) string {
 	return string(b[at-prefix : at+end])
 }
 
-// wordSize is the size of an unsigned long of the target, in bytes.
+// wordSize returns the size of the target's unsigned long, in bytes.
 func (f *kernelELF) wordSize() uint64 {
 	if f.wide {
 		return 8

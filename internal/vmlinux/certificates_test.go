@@ -44,7 +44,8 @@ func sameCertificates(t *testing.T, got, want *Certificates) {
 		{"Revoked", got.Revoked, want.Revoked},
 	} {
 		if string(part.got) != string(part.want) {
-			t.Errorf("%s has %d bytes, not the %d expected\n got %.40x\nwant %.40x", part.name, len(part.got), len(part.want), part.got, part.want)
+			t.Errorf("%s has %d bytes, not the %d expected\n got %.40x\nwant %.40x", part.name, len(part.got), len(part.want),
+				part.got, part.want)
 		}
 	}
 	if !slices.Equal(got.BlacklistHashes, want.BlacklistHashes) {
@@ -55,32 +56,35 @@ func sameCertificates(t *testing.T, got, want *Certificates) {
 	}
 }
 
-// TestLists builds kernels with the assembler and the linker, and finds in each
-// what went into it: by its symbols, by its System.map, and by the scan.
+// TestLists builds kernels with the assembler and the linker, and finds the lists in
+// each by its symbols, by its System.map, and by the scan.
 func TestLists(t *testing.T) {
 	var (
 		p256, p384, p521 = certOf(t, "ecdsa:p256"), certOf(t, "ecdsa:p384"), certOf(t, "ecdsa:p521")
 		rsa              = certOf(t, "rsa:2048")
 	)
-	// small is a certificate of less than 256 bytes as far as the loader
-	// is concerned, which it does not take.
+	// small is a certificate that the loader rejects because its length is below 256
+	// bytes.
 	small := join([]byte{0x30, 0x81, 0x80}, make([]byte, 0x80))
 	tests := []struct {
 		name string
 		kernel
-		mayScan string // what the scan's error says where it must not guess
-		list    string // what every way's error says where there is nothing to find
+		mayScan string // part of the scan's error if it must not guess
+		list    string // part of the other errors if there is nothing to find
 		dropped []byte
 	}{
 		{name: "module key", kernel: kernel{module: p384}},
 		{name: "module key, no revocation list", kernel: kernel{module: rsa, noRevocation: true}},
 		{name: "two certificates in the module key", kernel: kernel{module: join(p384, rsa), trusted: p521}},
-		{name: "module key and others, revoked", kernel: kernel{module: p384, trusted: join(rsa, p256), revoked: join(p521, p256)}},
+		{name: "module key and others, revoked", kernel: kernel{module: p384, trusted: join(rsa, p256),
+			revoked: join(p521, p256)}},
 		{name: "trusted only, revoked", kernel: kernel{trusted: join(rsa, p256), revoked: p521}},
 		{name: "trusted only, no revocation list", kernel: kernel{trusted: join(rsa, p256), noRevocation: true}},
-		{name: "trusted only, revocation list empty", kernel: kernel{trusted: p256}, mayScan: "may be those that the kernel trusts"},
+		{name: "trusted only, revocation list empty", kernel: kernel{trusted: p256},
+			mayScan: "may be those that the kernel trusts"},
 		{name: "revoked only", kernel: kernel{revoked: p256}, mayScan: "may be those that the kernel trusts", list: "is 0"},
-		{name: "revoked only, then something", kernel: kernel{revoked: p256, after: ".fill 32, 1, 0x55"}, mayScan: "is the revocation list", list: "is 0"},
+		{name: "revoked only, then something", kernel: kernel{revoked: p256, after: ".fill 32, 1, 0x55"},
+			mayScan: "is the revocation list", list: "is 0"},
 		{name: "nothing", kernel: kernel{}, mayScan: "no certificate list", list: "is 0"},
 		{name: "reserve", kernel: kernel{module: p384, trusted: rsa, reserve: 4096}},
 		{name: "reserve, revoked", kernel: kernel{module: p384, reserve: 4096, revoked: rsa}},
@@ -89,15 +93,19 @@ func TestLists(t *testing.T) {
 		{name: "reserve filled", kernel: kernel{module: p384, reserve: len(p521), extra: p521, revoked: p256}},
 		{name: "reserve, trusted only", kernel: kernel{trusted: rsa, reserve: 1000, revoked: p256}},
 		{name: "reserve, trusted only, nothing revoked", kernel: kernel{trusted: rsa, reserve: 1001}},
-		{name: "reserve, empty list, revoked", kernel: kernel{reserve: 4096, revoked: rsa}, mayScan: "may be those", list: "is 0"},
+		{name: "reserve, empty list, revoked", kernel: kernel{reserve: 4096, revoked: rsa}, mayScan: "may be those",
+			list: "is 0"},
 		{name: "before 5.13", kernel: kernel{module: p384, trusted: rsa, old: true, after: ".fill 32, 1, 0x55"}},
 		{name: "before 5.13, reserve", kernel: kernel{module: p384, reserve: 4096, old: true, after: ".fill 32, 1, 0x55"}},
 		{name: "blacklist", kernel: kernel{module: p384, hashes: []string{
 			"tbs:" + strings.Repeat("0123456789abcdef", 4), "bin:" + strings.Repeat("f", 128)}}},
 		{name: "not a blacklist", kernel: kernel{module: p384, after: `.asciz "tbs:` + strings.Repeat("AB", 32) +
-			`", "bin:` + strings.Repeat("a", 41) + `", "tbs:` + strings.Repeat("a", 130) + `", "x:` + strings.Repeat("a", 64) + `", "tbs:ab"`}},
-		{name: "short certificate behind", kernel: kernel{module: p384, trusted: join(small, rsa)}, mayScan: "no certificate list", dropped: join(small, rsa)},
-		{name: "short certificate first", kernel: kernel{module: small, trusted: rsa, revoked: p256}, mayScan: "may be those", list: "no certificate that the kernel loads"},
+			`", "bin:` + strings.Repeat("a", 41) + `", "tbs:` + strings.Repeat("a", 130) +
+			`", "x:` + strings.Repeat("a", 64) + `", "tbs:ab"`}},
+		{name: "short certificate behind", kernel: kernel{module: p384, trusted: join(small, rsa)},
+			mayScan: "no certificate list", dropped: join(small, rsa)},
+		{name: "short certificate first", kernel: kernel{module: small, trusted: rsa, revoked: p256},
+			mayScan: "may be those", list: "not a certificate that the kernel loads"},
 	}
 	for _, g := range testmod.Few(targets, 1) {
 		for _, test := range tests {
@@ -147,7 +155,7 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// TestOtherSystemMap refuses the addresses of another kernel.
+// TestOtherSystemMap rejects the addresses of another kernel.
 func TestOtherSystemMap(t *testing.T) {
 	t.Parallel()
 	p384 := certOf(t, "ecdsa:p384")
@@ -171,7 +179,7 @@ func TestOtherSystemMap(t *testing.T) {
 			t.Errorf("UseSystemMap(%.40q) = %v, want an error with %q", content, err, want)
 		}
 	}
-	// The image is as it was.
+	// The image has not changed.
 	if c, err := im.Certificates(); err != nil || string(c.Builtin) != string(p384) {
 		t.Errorf("Certificates after failed System.maps: %v", err)
 	}

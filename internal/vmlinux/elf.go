@@ -11,25 +11,25 @@ import (
 	"slices"
 )
 
-// Bounds of what is read of a file's tables. A kernel has fewer than ten
-// segments and a hundred sections.
+// Limits for the tables of a file. A kernel has fewer than ten segments and a hundred
+// sections.
 const (
 	maxSegments = 1 << 10
 	maxSections = 1 << 14
 )
 
-// kernelELF is the little that is needed of an ELF file: where its memory lies
-// in the file, and the addresses of a few symbols. debug/elf says of itself that
-// it is not hardened against hostile files (an index in a header may make it
-// panic), and its Symbols holds every name of a kernel at once.
+// kernelELF is the part of an ELF file that this package needs: where its memory is in
+// the file, and the addresses of a few symbols. debug/elf is, by its own documentation,
+// not hardened against hostile files (an index in a header may make it panic), and its
+// Symbols holds every name of a kernel at once.
 type kernelELF struct {
 	r        io.ReaderAt
 	size     int64 // of the file, in bytes
 	order    binary.ByteOrder
 	wide     bool         // ELFCLASS64: an unsigned long has 8 bytes
-	head     elf.Header64 // as far as it is needed
+	head     elf.Header64 // only the fields that are needed
 	segments []segment
-	symtab   section // zero when the file is stripped
+	symtab   section // zero if the file is stripped
 	strtab   section
 }
 
@@ -83,7 +83,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 	switch elf.Type(h.Type) {
 	case elf.ET_EXEC, elf.ET_DYN:
 	case elf.ET_REL:
-		return nil, errors.New("a relocatable ELF file (a module, or vmlinux.o), not a linked kernel: give the vmlinux")
+		return nil, errors.New("a relocatable ELF file (a module, or vmlinux.o), not a linked kernel: use the vmlinux")
 	default:
 		return nil, fmt.Errorf("an ELF file of type %d, not a kernel", h.Type)
 	}
@@ -97,7 +97,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 		}
 	}
 	if len(f.segments) == 0 {
-		return nil, errors.New("ELF file with nothing to load: not a kernel")
+		return nil, errors.New("ELF file without loadable segments: not a kernel")
 	}
 	var loaded int64
 	for _, s := range f.segments {
@@ -137,7 +137,7 @@ func (f *kernelELF) addSegment(off uint64) error {
 	return nil
 }
 
-// findSymtab finds .symtab and its strings by their types; names are not needed.
+// findSymtab finds .symtab and its strings by their types, without names.
 func (f *kernelELF) findSymtab() error {
 	for i := range uint64(f.head.Shnum) {
 		sym, err := f.header(i)
@@ -165,21 +165,23 @@ func (f *kernelELF) findSymtab() error {
 	return nil
 }
 
-// inFile is a range of the file; one that reaches beyond its end is an error.
+// inFile returns a range of the file. A range beyond the end is an error.
 func (f *kernelELF) inFile(off, size uint64) (section, error) {
 	if off > uint64(f.size) || size > uint64(f.size)-off {
-		return section{}, fmt.Errorf("%d bytes at offset %d reach beyond the end of the file (%d bytes): it may be cut short", size, off, f.size)
+		return section{}, fmt.Errorf(
+			"%d bytes at offset %d reach beyond the end of the file (%d bytes); the file may be cut short",
+			size, off, f.size)
 	}
 	return section{int64(off), int64(size)}, nil
 }
 
-// read returns bytes of the file; they are not to be changed.
+// read returns bytes of the file, which the caller must not change.
 func (f *kernelELF) read(off, size int64) ([]byte, error) {
 	if _, err := f.inFile(uint64(off), uint64(size)); err != nil {
 		return nil, err
 	}
 	if size > maxKernel {
-		return nil, fmt.Errorf("%d bytes at offset %d are more than a kernel has", size, off)
+		return nil, fmt.Errorf("%d bytes at offset %d exceed the size of a kernel", size, off)
 	}
 	if m, ok := f.r.(memory); ok {
 		return m[off : off+size : off+size], nil
@@ -204,16 +206,15 @@ func (f *kernelELF) decode(off uint64, v any) error {
 	return err
 }
 
-// memory is a decompressed kernel. That it is known by type spares copies: a
-// segment is a slice of it.
+// memory is a decompressed kernel. Its type avoids copies: a segment is a slice of it.
 type memory []byte
 
 func (m memory) ReadAt(p []byte, off int64) (int, error) {
 	return bytes.NewReader(m).ReadAt(p, off)
 }
 
-// word reads an unsigned long of the target from the beginning of b, which may
-// be too short.
+// word reads an unsigned long of the target from the beginning of b, which may be too
+// short.
 func (f *kernelELF) word(b []byte) (uint64, bool) {
 	switch {
 	case f.wide && len(b) >= 8:
@@ -224,21 +225,21 @@ func (f *kernelELF) word(b []byte) (uint64, bool) {
 	return 0, false
 }
 
-// at returns the size bytes that the file holds for an address.
+// at returns the size bytes in the file for an address.
 func (f *kernelELF) at(addr, size uint64) ([]byte, error) {
 	for _, s := range f.segments {
 		if into := addr - s.addr; addr >= s.addr && into <= uint64(s.size) && size <= uint64(s.size)-into {
 			return f.read(s.off+int64(into), int64(size))
 		}
 	}
-	return nil, fmt.Errorf("the file holds nothing for %d bytes at address %#x", size, addr)
+	return nil, fmt.Errorf("the file has no contents for %d bytes at address %#x", size, addr)
 }
 
-// symbol is where something lies in the kernel's memory.
+// symbol is the address and size of an object in the kernel's memory.
 type symbol struct{ addr, size uint64 }
 
-// symbols looks global symbols up in .symtab. A name that is defined twice with
-// different addresses is an error: which is meant cannot be known.
+// symbols looks up global symbols in .symtab. A name that is defined twice with
+// different addresses is an error, because the right one is unknown.
 func (f *kernelELF) symbols(names []string) (map[string]symbol, error) {
 	found := make(map[string]symbol)
 	entry := int64(elf.Sym32Size)

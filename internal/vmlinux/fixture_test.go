@@ -14,10 +14,10 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// target is a machine that the tests link kernels for.
+// target is a machine for which the tests link kernels.
 type target struct {
 	name   string
-	prefix string   // of the binutils
+	prefix string   // prefix of the binutils
 	as     []string // options
 	ld     []string
 	word   string // the assembler's unsigned long
@@ -38,22 +38,22 @@ func (g target) tool(t testing.TB, name string) string {
 	return testmod.Program(t, name, "binutils")
 }
 
-// kernel is what a made kernel was built with. The lists are certificates one
-// after the other.
+// kernel describes the contents of a made kernel. The lists are concatenated
+// certificates.
 type kernel struct {
 	module, trusted []byte
 	reserve         int    // CONFIG_SYSTEM_EXTRA_CERTIFICATE_SIZE, 0 without it
-	extra           []byte // as insert-sys-cert would leave it
+	extra           []byte // as added by insert-sys-cert
 	revoked         []byte
 	noRevocation    bool   // without CONFIG_SYSTEM_REVOCATION_LIST
 	old             bool   // before 5.13: no module_cert_size, and noRevocation
-	after           string // in the assembler's language; zeros if empty
+	after           string // assembler source; zeros if empty
 	hashes          []string
 	text            []byte
 }
 
-// source is the kernel in the assembler's language. The order of the lists is
-// that of certs/Makefile, with the blacklist between them.
+// source returns the kernel's assembler source. The lists are in the order of
+// certs/Makefile, with the blacklist between them.
 func (k kernel) source(t testing.TB, dir string, g target) string {
 	var s strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&s, format+"\n", args...) }
@@ -127,7 +127,7 @@ func (k kernel) source(t testing.TB, dir string, g target) string {
 	return s.String()
 }
 
-// layout links as the kernel's linker scripts do: the lists end up in .init.data.
+// layout is a linker script that, like the kernel's, places the lists in .init.data.
 const layout = `SECTIONS {
 	. = BASE;
 	.text : { *(.text) }
@@ -140,8 +140,8 @@ const layout = `SECTIONS {
 }
 `
 
-// link assembles and links a kernel. It returns the vmlinux, the same without
-// symbols, and its System.map.
+// link assembles and links a kernel. It returns the vmlinux, the same without symbols,
+// and its System.map.
 func (k kernel) link(t testing.TB, g target) (vmlinux, stripped, systemMap string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -156,7 +156,8 @@ func (k kernel) link(t testing.TB, g target) (vmlinux, stripped, systemMap strin
 	}
 	vmlinux, stripped, systemMap = file("vmlinux"), file("vmlinux.bin"), file("System.map")
 	testmod.Run(t, g.tool(t, "as"), append(g.as, "-o", file("kernel.o"), file("kernel.S"))...)
-	testmod.Run(t, g.tool(t, "ld"), append(g.ld, "--no-warn-rwx-segments", "-T", file("kernel.lds"), "-o", vmlinux, file("kernel.o"))...)
+	testmod.Run(t, g.tool(t, "ld"), append(g.ld, "--no-warn-rwx-segments", "-T", file("kernel.lds"), "-o", vmlinux,
+		file("kernel.o"))...)
 	testmod.Run(t, g.tool(t, "objcopy"), "-R", ".comment", "-S", vmlinux, stripped)
 	symbols := testmod.Run(t, g.tool(t, "nm"), "-n", vmlinux)
 	if err := os.WriteFile(systemMap, symbols, 0o644); err != nil {
@@ -174,24 +175,29 @@ func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
 // makeELF returns an ELF file that loads data at an address.
 func makeELF(order binary.ByteOrder, wide bool, addr uint64, data []byte) []byte {
-	ident := [elf.EI_NIDENT]byte{0: 0x7f, 1: 'E', 2: 'L', 3: 'F', elf.EI_CLASS: byte(elf.ELFCLASS32), elf.EI_DATA: byte(elf.ELFDATA2LSB), elf.EI_VERSION: 1}
+	ident := [elf.EI_NIDENT]byte{0: 0x7f, 1: 'E', 2: 'L', 3: 'F', elf.EI_CLASS: byte(elf.ELFCLASS32),
+		elf.EI_DATA: byte(elf.ELFDATA2LSB), elf.EI_VERSION: 1}
 	if order == binary.BigEndian {
 		ident[elf.EI_DATA] = byte(elf.ELFDATA2MSB)
 	}
 	var b bytes.Buffer
 	if wide {
 		ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-		binary.Write(&b, order, elf.Header64{Ident: ident, Type: uint16(elf.ET_EXEC), Version: 1, Phoff: 64, Phentsize: 56, Phnum: 1})
-		binary.Write(&b, order, elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 120, Vaddr: addr, Filesz: uint64(len(data)), Memsz: uint64(len(data))})
+		binary.Write(&b, order, elf.Header64{Ident: ident, Type: uint16(elf.ET_EXEC), Version: 1, Phoff: 64, Phentsize: 56,
+			Phnum: 1})
+		binary.Write(&b, order, elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 120, Vaddr: addr, Filesz: uint64(len(data)),
+			Memsz: uint64(len(data))})
 	} else {
-		binary.Write(&b, order, elf.Header32{Ident: ident, Type: uint16(elf.ET_EXEC), Version: 1, Phoff: 52, Phentsize: 32, Phnum: 1})
-		binary.Write(&b, order, elf.Prog32{Type: uint32(elf.PT_LOAD), Off: 84, Vaddr: uint32(addr), Filesz: uint32(len(data)), Memsz: uint32(len(data))})
+		binary.Write(&b, order, elf.Header32{Ident: ident, Type: uint16(elf.ET_EXEC), Version: 1, Phoff: 52, Phentsize: 32,
+			Phnum: 1})
+		binary.Write(&b, order, elf.Prog32{Type: uint32(elf.PT_LOAD), Off: 84, Vaddr: uint32(addr), Filesz: uint32(len(data)),
+			Memsz: uint32(len(data))})
 	}
 	b.Write(data)
 	return b.Bytes()
 }
 
-// makeBzImage puts a payload behind a made-up setup header.
+// makeBzImage puts a payload after a made-up setup header.
 func makeBzImage(payload []byte) []byte {
 	head := make([]byte, 0x400)
 	head[0x1f1] = 1

@@ -13,8 +13,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// fixtures returns the files of testdata that match, and checks that there are
-// some. testdata/make.sh makes them.
+// fixtures returns the matching files of testdata, at least one. testdata/make.sh makes
+// them.
 func fixtures(t testing.TB, pattern string) map[string][]byte {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join("testdata", pattern))
@@ -52,7 +52,7 @@ func unpackedSize(t testing.TB) int {
 	return int(binary.LittleEndian.Uint32(gzip[len(gzip)-4:]))
 }
 
-// TestFixtures reads the same certificates from the image of every kind.
+// TestFixtures reads the same certificates from every kind of image.
 func TestFixtures(t *testing.T) {
 	t.Parallel()
 	var want *Certificates
@@ -78,8 +78,8 @@ func TestFixtures(t *testing.T) {
 	}
 }
 
-// TestTruncated opens beginnings of every kind of image, of the ELF files all.
-// None may be taken for an image with other certificates than the whole one.
+// TestTruncated opens truncated images of every kind, and ELF files truncated at every
+// length. None may be taken for an image with other certificates than the whole one.
 func TestTruncated(t *testing.T) {
 	t.Parallel()
 	for name, data := range images(t) {
@@ -108,7 +108,7 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// checkCertificates looks at what must be true of whatever was found.
+// checkCertificates checks what must be true of every result.
 func checkCertificates(t *testing.T, c *Certificates, err error) {
 	t.Helper()
 	if err != nil {
@@ -130,7 +130,7 @@ func checkCertificates(t *testing.T, c *Certificates, err error) {
 	}
 }
 
-// FuzzNew opens anything as a kernel image: one of our images with a few changes.
+// FuzzNew opens any data as a kernel image: an image of these tests with a few changes.
 func FuzzNew(f *testing.F) {
 	all := images(f)
 	names := slices.Sorted(maps.Keys(all))
@@ -157,8 +157,7 @@ func FuzzNew(f *testing.F) {
 	})
 }
 
-// FuzzScan looks for lists in the memory of a kernel without symbols, in which a few
-// changes were made.
+// FuzzScan scans the memory of a kernel without symbols, with a few changes.
 func FuzzScan(f *testing.F) {
 	p384, p256 := certOf(f, "ecdsa:p384"), certOf(f, "ecdsa:p256")
 	type kernel struct {
@@ -169,7 +168,8 @@ func FuzzScan(f *testing.F) {
 	for _, wide := range []bool{true, false} {
 		for _, big := range []bool{true, false} {
 			for _, data := range [][]byte{
-				memoryOf(wide, big, p384, 0, len(p384), nil), memoryOf(wide, big, join(p384, p256), 4096, len(p384), p256), memoryOf(wide, big, p384, 0, 0, p256),
+				memoryOf(wide, big, p384, 0, len(p384), nil), memoryOf(wide, big, join(p384, p256), 4096, len(p384), p256),
+				memoryOf(wide, big, p384, 0, 0, p256),
 			} {
 				kernels = append(kernels, kernel{data, wide, big})
 			}
@@ -194,8 +194,7 @@ func FuzzScan(f *testing.F) {
 		c, err := im.Certificates()
 		checkCertificates(t, c, err)
 
-		// Every list that is found stands where it is said to, and ends
-		// with its length.
+		// Every list that is found is at its stated offset, and ends with its length.
 		s := scanner{kernelELF: im.elf}
 		if s.segment(1<<20, data) != nil {
 			return
@@ -222,7 +221,7 @@ func order(big bool) binary.ByteOrder {
 	return binary.LittleEndian
 }
 
-// memoryOf lays lists out as the kernel's build does.
+// memoryOf lays out lists as the kernel's build does.
 func memoryOf(wide, big bool, builtin []byte, reserve, module int, revoked []byte) []byte {
 	b := append([]byte{1, 2, 3, 4, 5, 6, 7, 8}, builtin...)
 	word := func(n int) {
@@ -247,8 +246,8 @@ func memoryOf(wide, big bool, builtin []byte, reserve, module int, revoked []byt
 	return b
 }
 
-// TestHostile scans memory that is made to be slow to look through. With time
-// that grows as the square of the size it would not come to an end.
+// TestHostile scans memory that is made to be slow to scan. With quadratic time the
+// test would not end.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	const size = 16 << 20
@@ -259,12 +258,15 @@ func TestHostile(t *testing.T) {
 		}
 	}
 	for name, data := range map[string][]byte{
-		"certificates everywhere":      bytes.Repeat([]byte{0x30, 0x82}, size/2),
-		"short certificates":           bytes.Repeat(append([]byte{0x30, 0x82, 1, 0, 0x30}, make([]byte, 259-3)...), size/261),
-		"certificates among zeros":     zeros,
-		"certificates, then all zeros": append(bytes.Repeat([]byte("\x30\x82\x7f\xff\x30\x00\x00\x00"), 1<<12), make([]byte, size)...),
-		"colons":                       bytes.Repeat([]byte(":"), size),
-		"hashes that never end":        bytes.Repeat([]byte("tbs:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), size/71),
+		"certificates everywhere": bytes.Repeat([]byte{0x30, 0x82}, size/2),
+		"short certificates": bytes.Repeat(append([]byte{0x30, 0x82, 1, 0, 0x30}, make([]byte, 259-3)...),
+			size/261),
+		"certificates among zeros": zeros,
+		"certificates, then all zeros": append(bytes.Repeat([]byte("\x30\x82\x7f\xff\x30\x00\x00\x00"), 1<<12),
+			make([]byte, size)...),
+		"colons": bytes.Repeat([]byte(":"), size),
+		"hashes that never end": bytes.Repeat(
+			[]byte("tbs:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), size/71),
 	} {
 		file := makeELF(binary.LittleEndian, true, 0xffffffff81000000, data)
 		im, err := New(memory(file), int64(len(file)))
@@ -280,7 +282,7 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// TestHostileHeaders spoils every byte of an ELF file's headers in turn.
+// TestHostileHeaders changes every byte of an ELF file's headers in turn.
 func TestHostileHeaders(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"vmlinux.amd64", "vmlinux.s390"} {

@@ -19,24 +19,24 @@ import (
 	"github.com/modsign/modsign/internal/compress"
 )
 
-// maxKernel bounds what an image may decompress to, in bytes. Kernels with
-// everything built in come to about 200 MB.
+// maxKernel is the size limit of a decompressed image, in bytes. Kernels with
+// everything built in have about 200 MB.
 const maxKernel = 1 << 30
 
-// maxRatio is how many times its compressed size, beyond the first MiB, a kernel
-// may have. Real ones have 4 to 8 times; a bomb has thousands.
+// maxRatio is the largest compression ratio of a kernel, beyond the first MiB. Real
+// kernels have 4 to 8; a bomb has thousands.
 const maxRatio = 100
 
-// maxWindow bounds the dictionary that an lzma stream may ask for, in bytes.
-// lzma -9 asks for 64 MiB.
+// maxWindow is the size limit of an lzma stream's dictionary, in bytes. lzma -9 uses 64
+// MiB.
 const maxWindow = 128 << 20
 
-// compression is one of the ways in which Kbuild compresses a kernel.
+// compression is one of Kbuild's ways to compress a kernel.
 type compression struct {
 	name  string
 	magic string
-	sized bool // the stream ends with the uncompressed size by itself
-	// open starts to decompress what comes to at most limit bytes.
+	sized bool // the format itself ends with the uncompressed size
+	// open returns a decompressor for at most limit bytes of output.
 	open func(r *bufio.Reader, limit int64) (io.ReadCloser, error)
 }
 
@@ -46,17 +46,21 @@ func compressions() []compression {
 	}
 	return []compression{
 		{"gzip", "\x1f\x8b", true, shared(compress.Gzip)},
-		{"bzip2", "BZh", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) { return io.NopCloser(bzip2.NewReader(r)), nil }},
+		{"bzip2", "BZh", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
+			return io.NopCloser(bzip2.NewReader(r)), nil
+		}},
 		{"lzma", "\x5d\x00\x00", false, openLZMA},
 		{"xz", "\xfd7zXZ\x00", false, shared(compress.XZ)},
 		{"lzo", lzopMagic, false, openLzop},
-		{"lz4", "\x02\x21\x4c\x18", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) { return io.NopCloser(lz4.NewReader(r)), nil }},
+		{"lz4", "\x02\x21\x4c\x18", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
+			return io.NopCloser(lz4.NewReader(r)), nil
+		}},
 		{"zstd", "\x28\xb5\x2f\xfd", false, shared(compress.Zstd)},
 	}
 }
 
-// compressionOf tells the compression from the first bytes; nil if it is none
-// of Kbuild's.
+// compressionOf determines the compression from the first bytes; nil if Kbuild does not
+// use it.
 func compressionOf(head []byte) *compression {
 	all := compressions()
 	i := slices.IndexFunc(all, func(c compression) bool { return bytes.HasPrefix(head, []byte(c.magic)) })
@@ -66,12 +70,12 @@ func compressionOf(head []byte) *compression {
 	return &all[i]
 }
 
-// decompress reads r, which holds the stream and nothing else, to its end. size
-// is what must come out of it, or -1 if that is not known.
+// decompress decompresses r, which holds only the stream. size is the expected size, or
+// -1 if unknown.
 func (c *compression) decompress(r *io.SectionReader, size int64) (memory, error) {
 	limit := min(maxKernel, r.Size()*maxRatio+1<<20)
 	if size > limit {
-		return nil, fmt.Errorf("%d bytes are to become %d: no kernel compresses that well", r.Size(), size)
+		return nil, fmt.Errorf("%d bytes would expand to %d: no kernel compresses that well", r.Size(), size)
 	}
 	if size >= 0 {
 		limit = size
@@ -92,16 +96,16 @@ func readExactly(r io.Reader, size int64) (memory, error) {
 	b := make([]byte, size)
 	n, err := io.ReadFull(r, b)
 	if err == io.ErrUnexpectedEOF || err == io.EOF && size > 0 {
-		return nil, fmt.Errorf("%d bytes of %d came out: %w", n, size, io.ErrUnexpectedEOF)
+		return nil, fmt.Errorf("decompressed %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
 	}
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	// Only the end of the stream brings its checksum to be compared.
+	// The decompressor compares the checksum only at the end of the stream.
 	var more [1]byte
 	switch n, err := io.ReadFull(r, more[:]); {
 	case n > 0:
-		return nil, fmt.Errorf("more than the %d bytes come out that the image tells", size)
+		return nil, fmt.Errorf("decompressed size exceeds the %d bytes that the image states", size)
 	case err != io.EOF:
 		return nil, err
 	}
@@ -116,10 +120,10 @@ func readUpTo(r io.Reader, limit int64) (memory, error) {
 	return b, err
 }
 
-// openLZMA reads the format of the old lzma program: five bytes of properties,
-// of which the last four are the dictionary's size, and the uncompressed size or
-// -1 in eight. A dictionary larger than what comes out is never used to its end,
-// and is made smaller here because the decoder allocates it whole.
+// openLZMA reads the format of the old lzma program: five bytes of properties, the last
+// four of which are the dictionary's size, and the uncompressed size or -1 in eight
+// bytes. A dictionary larger than the output is never filled. openLZMA reduces it,
+// because the decoder allocates all of it.
 func openLZMA(r *bufio.Reader, limit int64) (io.ReadCloser, error) {
 	var header [lzma.HeaderLen]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
@@ -127,7 +131,7 @@ func openLZMA(r *bufio.Reader, limit int64) (io.ReadCloser, error) {
 	}
 	dict := int64(binary.LittleEndian.Uint32(header[1:]))
 	if dict > maxWindow {
-		return nil, fmt.Errorf("a dictionary of %d bytes is asked for, more than the %d that a kernel needs", dict, maxWindow)
+		return nil, fmt.Errorf("the stream asks for a dictionary of %d bytes; the limit is %d", dict, maxWindow)
 	}
 	binary.LittleEndian.PutUint32(header[1:], uint32(min(dict, max(limit, lzma.MinDictCap))))
 	out, err := lzma.NewReader(bufio.NewReader(io.MultiReader(bytes.NewReader(header[:]), r)))
@@ -139,14 +143,14 @@ func openLZMA(r *bufio.Reader, limit int64) (io.ReadCloser, error) {
 
 const lzopMagic = "\x89LZO\x00\r\n\x1a\n"
 
-// maxLzopBlock is what lzop and the kernel's lib/decompress_unlzo.c put in a
-// block at most, in bytes.
+// maxLzopBlock is the largest block that lzop and the kernel's lib/decompress_unlzo.c
+// use, in bytes.
 const maxLzopBlock = 256 << 10
 
 // Flags in an lzop header.
 const (
 	lzopAdlerOut = 1 << 0 // Adler-32 of each uncompressed block
-	lzopAdlerIn  = 1 << 1 // and of each compressed one
+	lzopAdlerIn  = 1 << 1 // Adler-32 of each compressed block
 	lzopExtra    = 1 << 6
 	lzopCRCOut   = 1 << 8 // the same with CRC-32
 	lzopCRCIn    = 1 << 9
@@ -159,15 +163,15 @@ const (
 //	u8 method, level; u32 flags, [filter,] mode, mtime low, mtime high;
 //	u8 length of a name, the name; u32 checksum of the header
 //
-// and blocks: u32 uncompressed size (0 ends the file), compressed size, the
-// checksums of the uncompressed and, if smaller, of the compressed data, then
-// the data, as it is when compression did not make it smaller.
+// and blocks: u32 uncompressed size (0 ends the file), compressed size, the checksums
+// of the uncompressed and, if smaller, of the compressed data, then the data, which is
+// stored uncompressed if compression did not make it smaller.
 type lzop struct {
 	r     *bufio.Reader
 	flags uint32
 	in    []byte
-	out   []byte // the block's room
-	rest  []byte // of it, what is still to be read
+	out   []byte // buffer of the block
+	rest  []byte // part of out not yet read
 	err   error
 }
 
@@ -183,14 +187,14 @@ func openLzop(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("lzop header: %w", err)
 	}
 	if h.Version < 0x0940 {
-		return nil, fmt.Errorf("made by an lzop of before 1997 (version %#x)", h.Version)
+		return nil, fmt.Errorf("made by lzop from before 1997 (version %#x)", h.Version)
 	}
 	if h.Method < 1 || h.Method > 3 {
 		return nil, fmt.Errorf("method %d is not LZO1X", h.Method)
 	}
 	z.flags = h.Flags
 	if h.Flags&(lzopFilter|lzopExtra) != 0 {
-		return nil, fmt.Errorf("flags %#x ask for a filter or an extra field, which no kernel has", h.Flags)
+		return nil, fmt.Errorf("flags %#x ask for a filter or an extra field, which kernels do not use", h.Flags)
 	}
 	var tail struct {
 		Mode, TimeLow, TimeHigh uint32
@@ -257,7 +261,7 @@ func (z *lzop) block() ([]byte, error) {
 		return nil, err
 	}
 	if size > maxLzopBlock || packed > size {
-		return nil, fmt.Errorf("a block of %d bytes made of %d: not what lzop writes", size, packed)
+		return nil, fmt.Errorf("block of %d bytes in %d: not what lzop writes", size, packed)
 	}
 	if z.out == nil {
 		z.in, z.out = make([]byte, maxLzopBlock), make([]byte, maxLzopBlock)
@@ -269,7 +273,7 @@ func (z *lzop) block() ([]byte, error) {
 		var n int
 		n, err = lzo1x.Decompress(z.in[:packed], out)
 		if err == nil && n != len(out) {
-			err = fmt.Errorf("a block of %d bytes came to %d", size, n)
+			err = fmt.Errorf("block of %d bytes expands to %d", size, n)
 		}
 	}
 	switch {
@@ -279,7 +283,7 @@ func (z *lzop) block() ([]byte, error) {
 		return nil, err
 	case z.flags&lzopAdlerOut != 0 && adler32.Checksum(out) != adler,
 		z.flags&lzopCRCOut != 0 && crc32.ChecksumIEEE(out) != crc:
-		return nil, errors.New("a block does not match its checksum")
+		return nil, errors.New("block does not match its checksum")
 	}
 	return out, nil
 }

@@ -8,40 +8,37 @@ import (
 )
 
 const (
-	// align is how .S files of the kernel align the lists and their sizes.
+	// align is the alignment of the lists and their sizes in the kernel's .S files.
 	align = 8
 
-	// maxList is the largest list that is looked for, in bytes: some ten
-	// thousand certificates.
+	// maxList is the size limit of a list, in bytes: some ten thousand certificates.
 	maxList = 16 << 20
 
-	// maxReserve is the largest reserve for an extra certificate that is
-	// looked across, in bytes; CONFIG_SYSTEM_EXTRA_CERTIFICATE_SIZE is 4096
-	// unless it was set.
+	// maxReserve is the size limit of a reserve for an extra certificate, in bytes.
+	// CONFIG_SYSTEM_EXTRA_CERTIFICATE_SIZE is 4096 by default.
 	maxReserve = 1 << 20
 
-	// maxSteps is how many certificates and zero words a scan walks over in
-	// all. In the kernels of Debian they are fewer than ten. It keeps the
-	// time proportional to the image where nearly everything in an image
-	// looks like a certificate.
+	// maxSteps is the limit of certificates and zero words that a scan visits in total.
+	// In Debian's kernels they are fewer than ten. The limit keeps the time
+	// proportional to an image in which nearly everything looks like a certificate.
 	maxSteps = 1 << 20
 )
 
 // errTooMany is returned for an image that no kernel's build makes.
-var errTooMany = errors.New("too much in it looks like certificates: " + giveSymbols)
+var errTooMany = errors.New("too much of the image looks like certificates: " + giveSymbols)
 
-const giveSymbols = "give the vmlinux of the kernel's build, which has symbols, or its System.map"
+const giveSymbols = "use the vmlinux of the kernel's build, which has symbols, or its System.map"
 
-// list is something in the image that is laid out as a certificate list.
+// list is data in the image with the layout of a certificate list.
 type list struct {
 	addr    uint64
 	der     []byte
-	reserve bool // followed by a reserve for an extra certificate
-	used    int  // bytes of that in use
-	module  int  // module_cert_size, or -1 if what follows cannot be one
+	reserve bool // whether a reserve for an extra certificate follows
+	used    int  // bytes of the reserve in use
+	module  int  // module_cert_size, or -1 if the next word cannot be one
 }
 
-// scanner looks for lists in a kernel without symbols.
+// scanner searches for lists in a kernel without symbols.
 type scanner struct {
 	*kernelELF
 	steps int
@@ -50,8 +47,8 @@ type scanner struct {
 
 func (f *kernelELF) scan() (*Certificates, error) {
 	s := scanner{kernelELF: f}
-	// Kernels of before 5.13 have no revocation list. Later ones may; those
-	// that do say so when they load it.
+	// Kernels before 5.13 have no revocation list. Later kernels may have one, and then
+	// log a message when they load it.
 	trusts, revokes := false, false
 	for _, seg := range f.segments {
 		b, err := f.read(seg.off, seg.size)
@@ -64,8 +61,8 @@ func (f *kernelELF) scan() (*Certificates, error) {
 		trusts = trusts || bytes.Contains(b, []byte("Loading compiled-in X.509 certificates"))
 		revokes = revokes || bytes.Contains(b, []byte("Loading compiled-in revocation X.509 certificates"))
 	}
-	// Absence of the second message proves something only in the presence of
-	// the first: printk may be compiled out, or the texts may have changed.
+	// The absence of the second message proves something only if the first is present:
+	// printk may be compiled out, or the texts may have changed.
 	builtin, err := chooseBuiltin(s.lists, trusts && !revokes)
 	if err != nil {
 		return nil, err
@@ -83,11 +80,13 @@ func (f *kernelELF) scan() (*Certificates, error) {
 	return c, nil
 }
 
-// chooseBuiltin says which of the lists is the built-in list. alone tells that
+// chooseBuiltin determines which of the lists is the built-in list. alone reports that
 // the kernel certainly has no revocation list.
 func chooseBuiltin(lists []list, alone bool) (int, error) {
 	if len(lists) == 0 {
-		return 0, fmt.Errorf("%w: the image has no symbols and no certificate list is to be seen in it; either the kernel was built with no key and accepts no module's signature, or this is not the kernel itself: %s",
+		return 0, fmt.Errorf("%w: the image has no symbols, and a scan found no certificate list in it; "+
+			"either the kernel was built with no key and accepts no module's signature, "+
+			"or this is not the kernel itself: %s",
 			ErrNoCertificates, giveSymbols)
 	}
 	certain := -1
@@ -97,7 +96,8 @@ func chooseBuiltin(lists []list, alone bool) (int, error) {
 		case certain < 0:
 			certain = i
 		default:
-			return 0, fmt.Errorf("the lists at %#x and %#x both look like the built-in certificates: %s", lists[certain].addr, l.addr, giveSymbols)
+			return 0, fmt.Errorf("the lists at %#x and %#x both look like the built-in certificates: %s", lists[certain].addr,
+				l.addr, giveSymbols)
 		}
 	}
 	switch {
@@ -110,14 +110,15 @@ func chooseBuiltin(lists []list, alone bool) (int, error) {
 	case !alone && len(lists) == 1 && lists[0].module < 0:
 		return 0, fmt.Errorf("%w: the only list, at %#x, is the revocation list", ErrNoCertificates, lists[0].addr)
 	}
-	return 0, fmt.Errorf("the certificates at %#x may be those that the kernel trusts or those that it revokes, the image does not tell: %s", lists[0].addr, giveSymbols)
+	return 0, fmt.Errorf("the certificates at %#x may be those that the kernel trusts or those that it revokes: %s",
+		lists[0].addr, giveSymbols)
 }
 
-// segment collects the lists of a segment, which has the address addr.
+// segment collects the lists of a segment at the address addr.
 func (s *scanner) segment(addr uint64, b []byte) error {
 	for at := int(-addr % align); at+5 <= len(b); at += align {
-		// A certificate begins with two SEQUENCEs, the inner one being
-		// the TBSCertificate.
+		// A certificate begins with two SEQUENCEs, the inner one being the
+		// TBSCertificate.
 		if b[at] != 0x30 || b[at+1] != 0x82 || b[at+4] != 0x30 {
 			continue
 		}
@@ -133,8 +134,8 @@ func (s *scanner) segment(addr uint64, b []byte) error {
 	return nil
 }
 
-// listAt reads the list that begins at b[at:], and returns where its size lies;
-// slot is 0 if it is no list.
+// listAt reads the list that begins at b[at:], and returns the offset of its size; slot
+// is 0 if there is no list.
 func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err error) {
 	ends := certificates(b[at:min(len(b), at+maxList)])
 	s.steps += 1 + len(ends)
@@ -164,9 +165,9 @@ func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err e
 	slot = back(next, align)
 	switch {
 	case slot >= end && isSize(slot):
-		// Where the list is nothing but an extra certificate, this may be
-		// system_extra_cert_used, with the same value as the size that
-		// follows. Either way it is the same list.
+		// If the list is only an extra certificate, this may be system_extra_cert_used,
+		// with the same value as the size that follows. The list is the same in both
+		// cases.
 		l.reserve = slot > up(end, align)
 	default:
 		at := back(next, 4)

@@ -8,17 +8,17 @@ import (
 	"fmt"
 )
 
-// ErrNoSection says that a kernel has no section of a name.
+// ErrNoSection reports that a kernel has no section with the given name.
 var ErrNoSection = errors.New("no such section")
 
-// A Section is a part of a kernel that a linker script gave a name.
+// A Section is a named section of a kernel's ELF file.
 type Section struct {
-	Data   []byte           // what it holds, not to be changed
-	Offset int64            // in the ELF file
-	Order  binary.ByteOrder // of the numbers in it
+	Data   []byte           // contents; the caller must not change them
+	Offset int64            // offset in the ELF file
+	Order  binary.ByteOrder // byte order of the numbers in it
 }
 
-// header is the section header number i.
+// header returns the section header number i.
 func (f *kernelELF) header(i uint64) (s elf.Section64, err error) {
 	off := f.head.Shoff + i*uint64(f.head.Shentsize)
 	if f.wide {
@@ -26,11 +26,12 @@ func (f *kernelELF) header(i uint64) (s elf.Section64, err error) {
 	}
 	var n elf.Section32
 	err = f.decode(off, &n)
-	return elf.Section64{Name: n.Name, Type: n.Type, Flags: uint64(n.Flags), Link: n.Link, Off: uint64(n.Off), Size: uint64(n.Size)}, err
+	return elf.Section64{Name: n.Name, Type: n.Type, Flags: uint64(n.Flags), Link: n.Link,
+		Off: uint64(n.Off), Size: uint64(n.Size)}, err
 }
 
-// Section finds the section of a name. The error is [ErrNoSection] where there is
-// none, which is so of every kernel whose section headers were taken off.
+// Section returns the section with the given name. The error is [ErrNoSection] if there
+// is none, as in every kernel without section headers.
 func (im *Image) Section(name string) (*Section, error) {
 	f := im.elf
 	if uint64(f.head.Shstrndx) >= uint64(f.head.Shnum) {
@@ -58,7 +59,7 @@ func (im *Image) Section(name string) (*Section, error) {
 			continue
 		}
 		if elf.SectionType(s.Type) == elf.SHT_NOBITS || s.Flags&uint64(elf.SHF_COMPRESSED) != 0 {
-			return nil, fmt.Errorf("the file does not hold the section %s as it is", name)
+			return nil, fmt.Errorf("the file does not contain section %s uncompressed", name)
 		}
 		at, err := f.inFile(s.Off, s.Size)
 		if err != nil {
@@ -70,12 +71,11 @@ func (im *Image) Section(name string) (*Section, error) {
 	return nil, ErrNoSection
 }
 
-// banner begins linux_banner (init/version-timestamp.c), which the release follows,
-// as uname -r has it.
+// banner is the beginning of linux_banner (init/version-timestamp.c). The release
+// follows, as uname -r prints it.
 const banner = "Linux version "
 
-// Release is the kernel's release, as its banner has it. It is empty where there is
-// no banner.
+// Release returns the kernel's release from its banner, or "" if there is no banner.
 func (im *Image) Release() (string, error) {
 	for _, s := range im.elf.segments {
 		data, err := im.elf.read(s.off, s.size)
@@ -89,8 +89,9 @@ func (im *Image) Release() (string, error) {
 			}
 			data = after
 			release, _, found := bytes.Cut(after[:min(len(after), 66)], []byte(" "))
-			// Other texts may begin so, and have a word there.
-			if found && len(release) > 0 && release[0] >= '0' && release[0] <= '9' && !bytes.ContainsFunc(release, func(r rune) bool { return r < '!' || r > '~' }) {
+			// Other texts may begin with the banner's first words.
+			if found && len(release) > 0 && release[0] >= '0' && release[0] <= '9' &&
+				!bytes.ContainsFunc(release, func(r rune) bool { return r < '!' || r > '~' }) {
 				return string(release), nil
 			}
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestSections finds in every kind of image what debug/elf finds in its ELF file.
+// TestSections compares the sections of every kind of image with debug/elf.
 func TestSections(t *testing.T) {
 	t.Parallel()
 	found := 0

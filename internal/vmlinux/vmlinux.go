@@ -1,14 +1,14 @@
-// Package vmlinux opens kernel images and reads out of them the certificates
-// that the kernel was built with: those it accepts module signatures of, and
-// those it was told to refuse.
+// Package vmlinux opens kernel images and reads the certificates that are built into
+// them: those whose module signatures the kernel accepts, and those that it rejects.
+//
+// Call [Open] and then [Image.Certificates].
 //
 // # Images
 //
-// What is read is the kernel's ELF file, vmlinux. It is given as it is, or
-// compressed as a whole (as some distributions ship it), or as the payload of
-// an x86 bzImage, the file called vmlinuz in /boot. A bzImage
-// (Documentation/arch/x86/boot.rst) begins with real-mode code that carries the
-// setup header; all numbers are little-endian:
+// The package reads the kernel's ELF file, vmlinux. The file may be plain, compressed
+// as a whole (as some distributions ship it), or the payload of an x86 bzImage, the
+// file called vmlinuz in /boot. A bzImage (Documentation/arch/x86/boot.rst) begins with
+// real-mode code that contains the setup header; all numbers are little-endian:
 //
 //	0x1f1  u8   setup_sects, sectors of 512 bytes after the first; 0 means 4
 //	0x1fe  u16  0xaa55
@@ -17,17 +17,17 @@
 //	0x248  u32  payload_offset, from the end of the setup sectors
 //	0x24c  u32  payload_length
 //
-// The payload is the stripped vmlinux, followed by relocations where the kernel
-// is relocatable, and compressed by what CONFIG_KERNEL_GZIP, _BZIP2, _LZMA, _XZ,
-// _LZO, _LZ4 or _ZSTD says; its magic number tells. Kbuild appends the
-// uncompressed size as a u32 (scripts/Makefile.lib, size_append). A gzip stream
-// ends with that number anyway and gets no second one.
+// The payload is the stripped vmlinux, followed by relocations if the kernel is
+// relocatable. It is compressed as CONFIG_KERNEL_GZIP, _BZIP2, _LZMA, _XZ, _LZO, _LZ4
+// or _ZSTD selects; its magic number identifies the format. Kbuild appends the
+// uncompressed size as a u32 (scripts/Makefile.lib, size_append). A gzip stream already
+// ends with that number and gets no second one.
 //
 // # Lists
 //
-// certs/system_certificates.S and certs/revocation_certificates.S lay the lists
-// out in the kernel's read-only data. A list is DER certificates one after the
-// other; an unsigned long has 8 or 4 bytes and, like int, the target's order:
+// certs/system_certificates.S and certs/revocation_certificates.S define the lists in
+// the kernel's read-only data. A list is concatenated DER certificates. An unsigned
+// long has 8 or 4 bytes and, like int, the target's byte order:
 //
 //	align 8  system_certificate_list:      the module signing key's certificates,
 //	                                       then CONFIG_SYSTEM_TRUSTED_KEYS
@@ -40,25 +40,23 @@
 //	align 8  revocation_certificate_list:
 //	align 8  revocation_certificate_list_size: unsigned long
 //
-// The two system_extra lines are there with CONFIG_SYSTEM_EXTRA_CERTIFICATE
-// alone; module_cert_size and the revocation list came with Linux 5.13. The
-// padding is zero. The kernel's loader (x509_load_certificate_list) takes
-// certificates that begin with the bytes 30 82, a SEQUENCE with a length of two
-// bytes; at anything else it stops and drops the rest of the list.
-// CONFIG_SYSTEM_BLACKLIST_HASH_LIST becomes an array of pointers to strings,
-// "tbs:" or "bin:" and a digest in lower-case hexadecimal.
+// The two system_extra lines exist only with CONFIG_SYSTEM_EXTRA_CERTIFICATE.
+// module_cert_size and the revocation list exist since Linux 5.13. The padding is zero.
+// The kernel's loader (x509_load_certificate_list) accepts certificates that begin with
+// the bytes 30 82, a SEQUENCE with a length of two bytes. At anything else it stops and
+// drops the rest of the list. CONFIG_SYSTEM_BLACKLIST_HASH_LIST becomes an array of
+// pointers to strings, "tbs:" or "bin:" and a digest in lower-case hexadecimal.
 //
-// Addresses come from the symbol table, else from a System.map, else the lists
-// are looked for by their layout ([Image.Certificates] tells how, and where it
-// refuses to guess).
+// Addresses come from the symbol table, else from a System.map, else from a search for
+// the layout of the lists; see [Image.Certificates].
 //
-// # What it is not
+// # What the package does not do
 //
-// The package does not check certificates, does not read the initramfs, the
-// UEFI variables or the MOK list, and knows no boot image of other
-// architectures than x86: it names them and asks for the vmlinux. A kernel
-// image is trusted input by its nature; all the same nothing in one makes the
-// package panic, or take memory or time that is not proportional to the image.
+// The package does not check certificates, and does not read the initramfs, the UEFI
+// variables or the MOK list. It detects boot images of other architectures than x86,
+// and its error asks for the vmlinux. A kernel image is trusted input. Still, no image
+// makes the package panic, or take time or memory that is not proportional to the size
+// of the image.
 package vmlinux
 
 import (
@@ -70,19 +68,19 @@ import (
 	"os"
 )
 
-// Image is an opened kernel image. Its methods may be called concurrently,
-// except for UseSystemMap and Close.
+// Image is an open kernel image. Its methods are safe for concurrent use, except
+// UseSystemMap and Close.
 type Image struct {
 	packing string
 	elf     *kernelELF
-	closer  io.Closer         // the file, when it is read from as needed
-	mapped  map[string]symbol // what a System.map says
+	closer  io.Closer         // the file, if it is read as needed
+	mapped  map[string]symbol // symbols from a System.map
 }
 
-// Open opens a kernel image in a file. A vmlinux is read from the file as
-// needed. Other images are decompressed into memory, where the kernel stays
-// until the Image is no longer used; while it decompresses, the window of the
-// decoder comes on top, at most as much again.
+// Open opens the kernel image at path. It reads a vmlinux from the file as needed. It
+// decompresses other images into memory, where the kernel stays while the Image is in
+// use. Decompression also needs the window of the decoder, at most as much memory
+// again.
 func Open(path string) (*Image, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -107,8 +105,8 @@ func Open(path string) (*Image, error) {
 	return im, nil
 }
 
-// New opens a kernel image of size bytes. The Image reads r as long as it is in
-// use when the image is a vmlinux; it never closes it.
+// New opens a kernel image of size bytes. If the image is a vmlinux, the Image reads r
+// as long as it is in use. It never closes r.
 func New(r io.ReaderAt, size int64) (*Image, error) {
 	head := make([]byte, min(size, headSize))
 	if _, err := r.ReadAt(head, 0); err != nil && err != io.EOF {
@@ -116,7 +114,7 @@ func New(r io.ReaderAt, size int64) (*Image, error) {
 	}
 	f := formatOf(head)
 	if f == nil {
-		return nil, errors.New("not a kernel image: give a vmlinux, or an x86 vmlinuz")
+		return nil, errors.New("not a kernel image: use a vmlinux, or an x86 vmlinuz")
 	}
 	im := &Image{packing: f.name}
 	if f.unpack != nil {
@@ -128,7 +126,7 @@ func New(r io.ReaderAt, size int64) (*Image, error) {
 		r, size = kernel, int64(len(kernel))
 	}
 	if f.refuse != "" {
-		return nil, fmt.Errorf("%s, which this version does not read: %s", f.name, f.refuse)
+		return nil, fmt.Errorf("%s is not supported: %s", f.name, f.refuse)
 	}
 	var err error
 	if im.elf, err = newELF(r, size); err != nil {
@@ -147,25 +145,24 @@ func (im *Image) Close() error {
 	return closer.Close()
 }
 
-// Packing says for people what the image is, for example "bzImage, zstd" or
-// "vmlinux".
+// Packing describes the kind of the image, for example "bzImage, zstd" or "vmlinux".
 func (im *Image) Packing() string { return im.packing }
 
-// format is a kind of file that holds a kernel, known by its beginning.
+// format is a kind of file that contains a kernel, recognized by its first bytes.
 type format struct {
 	name   string
 	match  func(head []byte) bool
 	unpack func(r io.ReaderAt, size int64, head []byte) (kernel memory, packing string, err error)
-	refuse string // what to do instead, for what is known but not read
+	refuse string // what to use instead of an unsupported image; else empty
 }
 
-// headSize is how much of a file the formats look at, in bytes.
+// headSize is the number of bytes that formats check at the beginning of a file.
 const headSize = 0x10010
 
-const giveVmlinux = "give the vmlinux that it was made from"
+const giveVmlinux = "use the vmlinux that the image was made from"
 
-// formatOf finds the first format that matches; order matters where one kind of
-// file is a special case of another (all EFI images begin with MZ).
+// formatOf returns the first format that matches. The order matters: some formats are
+// special cases of others (all EFI images begin with MZ).
 func formatOf(head []byte) *format {
 	at := func(offset int, magic string) func([]byte) bool {
 		return func(head []byte) bool {
@@ -183,8 +180,8 @@ func formatOf(head []byte) *format {
 		{name: "an s390 image", match: at(0x10008, "S390EP"), refuse: giveVmlinux},
 		{name: "a U-Boot uImage", match: at(0, "\x27\x05\x19\x56"), refuse: giveVmlinux},
 		{name: "a U-Boot FIT image", match: at(0, "\xd0\x0d\xfe\xed"), refuse: giveVmlinux},
-		{name: "an EFI program that is not a kernel (a unified kernel image?)", match: at(0, "MZ"),
-			refuse: "give its kernel (objcopy -O binary --only-section=.linux), or the vmlinux"},
+		{name: "an EFI program that is not a kernel (perhaps a unified kernel image)", match: at(0, "MZ"),
+			refuse: "use the kernel in the image (objcopy -O binary --only-section=.linux), or the vmlinux"},
 	}
 	for _, c := range compressions() {
 		formats = append(formats, format{name: "vmlinux, " + c.name, match: at(0, c.magic), unpack: unpackWhole})
@@ -197,8 +194,7 @@ func formatOf(head []byte) *format {
 	return nil
 }
 
-// unpackWhole decompresses a compressed file whole; what it holds must be a
-// vmlinux.
+// unpackWhole decompresses a whole compressed file, which must contain a vmlinux.
 func unpackWhole(r io.ReaderAt, size int64, head []byte) (memory, string, error) {
 	c := compressionOf(head)
 	kernel, err := c.decompress(io.NewSectionReader(r, 0, size), -1)
@@ -208,11 +204,11 @@ func unpackWhole(r io.ReaderAt, size int64, head []byte) (memory, string, error)
 	inner := formatOf(kernel[:min(len(kernel), headSize)])
 	switch {
 	case inner == nil:
-		return nil, "", errors.New("what was compressed is not a kernel image")
+		return nil, "", errors.New("the decompressed file is not a kernel image")
 	case inner.refuse != "":
-		return nil, "", fmt.Errorf("it holds %s, which this version does not read: %s", inner.name, inner.refuse)
+		return nil, "", fmt.Errorf("the decompressed file is %s, which is not supported: %s", inner.name, inner.refuse)
 	case inner.unpack != nil:
-		return nil, "", fmt.Errorf("it holds %s: decompress it first", inner.name)
+		return nil, "", fmt.Errorf("the decompressed file is %s: decompress the outer file first", inner.name)
 	}
 	return kernel, inner.name + ", " + c.name, nil
 }
@@ -220,10 +216,10 @@ func unpackWhole(r io.ReaderAt, size int64, head []byte) (memory, string, error)
 // unpackBzImage decompresses the payload of an x86 boot image.
 func unpackBzImage(r io.ReaderAt, size int64, head []byte) (memory, string, error) {
 	if len(head) < 0x250 || binary.LittleEndian.Uint16(head[0x1fe:]) != 0xaa55 {
-		return nil, "", errors.New("the boot sector's signature is missing: cut short?")
+		return nil, "", errors.New("the boot sector's signature is missing; the file may be cut short")
 	}
 	if protocol := binary.LittleEndian.Uint16(head[0x206:]); protocol < 0x208 {
-		return nil, "", fmt.Errorf("boot protocol %d.%02d (a kernel before 2.6.26) does not say where the kernel lies: %s",
+		return nil, "", fmt.Errorf("boot protocol %d.%02d (a kernel before 2.6.26) does not tell where the kernel is: %s",
 			protocol>>8, protocol&0xff, giveVmlinux)
 	}
 	sectors := int64(head[0x1f1])
@@ -233,13 +229,16 @@ func unpackBzImage(r io.ReaderAt, size int64, head []byte) (memory, string, erro
 	start := (sectors+1)*512 + int64(binary.LittleEndian.Uint32(head[0x248:]))
 	length := int64(binary.LittleEndian.Uint32(head[0x24c:]))
 	if start > size || length > size-start {
-		return nil, "", fmt.Errorf("the payload, %d bytes at offset %d, reaches beyond the end of the file (%d bytes): cut short?", length, start, size)
+		return nil, "", fmt.Errorf(
+			"the payload, %d bytes at offset %d, reaches beyond the end of the file (%d bytes); the file may be cut short",
+			length, start, size)
 	}
 	if length < 16 {
-		return nil, "", fmt.Errorf("a payload of %d bytes holds no kernel", length)
+		return nil, "", fmt.Errorf("a payload of %d bytes contains no kernel", length)
 	}
 
-	// The payload's first bytes tell its compression, its last four what comes out.
+	// The payload's first bytes tell its compression, its last four the uncompressed
+	// size.
 	magic, tail := make([]byte, 16), make([]byte, 4)
 	if _, err := r.ReadAt(magic, start); err != nil {
 		return nil, "", err
@@ -253,7 +252,8 @@ func unpackBzImage(r io.ReaderAt, size int64, head []byte) (memory, string, erro
 	}
 	c := compressionOf(magic)
 	if c == nil {
-		return nil, "", fmt.Errorf("the payload at offset %d begins with % x: neither an ELF file nor a compression that the kernel knows", start, magic[:8])
+		return nil, "", fmt.Errorf("the payload at offset %d begins with % x: "+
+			"neither an ELF file nor a compression that the kernel supports", start, magic[:8])
 	}
 	if !c.sized {
 		length -= 4

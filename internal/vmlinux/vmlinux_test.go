@@ -25,9 +25,8 @@ func realKernel(t testing.TB, k testmod.Kernel) *Image {
 	return im
 }
 
-// TestRealKernels takes the certificate out of each Debian kernel's image, and
-// lets openssl check with it, and with nothing else, the signatures of that
-// kernel's modules.
+// TestRealKernels extracts the certificate from each Debian kernel's image. openssl
+// checks the signatures of that kernel's modules with this certificate alone.
 func TestRealKernels(t *testing.T) {
 	openssl := testmod.Program(t, "openssl", "openssl")
 	for _, k := range testmod.Few(testmod.Kernels(t), 1) {
@@ -70,14 +69,16 @@ func TestRealKernels(t *testing.T) {
 				const trailer = 12 + len("~Module signature appended~\n")
 				end := len(module) - trailer
 				start := end - int(binary.BigEndian.Uint32(module[end+8:]))
-				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", file("signature", module[start:end]),
-					"-content", file("payload", module[:start]), "-certfile", pemFile, "-nointern", "-noverify", "-out", os.DevNull).CombinedOutput()
+				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in",
+					file("signature", module[start:end]),
+					"-content", file("payload", module[:start]), "-certfile", pemFile, "-nointern", "-noverify", "-out",
+					os.DevNull).CombinedOutput()
 				if err != nil {
 					t.Errorf("%s is not signed by the image's certificate: %v\n%s", k.Modules[i], err, out)
 				}
 			}
 
-			// Debian's System.map in /boot says where the real one is.
+			// Debian's System.map in /boot tells where the real one is.
 			f, err := os.Open(filepath.Join(k.Root, "boot", "System.map-"+k.Version))
 			if os.IsNotExist(err) {
 				return
@@ -93,19 +94,20 @@ func TestRealKernels(t *testing.T) {
 	}
 }
 
-// packers are the compressors of Kbuild with its options, and what Image says.
-// The real kernel goes through those that take a second for it.
+// packers are Kbuild's compressors with its options, and the expected Packing. The real
+// kernel is packed with those that take less than a second.
 var packers = []struct {
 	name, packing, pkg string
 	command            []string
 	sized, real        bool
-	size               int // of the made kernel, in bytes
+	size               int // size of the made kernel, in bytes
 }{
 	{"gzip", "gzip", "gzip", []string{"gzip", "-n", "-f", "-9"}, true, false, 600 << 10},
 	{"bzip2", "bzip2", "bzip2", []string{"bzip2", "-9"}, false, false, 1 << 20},
 	{"lzma", "lzma", "xz-utils", []string{"lzma", "-9"}, false, false, 600 << 10},
 	{"xz", "xz", "xz-utils", []string{"xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB"}, false, false, 600 << 10},
-	{"xz 6.12", "xz", "xz-utils", []string{"xz", "--check=crc32", "-T1", "--x86", "--lzma2=dict=128MiB"}, false, false, 600 << 10},
+	{"xz 6.12", "xz", "xz-utils", []string{"xz", "--check=crc32", "-T1", "--x86", "--lzma2=dict=128MiB"}, false, false,
+		600 << 10},
 	{"lzop", "lzo", "lzop", []string{"lzop", "-9"}, false, false, 600 << 10},
 	{"lz4", "lz4", "lz4", []string{"lz4", "-l", "-9", "-", "-"}, false, false, 9 << 20},
 	{"lz4 real", "lz4", "lz4", []string{"lz4", "-l", "-1", "-", "-"}, false, true, 0},
@@ -113,8 +115,8 @@ var packers = []struct {
 	{"zstd real", "zstd", "zstd", []string{"zstd", "-1", "--long=27"}, false, true, 0},
 }
 
-// TestPackings makes boot images as arch/x86/boot does: a kernel through each
-// compressor, its size behind it, and the setup header of a real image before it.
+// TestPackings makes boot images as arch/x86/boot does: a kernel packed with each
+// compressor, followed by its size, after the setup header of a real image.
 func TestPackings(t *testing.T) {
 	kernels := testmod.Kernels(t)
 	k := kernels[len(kernels)-1]
@@ -139,14 +141,16 @@ func TestPackings(t *testing.T) {
 			program := testmod.Program(t, p.command[0], p.pkg)
 			unpacked, want := []byte(real), realCertificates
 			if !p.real {
-				// The real kernel's text makes it something to compress.
-				made := kernel{module: certOf(t, "ecdsa:p384"), trusted: certOf(t, "rsa:2048"), revoked: certOf(t, "ecdsa:p256"), text: real[1<<21:][:p.size]}
+				// The real kernel's text gives the compressors something to compress.
+				made := kernel{module: certOf(t, "ecdsa:p384"), trusted: certOf(t, "rsa:2048"), revoked: certOf(t, "ecdsa:p256"),
+					text: real[1<<21:][:p.size]}
 				_, stripped, _ := made.link(t, targets[0])
 				var err error
 				if unpacked, err = os.ReadFile(stripped); err != nil {
 					t.Fatal(err)
 				}
-				want = &Certificates{Builtin: join(made.module, made.trusted), Module: made.module, Revoked: made.revoked, Found: "scan"}
+				want = &Certificates{Builtin: join(made.module, made.trusted), Module: made.module, Revoked: made.revoked,
+					Found: "scan"}
 			}
 			cmd := exec.Command(program, p.command[1:]...)
 			cmd.Stdin = bytes.NewReader(unpacked)
@@ -185,7 +189,7 @@ func TestPackings(t *testing.T) {
 			}
 			check("vmlinux, "+p.packing, stream)
 
-			// A size that is not what comes out, and a payload cut short.
+			// A wrong size, and a truncated payload.
 			binary.LittleEndian.PutUint32(image[len(setup)+len(payload)-4:], uint32(len(unpacked)-1))
 			if _, err := New(bytes.NewReader(image), int64(len(image))); err == nil {
 				t.Error("a size that is too small went unnoticed")
@@ -195,7 +199,8 @@ func TestPackings(t *testing.T) {
 				t.Error("a size that is too large went unnoticed")
 			}
 			short := image[:len(setup)+len(stream)/2]
-			if _, err := New(bytes.NewReader(short), int64(len(short))); err == nil || !strings.Contains(err.Error(), "cut short") {
+			if _, err := New(bytes.NewReader(short), int64(len(short))); err == nil ||
+				!strings.Contains(err.Error(), "cut short") {
 				t.Errorf("half an image: %v", err)
 			}
 		})
@@ -221,7 +226,7 @@ func TestUncompressedPayload(t *testing.T) {
 	}
 }
 
-// TestRefused names what is not read and says what to do.
+// TestRefused checks that errors name an unsupported image and tell what to do.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	at := func(size, offset int, magic string) []byte {
@@ -237,24 +242,26 @@ func TestRefused(t *testing.T) {
 		data []byte
 		want []string
 	}{
-		{"arm64", at(128, 56, "ARM\x64"), []string{"arm64 Image", "give the vmlinux"}},
-		{"riscv", at(128, 56, "RSC\x05"), []string{"RISC-V Image", "give the vmlinux"}},
-		{"loongarch", at(128, 56, "\xcd\x23\x82\x81"), []string{"LoongArch", "give the vmlinux"}},
-		{"zboot", at(128, 4, "zimg"), []string{"zboot", "give the vmlinux"}},
-		{"arm", at(128, 0x24, "\x18\x28\x6f\x01"), []string{"arm zImage", "give the vmlinux"}},
-		{"s390", at(headSize, 0x10008, "S390EP"), []string{"s390", "give the vmlinux"}},
-		{"uImage", at(128, 0, "\x27\x05\x19\x56"), []string{"uImage", "give the vmlinux"}},
-		{"FIT", at(128, 0, "\xd0\x0d\xfe\xed"), []string{"FIT", "give the vmlinux"}},
+		{"arm64", at(128, 56, "ARM\x64"), []string{"arm64 Image", "use the vmlinux"}},
+		{"riscv", at(128, 56, "RSC\x05"), []string{"RISC-V Image", "use the vmlinux"}},
+		{"loongarch", at(128, 56, "\xcd\x23\x82\x81"), []string{"LoongArch", "use the vmlinux"}},
+		{"zboot", at(128, 4, "zimg"), []string{"zboot", "use the vmlinux"}},
+		{"arm", at(128, 0x24, "\x18\x28\x6f\x01"), []string{"arm zImage", "use the vmlinux"}},
+		{"s390", at(headSize, 0x10008, "S390EP"), []string{"s390", "use the vmlinux"}},
+		{"uImage", at(128, 0, "\x27\x05\x19\x56"), []string{"uImage", "use the vmlinux"}},
+		{"FIT", at(128, 0, "\xd0\x0d\xfe\xed"), []string{"FIT", "use the vmlinux"}},
 		{"UKI", at(4096, 0, "MZ"), []string{"unified kernel image", ".linux"}},
-		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image: give a vmlinux"}},
+		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image: use a vmlinux"}},
 		{"empty", nil, []string{"not a kernel image"}},
 		{"MZ alone", []byte("MZ"), []string{"EFI program"}},
 		{"ELF magic alone", []byte("\x7fELF"), []string{"vmlinux", "not an ELF file"}},
-		{"old boot protocol", protocol, []string{"boot protocol 2.07", "give the vmlinux"}},
+		{"old boot protocol", protocol, []string{"boot protocol 2.07", "use the vmlinux"}},
 		{"unknown payload", makeBzImage(make([]byte, 64)), []string{"offset 1024", "00 00 00"}},
-		{"no payload", makeBzImage(nil), []string{"holds no kernel"}},
-		{"lzma dictionary", makeBzImage(withSize([]byte("\x5d\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), 4096)), []string{"lzma payload at offset 1024", "a dictionary of 4294901760 bytes"}},
-		{"bomb", makeBzImage(withSize([]byte("BZh91AY&SY and then some"), 1<<30)), []string{"no kernel compresses that well"}},
+		{"no payload", makeBzImage(nil), []string{"contains no kernel"}},
+		{"lzma dictionary", makeBzImage(withSize([]byte("\x5d\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), 4096)),
+			[]string{"lzma payload at offset 1024", "a dictionary of 4294901760 bytes"}},
+		{"bomb", makeBzImage(withSize([]byte("BZh91AY&SY and then some"), 1<<30)),
+			[]string{"no kernel compresses that well"}},
 	} {
 		_, err := New(bytes.NewReader(test.data), int64(len(test.data)))
 		if err == nil {
@@ -269,7 +276,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestCompressedInside refuses a compressed file that holds anything but a vmlinux.
+// TestCompressedInside rejects a compressed file that contains anything but a vmlinux.
 func TestCompressedInside(t *testing.T) {
 	t.Parallel()
 	arm64 := make([]byte, 64)
@@ -280,7 +287,7 @@ func TestCompressedInside(t *testing.T) {
 	}{
 		{[]byte("some text"), "not a kernel image"},
 		{arm64, "arm64 Image"},
-		{makeBzImage(make([]byte, 64)), "decompress it first"},
+		{makeBzImage(make([]byte, 64)), "decompress the outer file first"},
 	} {
 		gzip := exec.Command(testmod.Program(t, "gzip", "gzip"), "-n")
 		gzip.Stdin = bytes.NewReader(test.inside)
@@ -294,7 +301,7 @@ func TestCompressedInside(t *testing.T) {
 	}
 }
 
-// TestLzopRefused spoils an lzop file.
+// TestLzopRefused changes an lzop file.
 func TestLzopRefused(t *testing.T) {
 	t.Parallel()
 	whole := fixtures(t, "vmlinux.bin.lzo")["vmlinux.bin.lzo"]
@@ -316,18 +323,19 @@ func TestLzopRefused(t *testing.T) {
 	} {
 		spoilt := bytes.Clone(whole)
 		copy(spoilt[test.at:], test.bytes)
-		if _, err := New(bytes.NewReader(spoilt), int64(len(spoilt))); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := New(bytes.NewReader(spoilt), int64(len(spoilt))); err == nil ||
+			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q in it", test.name, err, test.want)
 		}
 	}
 }
 
-// TestOverlap refuses segments that share their bytes: they would be searched
-// again and again.
+// TestOverlap rejects segments that share bytes, which would be searched again and
+// again.
 func TestOverlap(t *testing.T) {
 	t.Parallel()
 	file := makeELF(binary.LittleEndian, true, 0, make([]byte, 4096))
-	binary.LittleEndian.PutUint16(file[54:], 0) // every header is the first one
+	binary.LittleEndian.PutUint16(file[54:], 0) // all headers are the first one
 	binary.LittleEndian.PutUint16(file[56:], 1000)
 	if _, err := New(bytes.NewReader(file), int64(len(file))); err == nil || !strings.Contains(err.Error(), "overlap") {
 		t.Errorf("a thousand times the same segment: %v", err)
@@ -347,7 +355,8 @@ func TestOpen(t *testing.T) {
 		b[16] = 1 // ET_REL
 		return b
 	}())
-	if _, err := Open(object); err == nil || !strings.Contains(err.Error(), object) || !strings.Contains(err.Error(), "give the vmlinux") {
+	if _, err := Open(object); err == nil || !strings.Contains(err.Error(), object) ||
+		!strings.Contains(err.Error(), "use the vmlinux") {
 		t.Errorf("Open of a relocatable object: %v", err)
 	}
 	im, err := Open(testmod.WriteFile(t, "vmlinux", makeELF(binary.LittleEndian, true, 0, make([]byte, 8))))
@@ -379,8 +388,8 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// BenchmarkCertificates finds the lists in the decompressed images of real
-// kernels without symbols.
+// BenchmarkCertificates finds the lists in decompressed images of real kernels without
+// symbols.
 func BenchmarkCertificates(b *testing.B) {
 	for _, k := range testmod.Kernels(b) {
 		b.Run(k.Version, func(b *testing.B) {

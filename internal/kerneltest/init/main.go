@@ -1,12 +1,7 @@
-// Command init is the first and only program of the kernels that package
-// kerneltest boots. It loads the modules of /cases one after the other with
-// finit_module(2), by itself: kmod and busybox would decompress them first, and
-// the kernel's own decompressor would not be tried.
-//
-// /cases/list.json says what to load. For each entry a line goes to the console,
-// "modsign-case: " and a [Verdict] in JSON, and at the end "modsign-end: " with
-// their number. Then the machine is rebooted. Whatever goes wrong is a line
-// "modsign-error: ".
+// Command init is the first and only program of the kernels that package kerneltest
+// boots. It loads the modules of /cases one after the other with finit_module(2). It
+// does not use kmod or busybox, because they decompress modules first, and the kernel's
+// own decompressor would not be tested.
 package main
 
 import (
@@ -31,12 +26,12 @@ type Case struct {
 	Keep       bool   // it stays loaded
 }
 
-// A Verdict is what the kernel said to a case.
+// A Verdict is the kernel's result for a case.
 type Verdict struct {
 	Name  string
-	Errno int      // of finit_module, 0 when the module was loaded
-	Log   []string // what the kernel logged from before the call until after it
-	Nanos int64    // how long the call took
+	Errno int      // of finit_module, 0 if the module was loaded
+	Log   []string // lines that the kernel logged during the call
+	Nanos int64    // duration of the call
 }
 
 func main() {
@@ -47,7 +42,7 @@ func main() {
 		}
 		console.Close()
 	}
-	// QEMU is told not to reboot, and ends instead.
+	// QEMU runs with -no-reboot, and ends instead.
 	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
@@ -57,8 +52,8 @@ func run(console *os.File) error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
-	// The kernel's own lines are not to get between ours: they come through
-	// /dev/kmsg. A panic is printed all the same.
+	// Keep the kernel's own lines, which come through /dev/kmsg, away from those of
+	// this program. A panic is still printed.
 	const consoleLevel = 8 // SYSLOG_ACTION_CONSOLE_LEVEL
 	if _, _, errno := unix.Syscall(unix.SYS_SYSLOG, consoleLevel, 0, 1); errno != 0 {
 		return fmt.Errorf("syslog: %w", errno)
@@ -90,14 +85,14 @@ func run(console *os.File) error {
 	return nil
 }
 
-// try loads one module, and unloads it again unless it is to stay.
+// try loads one module, and unloads it unless it must stay.
 func try(c Case, kmsg int) (Verdict, error) {
 	v := Verdict{Name: c.Name}
 	before, err := loaded()
 	if err != nil {
 		return v, err
 	}
-	if _, err := read(kmsg); err != nil { // what came before
+	if _, err := read(kmsg); err != nil { // skip earlier lines
 		return v, err
 	}
 	f, err := os.Open(filepath.Join("/cases", c.File))
@@ -129,10 +124,10 @@ func try(c Case, kmsg int) (Verdict, error) {
 			return v, unix.DeleteModule(name, 0)
 		}
 	}
-	return v, errors.New("the kernel loaded it, and /proc/modules does not tell of it")
+	return v, errors.New("the kernel loaded the module, but /proc/modules does not list the module")
 }
 
-// loaded lists the modules that are loaded.
+// loaded lists the loaded modules.
 func loaded() ([]string, error) {
 	list, err := os.ReadFile("/proc/modules")
 	if err != nil {
@@ -146,9 +141,9 @@ func loaded() ([]string, error) {
 	return names, nil
 }
 
-// read takes all lines that the kernel itself has logged since it was called last.
-// A record is "level,number,time,flags;line", and perhaps lines that begin with a
-// space, of a dictionary.
+// read returns all lines that the kernel itself has logged since the last call. A
+// record is "level,number,time,flags;line", and perhaps lines of a dictionary, which
+// begin with a space.
 func read(kmsg int) ([]string, error) {
 	var lines []string
 	record := make([]byte, 8192)
