@@ -73,7 +73,7 @@ func TestCommit(t *testing.T) {
 			t.Errorf("after Commit the target is %q", got)
 		}
 		if all := names(t, filepath.Dir(target)); all != "a.ko" {
-			t.Errorf("the folder holds %s", all)
+			t.Errorf("the directory holds %s", all)
 		}
 	}
 }
@@ -90,7 +90,7 @@ func TestAbort(t *testing.T) {
 	}
 	f.Abort()
 	if got, all := read(t, target), names(t, filepath.Dir(target)); got != "old" || all != "a.ko" {
-		t.Errorf("after Abort the target is %q, and the folder holds %s", got, all)
+		t.Errorf("after Abort the target is %q, and the directory holds %s", got, all)
 	}
 }
 

@@ -92,7 +92,7 @@ func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 	}
 	for i, c := range cases {
 		if i >= len(verdicts) || verdicts[i].Name != c.Name {
-			return nil, fmt.Errorf("no verdict on case %d, %q: did the kernel panic?", i, c.Name)
+			return nil, fmt.Errorf("no verdict on case %d, %q; the kernel may have panicked", i, c.Name)
 		}
 	}
 	if !ended || len(verdicts) != len(cases) {

@@ -20,7 +20,7 @@ type Kernel struct {
 }
 
 // CacheDir is where scripts/kernels keeps what it fetches: MODSIGN_CACHE, or
-// modsign in the user's cache folder.
+// modsign in the user's cache directory.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("MODSIGN_CACHE"); dir != "" {
 		return dir, nil

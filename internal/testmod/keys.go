@@ -111,7 +111,7 @@ func makePrivate(algorithm string) (crypto.Signer, error) {
 }
 
 // Files writes the key (mode 0600) and the certificate as PEM into the test's
-// own folder and returns their paths.
+// own directory and returns their paths.
 func (k *Key) Files(t testing.TB) (key, cert string) {
 	t.Helper()
 	dir := t.TempDir()
