@@ -59,7 +59,8 @@ func TestBuild(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if calls != len(payloads) || b.List.Release != release || len(b.List.Modules) != len(payloads) || len(b.Leaves) != len(payloads) {
+		if calls != len(payloads) || b.List.Release != release || len(b.List.Modules) != len(payloads) ||
+			len(b.Leaves) != len(payloads) {
 			t.Fatalf("%d calls, %+v", calls, b)
 		}
 		bytesRead := int64(0)
@@ -76,7 +77,8 @@ func TestBuild(t *testing.T) {
 		if b.Bytes != bytesRead || b.Order != binary.LittleEndian {
 			t.Errorf("%d bytes in %v, want %d", b.Bytes, b.Order, bytesRead)
 		}
-		if root := NewTree(b.Leaves).Root(); *b.Embedded().Root != root || b.Proofs().Root() != root || b.Proofs().Trailer("fs/ring.ko") == nil {
+		if root := NewTree(b.Leaves).Root(); *b.Embedded().Root != root || b.Proofs().Root() != root ||
+			b.Proofs().Trailer("fs/ring.ko") == nil {
 			t.Errorf("%v", b.Embedded())
 		}
 
@@ -85,7 +87,9 @@ func TestBuild(t *testing.T) {
 			t.Errorf("leaves alone: %+v, %v", alone, err)
 		}
 		list, err := Build(t.Context(), source, BuildOptions{Jobs: jobs})
-		if err != nil || list.Leaves != nil || !slices.Equal(list.List.Modules, b.List.Modules) || list.Embedded().Format() != FormatList || len(list.Embedded().Hashes) != len(payloads) {
+		if err != nil || list.Leaves != nil || !slices.Equal(list.List.Modules, b.List.Modules) ||
+			list.Embedded().Format() != FormatList ||
+			len(list.Embedded().Hashes) != len(payloads) {
 			t.Errorf("list: %+v, %v", list, err)
 		}
 		// As other tools see it.
@@ -95,11 +99,13 @@ func TestBuild(t *testing.T) {
 		}
 	}
 	big := Source{Dir: "../testdata/modules/s390x/plain", Names: []string{"hello.ko"}, Release: release}
-	if b, err := Build(t.Context(), big, BuildOptions{}); err != nil || b.Order != binary.BigEndian || b.List.Modules[0].Path != "hello.ko" {
+	if b, err := Build(t.Context(), big, BuildOptions{}); err != nil || b.Order != binary.BigEndian ||
+		b.List.Modules[0].Path != "hello.ko" {
 		t.Errorf("s390x: %+v, %v", b, err)
 	}
 	none, err := Build(t.Context(), Source{Dir: source.Dir, Release: release}, BuildOptions{Format: FormatMerkle})
-	if err != nil || *none.Embedded().Root != (Root{}) || len(none.List.Modules) != 0 || none.Order != binary.LittleEndian {
+	if err != nil || *none.Embedded().Root != (Root{}) || len(none.List.Modules) != 0 ||
+		none.Order != binary.LittleEndian {
 		t.Errorf("no modules: %+v, %v", none, err)
 	}
 }
@@ -127,7 +133,8 @@ func TestBuildStrips(t *testing.T) {
 	put(t, filepath.Dir(c), "odd.c", []byte("__thread int counter;\nint count(void) { return ++counter; }\n"))
 	testmod.Run(t, testmod.Program(t, "gcc", "gcc"), "-g", "-c", "-o", odd, c)
 	source.Names = []string{"odd.ko"}
-	if _, err := Build(t.Context(), source, BuildOptions{Strip: true}); !errors.Is(err, ErrIncomplete) || !errors.Is(err, elfstrip.ErrShape) {
+	if _, err := Build(t.Context(), source, BuildOptions{Strip: true}); !errors.Is(err, ErrIncomplete) ||
+		!errors.Is(err, elfstrip.ErrShape) {
 		t.Errorf("without a program: %v", err)
 	}
 	program := testmod.Program(t, "strip", "binutils")
@@ -137,7 +144,8 @@ func TestBuildStrips(t *testing.T) {
 	}
 	testmod.Run(t, program, "--strip-debug", odd)
 	left, err := os.ReadFile(odd)
-	if hash, size, _ := Sum(bytes.NewReader(left)); err != nil || b.List.Modules[0].Hash != hash || b.Bytes != size || b.Leaves[0] != leaf(0, left) {
+	if hash, size, _ := Sum(bytes.NewReader(left)); err != nil || b.List.Modules[0].Hash != hash || b.Bytes != size ||
+		b.Leaves[0] != leaf(0, left) {
 		t.Errorf("%+v, want %v (%v)", b.List.Modules[0], hash, err)
 	}
 	for _, name := range []string{"false", "true"} { // fails, and strips nothing
@@ -176,15 +184,20 @@ func TestBuildIncomplete(t *testing.T) {
 	os.Remove(filepath.Join(source.Dir, "fs/ring.ko.xz"))
 	put(t, source.Dir, "fs/ring.ko.xz", testmod.ELF())
 	var failed []string
-	o := BuildOptions{Jobs: 3, Failed: func(path string, err error) { failed = append(failed, fmt.Sprintf("%s: %v", path, err)) }}
+	o := BuildOptions{
+		Jobs:   3,
+		Failed: func(path string, err error) { failed = append(failed, fmt.Sprintf("%s: %v", path, err)) },
+	}
 	b, err := Build(t.Context(), source, o)
-	if b != nil || !errors.Is(err, ErrIncomplete) || !errors.Is(err, ErrNotModule) || !strings.HasPrefix(err.Error(), "2 of 4 modules could not be hashed: ") {
+	if b != nil || !errors.Is(err, ErrIncomplete) || !errors.Is(err, ErrNotModule) ||
+		!strings.HasPrefix(err.Error(), "2 of 4 modules could not be hashed: ") {
 		t.Errorf("%v, %v", b, err)
 	}
 	if misnamed, ok := errors.AsType[*MisnamedError](err); !ok || misnamed.Right != "ring.ko" {
 		t.Errorf("%v", err)
 	}
-	if len(failed) != 2 || !strings.HasPrefix(failed[0], filepath.Join(source.Dir, "tiny.ko")+": ") || !strings.HasPrefix(failed[1], filepath.Join(source.Dir, "fs/ring.ko.xz")+": ") {
+	if len(failed) != 2 || !strings.HasPrefix(failed[0], filepath.Join(source.Dir, "tiny.ko")+": ") ||
+		!strings.HasPrefix(failed[1], filepath.Join(source.Dir, "fs/ring.ko.xz")+": ") {
 		t.Errorf("%q", failed)
 	}
 	if _, err := Build(t.Context(), source, BuildOptions{}); !errors.Is(err, ErrIncomplete) {
@@ -287,7 +300,10 @@ func TestBuildRefuses(t *testing.T) {
 			t.Errorf("%q: %v, %v", want, b, err)
 		}
 	}
-	if _, err := Build(t.Context(), Source{Dir: filepath.Join(source.Dir, "none"), Names: source.Names}, BuildOptions{}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Build(t.Context(), Source{Dir: filepath.Join(source.Dir, "none"), Names: source.Names}, BuildOptions{}); !errors.Is(
+		err,
+		os.ErrNotExist,
+	) {
 		t.Errorf("no directory: %v", err)
 	}
 }
@@ -301,7 +317,8 @@ func TestFindNames(t *testing.T) {
 		t.Errorf("%q, %v", names, err)
 	}
 	put(t, source.Dir, "tiny.ko.gz", nil)
-	if _, err := FindNames(source.Dir); err == nil || !strings.Contains(err.Error(), "tiny.ko exists in more than one form") {
+	if _, err := FindNames(source.Dir); err == nil ||
+		!strings.Contains(err.Error(), "tiny.ko exists in more than one form") {
 		t.Errorf("two forms: %v", err)
 	}
 	empty := t.TempDir()
@@ -311,7 +328,8 @@ func TestFindNames(t *testing.T) {
 	if err := os.Symlink(source.Dir, filepath.Join(empty, "modules")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := FindNames(empty); !errors.Is(err, ErrNoModules) || !strings.Contains(err.Error(), "symbolic links are not followed") {
+	if _, err := FindNames(empty); !errors.Is(err, ErrNoModules) ||
+		!strings.Contains(err.Error(), "symbolic links are not followed") {
 		t.Errorf("a link alone: %v", err)
 	}
 	if _, err := FindNames(filepath.Join(empty, "none")); !errors.Is(err, os.ErrNotExist) {
@@ -373,7 +391,8 @@ func TestEmbedInTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := plain.Embed(tree); err == nil || !strings.HasPrefix(err.Error(), vmlinux+": the kernel is built for a Merkle tree") {
+	if _, err := plain.Embed(tree); err == nil ||
+		!strings.HasPrefix(err.Error(), vmlinux+": the kernel is built for a Merkle tree") {
 		t.Errorf("a list: %v", err)
 	}
 	leaves, err := Build(t.Context(), source, BuildOptions{Format: FormatMerkle, LeavesOnly: true})

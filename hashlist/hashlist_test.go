@@ -110,7 +110,8 @@ func TestParseRefuses(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	if _, err := Parse(strings.NewReader(lines[0] + lines[1] + lines[3] + lines[4])); err == nil || !strings.Contains(err.Error(), "line 4: \"3\" is not the number of modules, 2") {
+	if _, err := Parse(strings.NewReader(lines[0] + lines[1] + lines[3] + lines[4])); err == nil ||
+		!strings.Contains(err.Error(), "line 4: \"3\" is not the number of modules, 2") {
 		t.Errorf("a line is missing: %v", err)
 	}
 	failed := errors.New("failed")

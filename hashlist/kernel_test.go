@@ -70,12 +70,21 @@ func TestOpenKernel(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if k.Release != release || !k.Has(e) || k.Embedded.Blank() != strings.HasPrefix(name, "blank") || k.Embedded.Format() != e.Format() {
+		if k.Release != release || !k.Has(e) || k.Embedded.Blank() != strings.HasPrefix(name, "blank") ||
+			k.Embedded.Format() != e.Format() {
 			t.Errorf("%s: %+v, %v", name, k, k.Embedded)
 		}
 		// objcopy finds the same there.
 		section := filepath.Join(t.TempDir(), "section")
-		testmod.Run(t, testmod.Program(t, "objcopy", "binutils"), "-O", "binary", "--only-section="+SectionName, vmlinux, section)
+		testmod.Run(
+			t,
+			testmod.Program(t, "objcopy", "binutils"),
+			"-O",
+			"binary",
+			"--only-section="+SectionName,
+			vmlinux,
+			section,
+		)
 		if got, err := os.ReadFile(section); err != nil || !bytes.Equal(got, e.Append(nil, binary.LittleEndian)) {
 			t.Errorf("%s: objcopy finds %x, %v", name, got, err)
 		}
@@ -130,7 +139,8 @@ func TestEmbed(t *testing.T) {
 				differ++
 			}
 		}
-		if size := len(all[test.to].Append(nil, binary.LittleEndian)); len(got) != len(linked) || differ == 0 || differ > size {
+		if size := len(all[test.to].Append(nil, binary.LittleEndian)); len(got) != len(linked) || differ == 0 ||
+			differ > size {
 			t.Errorf("%+v: %d bytes of %d differ", test, differ, size)
 		}
 		if k, err := OpenKernel(vmlinux); err != nil || !k.Has(all[test.to]) {
@@ -175,7 +185,8 @@ func TestEmbedRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Embed(vmlinux, test.e); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), vmlinux) {
+		if _, err := Embed(vmlinux, test.e); err == nil || !strings.Contains(err.Error(), test.want) ||
+			!strings.Contains(err.Error(), vmlinux) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
 		if after, err := os.ReadFile(vmlinux); err != nil || !bytes.Equal(before, after) {
@@ -216,7 +227,17 @@ struct module_hashes_root { u32 levels; u8 hash[32]; };
 		object := filepath.Join(dir, "hashes.o")
 		testmod.Run(t, testmod.Program(t, "gcc", "gcc"), "-Wall", "-Wno-main", "-Werror", "-I", dir, "-c", "-o", object, c)
 		section := filepath.Join(dir, "section")
-		testmod.Run(t, testmod.Program(t, "objcopy", "binutils"), "-O", "binary", "--only-section="+SectionName, "--set-section-flags", SectionName+"=alloc,load,contents", object, section)
+		testmod.Run(
+			t,
+			testmod.Program(t, "objcopy", "binutils"),
+			"-O",
+			"binary",
+			"--only-section="+SectionName,
+			"--set-section-flags",
+			SectionName+"=alloc,load,contents",
+			object,
+			section,
+		)
 		got, err := os.ReadFile(section)
 		if err != nil && name != "empty list" || !bytes.Equal(got, e.Append(nil, binary.LittleEndian)) {
 			t.Errorf("%s: %x, %v", name, got, err)

@@ -50,7 +50,9 @@ func TestOutcome(t *testing.T) {
 		{map[string][]byte{"a.ko": good, "b.ko.xz": good}, true, true, "b.ko.xz: name and content disagree"},
 	} {
 		summary, err := verify(t.Context(), test.files, hashlist.VerifyOptions{})
-		if errors.Is(err, hashlist.ErrRefused) != test.refused || errors.Is(err, hashlist.ErrIncomplete) != test.unread || (err != nil) != test.refused || (summary.Refused() > 0) != test.refused {
+		if errors.Is(err, hashlist.ErrRefused) != test.refused || errors.Is(err, hashlist.ErrIncomplete) != test.unread ||
+			(err != nil) != test.refused ||
+			(summary.Refused() > 0) != test.refused {
 			t.Errorf("%v: %v", summary, err)
 		}
 		if err != nil && !strings.Contains(err.Error(), test.says) {
@@ -64,15 +66,23 @@ func TestOutcome(t *testing.T) {
 	for i := range 100 {
 		files[fmt.Sprintf("%d.ko", i)] = []byte("text")
 	}
-	if _, err := verify(t.Context(), files, hashlist.VerifyOptions{}); err == nil || !strings.HasSuffix(err.Error(), "; and 91 more") {
+	if _, err := verify(t.Context(), files, hashlist.VerifyOptions{}); err == nil ||
+		!strings.HasSuffix(err.Error(), "; and 91 more") {
 		t.Errorf("%q", err)
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := verify(ctx, files, hashlist.VerifyOptions{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }}); !errors.Is(err, cause) || errors.Is(err, hashlist.ErrRefused) {
+	if _, err := verify(ctx, files, hashlist.VerifyOptions{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }}); !errors.Is(
+		err,
+		cause,
+	) ||
+		errors.Is(err, hashlist.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
-	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{}); !errors.Is(
+		err,
+		fs.ErrNotExist,
+	) {
 		t.Errorf("no directory: %v", err)
 	}
 }
@@ -128,10 +138,16 @@ func TestNothing(t *testing.T) {
 	var none *hashlist.Embedded
 	var kernel hashlist.Kernel
 	var proofs *hashlist.Proofs
-	if text := fmt.Sprint(none, none.Blank(), none.Append(nil, nil), kernel.Order(), kernel.Has(none), proofs.Root(), proofs.Trailer("a.ko"), new(hashlist.Tree).Root(), (*hashlist.List)(nil).Embedded()); !strings.HasPrefix(text, "nothing true []") {
+	if text := fmt.Sprint(none, none.Blank(), none.Append(nil, nil), kernel.Order(), kernel.Has(none), proofs.Root(), proofs.Trailer("a.ko"), new(hashlist.Tree).Root(), (*hashlist.List)(nil).Embedded()); !strings.HasPrefix(
+		text,
+		"nothing true []",
+	) {
 		t.Errorf("%q", text)
 	}
-	if changes, reordered := hashlist.Diff(nil, &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}); len(changes) != 1 || reordered {
+	if changes, reordered := hashlist.Diff(nil, &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}); len(
+		changes,
+	) != 1 ||
+		reordered {
 		t.Errorf("%v, %v", changes, reordered)
 	}
 	proofs.NewHash("a.ko").Write(nil)

@@ -84,7 +84,9 @@ func TestProofs(t *testing.T) {
 				t.Errorf("%d of %d: %v", i, n, err)
 			}
 			b := p.Append(nil)
-			if again, err := ParseProof(b); err != nil || again.Position != p.Position || !slices.Equal(again.Siblings, p.Siblings) || len(b) != 4+32*want {
+			if again, err := ParseProof(b); err != nil || again.Position != p.Position ||
+				!slices.Equal(again.Siblings, p.Siblings) ||
+				len(b) != 4+32*want {
 				t.Errorf("%d of %d: %x, %v", i, n, b, err)
 			}
 			if err := root.Check(all[(i+1)%n], p); n > 1 && !errors.Is(err, ErrForeign) {
@@ -167,7 +169,8 @@ func TestRootBytes(t *testing.T) {
 		}
 	}
 	// Of the other byte order the levels are beyond all trees.
-	if _, err := ParseRoot(r.Append(nil, binary.BigEndian), binary.LittleEndian); err == nil || !strings.Contains(err.Error(), "levels") {
+	if _, err := ParseRoot(r.Append(nil, binary.BigEndian), binary.LittleEndian); err == nil ||
+		!strings.Contains(err.Error(), "levels") {
 		t.Errorf("the other byte order: %v", err)
 	}
 	for _, n := range []int{0, 3, 5, 35, 37, 4 + 33*32} {

@@ -72,7 +72,9 @@ func verdictsOn(t testing.TB, r *Reference, dir string) (map[string]Verdict, map
 		}
 		got[r.Name], details[r.Name] = r.Verdict, r.Detail
 	}})
-	if refused := summary.Refused() > 0; errors.Is(err, ErrRefused) != refused || errors.Is(err, ErrIncomplete) != (summary[Failed] > 0) || err != nil && !refused {
+	if refused := summary.Refused() > 0; errors.Is(err, ErrRefused) != refused ||
+		errors.Is(err, ErrIncomplete) != (summary[Failed] > 0) ||
+		err != nil && !refused {
 		t.Fatalf("%v: %v", summary, err)
 	}
 	n := 0
@@ -160,7 +162,10 @@ func TestVerifyList(t *testing.T) {
 	}
 	// The list is of stripped modules, and this one is not.
 	list.Modules[1].Hash, list.Modules[1].Size, _ = Sum(bytes.NewReader(strippedB))
-	if got, _ := verdictsOn(t, NewReference(list), dir); !maps.Equal(got, of(map[string]Verdict{"kernel/fs/b.ko": Unstripped})) {
+	if got, _ := verdictsOn(t, NewReference(list), dir); !maps.Equal(
+		got,
+		of(map[string]Verdict{"kernel/fs/b.ko": Unstripped}),
+	) {
 		t.Errorf("not stripped: %v", got)
 	}
 	// Without names the kernel knows hashes all the same.

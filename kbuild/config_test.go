@@ -30,7 +30,8 @@ CONFIG_NR_CPUS=8192
 		t.Errorf("SigHash is %q", config.SigHash())
 	}
 	for _, bad := range []string{"\x7fELF", "CONFIG_A", "A=y", `CONFIG_A="x`, `CONFIG_A="x\"`, `CONFIG_A="x" y`} {
-		if config, err := ReadConfig(strings.NewReader("CONFIG_B=y\n" + bad)); err == nil || !strings.Contains(err.Error(), "line 2") {
+		if config, err := ReadConfig(strings.NewReader("CONFIG_B=y\n" + bad)); err == nil ||
+			!strings.Contains(err.Error(), "line 2") {
 			t.Errorf("%q: %v, %v", bad, config, err)
 		}
 	}
@@ -70,11 +71,15 @@ func TestConfigMeaning(t *testing.T) {
 			t.Errorf("%s: key type %q, want %q", s, got, want)
 		}
 	}
-	config := read(`CONFIG_MODULE_SIG_KEY="certs/signing_key.pem" CONFIG_MODULE_SIG_ALL=y CONFIG_SYSTEM_TRUSTED_KEYS="a.pem" CONFIG_X=m`)
+	config := read(
+		`CONFIG_MODULE_SIG_KEY="certs/signing_key.pem" CONFIG_MODULE_SIG_ALL=y CONFIG_SYSTEM_TRUSTED_KEYS="a.pem" CONFIG_X=m`,
+	)
 	if config.SigKey() != DefaultKey || !config.SigAll() || config.TrustedKeys() != "a.pem" || config.Bool("X") {
 		t.Errorf("%v", config)
 	}
-	over := config.With(map[string]string{"CONFIG_MODULE_SIG_KEY": "k", "CONFIG_MODULE_SIG_ALL": "", "CONFIG_NEW": "y", "V": "1"})
+	over := config.With(
+		map[string]string{"CONFIG_MODULE_SIG_KEY": "k", "CONFIG_MODULE_SIG_ALL": "", "CONFIG_NEW": "y", "V": "1"},
+	)
 	if over.SigKey() != "k" || over.SigAll() || !over.Bool("NEW") || len(over) != 4 {
 		t.Errorf("%v", over)
 	}
@@ -104,7 +109,8 @@ func TestOpenConfigOfRealKernels(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if hash := config.SigHash(); !strings.HasPrefix(hash, "sha") || config["CONFIG_MODULE_SIG"] != "y" || len(config) < 5000 {
+		if hash := config.SigHash(); !strings.HasPrefix(hash, "sha") || config["CONFIG_MODULE_SIG"] != "y" ||
+			len(config) < 5000 {
 			t.Errorf("%s: hash %q of %d symbols", kernel.Config, hash, len(config))
 		}
 		want := strings.TrimPrefix(filepath.Ext(kernel.Modules[0]), ".")

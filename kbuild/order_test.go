@@ -38,7 +38,8 @@ func TestParseOrder(t *testing.T) {
 		"/etc/x.ko", "../x.o", "a/../../x.o", "/o/../x.o", "/ox/a.o", "..o/../../a.o",
 		"x", "x.c", ".o", "a/.ko", "a/", "a b.o", "a\tb.o", "a\x00b.o", "/", "..", ".", "x.ko.xz", strings.Repeat("x", 1<<17),
 	} {
-		if got, err := parseOrder(strings.NewReader("a.o\n"+bad+"\n"), "/o", "/o"); err == nil || len(bad) < 1000 && !strings.Contains(err.Error(), "line 2 ") {
+		if got, err := parseOrder(strings.NewReader("a.o\n"+bad+"\n"), "/o", "/o"); err == nil ||
+			len(bad) < 1000 && !strings.Contains(err.Error(), "line 2 ") {
 			t.Errorf("%.80q: %q, %v", bad, got, err)
 		}
 	}
@@ -58,7 +59,8 @@ func FuzzParseOrder(f *testing.F) {
 			t.Errorf("%q: twice in %q", s, names)
 		}
 		for _, name := range names {
-			if !filepath.IsLocal(name) || filepath.Clean(name) != name || filepath.Ext(name) != ".ko" || name == ".ko" || strings.HasSuffix(name, "/.ko") {
+			if !filepath.IsLocal(name) || filepath.Clean(name) != name || filepath.Ext(name) != ".ko" || name == ".ko" ||
+				strings.HasSuffix(name, "/.ko") {
 				t.Errorf("%q: %q", s, name)
 			}
 		}
@@ -117,11 +119,13 @@ func TestModules(t *testing.T) {
 func TestInstalledModules(t *testing.T) {
 	t.Parallel()
 	modlib := makeTree(t, map[string]string{"modules.order": "kernel/fs/b.ko\nkernel/a.ko\nextra/c.ko\n"})
-	if names, err := InstalledModules(modlib); err != nil || !slices.Equal(names, []string{"kernel/fs/b.ko", "kernel/a.ko", "extra/c.ko"}) {
+	if names, err := InstalledModules(modlib); err != nil ||
+		!slices.Equal(names, []string{"kernel/fs/b.ko", "kernel/a.ko", "extra/c.ko"}) {
 		t.Errorf("%q, %v", names, err)
 	}
 	writeTree(t, modlib, map[string]string{"modules.order": "kernel/a.ko\nkernel/a.ko.xz\n"})
-	if names, err := InstalledModules(modlib); err == nil || !strings.Contains(err.Error(), "modules.order: line 2 is not a module") {
+	if names, err := InstalledModules(modlib); err == nil ||
+		!strings.Contains(err.Error(), "modules.order: line 2 is not a module") {
 		t.Errorf("%q, %v", names, err)
 	}
 	if _, err := InstalledModules(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
@@ -179,7 +183,8 @@ func TestModulesOfExternalModule(t *testing.T) {
 		if got, err := tree.Destination(); err != nil || got != test.destination {
 			t.Errorf("%+v: %q, %v", test, got, err)
 		}
-		if want := filepath.Join(root, test.tree, test.extmod); !filepath.IsAbs(test.extmod) && tree.ExtMod != want || filepath.IsAbs(test.extmod) && tree.ExtMod != ext {
+		if want := filepath.Join(root, test.tree, test.extmod); !filepath.IsAbs(test.extmod) && tree.ExtMod != want ||
+			filepath.IsAbs(test.extmod) && tree.ExtMod != ext {
 			t.Errorf("%+v: ExtMod is %s", test, tree.ExtMod)
 		}
 		if err := os.Remove(filepath.Join(root, test.file)); err != nil {

@@ -77,9 +77,17 @@ subjectAltName = DNS:example.org
 [ unused ]
 anything = goes
 `,
-		"prefixes":        genkey("", "0.organizationName=A\n1.organizationName=B\nx,OU=C\n0.CN=D\na.commonName=E\n", ""),
-		"long names":      genkey("", "countryName=DE\nstateOrProvinceName=s\nlocalityName=l\norganizationName=o\norganizationalUnitName=u\ncommonName=c\nsurname=s\ngivenName=g\nuserId=u\ndomainComponent=d\nstreetAddress=s\n", ""),
-		"short names":     genkey("", "DC=org\nDC=example\nUID=u\nSN=s\nGN=g\ntitle=t\nstreet=s\ndescription=d\nserialNumber=1 (2)\n", ""),
+		"prefixes": genkey("", "0.organizationName=A\n1.organizationName=B\nx,OU=C\n0.CN=D\na.commonName=E\n", ""),
+		"long names": genkey(
+			"",
+			"countryName=DE\nstateOrProvinceName=s\nlocalityName=l\norganizationName=o\norganizationalUnitName=u\ncommonName=c\nsurname=s\ngivenName=g\nuserId=u\ndomainComponent=d\nstreetAddress=s\n",
+			"",
+		),
+		"short names": genkey(
+			"",
+			"DC=org\nDC=example\nUID=u\nSN=s\nGN=g\ntitle=t\nstreet=s\ndescription=d\nserialNumber=1 (2)\n",
+			"",
+		),
 		"dotted type":     genkey("", "CN=c\n0.1.2.3.4=v\n1.2.5.4.6=DE\n", ""),
 		"again":           genkey("", "O=first\nCN=c\nO=second\n", ""),
 		"UTF-8":           genkey("", "O=Müller & Söhne\nCN=カーネル 🐧\n", ""),
@@ -96,7 +104,10 @@ anything = goes
 		"other section":  genkey("", "CN=c\nexts::keyUsage = digitalSignature\n", ""),
 		"sections twice": genkey("", "CN=c\n", "") + "[dn]\nO=later\n[ exts ]\nkeyUsage = cRLSign\n",
 		"default section": "prompt = no\nx509_extensions = e\nstring_mask = utf8only\ndefault_bits = 2048\n[req]\ndistinguished_name = d\n[d]\nCN=" +
-			strings.Repeat("c", 60) + "\n[e]\nsubjectKeyIdentifier=hash\n",
+			strings.Repeat(
+				"c",
+				60,
+			) + "\n[e]\nsubjectKeyIdentifier=hash\n",
 		"BOM":          "\xef\xbb\xbf" + genkey("", "", ""),
 		"no newline":   strings.TrimSuffix(genkey("", "", ""), "\n"),
 		"hash in file": genkey("default_md = SHA256\n", "", ""),
@@ -107,8 +118,11 @@ anything = goes
 		"no key id":            genkey("", "", "keyUsage = nonRepudiation, decipherOnly\n"),
 		"keyid always":         genkey("", "", "authorityKeyIdentifier = keyid:always\nsubjectKeyIdentifier = hash\n"),
 		"keyid always, no key": genkey("", "", "authorityKeyIdentifier = keyid : always\n"),
-		"all usages": genkey("", "",
-			"keyUsage = digitalSignature,nonRepudiation,keyEncipherment,dataEncipherment,keyAgreement,keyCertSign,cRLSign,encipherOnly,decipherOnly\nextendedKeyUsage = critical,serverAuth,clientAuth,codeSigning,emailProtection,timeStamping,msCodeInd,msCodeCom,2.25.3\n"),
+		"all usages": genkey(
+			"",
+			"",
+			"keyUsage = digitalSignature,nonRepudiation,keyEncipherment,dataEncipherment,keyAgreement,keyCertSign,cRLSign,encipherOnly,decipherOnly\nextendedKeyUsage = critical,serverAuth,clientAuth,codeSigning,emailProtection,timeStamping,msCodeInd,msCodeCom,2.25.3\n",
+		),
 	}
 }
 

@@ -279,7 +279,11 @@ func TestLoadRefuses(t *testing.T) {
 		"PKCS #12": {pkcs12Data, "PKCS #12 store", ErrPKCS12},
 		"OpenSSH":  {sshData, "OpenSSH's own format", ErrOpenSSH},
 		"PuTTY":    {[]byte("PuTTY-User-Key-File-3: ssh-rsa\n"), "PuTTY", ErrPuTTY},
-		"OpenPGP":  {[]byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQ==\n=abcd\n-----END PGP PRIVATE KEY BLOCK-----\n"), "OpenPGP", ErrOpenPGP},
+		"OpenPGP": {
+			[]byte("-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQ==\n=abcd\n-----END PGP PRIVATE KEY BLOCK-----\n"),
+			"OpenPGP",
+			ErrOpenPGP,
+		},
 		"Ed25519":  {generate("-algorithm", "ED25519"), "Ed25519", ErrUnsupportedKey},
 		"Ed448":    {generate("-algorithm", "ED448"), "Ed448", ErrUnsupportedKey},
 		"X25519":   {generate("-algorithm", "X25519"), "X25519", ErrUnsupportedKey},

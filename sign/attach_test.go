@@ -25,7 +25,13 @@ import (
 )
 
 // attach puts signatures on a tree, and returns what was refused, or the results.
-func attach(t testing.TB, algorithm string, s manifest.Signatures, source Source, opts Options) (Summary, []Result, error) {
+func attach(
+	t testing.TB,
+	algorithm string,
+	s manifest.Signatures,
+	source Source,
+	opts Options,
+) (Summary, []Result, error) {
 	t.Helper()
 	a, err := NewAttachment(t.Context(), testmod.NewKey(t, algorithm).Certificate, s)
 	if err != nil {
@@ -35,7 +41,11 @@ func attach(t testing.TB, algorithm string, s manifest.Signatures, source Source
 	defer tree.Close()
 	var results []Result
 	opts.Report.Result = func(r Result) { results = append(results, r) }
-	summary, err := tree.Attach(t.Context(), a, AttachOptions{WriteOptions: opts.WriteOptions, Existing: opts.Existing, Detached: opts.Detached})
+	summary, err := tree.Attach(
+		t.Context(),
+		a,
+		AttachOptions{WriteOptions: opts.WriteOptions, Existing: opts.Existing, Detached: opts.Detached},
+	)
 	return summary, results, err
 }
 
@@ -80,7 +90,12 @@ func TestTwoPhases(t *testing.T) {
 			name := fmt.Sprintf("%s-%v", cms.HashName(hash), useKeyID)
 			signer := newSigner(t, "rsa:2048", hash, useKeyID)
 			direct := filepath.Join(base, name, "direct")
-			mustSign(t, signer, Source{Roots: []string{root}, Output: direct}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
+			mustSign(
+				t,
+				signer,
+				Source{Roots: []string{root}, Output: direct},
+				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+			)
 			// Through both files, as they are sent.
 			m, err := manifest.Read(strings.NewReader(text(t, manifestOf(t, hash, root))))
 			if err != nil {
@@ -91,7 +106,13 @@ func TestTwoPhases(t *testing.T) {
 				t.Fatal(err)
 			}
 			out := filepath.Join(base, name, "attached")
-			summary, _, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}, Output: out}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
+			summary, _, err := attach(
+				t,
+				"rsa:2048",
+				s,
+				Source{Roots: []string{root}, Output: out},
+				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+			)
 			if err != nil || summary.Signed != len(m) || summary.Signed != len(testmod.Testdata(t)) {
 				t.Fatalf("%s: %+v, %v", name, summary, err)
 			}
@@ -102,9 +123,20 @@ func TestTwoPhases(t *testing.T) {
 			}
 			// In place, over the signatures of another key, and once more.
 			other := filepath.Join(base, name, "other")
-			mustSign(t, newSigner(t, "ecdsa:p256", crypto.SHA512, false), Source{Roots: []string{root}, Output: other}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
+			mustSign(
+				t,
+				newSigner(t, "ecdsa:p256", crypto.SHA512, false),
+				Source{Roots: []string{root}, Output: other},
+				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+			)
 			for range 2 {
-				summary, _, err = attach(t, "rsa:2048", s, Source{Roots: []string{other}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
+				summary, _, err = attach(
+					t,
+					"rsa:2048",
+					s,
+					Source{Roots: []string{other}},
+					Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+				)
 				if err != nil || summary.Replaced != len(m) {
 					t.Fatalf("%s: %+v, %v", name, summary, err)
 				}
@@ -125,7 +157,8 @@ func TestTwoPhasesECDSA(t *testing.T) {
 			signer := newSigner(t, algorithm, crypto.SHA384, useKeyID)
 			out := t.TempDir()
 			s := signManifest(t, signer, manifestOf(t, crypto.SHA384, plain))
-			if summary, _, err := attach(t, algorithm, s, Source{Roots: []string{plain}, Output: out}, Options{}); err != nil || summary.Signed != len(s) {
+			if summary, _, err := attach(t, algorithm, s, Source{Roots: []string{plain}, Output: out}, Options{}); err != nil ||
+				summary.Signed != len(s) {
 				t.Fatalf("%+v, %v", summary, err)
 			}
 			for _, s := range s {
@@ -134,7 +167,25 @@ func TestTwoPhasesECDSA(t *testing.T) {
 					t.Errorf("%s: more than the signature was attached", s.Path)
 				}
 				p7s := testmod.WriteFile(t, "p7s", signatureOf(signed))
-				testmod.Run(t, openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", p7s, "-content", unsigned, "-certfile", cert, "-nointern", "-noverify", "-out", os.DevNull)
+				testmod.Run(
+					t,
+					openssl,
+					"cms",
+					"-verify",
+					"-binary",
+					"-inform",
+					"DER",
+					"-in",
+					p7s,
+					"-content",
+					unsigned,
+					"-certfile",
+					cert,
+					"-nointern",
+					"-noverify",
+					"-out",
+					os.DevNull,
+				)
 			}
 		}
 	}
@@ -174,11 +225,17 @@ func TestAttachOptions(t *testing.T) {
 		}
 	}
 	// What is signed already may stay, or be refused.
-	mustSign(t, newSigner(t, "ecdsa:p256", crypto.SHA256, false), Source{Roots: []string{filepath.Join(root, "a")}}, Options{})
+	mustSign(
+		t,
+		newSigner(t, "ecdsa:p256", crypto.SHA256, false),
+		Source{Roots: []string{filepath.Join(root, "a")}},
+		Options{},
+	)
 	signedBefore := read(t, filepath.Join(root, "a/hello.ko"))
 	for _, existing := range []Existing{Skip, Refuse} {
 		summary, _, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}}, Options{Existing: existing})
-		if errors.Is(err, ErrIncomplete) != (existing == Refuse) || summary.Skipped+summary.Failed == 0 || !bytes.Equal(read(t, filepath.Join(root, "a/hello.ko")), signedBefore) {
+		if errors.Is(err, ErrIncomplete) != (existing == Refuse) || summary.Skipped+summary.Failed == 0 ||
+			!bytes.Equal(read(t, filepath.Join(root, "a/hello.ko")), signedBefore) {
 			t.Errorf("%v: %+v, %v", existing, summary, err)
 		}
 	}
@@ -263,7 +320,13 @@ func TestAttachRefuses(t *testing.T) {
 		}), []string{"b/c.ko: not a signature that the kernel reads"}},
 	} {
 		for _, dry := range []bool{false, true} {
-			_, results, err := attach(t, "rsa:2048", test.s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}})
+			_, results, err := attach(
+				t,
+				"rsa:2048",
+				test.s,
+				Source{Roots: []string{root}},
+				Options{WriteOptions: WriteOptions{DryRun: dry}},
+			)
 			if err == nil || len(results) > 0 {
 				t.Errorf("%s: not refused: %v", name, results)
 				continue
@@ -272,7 +335,11 @@ func TestAttachRefuses(t *testing.T) {
 			if r, ok := errors.AsType[*RefusedError](err); ok {
 				errs = r.Errs
 			}
-			if !slices.EqualFunc(errs, test.want, func(err error, want string) bool { return strings.HasPrefix(err.Error(), want) }) {
+			if !slices.EqualFunc(
+				errs,
+				test.want,
+				func(err error, want string) bool { return strings.HasPrefix(err.Error(), want) },
+			) {
 				t.Errorf("%s: %v\nwant %q", name, errs, test.want)
 			}
 			unchanged(t, name, root, before, true)
@@ -336,7 +403,13 @@ func TestAttachChanged(t *testing.T) {
 	}
 	before := snapshot(t, root)
 	for _, dry := range []bool{true, false} {
-		summary, results, err := attach(t, "rsa:2048", s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}})
+		summary, results, err := attach(
+			t,
+			"rsa:2048",
+			s,
+			Source{Roots: []string{root}},
+			Options{WriteOptions: WriteOptions{DryRun: dry}},
+		)
 		if !errors.Is(err, ErrIncomplete) || summary.Signed != 2 || summary.Failed != 3 || summary.Modules != 5 {
 			t.Errorf("dry run %v: %+v, %v", dry, summary, err)
 		}
@@ -419,7 +492,20 @@ func othersSignatures(t *testing.T) *signaturesIn {
 			t.Fatal(err)
 		}
 		digest := testmod.WriteFile(t, "digest", sumOf(string(read(t, plain))))
-		testmod.Run(t, openssl, "pkeyutl", "-sign", "-inkey", key, "-pkeyopt", "digest:sha256", "-in", digest, "-out", filepath.Join(s.raw, bare+".sig"))
+		testmod.Run(
+			t,
+			openssl,
+			"pkeyutl",
+			"-sign",
+			"-inkey",
+			key,
+			"-pkeyopt",
+			"digest:sha256",
+			"-in",
+			digest,
+			"-out",
+			filepath.Join(s.raw, bare+".sig"),
+		)
 		file := filepath.Join(installed, bare)
 		put(t, filepath.Join(s.debian, "signatures/linux-image", file+".sig"), read(t, filepath.Join(s.p7s, bare+".p7s")))
 		files = append(files, map[string]string{"sig_type": "linux-module", "file": file})
@@ -428,7 +514,10 @@ func othersSignatures(t *testing.T) *signaturesIn {
 	s.packages = map[string]any{
 		"linux-image": map[string]any{"trusted_certs": []string{strings.Repeat("00", 32), hex.EncodeToString(fingerprint[:])},
 			"files": append(files, map[string]string{"sig_type": "efi", "file": "boot/vmlinuz-6.12.0"})},
-		"linux-image-other": map[string]any{"trusted_certs": []string{}, "files": []any{map[string]string{"sig_type": "linux-module", "file": "lib/modules/7/x.ko"}}},
+		"linux-image-other": map[string]any{
+			"trusted_certs": []string{},
+			"files":         []any{map[string]string{"sig_type": "linux-module", "file": "lib/modules/7/x.ko"}},
+		},
 	}
 	s.writePackages(t)
 	return s
@@ -467,12 +556,16 @@ func TestFoundSignatures(t *testing.T) {
 		if name == "debian" {
 			want = 2
 		}
-		if len(notes) != want || want > 0 && (!strings.Contains(notes[0], "linux-image: skipped 1 of 5 files, which are not modules (sig_type efi)") || !strings.Contains(notes[1], "linux-image-other: skipped, since none of its modules is in")) {
+		if len(notes) != want ||
+			want > 0 &&
+				(!strings.Contains(notes[0], "linux-image: skipped 1 of 5 files, which are not modules (sig_type efi)") || !strings.Contains(notes[1], "linux-image-other: skipped, since none of its modules is in")) {
 			t.Errorf("%s: %q", name, notes)
 		}
 	}
 	// Debian's again, with usr/ before, and all of the package given.
-	s.packages["linux-image"] = json.RawMessage(strings.ReplaceAll(mustJSON(t, s.packages["linux-image"]), `"lib/modules`, `"usr/lib/modules`))
+	s.packages["linux-image"] = json.RawMessage(
+		strings.ReplaceAll(mustJSON(t, s.packages["linux-image"]), `"lib/modules`, `"usr/lib/modules`),
+	)
 	s.writePackages(t)
 	dir := filepath.Join(s.debian, "signatures/linux-image")
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "usr"), 0o755), os.Rename(filepath.Join(dir, "lib"), filepath.Join(dir, "usr/lib"))); err != nil {
@@ -509,7 +602,12 @@ func TestFoundSignatures(t *testing.T) {
 	}
 
 	// The other form of a message around a raw signature.
-	_, err := found(t, "rsa:2048", FoundSignatures{Layout: Raw, Dir: s.raw, UseKeyID: true}, Source{Roots: []string{s.tree}})
+	_, err := found(
+		t,
+		"rsa:2048",
+		FoundSignatures{Layout: Raw, Dir: s.raw, UseKeyID: true},
+		Source{Roots: []string{s.tree}},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -540,9 +638,42 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	sha512 := testmod.WriteFile(t, "sha512", make([]byte, 64))
 	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	for out, args := range map[string][]string{"foreign": {otherKey, "sha256", digest}, "512": {key, "sha512", sha512}} {
-		testmod.Run(t, openssl, "pkeyutl", "-sign", "-inkey", args[0], "-pkeyopt", "digest:"+args[1], "-in", args[2], "-out", foreign+"."+out)
+		testmod.Run(
+			t,
+			openssl,
+			"pkeyutl",
+			"-sign",
+			"-inkey",
+			args[0],
+			"-pkeyopt",
+			"digest:"+args[1],
+			"-in",
+			args[2],
+			"-out",
+			foreign+"."+out,
+		)
 	}
-	testmod.Run(t, openssl, "cms", "-sign", "-binary", "-nocerts", "-nosmimecap", "-md", "sha256", "-signer", cert, "-inkey", key, "-outform", "DER", "-in", foreign, "-out", foreign+".attributes")
+	testmod.Run(
+		t,
+		openssl,
+		"cms",
+		"-sign",
+		"-binary",
+		"-nocerts",
+		"-nosmimecap",
+		"-md",
+		"sha256",
+		"-signer",
+		cert,
+		"-inkey",
+		key,
+		"-outform",
+		"DER",
+		"-in",
+		foreign,
+		"-out",
+		foreign+".attributes",
+	)
 
 	before := snapshot(t, filepath.Dir(s.tree))
 	at := map[string]string{ // of xz/ring.ko
@@ -553,7 +684,10 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	for layout, from := range s.layouts() {
 		good := read(t, at[layout])
 		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "by another certificate", ""
-		swapped := read(t, filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)))
+		swapped := read(
+			t,
+			filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)),
+		)
 		foreignSig := read(t, foreign+".p7s")
 		if layout == "raw" {
 			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "for another digest", "384 bytes", "all need the same hash"
@@ -600,14 +734,16 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		// One too many.
 		more := filepath.Join(filepath.Dir(at[layout]), "more.ko"+filepath.Ext(at[layout]))
 		put(t, more, good)
-		if _, err := found(t, "rsa:2048", from, Source{Roots: []string{s.tree}}); err == nil || !strings.HasPrefix(err.Error(), more+": ") {
+		if _, err := found(t, "rsa:2048", from, Source{Roots: []string{s.tree}}); err == nil ||
+			!strings.HasPrefix(err.Error(), more+": ") {
 			t.Errorf("%s: a signature too many: %v", layout, err)
 		}
 		if err := os.Remove(more); err != nil {
 			t.Fatal(err)
 		}
 		// A key that is no RSA key, and a module that is none.
-		if _, err := found(t, "ecdsa:p256", from, Source{Roots: []string{s.tree}}); err == nil || layout == "raw" && !strings.Contains(err.Error(), "raw signatures are RSA, and the certificate's key is ECDSA") {
+		if _, err := found(t, "ecdsa:p256", from, Source{Roots: []string{s.tree}}); err == nil ||
+			layout == "raw" && !strings.Contains(err.Error(), "raw signatures are RSA, and the certificate's key is ECDSA") {
 			t.Errorf("%s: with an ECDSA certificate: %v", layout, err)
 		}
 	}
@@ -635,13 +771,15 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		test.change(p)
 		s.packages = map[string]any{"linux-image": p}
 		s.writePackages(t)
-		if _, err := found(t, "rsa:2048", s.layouts()["debian"], Source{Roots: []string{s.tree}}); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := found(t, "rsa:2048", s.layouts()["debian"], Source{Roots: []string{s.tree}}); err == nil ||
+			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("files.json, %s: %v, want %q", name, err, test.want)
 		}
 	}
 	for _, list := range []string{"", "[]", `{"packages":{}}`, `{"packages":{"../x":{}}}`} {
 		put(t, filepath.Join(s.debian, "files.json"), []byte(list))
-		if _, err := found(t, "rsa:2048", s.layouts()["debian"], Source{Roots: []string{s.tree}}); err == nil || !strings.Contains(err.Error(), "files.json: ") {
+		if _, err := found(t, "rsa:2048", s.layouts()["debian"], Source{Roots: []string{s.tree}}); err == nil ||
+			!strings.Contains(err.Error(), "files.json: ") {
 			t.Errorf("files.json is %q: %v", list, err)
 		}
 	}

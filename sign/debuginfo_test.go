@@ -57,11 +57,19 @@ func TestStripDebug(t *testing.T) {
 		}
 	}
 	before := snapshot(t, dir)
-	if s, _ := sign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Signed != len(want) || s.Debug != len(want) {
+	if s, _ := sign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Signed != len(
+		want,
+	) ||
+		s.Debug != len(want) {
 		t.Errorf("dry: %+v", s)
 	}
 	unchanged(t, "a dry run", dir, before, true)
-	s := mustSign(t, signer, Source{Roots: []string{dir}, Compress: compress.None, Recompress: true}, Options{DebugOptions: DebugOptions{StripDebug: true}})
+	s := mustSign(
+		t,
+		signer,
+		Source{Roots: []string{dir}, Compress: compress.None, Recompress: true},
+		Options{DebugOptions: DebugOptions{StripDebug: true}},
+	)
 	if s.Debug != len(want) || s.DebugBytes <= 0 || s.Replaced != len(want) || s.ByProgram != 0 || s.DebugFiles != 0 {
 		t.Errorf("%+v", s)
 	}
@@ -70,16 +78,20 @@ func TestStripDebug(t *testing.T) {
 			t.Errorf("%s is not what strip and sign-file make", name)
 		}
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 0 || s.Signed != len(want) {
+	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 0 ||
+		s.Signed != len(want) {
 		t.Errorf("again: %+v", s)
 	}
 	// Without a key, what is as it should be stays the file that it is.
 	tree := openTree(t, Source{Roots: []string{dir}})
-	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil || s.Stripped != len(want) || s.Debug != 0 {
+	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil ||
+		s.Stripped != len(want) ||
+		s.Debug != 0 {
 		t.Errorf("signatures off: %+v, %v", s, err)
 	}
 	before = snapshot(t, dir)
-	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil || s.Skipped != len(want) {
+	if s, err := tree.StripDebug(t.Context(), StripOptions{DebugOptions: DebugOptions{StripDebug: true}}); err != nil ||
+		s.Skipped != len(want) {
 		t.Errorf("nothing to strip: %+v, %v", s, err)
 	}
 	unchanged(t, "nothing to strip", dir, before, true)
@@ -112,7 +124,12 @@ func TestStripProgram(t *testing.T) {
 	if !bytes.Equal(read(t, filepath.Join(dir, "odd.ko")), read(t, odd)) {
 		t.Error("what failed has changed")
 	}
-	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, "strip", "binutils")}})
+	s, results = sign(
+		t,
+		signer,
+		Source{Roots: []string{dir}},
+		Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, "strip", "binutils")}},
+	)
 	if s.Signed != 2 || s.ByProgram != 1 || !results[0].ByProgram || results[1].ByProgram {
 		t.Errorf("%+v", s)
 	}
@@ -122,14 +139,24 @@ func TestStripProgram(t *testing.T) {
 	// A program that fails, and one that leaves no module.
 	put(t, filepath.Join(dir, "odd.ko"), read(t, odd))
 	for program, want := range map[string]string{"false": "exit status 1", "true": ""} {
-		s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, program, "coreutils")}})
+		s, results := sign(
+			t,
+			signer,
+			Source{Roots: []string{dir}},
+			Options{DebugOptions: DebugOptions{StripDebug: true, StripProgram: testmod.Program(t, program, "coreutils")}},
+		)
 		if want != "" && (s.Failed != 1 || !strings.Contains(results[0].Err.Error(), want)) {
 			t.Errorf("%s: %+v, %v", program, s, results[0].Err)
 		}
 	}
 	// Its debug file is made here all the same.
 	put(t, filepath.Join(dir, "odd.ko"), read(t, odd))
-	s, results = sign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{SplitDebug: t.TempDir(), StripProgram: testmod.Program(t, "strip", "binutils")}})
+	s, results = sign(
+		t,
+		signer,
+		Source{Roots: []string{dir}},
+		Options{DebugOptions: DebugOptions{SplitDebug: t.TempDir(), StripProgram: testmod.Program(t, "strip", "binutils")}},
+	)
 	if s.Signed != 2 || s.ByProgram != 1 || s.DebugFiles != 1 || results[0].DebugFile == "" {
 		t.Fatalf("split: %+v, %v", s, results[0].Err)
 	}
@@ -138,10 +165,15 @@ func TestStripProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	link, err := f.Section(".gnu_debuglink").Data()
-	if err != nil || !bytes.HasPrefix(link, []byte("odd.ko.debug\x00")) || f.ByteOrder.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(read(t, results[0].DebugFile)) {
+	if err != nil || !bytes.HasPrefix(link, []byte("odd.ko.debug\x00")) ||
+		f.ByteOrder.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(read(t, results[0].DebugFile)) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", filepath.Join(dir, "odd.ko"))); strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
+	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", filepath.Join(dir, "odd.ko"))); strings.Contains(
+		out,
+		"Warning",
+	) ||
+		strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 }
@@ -246,7 +278,12 @@ func TestSplitDebugRefused(t *testing.T) {
 	for _, root := range []string{"one", "two"} {
 		put(t, filepath.Join(dir, root, "m.ko"), module)
 	}
-	s, results := sign(t, signer, Source{Roots: []string{filepath.Join(dir, "one"), filepath.Join(dir, "two")}}, Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}})
+	s, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{filepath.Join(dir, "one"), filepath.Join(dir, "two")}},
+		Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}},
+	)
 	if s.Signed != 1 || s.Failed != 1 || !strings.Contains(results[1].Err.Error(), "which is that of") {
 		t.Errorf("%+v: %v", s, results[1].Err)
 	}

@@ -182,7 +182,11 @@ func TestFileRefuses(t *testing.T) {
 	dir := t.TempDir()
 	elf := testmod.ELF()
 	put(t, filepath.Join(dir, "a.ko"), elf)
-	put(t, filepath.Join(dir, "bad.ko"), withInfo(elf, module.Info{IDType: module.TypePKCS7, SigLen: 1 << 20}, []byte("s")))
+	put(
+		t,
+		filepath.Join(dir, "bad.ko"),
+		withInfo(elf, module.Info{IDType: module.TypePKCS7, SigLen: 1 << 20}, []byte("s")),
+	)
 	put(t, filepath.Join(dir, "sub/x"), nil)
 	if err := os.Symlink("self", filepath.Join(dir, "self")); err != nil {
 		t.Fatal(err)

@@ -105,10 +105,28 @@ func TestPlantedLinks(t *testing.T) {
 		{"copies", "out/sub", "victim", Source{Output: "out", Recompress: true, Compress: compress.XZ}, Options{}},
 		{"detached signature", "tree/sub/m.ko.p7s", "victim/file", Source{}, Options{Detached: true}},
 		{"detached signature elsewhere", "out/sub/m.ko.p7s", "victim/file", Source{Output: "out"}, Options{Detached: true}},
-		{"directory of debug files", "debug/sub", "victim", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
-		{"debug file", "debug/sub/m.ko.debug", "victim/file", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
+		{
+			"directory of debug files",
+			"debug/sub",
+			"victim",
+			Source{},
+			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
+		},
+		{
+			"debug file",
+			"debug/sub/m.ko.debug",
+			"victim/file",
+			Source{},
+			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
+		},
 		{"build ids", "debug/.build-id", "victim", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
-		{"a build id", "debug/.build-id/" + buildID, "victim/file", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
+		{
+			"a build id",
+			"debug/.build-id/" + buildID,
+			"victim/file",
+			Source{},
+			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
+		},
 		{"module in an output", "out/sub/m.ko", "victim/file", Source{Output: "out"}, Options{}},
 		{"another form of the module", "tree/sub/m.ko.xz", "victim/file", Source{Compress: compress.XZ}, Options{}},
 	}
@@ -147,7 +165,12 @@ func TestSameBuildID(t *testing.T) {
 		put(t, name, debug)
 	}
 	for range 2 {
-		mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}})
+		mustSign(
+			t,
+			signer,
+			Source{Roots: []string{"tree"}, Output: "out"},
+			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
+		)
 	}
 	links, err := filepath.Glob("debug/.build-id/*/*.debug")
 	if err != nil || len(links) != 2 {
@@ -167,7 +190,8 @@ func TestNamedLinks(t *testing.T) {
 	if err := os.Mkdir("elsewhere", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{}); s.Signed != 1 || !exists(t, "elsewhere/sub/m.ko") {
+	if s := mustSign(t, signer, Source{Roots: []string{"tree"}, Output: "out"}, Options{}); s.Signed != 1 ||
+		!exists(t, "elsewhere/sub/m.ko") {
 		t.Errorf("%+v", s)
 	}
 	if s := mustSign(t, signer, Source{Roots: []string{"file.ko"}}, Options{}); s.Signed != 1 {
@@ -200,7 +224,9 @@ func TestLinkInMovedTree(t *testing.T) {
 		if err != nil || s.Signed != 1 || s.Links.Renamed != 1 {
 			t.Errorf("%+v (%v)", s, err)
 		}
-		if to, err := os.Readlink(filepath.Join(moved, "links/b.ko.gz")); to != "../sub/a.ko.gz" || !exists(t, filepath.Join(moved, "sub/a.ko.gz")) || exists(t, filepath.Join(moved, "links/b.ko")) {
+		if to, err := os.Readlink(filepath.Join(moved, "links/b.ko.gz")); to != "../sub/a.ko.gz" ||
+			!exists(t, filepath.Join(moved, "sub/a.ko.gz")) ||
+			exists(t, filepath.Join(moved, "links/b.ko")) {
 			t.Errorf("the link leads to %q (%v)", to, err)
 		}
 		unchanged(t, "the tree that came later", tree, before, true)
@@ -321,7 +347,10 @@ func TestProveLinks(t *testing.T) {
 		}
 		for _, name := range []string{"a.ko", "b.ko", "c.ko", "d.ko"} {
 			sum := sha256.Sum256(append([]byte(name), testmod.ELF()...))
-			if !bytes.Equal(read(t, filepath.Join(dir, name)), module.AppendSignature(testmod.ELF(), module.TypeMerkle, sum[:])) {
+			if !bytes.Equal(
+				read(t, filepath.Join(dir, name)),
+				module.AppendSignature(testmod.ELF(), module.TypeMerkle, sum[:]),
+			) {
 				t.Errorf("%s has another's proof", name)
 			}
 		}

@@ -30,7 +30,11 @@ func oldModules(t *testing.T, elf []byte) map[string][]byte {
 	} {
 		info.SigLen = 64
 		behind := make([]byte, int(info.SignerLen)+int(info.KeyIDLen)+64)
-		modules[fmt.Sprintf("type%d-%d-%d-%x-%d-%d.ko", info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen)] = withInfo(elf, info, behind)
+		modules[fmt.Sprintf("type%d-%d-%d-%x-%d-%d.ko", info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen)] = withInfo(
+			elf,
+			info,
+			behind,
+		)
 	}
 	return modules
 }
@@ -53,7 +57,8 @@ func TestSignaturesOfOtherFormats(t *testing.T) {
 	}
 
 	dir := fill()
-	if s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{}); s.Signed != len(modules) || s.Replaced != len(modules) {
+	if s, results := sign(t, signer, Source{Roots: []string{dir}}, Options{}); s.Signed != len(modules) ||
+		s.Replaced != len(modules) {
 		t.Errorf("sign: %+v\n%v", s, results)
 	}
 	for name := range modules {
@@ -89,7 +94,8 @@ func TestSignaturesOfOtherFormats(t *testing.T) {
 		if compress.FromName(name) != compress.None {
 			continue
 		}
-		if err := File(t.Context(), signer, filepath.Join(dir, name), "", FileOptions{}); err != nil || !bytes.Equal(read(t, filepath.Join(dir, name)), want) {
+		if err := File(t.Context(), signer, filepath.Join(dir, name), "", FileOptions{}); err != nil ||
+			!bytes.Equal(read(t, filepath.Join(dir, name)), want) {
 			t.Errorf("sign-file of %s: %v", name, err)
 		}
 	}

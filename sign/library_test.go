@@ -62,7 +62,10 @@ func open(t testing.TB, source sign.Source) *sign.Tree {
 // attachment has the signatures of the modules in a folder.
 func attachment(t testing.TB, dir string) *sign.Attachment {
 	t.Helper()
-	m, err := open(t, sign.Source{Roots: []string{dir}, DryRun: true}).Manifest(t.Context(), crypto.SHA256, sign.ReadOptions{})
+	m, err := open(
+		t,
+		sign.Source{Roots: []string{dir}, DryRun: true},
+	).Manifest(t.Context(), crypto.SHA256, sign.ReadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,13 +125,18 @@ func TestIncomplete(t *testing.T) {
 			for _, report := range []func(sign.Result){nil, func(sign.Result) {}} {
 				dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
 				tree := open(t, sign.Source{Roots: []string{dir}})
-				s, err := work.do(tree, dir, sign.Options{WriteOptions: sign.WriteOptions{DryRun: dry, Report: sign.Report{Result: report}}})
+				s, err := work.do(
+					tree,
+					dir,
+					sign.Options{WriteOptions: sign.WriteOptions{DryRun: dry, Report: sign.Report{Result: report}}},
+				)
 				tree.Close()
 				if !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, work.why) || s.Failed != 1 || s.Modules != 2 {
 					t.Errorf("%s, dry run %v: %+v, %v", name, dry, s, err)
 					continue
 				}
-				if text := err.Error(); !strings.HasPrefix(text, "1 of 2 modules failed: "+filepath.Join(dir, "b.ko")+": ") || strings.Contains(text, "\n") {
+				if text := err.Error(); !strings.HasPrefix(text, "1 of 2 modules failed: "+filepath.Join(dir, "b.ko")+": ") ||
+					strings.Contains(text, "\n") {
 					t.Errorf("%s: %q", name, err)
 				}
 			}
@@ -136,11 +144,18 @@ func TestIncomplete(t *testing.T) {
 	}
 
 	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
-	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.ProveOptions{}); !errors.Is(err, sign.ErrIncomplete) || !errors.Is(err, lacks) {
+	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.ProveOptions{}); !errors.Is(
+		err,
+		sign.ErrIncomplete,
+	) ||
+		!errors.Is(err, lacks) {
 		t.Errorf("a module without a proof: %v", err)
 	}
 	signed := sign.Options{Existing: sign.Refuse}
-	if _, err := open(t, sign.Source{Roots: []string{folder(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(err, sign.ErrSigned) {
+	if _, err := open(t, sign.Source{Roots: []string{folder(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(
+		err,
+		sign.ErrSigned,
+	) {
 		t.Errorf("a module that was signed: %v", err)
 	}
 }
@@ -164,7 +179,9 @@ func TestIncompleteIsBounded(t *testing.T) {
 	dir := folder(t, files)
 	_, err := open(t, sign.Source{Roots: []string{dir}}).Sign(t.Context(), newSigner(t), sign.Options{})
 	text := err.Error()
-	if !strings.HasPrefix(text, "300 of 300 modules failed: "+dir+"/000.ko: ") || !strings.HasSuffix(text, "; and 290 more") || strings.Count(text, ".ko: ") != 10 {
+	if !strings.HasPrefix(text, "300 of 300 modules failed: "+dir+"/000.ko: ") ||
+		!strings.HasSuffix(text, "; and 290 more") ||
+		strings.Count(text, ".ko: ") != 10 {
 		t.Errorf("%q", text)
 	}
 }
@@ -178,7 +195,10 @@ func TestIncompleteInterrupted(t *testing.T) {
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	s, err := open(t, sign.Source{Roots: []string{folder(t, files)}}).Sign(ctx, newSigner(t), sign.Options{WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}}})
+	s, err := open(
+		t,
+		sign.Source{Roots: []string{folder(t, files)}},
+	).Sign(ctx, newSigner(t), sign.Options{WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}}})
 	if !errors.Is(err, cause) || errors.Is(err, sign.ErrIncomplete) || s.Failed == 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -373,13 +393,15 @@ func TestUnknownValues(t *testing.T) {
 		refused(opts, digested, listed, missing)
 	}
 	for _, layout := range []sign.Layout{3, 255} {
-		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
+		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{}); err == nil ||
+			!strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
 			t.Errorf("%v: %v", layout, err)
 		}
 	}
 	tree.Close()
 	for _, format := range []sign.Format{4, 255} {
-		if tree, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}, Compress: format}); err == nil || !strings.Contains(err.Error(), "Source.Compress") {
+		if tree, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}, Compress: format}); err == nil ||
+			!strings.Contains(err.Error(), "Source.Compress") {
 			t.Errorf("%v: %v, %v", format, tree, err)
 		}
 	}
@@ -410,7 +432,8 @@ func TestNames(t *testing.T) {
 		t.Errorf("a locked tree: %v", err)
 	}
 	_, err = tree.Sign(t.Context(), newSigner(t), sign.Options{})
-	if misnamed, ok := errors.AsType[*sign.MisnamedError](err); !ok || misnamed.Is != sign.None || misnamed.Right != "b.ko" {
+	if misnamed, ok := errors.AsType[*sign.MisnamedError](err); !ok || misnamed.Is != sign.None ||
+		misnamed.Right != "b.ko" {
 		t.Errorf("a name that promises xz: %v", err)
 	}
 	if !errors.Is(err, sign.ErrNotModule) {
@@ -423,7 +446,8 @@ func TestNames(t *testing.T) {
 	path := filepath.Join(folder(t, map[string][]byte{"a.ko": large}), "a.ko")
 	tree = open(t, sign.Source{Roots: []string{path}})
 	grow := growing(func() error { return os.WriteFile(path, large[:len(large)-1], 0o644) })
-	if _, err := tree.Prove(t.Context(), grow, sign.ProveOptions{}); !errors.Is(err, sign.ErrChanged) || !errors.Is(err, sign.ErrIncomplete) {
+	if _, err := tree.Prove(t.Context(), grow, sign.ProveOptions{}); !errors.Is(err, sign.ErrChanged) ||
+		!errors.Is(err, sign.ErrIncomplete) {
 		t.Errorf("a module that changes: %v", err)
 	}
 	tree.Close()
@@ -439,7 +463,10 @@ func TestNames(t *testing.T) {
 		}
 		tree.Close()
 		tree = open(t, sign.Source{Roots: []string{packed}, DryRun: true})
-		if _, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000}); errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
+		if _, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000}); errors.Is(
+			err,
+			sign.ErrTooLarge,
+		) != (format != sign.None) {
 			t.Errorf("%v: %v", format, err)
 		}
 		tree.Close()
@@ -479,7 +506,8 @@ func TestFileAppends(t *testing.T) {
 	sig := make([]byte, 64)
 	rand.Read(sig)
 	path := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
-	if err := sign.File(t.Context(), nil, path, "", sign.FileOptions{Signature: sig}); err != nil || !bytes.Contains(read(t, path), sig) {
+	if err := sign.File(t.Context(), nil, path, "", sign.FileOptions{Signature: sig}); err != nil ||
+		!bytes.Contains(read(t, path), sig) {
 		t.Errorf("%v", err)
 	}
 }

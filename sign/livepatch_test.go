@@ -108,9 +108,15 @@ func TestSplitLivepatch(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "livepatch.ko")
 	put(t, path, livepatch(t))
-	options := Options{DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug"), StripProgram: testmod.Program(t, "false", "coreutils")}}
+	options := Options{
+		DebugOptions: DebugOptions{
+			SplitDebug:   filepath.Join(dir, "debug"),
+			StripProgram: testmod.Program(t, "false", "coreutils"),
+		},
+	}
 	before := snapshot(t, dir)
-	if s, results := sign(t, signer, Source{Roots: []string{path}, DryRun: true}, options); s.Signed != 1 || s.ByProgram != 0 {
+	if s, results := sign(t, signer, Source{Roots: []string{path}, DryRun: true}, options); s.Signed != 1 ||
+		s.ByProgram != 0 {
 		t.Errorf("dry: %+v, %v", s, results)
 	}
 	unchanged(t, "a dry run", dir, before, true)
@@ -135,10 +141,15 @@ func TestSplitLivepatch(t *testing.T) {
 	}
 	debug := read(t, results[0].DebugFile)
 	link, err := f.Section(".gnu_debuglink").Data()
-	if err != nil || !bytes.HasPrefix(link, []byte("livepatch.ko.debug\x00")) || binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(debug) {
+	if err != nil || !bytes.HasPrefix(link, []byte("livepatch.ko.debug\x00")) ||
+		binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(debug) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path)); strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
+	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path)); strings.Contains(
+		out,
+		"Warning",
+	) ||
+		strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 
@@ -152,7 +163,8 @@ func TestSplitLivepatch(t *testing.T) {
 	}
 
 	// Again: what has no debug information keeps its link.
-	if s, _ := sign(t, signer, Source{Roots: []string{path}}, options); s.Signed != 1 || s.DebugFiles != 0 || s.Debug != 0 {
+	if s, _ := sign(t, signer, Source{Roots: []string{path}}, options); s.Signed != 1 || s.DebugFiles != 0 ||
+		s.Debug != 0 {
 		t.Errorf("again: %+v", s)
 	}
 	if !bytes.Equal(read(t, path), signed) {
@@ -177,7 +189,9 @@ func TestSplitLivepatch(t *testing.T) {
 	for _, options := range []Options{{DebugOptions: DebugOptions{StripDebug: true}}, {DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}}} {
 		options.StripProgram = testmod.Program(t, "strip", "binutils")
 		put(t, path, odd)
-		if s, results := sign(t, signer, Source{Roots: []string{path}}, options); s.Failed != 1 || !errors.Is(results[0].Err, elfstrip.ErrShape) || !bytes.Equal(read(t, path), odd) {
+		if s, results := sign(t, signer, Source{Roots: []string{path}}, options); s.Failed != 1 ||
+			!errors.Is(results[0].Err, elfstrip.ErrShape) ||
+			!bytes.Equal(read(t, path), odd) {
 			t.Errorf("%+v, %v", s, results)
 		}
 	}

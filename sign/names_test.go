@@ -74,7 +74,13 @@ func TestNames(t *testing.T) {
 				other("modules.dep", nil)
 				other("unnamed/a.ko", elf)
 				others = append(others, leave(t, at("z/other.ko")), leave(t, at("unnamed/a.ko")), leave(t, at("unnamed/new.ko")))
-				left := []string{leave(t, at("a.ko")), leave(t, at("a.ko.zst")), leave(t, at("a.ko.p7s")), leave(t, at("z/b.ko")), leave(t, at("z/b.ko.xz"))}
+				left := []string{
+					leave(t, at("a.ko")),
+					leave(t, at("a.ko.zst")),
+					leave(t, at("a.ko.p7s")),
+					leave(t, at("z/b.ko")),
+					leave(t, at("z/b.ko.xz")),
+				}
 				if err := os.Symlink("nowhere", at("z/link.ko")); err != nil {
 					t.Fatal(err)
 				}
@@ -222,7 +228,10 @@ func openError(source Source) error {
 func TestCompress(t *testing.T) {
 	needRoot(t)
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
-	plain := slices.DeleteFunc(testmod.Testdata(t), func(path string) bool { return compress.FromName(path) != compress.None })
+	plain := slices.DeleteFunc(
+		testmod.Testdata(t),
+		func(path string) bool { return compress.FromName(path) != compress.None },
+	)
 	when := time.Date(2001, 2, 3, 4, 5, 6, 123456789, time.UTC)
 	mode := fs.FileMode(0o640)
 	programs := map[compress.Format][]string{
@@ -278,8 +287,18 @@ func TestCompress(t *testing.T) {
 						!bytes.Equal(decompressed(t, f, []byte(got.Content)), decompressed(t, f, []byte(want.Content))) {
 						t.Errorf("%s: not what %v makes of the signed module", rel, f)
 					}
-					if got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID || got.MTime != want.MTime || got.Links != 1 || xattr(r.Output, "user.note") != "kept" {
-						t.Errorf("%s: %v, owner %d:%d, modified %v, %d links", rel, got.Mode, got.UID, got.GID, time.Unix(0, got.MTime), got.Links)
+					if got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID || got.MTime != want.MTime ||
+						got.Links != 1 ||
+						xattr(r.Output, "user.note") != "kept" {
+						t.Errorf(
+							"%s: %v, owner %d:%d, modified %v, %d links",
+							rel,
+							got.Mode,
+							got.UID,
+							got.GID,
+							time.Unix(0, got.MTime),
+							got.Links,
+						)
 					}
 				}
 			})
@@ -319,7 +338,10 @@ func TestNamesAgain(t *testing.T) {
 		t.Errorf("strip: %+v", s)
 	}
 	for _, name := range []string{"a.ko.zst", "b.ko.gz", "c.ko.xz", "d.ko.zst"} {
-		if got := decompressed(t, compress.FromName(name), read(t, filepath.Join(root, name))); !bytes.Equal(got, testmod.ELF()) {
+		if got := decompressed(t, compress.FromName(name), read(t, filepath.Join(root, name))); !bytes.Equal(
+			got,
+			testmod.ELF(),
+		) {
 			t.Errorf("strip: %s", name)
 		}
 	}
@@ -396,7 +418,8 @@ func TestCompressOptions(t *testing.T) {
 	root := set(t)
 	before := snapshot(t, root)
 	tree := openTree(t, Source{Roots: []string{root}, Compress: compress.XZ})
-	if _, err := tree.Sign(t.Context(), signer, Options{Detached: true}); err == nil || !strings.Contains(err.Error(), "cannot be compressed with xz") {
+	if _, err := tree.Sign(t.Context(), signer, Options{Detached: true}); err == nil ||
+		!strings.Contains(err.Error(), "cannot be compressed with xz") {
 		t.Errorf("detached: %v", err)
 	}
 	tree.Close()
@@ -420,7 +443,8 @@ func TestCompressOptions(t *testing.T) {
 	}
 	files(t, root+"-one", map[string][]byte{"new.ko.xz": want})
 	// In place it is what a killed run may have left.
-	if s, _ := sign(t, signer, Source{Roots: []string{root}, Compress: compress.XZ}, Options{}); s.Modules != 3 || s.Signed != 2 {
+	if s, _ := sign(t, signer, Source{Roots: []string{root}, Compress: compress.XZ}, Options{}); s.Modules != 3 ||
+		s.Signed != 2 {
 		t.Errorf("%+v", s)
 	}
 	files(t, root, map[string][]byte{"new.ko.xz": want, "old.ko.xz": want})
@@ -429,7 +453,12 @@ func TestCompressOptions(t *testing.T) {
 	root = set(t)
 	put(t, filepath.Join(root, "new.ko.xz/in-the-way"), nil)
 	before = snapshot(t, root)
-	_, results := sign(t, signer, Source{Roots: []string{root}, Names: []string{"new.ko"}, Compress: compress.XZ}, Options{})
+	_, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{root}, Names: []string{"new.ko"}, Compress: compress.XZ},
+		Options{},
+	)
 	if results[0].Err == nil || !strings.Contains(results[0].Err.Error(), "new.ko.xz") || results[0].Output != "" {
 		t.Errorf("%+v", results[0])
 	}
@@ -450,7 +479,12 @@ func TestCompressHardLinks(t *testing.T) {
 		}
 	}
 	left := []string{outside, filepath.Join(root, "unnamed.ko")}
-	summary, results := sign(t, signer, Source{Roots: []string{root}, Names: []string{"sub/b.ko", "a.ko"}, Compress: compress.Gzip}, Options{})
+	summary, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{root}, Names: []string{"sub/b.ko", "a.ko"}, Compress: compress.Gzip},
+		Options{},
+	)
 	if summary.Signed != 2 || summary.OutsideLinks != 2 || results[1].LinkOf != results[0].Path {
 		t.Errorf("%+v, %+v", summary, results)
 	}
@@ -460,7 +494,9 @@ func TestCompressHardLinks(t *testing.T) {
 		}
 	}
 	for _, r := range results {
-		if s := stateOf(t, r.Output); r.Output != r.Path+".gz" || s.Links != 2 || !bytes.Equal(decompressed(t, compress.Gzip, []byte(s.Content)), want) || exists(t, r.Path) {
+		if s := stateOf(t, r.Output); r.Output != r.Path+".gz" || s.Links != 2 ||
+			!bytes.Equal(decompressed(t, compress.Gzip, []byte(s.Content)), want) ||
+			exists(t, r.Path) {
 			t.Errorf("%+v: %d links", r, s.Links)
 		}
 	}

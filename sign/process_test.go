@@ -262,8 +262,14 @@ func TestKill(t *testing.T) {
 			return
 		}
 	}
-	t.Logf("of %d kills, %d met a tree half done, %d left temporary files, %d came between the names of one file; %d names were completed",
-		kills, inTheMiddle, withTemps, apart, completed)
+	t.Logf(
+		"of %d kills, %d met a tree half done, %d left temporary files, %d came between the names of one file; %d names were completed",
+		kills,
+		inTheMiddle,
+		withTemps,
+		apart,
+		completed,
+	)
 	if !testing.Short() && (inTheMiddle < kills/5 || withTemps == 0) {
 		t.Error("too few kills met the middle of a run")
 	}
@@ -303,7 +309,10 @@ func TestKillCompress(t *testing.T) {
 	base := folder(t)
 	root := filepath.Join(base, "tree")
 	signer := saveSigner(t, base)
-	real := slices.DeleteFunc(testmod.Testdata(t), func(path string) bool { return compress.FromName(path) != compress.None })
+	real := slices.DeleteFunc(
+		testmod.Testdata(t),
+		func(path string) bool { return compress.FromName(path) != compress.None },
+	)
 	other := filepath.Join(root, "sub0/not-named.ko")
 	reset := func() {
 		if err := os.RemoveAll(root); err != nil {
@@ -324,7 +333,9 @@ func TestKillCompress(t *testing.T) {
 		reset()
 		cmd := again(t, base)
 		if kill%4 > 1 { // where an old module is about to be removed
-			cmd.Args = append([]string{strace, "-f", "-o", "/dev/null", "-e", "inject=unlinkat:signal=KILL", cmd.Path}, cmd.Args[1:]...)
+			cmd.Args = append(
+				[]string{strace, "-f", "-o", "/dev/null", "-e", "inject=unlinkat:signal=KILL", cmd.Path},
+				cmd.Args[1:]...)
 			cmd.Path = strace
 			cmd.ExtraFiles = []*os.File{devNull}
 			if out, err := cmd.CombinedOutput(); err == nil {
@@ -369,7 +380,9 @@ func TestKillCompress(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]}); s.Signed+s.Skipped != len(names) {
+		if s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]}); s.Signed+s.Skipped != len(
+			names,
+		) {
 			t.Errorf("run again: %+v", s)
 		}
 		now = snapshot(t, root)
@@ -386,7 +399,13 @@ func TestKillCompress(t *testing.T) {
 			return
 		}
 	}
-	t.Logf("of %d kills, %d met a tree half done and %d left temporary files; %d modules were there twice", kills, inTheMiddle, withTemps, both)
+	t.Logf(
+		"of %d kills, %d met a tree half done and %d left temporary files; %d modules were there twice",
+		kills,
+		inTheMiddle,
+		withTemps,
+		both,
+	)
 	if both == 0 || !testing.Short() && (inTheMiddle < kills/5 || withTemps == 0) {
 		t.Error("too few kills met the middle of a run")
 	}
@@ -564,7 +583,10 @@ func TestNoSpace(t *testing.T) {
 
 		fill(0)
 		before = snapshot(t, small)
-		if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true}); !errors.Is(results[0].Err, syscall.ENOSPC) {
+		if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true}); !errors.Is(
+			results[0].Err,
+			syscall.ENOSPC,
+		) {
 			t.Errorf("%v, detached: %v", f, results[0].Err)
 		}
 		if err := File(t.Context(), signer, path, "", FileOptions{Save: true}); !errors.Is(err, syscall.ENOSPC) {
@@ -581,7 +603,10 @@ func TestNoSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "large.ko.zst")
 	put(t, path, compressed(t, compress.Zstd, append(testmod.ELF(), make([]byte, module.DefaultMemory)...)))
 	before := stateOf(t, path)
-	if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{}); !errors.Is(results[0].Err, syscall.ENOSPC) {
+	if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{}); !errors.Is(
+		results[0].Err,
+		syscall.ENOSPC,
+	) {
 		t.Errorf("no place for a large module: %v", results[0].Err)
 	}
 	if stateOf(t, path) != before {
@@ -687,14 +712,21 @@ func testPermissions(t *testing.T, dir string) {
 	mayNotWrite(t, filepath.Join(theirs, "new.ko"))
 	for _, opts := range []Options{{}, {Detached: true}} {
 		summary, results := sign(t, signer, Source{Roots: []string{theirs}}, opts)
-		if summary.Failed != 2 || !errors.Is(results[0].Err, fs.ErrPermission) || !errors.Is(results[1].Err, fs.ErrPermission) {
+		if summary.Failed != 2 || !errors.Is(results[0].Err, fs.ErrPermission) ||
+			!errors.Is(results[1].Err, fs.ErrPermission) {
 			t.Errorf("%+v: %+v", summary, results)
 		}
 	}
-	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
+	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(
+		err,
+		fs.ErrPermission,
+	) {
 		t.Errorf("File: %v", err)
 	}
-	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(err, fs.ErrPermission) {
+	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(
+		err,
+		fs.ErrPermission,
+	) {
 		t.Errorf("Open with an output folder in theirs: %v", err)
 	}
 
@@ -823,5 +855,6 @@ func resetPeak(t testing.TB) {
 // its own.
 func withRace() bool {
 	info, ok := debug.ReadBuildInfo()
-	return ok && slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
+	return ok &&
+		slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
 }

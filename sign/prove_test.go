@@ -88,12 +88,17 @@ func TestProve(t *testing.T) {
 	}
 	defer tree.Close()
 	var failed []string
-	summary, err := tree.Prove(t.Context(), named{refuse: "bad.ko"}, ProveOptions{WriteOptions: WriteOptions{Extend: true, Report: Report{Result: func(r Result) {
-		if r.Err != nil {
-			failed = append(failed, r.Name)
-		}
-	}}}})
-	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 || !slices.Equal(failed, []string{"bad.ko"}) {
+	summary, err := tree.Prove(
+		t.Context(),
+		named{refuse: "bad.ko"},
+		ProveOptions{WriteOptions: WriteOptions{Extend: true, Report: Report{Result: func(r Result) {
+			if r.Err != nil {
+				failed = append(failed, r.Name)
+			}
+		}}}},
+	)
+	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 ||
+		!slices.Equal(failed, []string{"bad.ko"}) {
 		t.Errorf("%+v, %v, failed %q", summary, err, failed)
 	}
 	after, err := os.Stat(fresh)

@@ -76,7 +76,8 @@ func TestRecompressAgain(t *testing.T) {
 	if s := mustSign(t, signer, source, Options{}); s.Signed != 1 || s.Modules != 1 {
 		t.Errorf("%+v", s)
 	}
-	if exists(t, filepath.Join(dir, "a.ko.xz")) || string(read(t, filepath.Join(dir, "a.ko"))) != string(signed(t, signer, elf)) {
+	if exists(t, filepath.Join(dir, "a.ko.xz")) ||
+		string(read(t, filepath.Join(dir, "a.ko"))) != string(signed(t, signer, elf)) {
 		t.Error("the old form is still there, or the new one is not")
 	}
 	// Which of two others is outdated nobody can tell.

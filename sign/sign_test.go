@@ -189,7 +189,10 @@ func payload(t testing.TB, path string) []byte {
 // the smallest to some of a few hundred KB.
 func realModules(t testing.TB, dir string, n int) []string {
 	t.Helper()
-	i := slices.IndexFunc(testmod.Kernels(t), func(k testmod.Kernel) bool { return strings.HasSuffix(k.Modules[0], ".ko") })
+	i := slices.IndexFunc(
+		testmod.Kernels(t),
+		func(k testmod.Kernel) bool { return strings.HasSuffix(k.Modules[0], ".ko") },
+	)
 	if i < 0 {
 		testmod.Missing(t, "a kernel package with plain modules", "run scripts/kernels")
 	}
@@ -411,7 +414,12 @@ func TestOthersVerify(t *testing.T) {
 				name := fmt.Sprintf("%s-%s-%v", algorithm, cms.HashName(hash), useKeyID)
 				signer := newSigner(t, algorithm, hash, useKeyID)
 				out := filepath.Join(dir, name)
-				mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{WriteOptions: WriteOptions{Sync: SyncNone}})
+				mustSign(
+					t,
+					signer,
+					Source{Roots: []string{filepath.Join(dir, "in")}, Output: out},
+					Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+				)
 				path := paths[(int(hash)+len(algorithm))%len(paths)]
 				unsigned := read(t, path)
 				alone := filepath.Join(out, "file")
@@ -425,7 +433,23 @@ func TestOthersVerify(t *testing.T) {
 					}
 					p7s := filepath.Join(out, "p7s")
 					put(t, p7s, sig)
-					args := []string{"cms", "-verify", "-binary", "-inform", "DER", "-in", p7s, "-content", path, "-certfile", cert, "-nointern", "-noverify", "-out", os.DevNull}
+					args := []string{
+						"cms",
+						"-verify",
+						"-binary",
+						"-inform",
+						"DER",
+						"-in",
+						p7s,
+						"-content",
+						path,
+						"-certfile",
+						cert,
+						"-nointern",
+						"-noverify",
+						"-out",
+						os.DevNull,
+					}
 					if err := execute(openssl, args...); err != nil {
 						t.Errorf("%s: %v", name, err)
 					}
@@ -468,7 +492,8 @@ func TestCompressed(t *testing.T) {
 	}
 	signer := newSigner(t, "rsa:2048", crypto.SHA384, false)
 	out := t.TempDir()
-	if s := mustSign(t, signer, Source{Roots: []string{root}, Output: out}, Options{}); s.Signed != len(testdata) || s.Signed == 0 {
+	if s := mustSign(t, signer, Source{Roots: []string{root}, Output: out}, Options{}); s.Signed != len(testdata) ||
+		s.Signed == 0 {
 		t.Fatalf("signed %d of %d", s.Signed, len(testdata))
 	}
 	counts := make(map[compress.Format]int)
@@ -523,7 +548,9 @@ func TestStripDebian(t *testing.T) {
 		testmod.Missing(t, "a kernel package with xz modules", "run scripts/kernels")
 	}
 	out := filepath.Join(dir, "out")
-	if s := mustSign(t, nil, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{}); s.Stripped != n || s.Replaced != n || s.Stacked != 0 {
+	if s := mustSign(t, nil, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{}); s.Stripped != n ||
+		s.Replaced != n ||
+		s.Stacked != 0 {
 		t.Errorf("summary %+v", s)
 	}
 	found, _ := filepath.Glob(filepath.Join(dir, "in", "*"))
@@ -546,7 +573,8 @@ func TestSignerOfReader(t *testing.T) {
 		t.Errorf("a payload that cannot be read: %v", err)
 	}
 	other := testmod.NewKey(t, "rsa:3072")
-	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256}); err == nil || !strings.Contains(err.Error(), "does not match") {
+	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256}); err == nil ||
+		!strings.Contains(err.Error(), "does not match") {
 		t.Errorf("the certificate of another key: %v", err)
 	}
 	if _, err := NewSigner(other.Private, other.Certificate, SignerOptions{Hash: crypto.MD5}); err == nil {

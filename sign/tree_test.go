@@ -42,7 +42,15 @@ func stateOf(t testing.TB, path string) state {
 		t.Fatal(err)
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	s := state{Mode: info.Mode(), UID: st.Uid, GID: st.Gid, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano(), Inode: st.Ino, Links: uint64(st.Nlink)}
+	s := state{
+		Mode:  info.Mode(),
+		UID:   st.Uid,
+		GID:   st.Gid,
+		MTime: st.Mtim.Nano(),
+		CTime: st.Ctim.Nano(),
+		Inode: st.Ino,
+		Links: uint64(st.Nlink),
+	}
 	switch {
 	case info.Mode().IsRegular():
 		s.Content = string(read(t, path))
@@ -120,7 +128,12 @@ func sameInode(t testing.TB, paths ...string) bool {
 
 // withInfo is a payload with a trailer that may be wrong.
 func withInfo(payload []byte, info module.Info, sig []byte) []byte {
-	b := slices.Concat(payload, sig, []byte{info.Algo, info.Hash, uint8(info.IDType), info.SignerLen, info.KeyIDLen}, info.Pad[:])
+	b := slices.Concat(
+		payload,
+		sig,
+		[]byte{info.Algo, info.Hash, uint8(info.IDType), info.SignerLen, info.KeyIDLen},
+		info.Pad[:],
+	)
 	return append(binary.BigEndian.AppendUint32(b, info.SigLen), module.Marker...)
 }
 
@@ -162,13 +175,33 @@ func badModules(t testing.TB) []badModule {
 		{"nothing.ko.zst", []byte("no such stream"), nil, "zstd"},
 		{"letter.ko.xz", compressed(t, compress.XZ, []byte("text")), module.ErrNotModule, "not an ELF file"},
 		{"marker.ko", []byte("x" + module.Marker), module.ErrNoInfo, "too short to hold a signature"},
-		{"length.ko", withInfo(elf, with(func(i *module.Info) { i.SigLen = uint32(len(elf)) + 64 }), sig), module.ErrSigLen, "claims"},
-		{"long.ko", withInfo(elf, with(func(i *module.Info) { i.SigLen = 0xffffffff }), sig), module.ErrSigLen, "claims 4294967295 bytes"},
+		{
+			"length.ko",
+			withInfo(elf, with(func(i *module.Info) { i.SigLen = uint32(len(elf)) + 64 }), sig),
+			module.ErrSigLen,
+			"claims",
+		},
+		{
+			"long.ko",
+			withInfo(elf, with(func(i *module.Info) { i.SigLen = 0xffffffff }), sig),
+			module.ErrSigLen,
+			"claims 4294967295 bytes",
+		},
 		{"signer.ko", withInfo(elf, with(func(i *module.Info) { i.SignerLen = 9 }), sig), module.ErrNotModule, "cut off"},
 		{"keyid.ko", withInfo(elf, with(func(i *module.Info) { i.KeyIDLen = 20 }), sig), module.ErrNotModule, "cut off"},
-		{"names.ko", withInfo(elf, with(func(i *module.Info) { i.SignerLen, i.SigLen = 1, uint32(len(elf))+63 }), sig), module.ErrSigLen, "a signer of 1 and a key id of 0"},
+		{
+			"names.ko",
+			withInfo(elf, with(func(i *module.Info) { i.SignerLen, i.SigLen = 1, uint32(len(elf))+63 }), sig),
+			module.ErrSigLen,
+			"a signer of 1 and a key id of 0",
+		},
 		{"inner.ko", module.AppendSignature(inner, module.TypePKCS7, sig), module.ErrSigLen, "claims 4294967295 bytes"},
-		{"within.ko.zst", compressed(t, compress.Zstd, module.AppendSignature(inner, module.TypePKCS7, sig)), module.ErrSigLen, "claims 4294967295 bytes"},
+		{
+			"within.ko.zst",
+			compressed(t, compress.Zstd, module.AppendSignature(inner, module.TypePKCS7, sig)),
+			module.ErrSigLen,
+			"claims 4294967295 bytes",
+		},
 	}
 }
 
@@ -255,7 +288,8 @@ func TestBadModules(t *testing.T) {
 					}
 				}
 			}
-			if summary.Failed != len(bad) || summary.Modules != 2*len(bad) || summary.Signed+summary.Skipped != len(bad) || summary.Replaced != 0 {
+			if summary.Failed != len(bad) || summary.Modules != 2*len(bad) || summary.Signed+summary.Skipped != len(bad) ||
+				summary.Replaced != 0 {
 				t.Errorf("%s: summary %+v", name, summary)
 			}
 			if left := temps(t, dir); len(left) > 0 {
@@ -282,7 +316,8 @@ func TestBadRoots(t *testing.T) {
 	before := snapshot(t, dir)
 	for path, says := range roots {
 		summary, results := sign(t, signer, Source{Roots: []string{path}}, Options{})
-		if summary.Failed != 1 || len(results) != 1 || results[0].Path != path || !strings.Contains(results[0].Err.Error(), says) {
+		if summary.Failed != 1 || len(results) != 1 || results[0].Path != path ||
+			!strings.Contains(results[0].Err.Error(), says) {
 			t.Errorf("%s: %+v, %+v", path, summary, results)
 		}
 	}
@@ -297,7 +332,12 @@ func TestMaxSize(t *testing.T) {
 		put(t, filepath.Join(dir, "a.ko"+f.Suffix()), compressed(t, f, elf))
 	}
 	before := snapshot(t, dir)
-	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf)) - 1}})
+	summary, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{dir}},
+		Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf)) - 1}},
+	)
 	for _, r := range results {
 		if !errors.Is(r.Err, compress.ErrTooLarge) {
 			t.Errorf("%s: %v", r.Path, r.Err)
@@ -339,7 +379,8 @@ func TestExisting(t *testing.T) {
 		t.Errorf("replace: %+v", summary)
 	}
 	for _, r := range results {
-		if r.Action != Signed || r.Removed != layersOf(r) || r.Payload != int64(len(elf)) || r.Signature != len(signatureOf(want)) {
+		if r.Action != Signed || r.Removed != layersOf(r) || r.Payload != int64(len(elf)) ||
+			r.Signature != len(signatureOf(want)) {
 			t.Errorf("replace: %+v", r)
 		}
 		if got := decompressed(t, r.Format, read(t, r.Path)); !bytes.Equal(got, want) {
@@ -349,7 +390,9 @@ func TestExisting(t *testing.T) {
 
 	set()
 	before := snapshot(t, dir)
-	if summary, _ := sign(t, signer, Source{Roots: []string{dir}}, Options{Existing: Skip}); summary.Signed != 2 || summary.Skipped != 6 || summary.Replaced != 0 {
+	if summary, _ := sign(t, signer, Source{Roots: []string{dir}}, Options{Existing: Skip}); summary.Signed != 2 ||
+		summary.Skipped != 6 ||
+		summary.Replaced != 0 {
 		t.Errorf("skip: %+v", summary)
 	}
 	for path, was := range before {
@@ -365,7 +408,8 @@ func TestExisting(t *testing.T) {
 		t.Errorf("refuse: %+v", summary)
 	}
 	for _, r := range results {
-		if signed := layersOf(r) > 0; signed != errors.Is(r.Err, ErrSigned) || signed && stateOf(t, r.Path) != before[r.Path] {
+		if signed := layersOf(r) > 0; signed != errors.Is(r.Err, ErrSigned) ||
+			signed && stateOf(t, r.Path) != before[r.Path] {
 			t.Errorf("refuse: %+v", r)
 		}
 	}
@@ -406,11 +450,17 @@ func TestDetachedTwice(t *testing.T) {
 	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
 	put(t, filepath.Join(dir, "a.ko.gz"), compressed(t, compress.Gzip, append(testmod.ELF(), 0)))
 	mode := fs.FileMode(0o600)
-	summary, results := sign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Mode: &mode, Sync: SyncFile}, Detached: true})
+	summary, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{dir}},
+		Options{WriteOptions: WriteOptions{Mode: &mode, Sync: SyncFile}, Detached: true},
+	)
 	if got := stateOf(t, filepath.Join(dir, "a.ko.p7s")).Mode; got != mode {
 		t.Errorf("the signature has mode %v", got)
 	}
-	if summary.Signed != 1 || summary.Failed != 1 || results[1].Err == nil || !strings.Contains(results[1].Err.Error(), "which is that of") {
+	if summary.Signed != 1 || summary.Failed != 1 || results[1].Err == nil ||
+		!strings.Contains(results[1].Err.Error(), "which is that of") {
 		t.Errorf("%+v: %+v", summary, results)
 	}
 	if got := signatureOf(signed(t, signer, testmod.ELF())); !bytes.Equal(got, read(t, filepath.Join(dir, "a.ko.p7s"))) {
@@ -428,7 +478,11 @@ func needRoot(t testing.TB) {
 func setXattr(t testing.TB, path, name, value string) {
 	t.Helper()
 	if err := unix.Setxattr(path, name, []byte(value), 0); err != nil {
-		testmod.Missing(t, fmt.Sprintf("a file system that takes %s (%v)", name, err), "set TMPDIR to a folder on ext4 or XFS")
+		testmod.Missing(
+			t,
+			fmt.Sprintf("a file system that takes %s (%v)", name, err),
+			"set TMPDIR to a folder on ext4 or XFS",
+		)
 	}
 }
 
@@ -461,7 +515,13 @@ func TestPreserves(t *testing.T) {
 		{"elsewhere", Options{}, true, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
 		{"mode given", Options{WriteOptions: WriteOptions{Mode: &mode}}, false, mode, 2},
 		{"new time", Options{WriteOptions: WriteOptions{NewMTime: true}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
-		{"all attributes", Options{WriteOptions: WriteOptions{KeepXattrs: true}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 0},
+		{
+			"all attributes",
+			Options{WriteOptions: WriteOptions{KeepXattrs: true}},
+			false,
+			0o751 | fs.ModeSetuid | fs.ModeSetgid,
+			0,
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -514,7 +574,13 @@ func TestPreserves(t *testing.T) {
 					ima, evm = "", ""
 				}
 				if xattr(path, "user.note") != "kept" || xattr(path, "security.ima") != ima || xattr(path, "security.evm") != evm {
-					t.Errorf("%s: user.note %q, security.ima %q, security.evm %q", path, xattr(path, "user.note"), xattr(path, "security.ima"), xattr(path, "security.evm"))
+					t.Errorf(
+						"%s: user.note %q, security.ima %q, security.evm %q",
+						path,
+						xattr(path, "user.note"),
+						xattr(path, "security.ima"),
+						xattr(path, "security.evm"),
+					)
 				}
 			}
 			if test.opts.Mode != nil {
@@ -538,7 +604,11 @@ func TestHardLinks(t *testing.T) {
 	want := signed(t, signer, elf)
 	set := func() (dir string, names []string) {
 		dir = t.TempDir()
-		names = []string{filepath.Join(dir, "tree/a.ko"), filepath.Join(dir, "tree/sub/b.ko"), filepath.Join(dir, "tree/sub/c.ko")}
+		names = []string{
+			filepath.Join(dir, "tree/a.ko"),
+			filepath.Join(dir, "tree/sub/b.ko"),
+			filepath.Join(dir, "tree/sub/c.ko"),
+		}
 		put(t, names[0], elf)
 		put(t, filepath.Join(dir, "tree/z.ko"), elf)
 		put(t, filepath.Join(dir, "tree/sub/x"), nil)
@@ -558,11 +628,13 @@ func TestHardLinks(t *testing.T) {
 	if !sameInode(t, names...) || stateOf(t, names[0]).Links != 3 || !bytes.Equal(read(t, names[2]), want) {
 		t.Error("the names in the tree are not one signed module")
 	}
-	if old := filepath.Join(dir, "outside.ko"); !bytes.Equal(read(t, old), elf) || !sameInode(t, old, filepath.Join(dir, "tree/other-name")) {
+	if old := filepath.Join(dir, "outside.ko"); !bytes.Equal(read(t, old), elf) ||
+		!sameInode(t, old, filepath.Join(dir, "tree/other-name")) {
 		t.Error("the names outside are not the old module")
 	}
 	for i, r := range results[:3] {
-		if r.Path != names[i] || r.Output != names[i] || r.Action != Signed || (r.LinkOf != "") != (i > 0) || i > 0 && r.LinkOf != names[0] {
+		if r.Path != names[i] || r.Output != names[i] || r.Action != Signed || (r.LinkOf != "") != (i > 0) ||
+			i > 0 && r.LinkOf != names[0] {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -572,8 +644,14 @@ func TestHardLinks(t *testing.T) {
 	if err := os.Symlink("tree/sub", filepath.Join(dir, "way")); err != nil {
 		t.Fatal(err)
 	}
-	summary, _ = sign(t, signer, Source{Roots: []string{names[0], filepath.Join(dir, "way"), filepath.Join(dir, "tree/sub"), names[1]}}, Options{})
-	if summary.Modules != 3 || summary.OutsideLinks != 2 || !sameInode(t, names...) || !bytes.Equal(read(t, names[2]), want) {
+	summary, _ = sign(
+		t,
+		signer,
+		Source{Roots: []string{names[0], filepath.Join(dir, "way"), filepath.Join(dir, "tree/sub"), names[1]}},
+		Options{},
+	)
+	if summary.Modules != 3 || summary.OutsideLinks != 2 || !sameInode(t, names...) ||
+		!bytes.Equal(read(t, names[2]), want) {
 		t.Errorf("%+v", summary)
 	}
 
@@ -676,7 +754,8 @@ func TestCompletes(t *testing.T) {
 		put(t, names[1], []byte("text "+module.Marker)) // c.ko too
 		tree := openTree(t, Source{Roots: []string{dir}})
 		s, err := tree.Sign(t.Context(), signer, Options{})
-		if !errors.Is(err, ErrIncomplete) || s.RecoveredLinks != 0 || s.Signed != 1 || s.Failed != 2 || len(temps(t, dir)) != 0 {
+		if !errors.Is(err, ErrIncomplete) || s.RecoveredLinks != 0 || s.Signed != 1 || s.Failed != 2 ||
+			len(temps(t, dir)) != 0 {
 			t.Errorf("%+v, %v; left %q", s, err, temps(t, dir))
 		}
 	})
@@ -690,7 +769,8 @@ func TestCompletes(t *testing.T) {
 	t.Run("dry run", func(t *testing.T) {
 		dir, _ := kill(t, want)
 		before := snapshot(t, dir)
-		if s := mustSign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{}); s.RecoveredLinks != 0 || s.Signed != 3 {
+		if s := mustSign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{}); s.RecoveredLinks != 0 ||
+			s.Signed != 3 {
 			t.Errorf("%+v", s)
 		}
 		unchanged(t, "dry run", dir, before, true)
@@ -771,7 +851,9 @@ func TestDryRun(t *testing.T) {
 				}
 			}
 		}
-		if summary, _ := sign(t, nil, source, Options{WriteOptions: WriteOptions{DryRun: true}}); summary.Stripped != 1 || summary.Skipped != 1 || summary.Failed != 1 {
+		if summary, _ := sign(t, nil, source, Options{WriteOptions: WriteOptions{DryRun: true}}); summary.Stripped != 1 ||
+			summary.Skipped != 1 ||
+			summary.Failed != 1 {
 			t.Errorf("%+v", summary)
 		}
 	}
@@ -803,14 +885,16 @@ func TestSymlinks(t *testing.T) {
 		}
 	}
 	before := snapshot(t, outside)
-	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given")}}, Options{}); s.Modules != 1 || s.Signed != 1 {
+	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given")}}, Options{}); s.Modules != 1 ||
+		s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
 	unchanged(t, "outside", outside, before, true)
 	if !bytes.Equal(read(t, filepath.Join(tree, "a.ko")), want) {
 		t.Error("a.ko was not signed")
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{}); s.Modules != 1 || s.Signed != 1 {
+	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{}); s.Modules != 1 ||
+		s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
 	if !bytes.Equal(read(t, filepath.Join(outside, "b.ko")), want) {
@@ -959,7 +1043,8 @@ func TestBadOptions(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	tree := openTree(t, Source{Roots: []string{dir}})
 	for _, level := range []int{-1, 23} {
-		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Level: level}}); err == nil || !strings.Contains(err.Error(), "level") {
+		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Level: level}}); err == nil ||
+			!strings.Contains(err.Error(), "level") {
 			t.Errorf("level %d: %v", level, err)
 		}
 	}
@@ -969,7 +1054,8 @@ func TestBadOptions(t *testing.T) {
 	unchanged(t, "bad options", dir, before, true)
 	// A level that one of the formats has not.
 	summary, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Level: 12}})
-	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 || stateOf(t, filepath.Join(dir, "b.ko.gz")) != before[filepath.Join(dir, "b.ko.gz")] {
+	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || summary.Failed != 1 ||
+		stateOf(t, filepath.Join(dir, "b.ko.gz")) != before[filepath.Join(dir, "b.ko.gz")] {
 		t.Errorf("%+v, %v", summary, err)
 	}
 	// One that they all have.
@@ -1049,7 +1135,8 @@ func TestInterrupt(t *testing.T) {
 			if !errors.Is(err, cause) {
 				t.Errorf("after %d, %d jobs: %v", after, jobs, err)
 			}
-			if summary.Signed < after || summary.Signed > after+jobs || summary.Failed != 0 || summary.Modules != 30 || len(reported) != summary.Signed {
+			if summary.Signed < after || summary.Signed > after+jobs || summary.Failed != 0 || summary.Modules != 30 ||
+				len(reported) != summary.Signed {
 				t.Errorf("after %d, %d jobs: %+v, %d reported", after, jobs, summary, len(reported))
 			}
 			for path, was := range before {
@@ -1068,7 +1155,8 @@ func TestInterrupt(t *testing.T) {
 			if left := temps(t, dir); len(left) > 0 {
 				t.Errorf("left %q", left)
 			}
-			if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{Existing: Skip}); s.Signed+s.Skipped != 30 || s.Skipped != summary.Signed {
+			if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{Existing: Skip}); s.Signed+s.Skipped != 30 ||
+				s.Skipped != summary.Signed {
 				t.Errorf("run again: %+v", s)
 			}
 		}
@@ -1180,8 +1268,14 @@ func TestRenameFails(t *testing.T) {
 	put(t, filepath.Join(dir, "in/a.ko"), testmod.ELF())
 	put(t, filepath.Join(dir, "in/b.ko"), testmod.ELF())
 	put(t, filepath.Join(dir, "out/a.ko/in-the-way"), nil)
-	summary, results := sign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: filepath.Join(dir, "out")}, Options{})
-	if summary.Signed != 1 || summary.Failed != 1 || results[0].Err == nil || !strings.Contains(results[0].Err.Error(), "out/a.ko") {
+	summary, results := sign(
+		t,
+		signer,
+		Source{Roots: []string{filepath.Join(dir, "in")}, Output: filepath.Join(dir, "out")},
+		Options{},
+	)
+	if summary.Signed != 1 || summary.Failed != 1 || results[0].Err == nil ||
+		!strings.Contains(results[0].Err.Error(), "out/a.ko") {
 		t.Errorf("%+v: %v", summary, results[0].Err)
 	}
 	if left := temps(t, dir); len(left) > 0 {
@@ -1199,7 +1293,11 @@ func TestRenameFails(t *testing.T) {
 		set := func(flags int) error { return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) }
 		const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
 		if err := set(immutable); err != nil {
-			testmod.Missing(t, fmt.Sprintf("a file system with immutable files (%v)", err), "set TMPDIR to a folder on ext4 or XFS")
+			testmod.Missing(
+				t,
+				fmt.Sprintf("a file system with immutable files (%v)", err),
+				"set TMPDIR to a folder on ext4 or XFS",
+			)
 		}
 		defer set(0)
 		before := snapshot(t, filepath.Dir(path))

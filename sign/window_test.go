@@ -30,11 +30,16 @@ func TestWindowMemory(t *testing.T) {
 		}
 		resetPeak(t)
 		// Those that were signed have small windows.
-		_, err := verify.Tree(t.Context(), new(verify.Keyring), []string{root}, verify.Options{Jobs: 16, Result: func(r verify.Result) {
-			if r.Verdict != verify.NotSigned {
-				t.Errorf("%s: %s: %v", r.Path, r.Verdict, r.Err)
-			}
-		}})
+		_, err := verify.Tree(
+			t.Context(),
+			new(verify.Keyring),
+			[]string{root},
+			verify.Options{Jobs: 16, Result: func(r verify.Result) {
+				if r.Verdict != verify.NotSigned {
+					t.Errorf("%s: %s: %v", r.Path, r.Verdict, r.Err)
+				}
+			}},
+		)
 		if !errors.Is(err, verify.ErrRefused) {
 			t.Fatal(err)
 		}

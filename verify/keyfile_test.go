@@ -42,7 +42,8 @@ func TestCertificateFiles(t *testing.T) {
 		keys := new(Keyring)
 		path := testmod.WriteFile(t, "certs", test.data)
 		err := keys.AddFile(path)
-		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Count(err.Error(), path) != 1 || keys.Len() != 0 {
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Count(err.Error(), path) != 1 ||
+			keys.Len() != 0 {
 			t.Errorf("%s: %d certificates, %v", name, keys.Len(), err)
 		}
 	}

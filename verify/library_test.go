@@ -76,7 +76,8 @@ func TestOutcome(t *testing.T) {
 	} {
 		for _, report := range []func(verify.Result){nil, func(verify.Result) {}} {
 			_, err := verify.Tree(t.Context(), test.keys, test.roots, verify.Options{Result: report})
-			if errors.Is(err, verify.ErrRefused) != test.refused || errors.Is(err, verify.ErrIncomplete) != test.unreadable || (err != nil) != (test.refused || test.unreadable) {
+			if errors.Is(err, verify.ErrRefused) != test.refused || errors.Is(err, verify.ErrIncomplete) != test.unreadable ||
+				(err != nil) != (test.refused || test.unreadable) {
 				t.Errorf("%q: %v", test.roots, err)
 			}
 			if err != nil && (!strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "\n")) {
@@ -85,7 +86,8 @@ func TestOutcome(t *testing.T) {
 		}
 	}
 	_, err = verify.Tree(t.Context(), keys, []string{dir, misnamed}, verify.Options{})
-	if wrong, ok := errors.AsType[*verify.MisnamedError](err); !ok || wrong.Right != "plain.ko" || wrong.Is != sign.None || !errors.Is(err, fs.ErrNotExist) {
+	if wrong, ok := errors.AsType[*verify.MisnamedError](err); !ok || wrong.Right != "plain.ko" || wrong.Is != sign.None ||
+		!errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what the first modules ended with is not found in %v", err)
 	}
 	if _, err := verify.Inspect(t.Context(), misnamed); err == nil {
@@ -101,13 +103,20 @@ func TestOutcome(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := verify.Tree(t.Context(), keys, many, verify.Options{}); !strings.HasSuffix(err.Error(), "; and 290 more") {
+	if _, err := verify.Tree(t.Context(), keys, many, verify.Options{}); !strings.HasSuffix(
+		err.Error(),
+		"; and 290 more",
+	) {
 		t.Errorf("%q", err)
 	}
 	// An interrupt is the context's cause.
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := verify.Tree(ctx, keys, many, verify.Options{Jobs: 1, Result: func(verify.Result) { cancel(cause) }}); !errors.Is(err, cause) || errors.Is(err, verify.ErrRefused) {
+	if _, err := verify.Tree(ctx, keys, many, verify.Options{Jobs: 1, Result: func(verify.Result) { cancel(cause) }}); !errors.Is(
+		err,
+		cause,
+	) ||
+		errors.Is(err, verify.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
 }
@@ -129,23 +138,30 @@ func TestNothing(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	for _, opts := range []verify.Options{{Jobs: -1}, {MaxSize: -1}} {
-		if _, err := verify.Tree(t.Context(), keys, []string{good}, opts); err == nil || !strings.Contains(err.Error(), "Options.") {
+		if _, err := verify.Tree(t.Context(), keys, []string{good}, opts); err == nil ||
+			!strings.Contains(err.Error(), "Options.") {
 			t.Errorf("%+v: %v", opts, err)
 		}
-		if _, err := verify.InspectTree(t.Context(), []string{good}, opts, nil); err == nil || !strings.Contains(err.Error(), "Options.") {
+		if _, err := verify.InspectTree(t.Context(), []string{good}, opts, nil); err == nil ||
+			!strings.Contains(err.Error(), "Options.") {
 			t.Errorf("described with %+v: %v", opts, err)
 		}
 	}
 	// No module is no success.
 	for _, roots := range [][]string{nil, {t.TempDir()}} {
-		if s, err := verify.Tree(t.Context(), keys, roots, verify.Options{}); !errors.Is(err, verify.ErrNoModules) || s.Modules != 0 || s.String() != "no module" {
+		if s, err := verify.Tree(t.Context(), keys, roots, verify.Options{}); !errors.Is(err, verify.ErrNoModules) ||
+			s.Modules != 0 ||
+			s.String() != "no module" {
 			t.Errorf("%q: %v, %v", roots, s, err)
 		}
 		if _, err := verify.InspectTree(t.Context(), roots, verify.Options{}, nil); !errors.Is(err, verify.ErrNoModules) {
 			t.Errorf("%q: %v", roots, err)
 		}
 	}
-	if _, err := verify.Tree(t.Context(), keys, []string{filepath.Join(t.TempDir(), "none")}, verify.Options{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := verify.Tree(t.Context(), keys, []string{filepath.Join(t.TempDir(), "none")}, verify.Options{}); !errors.Is(
+		err,
+		fs.ErrNotExist,
+	) {
 		t.Errorf("no directory: %v", err)
 	}
 	var none *verify.Keyring
@@ -166,7 +182,8 @@ func TestAdd(t *testing.T) {
 	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256", "ecdsa:p521"} {
 		key := testmod.NewKey(t, algorithm)
 		keys := new(verify.Keyring)
-		if err := keys.Add(key.Certificate, "release key"); err != nil || keys.Len() != 1 || !keys.Holds(key.Certificate.Raw) {
+		if err := keys.Add(key.Certificate, "release key"); err != nil || keys.Len() != 1 ||
+			!keys.Holds(key.Certificate.Raw) {
 			t.Fatalf("%s: %d certificates, %v", algorithm, keys.Len(), err)
 		}
 		signer, err := sign.NewSigner(key.Private, key.Certificate, sign.SignerOptions{Hash: crypto.SHA256})
@@ -210,7 +227,8 @@ func TestModuleOfNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := bytes.NewReader(data)
-	if got := verify.Module(r, r.Size(), keys); got.Verdict != verify.Trusted || got.Err != nil || got.Path != "" || got.Signer == "" {
+	if got := verify.Module(r, r.Size(), keys); got.Verdict != verify.Trusted || got.Err != nil || got.Path != "" ||
+		got.Signer == "" {
 		t.Errorf("%+v", got)
 	}
 	for name, got := range map[string]verify.Result{

@@ -114,12 +114,18 @@ func TestInspectTree(t *testing.T) {
 	}
 	for _, jobs := range []int{0, 1} {
 		var got []string
-		skipped, err := InspectTree(t.Context(), []string{dir}, Options{Jobs: jobs}, func(path string, d *Description, err error) {
-			if err != nil || d.Path != path || len(d.Layers) != map[string]int{"b.ko": 1}[filepath.Base(path)] || d.Format != compress.None.String() {
-				t.Errorf("%s: %+v, %v", path, d, err)
-			}
-			got = append(got, filepath.Base(path))
-		})
+		skipped, err := InspectTree(
+			t.Context(),
+			[]string{dir},
+			Options{Jobs: jobs},
+			func(path string, d *Description, err error) {
+				if err != nil || d.Path != path || len(d.Layers) != map[string]int{"b.ko": 1}[filepath.Base(path)] ||
+					d.Format != compress.None.String() {
+					t.Errorf("%s: %+v, %v", path, d, err)
+				}
+				got = append(got, filepath.Base(path))
+			},
+		)
 		if err != nil || !slices.Equal(got, []string{"a.ko", "b.ko", "c.ko"}) || len(skipped) != 0 {
 			t.Errorf("%q, %q, %v", got, skipped, err)
 		}

@@ -53,7 +53,9 @@ func TestInspectBefore43(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(d.Layers) != 1 || len(d.Layers[0].Signers) != 1 || d.Payload != int64(len(payload)) || d.Layers[0].Problem != "" || len(d.Warnings) != 0 {
+		if len(d.Layers) != 1 || len(d.Layers[0].Signers) != 1 || d.Payload != int64(len(payload)) ||
+			d.Layers[0].Problem != "" ||
+			len(d.Warnings) != 0 {
 			t.Fatalf("%s: %+v", name, d)
 		}
 		l := d.Layers[0]
@@ -77,7 +79,15 @@ func TestInspectBefore43(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Signer{{Name: "Example: kernel key", KeyID: hex.EncodeToString(key.Certificate.SubjectKeyId), Hash: "sha256", Algorithm: "rsa", Size: 256}}
+	want := []Signer{
+		{
+			Name:      "Example: kernel key",
+			KeyID:     hex.EncodeToString(key.Certificate.SubjectKeyId),
+			Hash:      "sha256",
+			Algorithm: "rsa",
+			Size:      256,
+		},
+	}
 	if got := d.Layers[0].Signers; !slices.Equal(got, want) || d.Layers[0].Size != 258 {
 		t.Errorf("got %+v, %d bytes; want %+v", got, d.Layers[0].Size, want)
 	}
@@ -85,7 +95,8 @@ func TestInspectBefore43(t *testing.T) {
 	// What modinfo is silent about: other types, numbers without a name, lengths that
 	// contradict one another.
 	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-38, 9)))
-	if err != nil || d.Layers[0].Type != "type 9" || d.Layers[0].Signers[0].Name != "Example: kernel key" || d.Layers[0].Signers[0].Size != 258 {
+	if err != nil || d.Layers[0].Type != "type 9" || d.Layers[0].Signers[0].Name != "Example: kernel key" ||
+		d.Layers[0].Signers[0].Size != 258 {
 		t.Errorf("type 9: %+v, %v", d, err)
 	}
 	d, err = Inspect(t.Context(), testmod.WriteFile(t, "m.ko", set(-40, 7)))

@@ -86,28 +86,218 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{"good", "m.ko", good, keyring(t, other, key), Trusted, 0, 0, false, ""},
 		{"stacked", "m.ko", signed(t, key, signed(t, other, payload)), keyring(t, key), Trusted, 0, 0, false, ""},
-		{"not signed", "m.ko", payload, keyring(t, key), NotSigned, syscall.EKEYREJECTED, syscall.ENODATA, true, "Loading of unsigned module is rejected"},
-		{"unknown key", "m.ko", good, keyring(t, other), UnknownKey, syscall.EKEYREJECTED, syscall.ENOKEY, true, "Loading of module with unavailable key is rejected"},
-		{"no keys", "m.ko", good, new(Keyring), UnknownKey, syscall.EKEYREJECTED, syscall.ENOKEY, true, "Loading of module with unavailable key is rejected"},
-		{"unknown key, changed", "m.ko", spoil(good, 70, 'x'), keyring(t, other), UnknownKey, syscall.EKEYREJECTED, syscall.ENOKEY, true, ""},
-		{"known key, changed", "m.ko", spoil(good, 70, 'x'), keyring(t, key), BadSignature, syscall.EKEYREJECTED, syscall.EKEYREJECTED, false, ""},
-		{"the inner signature alone is known", "m.ko", signed(t, other, good), keyring(t, key), UnknownKey, syscall.EKEYREJECTED, syscall.ENOKEY, true, ""},
-		{"revoked", "m.ko", signed(t, other, payload), revoking, Revoked, syscall.EKEYREJECTED, syscall.EKEYREJECTED, false, ""},
+		{
+			"not signed",
+			"m.ko",
+			payload,
+			keyring(t, key),
+			NotSigned,
+			syscall.EKEYREJECTED,
+			syscall.ENODATA,
+			true,
+			"Loading of unsigned module is rejected",
+		},
+		{
+			"unknown key",
+			"m.ko",
+			good,
+			keyring(t, other),
+			UnknownKey,
+			syscall.EKEYREJECTED,
+			syscall.ENOKEY,
+			true,
+			"Loading of module with unavailable key is rejected",
+		},
+		{
+			"no keys",
+			"m.ko",
+			good,
+			new(Keyring),
+			UnknownKey,
+			syscall.EKEYREJECTED,
+			syscall.ENOKEY,
+			true,
+			"Loading of module with unavailable key is rejected",
+		},
+		{
+			"unknown key, changed",
+			"m.ko",
+			spoil(good, 70, 'x'),
+			keyring(t, other),
+			UnknownKey,
+			syscall.EKEYREJECTED,
+			syscall.ENOKEY,
+			true,
+			"",
+		},
+		{
+			"known key, changed",
+			"m.ko",
+			spoil(good, 70, 'x'),
+			keyring(t, key),
+			BadSignature,
+			syscall.EKEYREJECTED,
+			syscall.EKEYREJECTED,
+			false,
+			"",
+		},
+		{
+			"the inner signature alone is known",
+			"m.ko",
+			signed(t, other, good),
+			keyring(t, key),
+			UnknownKey,
+			syscall.EKEYREJECTED,
+			syscall.ENOKEY,
+			true,
+			"",
+		},
+		{
+			"revoked",
+			"m.ko",
+			signed(t, other, payload),
+			revoking,
+			Revoked,
+			syscall.EKEYREJECTED,
+			syscall.EKEYREJECTED,
+			false,
+			"",
+		},
 		{"another is revoked", "m.ko", good, revoking, Trusted, 0, 0, false, ""},
-		{"type", "m.ko", spoil(good, -38, 1), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
-		{"Merkle proof", "m.ko", spoil(good, -38, 3), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
-		{"field", "m.ko", spoil(good, -40, 1), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, "module: PKCS#7 signature info has unexpected non-zero params"},
-		{"before 4.3", "m.ko", testmod.OldSigned(t, testmod.NewKey(t, "rsa:2048"), "Example: kernel key", payload), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
-		{"before 4.3, lengths that do not fit", "m.ko", spoil(spoil(good, -38, 1), -37, 255), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
-		{"Merkle proof with a field", "m.ko", spoil(spoil(good, -38, 3), -40, 1), keyring(t, key), Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true, "module: not signed with expected PKCS#7 message"},
-		{"signer", "m.ko", spoil(good, -37, 1), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, "module: PKCS#7 signature info has unexpected non-zero params"},
+		{
+			"type",
+			"m.ko",
+			spoil(good, -38, 1),
+			keyring(t, key),
+			Unsupported,
+			syscall.EKEYREJECTED,
+			syscall.ENOPKG,
+			true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{
+			"Merkle proof",
+			"m.ko",
+			spoil(good, -38, 3),
+			keyring(t, key),
+			Unsupported,
+			syscall.EKEYREJECTED,
+			syscall.ENOPKG,
+			true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{
+			"field",
+			"m.ko",
+			spoil(good, -40, 1),
+			keyring(t, key),
+			Malformed,
+			syscall.EBADMSG,
+			syscall.EBADMSG,
+			false,
+			"module: PKCS#7 signature info has unexpected non-zero params",
+		},
+		{
+			"before 4.3",
+			"m.ko",
+			testmod.OldSigned(t, testmod.NewKey(t, "rsa:2048"), "Example: kernel key", payload),
+			keyring(t, key),
+			Unsupported,
+			syscall.EKEYREJECTED,
+			syscall.ENOPKG,
+			true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{
+			"before 4.3, lengths that do not fit",
+			"m.ko",
+			spoil(spoil(good, -38, 1), -37, 255),
+			keyring(t, key),
+			Unsupported,
+			syscall.EKEYREJECTED,
+			syscall.ENOPKG,
+			true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{
+			"Merkle proof with a field",
+			"m.ko",
+			spoil(spoil(good, -38, 3), -40, 1),
+			keyring(t, key),
+			Unsupported,
+			syscall.EKEYREJECTED,
+			syscall.ENOPKG,
+			true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{
+			"signer",
+			"m.ko",
+			spoil(good, -37, 1),
+			keyring(t, key),
+			Malformed,
+			syscall.EBADMSG,
+			syscall.EBADMSG,
+			false,
+			"module: PKCS#7 signature info has unexpected non-zero params",
+		},
 		{"length", "m.ko", spoil(good, -32, 0x7f), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, ""},
-		{"no message", "m.ko", module.AppendSignature(slices.Clone(payload), module.TypePKCS7, []byte("no message")), keyring(t, key), Malformed, syscall.EBADMSG, syscall.EBADMSG, false, ""},
-		{"a message too long", "m.ko", module.AppendSignature(slices.Clone(payload), module.TypePKCS7, make([]byte, 1<<16)), keyring(t, key), Malformed, syscall.EMSGSIZE, syscall.EMSGSIZE, false, ""},
-		{"a signed text", "m.ko", signed(t, key, []byte("no module")), keyring(t, key), Malformed, syscall.ENOEXEC, syscall.ENOEXEC, false, ""},
-		{"a signed program", "m.ko", signed(t, key, executable), keyring(t, key), Malformed, syscall.ENOEXEC, syscall.ENOEXEC, false, ""},
+		{
+			"no message",
+			"m.ko",
+			module.AppendSignature(slices.Clone(payload), module.TypePKCS7, []byte("no message")),
+			keyring(t, key),
+			Malformed,
+			syscall.EBADMSG,
+			syscall.EBADMSG,
+			false,
+			"",
+		},
+		{
+			"a message too long",
+			"m.ko",
+			module.AppendSignature(slices.Clone(payload), module.TypePKCS7, make([]byte, 1<<16)),
+			keyring(t, key),
+			Malformed,
+			syscall.EMSGSIZE,
+			syscall.EMSGSIZE,
+			false,
+			"",
+		},
+		{
+			"a signed text",
+			"m.ko",
+			signed(t, key, []byte("no module")),
+			keyring(t, key),
+			Malformed,
+			syscall.ENOEXEC,
+			syscall.ENOEXEC,
+			false,
+			"",
+		},
+		{
+			"a signed program",
+			"m.ko",
+			signed(t, key, executable),
+			keyring(t, key),
+			Malformed,
+			syscall.ENOEXEC,
+			syscall.ENOEXEC,
+			false,
+			"",
+		},
 		{"misnamed", "m.ko.xz", good, keyring(t, key), Malformed, syscall.EINVAL, syscall.EINVAL, false, ""},
-		{"broken compression", "m.ko.xz", []byte("\xfd7zXZ\x00 and no more"), keyring(t, key), Malformed, syscall.EINVAL, syscall.EINVAL, false, ""},
+		{
+			"broken compression",
+			"m.ko.xz",
+			[]byte("\xfd7zXZ\x00 and no more"),
+			keyring(t, key),
+			Malformed,
+			syscall.EINVAL,
+			syscall.EINVAL,
+			false,
+			"",
+		},
 	}
 	seen := make(map[Verdict]bool)
 	for _, test := range tests {
@@ -123,13 +313,15 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("%s: logs %q, want %q", test.name, r.Dmesg, test.dmesg)
 		}
 	}
-	if r := File(t.Context(), keyring(t, key), filepath.Join(t.TempDir(), "nowhere.ko")); r.Verdict != Unreadable || !errors.Is(r.Err, os.ErrNotExist) {
+	if r := File(t.Context(), keyring(t, key), filepath.Join(t.TempDir(), "nowhere.ko")); r.Verdict != Unreadable ||
+		!errors.Is(r.Err, os.ErrNotExist) {
 		t.Errorf("no file: %s, %v", r.Verdict, r.Err)
 	}
 	// The kernel takes more filters of xz than modsign reads: no verdict.
 	arm64 := testmod.WriteFile(t, "m.ko", good)
 	testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), "--check=crc32", "--arm64", "--lzma2", arm64)
-	if r := File(t.Context(), keyring(t, key), arm64+".xz"); r.Verdict != Unreadable || !errors.Is(r.Err, compress.ErrUnreadable) {
+	if r := File(t.Context(), keyring(t, key), arm64+".xz"); r.Verdict != Unreadable ||
+		!errors.Is(r.Err, compress.ErrUnreadable) {
 		t.Errorf("xz with the arm64 filter: %s, %v", r.Verdict, r.Err)
 	}
 	for _, verdict := range verdicts[:len(verdicts)-1] {
@@ -163,7 +355,14 @@ func TestEveryByteCounts(t *testing.T) {
 				// It has to be in the message, and the message no longer what is written.
 				message, err := cms.Parse(b[len(payload) : len(payload)+len(sig)])
 				if at := i - len(payload); at < 0 || at >= len(sig) || err != nil || message.Canonical() {
-					t.Errorf("%s: trusted with bit %#x of byte %d of %d changed (the message begins at %d)", algorithm, bit, i, len(file), len(payload))
+					t.Errorf(
+						"%s: trusted with bit %#x of byte %d of %d changed (the message begins at %d)",
+						algorithm,
+						bit,
+						i,
+						len(file),
+						len(payload),
+					)
 				}
 			}
 		}
@@ -183,7 +382,10 @@ func TestKernelsSignFile(t *testing.T) {
 		for _, hash := range []string{"sha1", "sha224", "sha256", "sha384", "sha512"} {
 			for _, option := range []string{"", "-k"} {
 				path := testmod.WriteFile(t, "m.ko", testmod.ELF())
-				testmod.Run(t, signFile, slices.DeleteFunc([]string{option, hash, keyPath, certPath, path}, func(s string) bool { return s == "" })...)
+				testmod.Run(
+					t,
+					signFile,
+					slices.DeleteFunc([]string{option, hash, keyPath, certPath, path}, func(s string) bool { return s == "" })...)
 				if r := File(t.Context(), keyring(t, key), path); r.Verdict != Trusted || len(r.Warnings) != 0 {
 					t.Errorf("%s %s %s: %s, %v, warnings %q", algorithm, hash, option, r.Verdict, r.Err, r.Warnings)
 				}
@@ -299,7 +501,9 @@ func TestInspect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(d.Layers) != 2 || d.Payload != int64(len(payload)) || d.Layers[0].Offset != int64(len(inner)) || d.Format != "none" || len(d.Warnings) != 0 {
+	if len(d.Layers) != 2 || d.Payload != int64(len(payload)) || d.Layers[0].Offset != int64(len(inner)) ||
+		d.Format != "none" ||
+		len(d.Warnings) != 0 {
 		t.Fatalf("%+v", d)
 	}
 	want := Signer{

@@ -44,7 +44,14 @@ func newWorld(t *testing.T) *world {
 
 // command is the program as the ordinary user, under a limit.
 func (w *world) command(t *testing.T, limit string, args ...string) *exec.Cmd {
-	words := []string{limit, testmod.Program(t, "setpriv", "util-linux"), fmt.Sprintf("--reuid=%d", ordinary), fmt.Sprintf("--regid=%d", ordinary), "--clear-groups", w.program}
+	words := []string{
+		limit,
+		testmod.Program(t, "setpriv", "util-linux"),
+		fmt.Sprintf("--reuid=%d", ordinary),
+		fmt.Sprintf("--regid=%d", ordinary),
+		"--clear-groups",
+		w.program,
+	}
 	return exec.Command(testmod.Program(t, "prlimit", "util-linux"), append(words, args...)...)
 }
 
@@ -154,7 +161,8 @@ func TestRuntimeFailureOfSignFile(t *testing.T) {
 		// Before main nothing can be done about the exit code, and nothing is done.
 		began := bytes.Contains(out, []byte("main.main()"))
 		changed := !bytes.Equal(data, plain)
-		if (changed || began) && status.ExitStatus() == exitUsage || !changed && status.ExitStatus() == 0 || strings.Contains(string(out), "Usage:") {
+		if (changed || began) && status.ExitStatus() == exitUsage || !changed && status.ExitStatus() == 0 ||
+			strings.Contains(string(out), "Usage:") {
 			t.Errorf("nproc=%d: %v, and the module was signed: %t\n%s", n+1, cmd.ProcessState, changed, out)
 		}
 	}

@@ -68,8 +68,14 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 	}
 	attached, direct := filepath.Join(base, "attached"), filepath.Join(base, "direct")
 	signed := fmt.Sprintf("signed %d modules", count)
-	mustRun(exec.Command("modsign", "attach", "--cert", cert, "--sync", "none", "-o", attached, "-s", signatures, root), signed)
-	mustRun(exec.Command("modsign", "sign", "--key", keyFile, "--cert", cert, "--sync", "none", "-o", direct, root), signed)
+	mustRun(
+		exec.Command("modsign", "attach", "--cert", cert, "--sync", "none", "-o", attached, "-s", signatures, root),
+		signed,
+	)
+	mustRun(
+		exec.Command("modsign", "sign", "--key", keyFile, "--cert", cert, "--sync", "none", "-o", direct, root),
+		signed,
+	)
 	if n := sameFiles(t, attached, direct); n != count {
 		t.Errorf("compared %d modules of %d", n, count)
 	}

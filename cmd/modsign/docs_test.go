@@ -155,7 +155,11 @@ func TestManPages(t *testing.T) {
 	}
 	for name, page := range pages {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != page {
-			t.Errorf("docs/man/%s is not what the command's help says (%v): go test ./cmd/modsign -run TestManPages -update", name, err)
+			t.Errorf(
+				"docs/man/%s is not what the command's help says (%v): go test ./cmd/modsign -run TestManPages -update",
+				name,
+				err,
+			)
 		}
 	}
 }

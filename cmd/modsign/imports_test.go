@@ -30,22 +30,86 @@ var mayImport = map[string][]string{
 	"internal/elfstrip":   nil,
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
-	"cmd/modsign":         {"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached", "internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign", "sign/manifest", "verify"},
-	"hashlist":            {"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch", "internal/vmlinux"},
-	"internal/module":     {"internal/compress", "internal/dirfd"},
-	"internal/onetime":    {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
-	"internal/perjob":     nil,
-	"internal/siglayout":  {"internal/module"},
-	"internal/undump":     nil,
-	"internal/vmlinux":    {"internal/compress"},
-	"internal/kbuildrun":  {"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent", "sign", "hashlist"},
-	"kbuild":              {"internal/module"},
-	"keygen":              {"internal/atomicfile", "internal/cms", "internal/keyfile"},
-	"keygen/agent":        {"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile", "internal/module", "internal/undump", "keygen"},
-	"sign":                {"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest"},
-	"sign/manifest":       {"internal/atomicfile", "internal/cms", "internal/module"},
-	"verify":              {"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module", "internal/batch", "internal/vmlinux"},
-	"internal/testmod":    nil,
+	"cmd/modsign": {
+		"hashlist",
+		"internal/atomicfile",
+		"internal/cms",
+		"internal/compress",
+		"internal/detached",
+		"internal/dirfd",
+		"internal/kbuildrun",
+		"internal/keyfile",
+		"internal/module",
+		"internal/onetime",
+		"internal/perjob",
+		"internal/undump",
+		"kbuild",
+		"keygen",
+		"keygen/agent",
+		"sign",
+		"sign/manifest",
+		"verify",
+	},
+	"hashlist": {
+		"internal/atomicfile",
+		"internal/dirfd",
+		"internal/elfstrip",
+		"internal/failures",
+		"internal/module",
+		"internal/batch",
+		"internal/vmlinux",
+	},
+	"internal/module":    {"internal/compress", "internal/dirfd"},
+	"internal/onetime":   {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
+	"internal/perjob":    nil,
+	"internal/siglayout": {"internal/module"},
+	"internal/undump":    nil,
+	"internal/vmlinux":   {"internal/compress"},
+	"internal/kbuildrun": {
+		"internal/atomicfile",
+		"internal/cms",
+		"internal/dirfd",
+		"kbuild",
+		"keygen",
+		"keygen/agent",
+		"sign",
+		"hashlist",
+	},
+	"kbuild": {"internal/module"},
+	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},
+	"keygen/agent": {
+		"internal/atomicfile",
+		"internal/cms",
+		"internal/dirfd",
+		"internal/failures",
+		"internal/keyfile",
+		"internal/module",
+		"internal/undump",
+		"keygen",
+	},
+	"sign": {
+		"internal/atomicfile",
+		"internal/cms",
+		"internal/compress",
+		"internal/dirfd",
+		"internal/elfstrip",
+		"internal/failures",
+		"internal/module",
+		"internal/batch",
+		"internal/siglayout",
+		"sign/manifest",
+	},
+	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
+	"verify": {
+		"internal/cms",
+		"internal/compress",
+		"internal/failures",
+		"internal/keyfile",
+		"internal/module",
+		"internal/batch",
+		"internal/vmlinux",
+	},
+	"internal/testmod": nil,
 
 	// For tests alone, as testmod is.
 	"internal/kerneltest":      {"internal/testmod"},
@@ -72,8 +136,21 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sync/semaphore":     {"internal/module"},
-	"golang.org/x/sys/unix":           {"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init", "internal/module", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign"},
-	"golang.org/x/term":               {"cmd/modsign"},
+	"golang.org/x/sys/unix": {
+		"cmd/modsign",
+		"internal/atomicfile",
+		"internal/dirfd",
+		"internal/kerneltest",
+		"internal/kerneltest/init",
+		"internal/module",
+		"internal/perjob",
+		"internal/undump",
+		"kbuild",
+		"keygen",
+		"keygen/agent",
+		"sign",
+	},
+	"golang.org/x/term": {"cmd/modsign"},
 
 	"github.com/cyphar/filepath-securejoin": {"internal/module"},
 }
@@ -86,7 +163,15 @@ type listedPackage struct {
 // listPackages is go list over the module.
 func listPackages(t *testing.T) []listedPackage {
 	t.Helper()
-	out := testmod.Run(t, "go", "list", "-C", "../..", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", "./...")
+	out := testmod.Run(
+		t,
+		"go",
+		"list",
+		"-C",
+		"../..",
+		"-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports",
+		"./...",
+	)
 	var packages []listedPackage
 	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p listedPackage
@@ -160,7 +245,9 @@ func TestArchitectureDocumented(t *testing.T) {
 }
 
 // The words by which a package would speak to the world on its own.
-var worldly = regexp.MustCompile(`\bos\.(Args|Getenv|LookupEnv|Environ|Stdin|Stdout|Stderr|Exit)\b|\bfmt\.Print|\blog\.(Print|Fatal|Panic)|(?m)^func init\(`)
+var worldly = regexp.MustCompile(
+	`\bos\.(Args|Getenv|LookupEnv|Environ|Stdin|Stdout|Stderr|Exit)\b|\bfmt\.Print|\blog\.(Print|Fatal|Panic)|(?m)^func init\(`,
+)
 
 // TestOnlyCommandSpeaks checks that the command alone reads arguments and the
 // environment, writes to the terminal, and exits.

@@ -86,7 +86,10 @@ func TestInterrupt(t *testing.T) {
 			}
 
 			n := signed()
-			want := fmt.Sprintf("modsign: interrupted: %s left unchanged; run the same command again to complete it\n", plural(len(files)-n, "module"))
+			want := fmt.Sprintf(
+				"modsign: interrupted: %s left unchanged; run the same command again to complete it\n",
+				plural(len(files)-n, "module"),
+			)
 			if !strings.HasSuffix(stderr.String(), want) || strings.Count(stderr.String(), "\n") != 2 {
 				t.Errorf("stderr is %q, want it to end with %q", stderr.String(), want)
 			}
@@ -111,7 +114,8 @@ func TestInterrupt(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			if r := modsign(t, "sign", "--key", keyFile, "--cert", certFile, "--existing", "skip", tree); r.code != 0 || !strings.Contains(r.stderr, fmt.Sprintf(", skipped %d that were", n)) {
+			if r := modsign(t, "sign", "--key", keyFile, "--cert", certFile, "--existing", "skip", tree); r.code != 0 ||
+				!strings.Contains(r.stderr, fmt.Sprintf(", skipped %d that were", n)) {
 				t.Errorf("the next run has exit code %d: %s", r.code, r.stderr)
 			}
 			if r := modsign(t, "verify", "--cert", certFile, tree); r.code != 0 || !strings.Contains(r.stderr, "201 modules") {

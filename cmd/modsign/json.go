@@ -124,7 +124,14 @@ type jsonHashed struct {
 }
 
 func newJSONHashed(r hashlist.Result) jsonHashed {
-	o := jsonHashed{Type: "module", Path: r.Path, Target: r.Target, Name: r.Name, Verdict: string(r.Verdict), Detail: r.Detail}
+	o := jsonHashed{
+		Type:    "module",
+		Path:    r.Path,
+		Target:  r.Target,
+		Name:    r.Name,
+		Verdict: string(r.Verdict),
+		Detail:  r.Detail,
+	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
 	}
@@ -179,7 +186,10 @@ func newJSONInspected(d *verify.Description) jsonInspected {
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
 		for _, s := range l.Signers {
-			layer.Signers = append(layer.Signers, jsonSigner{s.Name, s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute})
+			layer.Signers = append(
+				layer.Signers,
+				jsonSigner{s.Name, s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute},
+			)
 		}
 		o.Layers = append(o.Layers, layer)
 	}

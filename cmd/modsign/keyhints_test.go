@@ -35,7 +35,8 @@ func TestKeyHints(t *testing.T) {
 		}
 	}
 	err := nameInsecureFlag(insecure(keygen.InsecureError{Mode: 0o644}))
-	if f, ok := errors.AsType[*failure](err); !ok || !strings.HasSuffix(f.hint, "chmod 600 'a key' # or sign with it as it is: --allow-insecure-key") {
+	if f, ok := errors.AsType[*failure](err); !ok ||
+		!strings.HasSuffix(f.hint, "chmod 600 'a key' # or sign with it as it is: --allow-insecure-key") {
 		t.Errorf("%#v", err)
 	}
 }

@@ -128,8 +128,27 @@ kernel will take them.
 			root.AddCommand(c)
 		}
 	}
-	add("everyday", newSignCommand(u), newModulesSignCommand(u), newVerifyCommand(u), newInspectCommand(u), newKeygenCommand(u), newKbuildCommand(u), newHashlistCommand(u))
-	add("more", newStripCommand(u), newDigestCommand(u), newSignDigestsCommand(u), newAttachCommand(u), newAgentCommand(u), newSignFileCommand(u), newCompletionCommand(u), newVersionCommand(u))
+	add(
+		"everyday",
+		newSignCommand(u),
+		newModulesSignCommand(u),
+		newVerifyCommand(u),
+		newInspectCommand(u),
+		newKeygenCommand(u),
+		newKbuildCommand(u),
+		newHashlistCommand(u),
+	)
+	add(
+		"more",
+		newStripCommand(u),
+		newDigestCommand(u),
+		newSignDigestsCommand(u),
+		newAttachCommand(u),
+		newAgentCommand(u),
+		newSignFileCommand(u),
+		newCompletionCommand(u),
+		newVersionCommand(u),
+	)
 	completeAll(root)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())

@@ -61,13 +61,18 @@ func TestSignFileWarnsOnce(t *testing.T) {
 	const all = `seq 0 7 | xargs -P 4 -I{} sh -c '"$0" sha256 key.pem cert.pem {}.ko; true' "$0"`
 	for range 2 { // a second build warns again
 		warnings := build(all)
-		if strings.Count(warnings, "\n") != 1 || !strings.HasPrefix(warnings, "sign-file: warning: key.pem: private key is open to others") ||
-			!strings.Contains(warnings, "chmod 600 key.pem") || !strings.Contains(warnings, "--allow-insecure-key") {
+		if strings.Count(warnings, "\n") != 1 ||
+			!strings.HasPrefix(warnings, "sign-file: warning: key.pem: private key is open to others") ||
+			!strings.Contains(warnings, "chmod 600 key.pem") ||
+			!strings.Contains(warnings, "--allow-insecure-key") {
 			t.Errorf("got %q, want one warning", warnings)
 		}
 	}
 	// Another key is another matter.
-	if got := build(all + `; cp -p key.pem key2.pem; chmod 644 key2.pem; "$0" sha256 key2.pem cert.pem m.ko`); strings.Count(got, "warning") != 2 {
+	if got := build(all + `; cp -p key.pem key2.pem; chmod 644 key2.pem; "$0" sha256 key2.pem cert.pem m.ko`); strings.Count(
+		got,
+		"warning",
+	) != 2 {
 		t.Errorf("got %q, want a warning for each key", got)
 	}
 	// Where nothing can be noted, it warns each time.

@@ -66,7 +66,11 @@ func TestStories(t *testing.T) {
 		{"cert.der", key.Certificate.Raw, 0o644},
 		{"other.pem", append(bytes.Clone(other.KeyPEM), other.CertPEM...), 0o600},
 		{"other.der", other.Certificate.Raw, 0o644},
-		{"rsa.pem", append(bytes.Clone(rsa.KeyPEM), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rsaCert})...), 0o600},
+		{
+			"rsa.pem",
+			append(bytes.Clone(rsa.KeyPEM), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rsaCert})...),
+			0o600,
+		},
 		{"rsa.der", rsaCert, 0o644},
 	}
 	secrets := []string{passphrase}
@@ -263,7 +267,8 @@ func TestShippedModules(t *testing.T) {
 			}
 			r := modsign(t, append([]string{"verify"}, args...)...)
 			want := fmt.Sprintf("modsign: verified %d modules against ", count)
-			if r.code != 0 || r.stdout != "" || !strings.HasPrefix(r.stderr, want) || !strings.HasSuffix(r.stderr, ": all trusted\n") {
+			if r.code != 0 || r.stdout != "" || !strings.HasPrefix(r.stderr, want) ||
+				!strings.HasSuffix(r.stderr, ": all trusted\n") {
 				t.Errorf("exit code %d, want 0 and %q\n%s%s", r.code, want, r.stdout, r.stderr)
 			}
 		})

@@ -60,17 +60,65 @@ func newSignFileWorld(t *testing.T) *signFileWorld {
 		"reversed.pem": slices.Concat(key.CertPEM, key.KeyPEM),
 		"other.pem":    other.CertPEM,
 		"der-junk":     append(bytes.Clone(key.Certificate.Raw), "more"...),
-		"padded.pem":   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: append(bytes.Clone(key.Certificate.Raw), 0, 0, 0)}),
-		"long.pem":     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: append([]byte{0x30, 0x83, 0}, key.Certificate.Raw[2:]...)}),
-		"sig":          []byte("any bytes at all"),
-		"enc.pem":      run("enc.pem", "pkcs8", "-topk8", "-v2", "aes-256-cbc", "-in", keyFile, "-passout", "pass:"+passphrase),
-		"legacy.pem":   run("legacy.pem", "rsa", "-aes128", "-traditional", "-in", keyFile, "-passout", "pass:"+passphrase),
-		"pkcs1.pem":    run("pkcs1.pem", "rsa", "-traditional", "-in", keyFile),
-		"negative.pem": run("negative.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=negative", "-set_serial", "-4711"),
-		"md5.pem":      run("md5.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=MD5", "-md5"),
-		"pss.pem":      run("pss.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=PSS", "-sigopt", "rsa_padding_mode:pss"),
-		"nokeyid.pem": run("nokeyid.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=no key id", "-set_serial", "7",
-			"-config", testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\n[dn]\n"))),
+		"padded.pem": pem.EncodeToMemory(
+			&pem.Block{Type: "CERTIFICATE", Bytes: append(bytes.Clone(key.Certificate.Raw), 0, 0, 0)},
+		),
+		"long.pem": pem.EncodeToMemory(
+			&pem.Block{Type: "CERTIFICATE", Bytes: append([]byte{0x30, 0x83, 0}, key.Certificate.Raw[2:]...)},
+		),
+		"sig": []byte("any bytes at all"),
+		"enc.pem": run(
+			"enc.pem",
+			"pkcs8",
+			"-topk8",
+			"-v2",
+			"aes-256-cbc",
+			"-in",
+			keyFile,
+			"-passout",
+			"pass:"+passphrase,
+		),
+		"legacy.pem": run("legacy.pem", "rsa", "-aes128", "-traditional", "-in", keyFile, "-passout", "pass:"+passphrase),
+		"pkcs1.pem":  run("pkcs1.pem", "rsa", "-traditional", "-in", keyFile),
+		"negative.pem": run(
+			"negative.pem",
+			"req",
+			"-new",
+			"-x509",
+			"-key",
+			keyFile,
+			"-subj",
+			"/CN=negative",
+			"-set_serial",
+			"-4711",
+		),
+		"md5.pem": run("md5.pem", "req", "-new", "-x509", "-key", keyFile, "-subj", "/CN=MD5", "-md5"),
+		"pss.pem": run(
+			"pss.pem",
+			"req",
+			"-new",
+			"-x509",
+			"-key",
+			keyFile,
+			"-subj",
+			"/CN=PSS",
+			"-sigopt",
+			"rsa_padding_mode:pss",
+		),
+		"nokeyid.pem": run(
+			"nokeyid.pem",
+			"req",
+			"-new",
+			"-x509",
+			"-key",
+			keyFile,
+			"-subj",
+			"/CN=no key id",
+			"-set_serial",
+			"7",
+			"-config",
+			testmod.WriteFile(t, "conf", []byte("[req]\ndistinguished_name=dn\n[dn]\n")),
+		),
 	}}
 }
 
@@ -237,7 +285,12 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "-x", args: append(with("-x"), usual...), code: 2},
 		{name: "-kx", args: append(with("-kx"), usual...), code: 2},
 		{name: "--help", args: with("--help"), code: 2},
-		{name: "POSIXLY_CORRECT, too many", args: append(slices.Clone(usual), "-k", "out.ko"), env: "POSIXLY_CORRECT=1", code: 2},
+		{
+			name: "POSIXLY_CORRECT, too many",
+			args: append(slices.Clone(usual), "-k", "out.ko"),
+			env:  "POSIXLY_CORRECT=1",
+			code: 2,
+		},
 
 		{name: "SHA-512", args: with("sha512", "key.pem", "cert.pem", "m.ko")},
 		{name: "SHA-384", args: with("SHA384", "key.pem", "cert.pem", "m.ko")},
@@ -259,7 +312,10 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "combined as certificate", args: with("sha256", "key.pem", "combined.pem", "m.ko")},
 		{name: "certificate before key", args: with("sha256", "reversed.pem", "reversed.pem", "m.ko")},
 		{name: "certificate with a negative serial number", args: with("sha256", "key.pem", "negative.pem", "m.ko")},
-		{name: "certificate with a negative serial number, -k", args: with("-k", "sha256", "key.pem", "negative.pem", "m.ko")},
+		{
+			name: "certificate with a negative serial number, -k",
+			args: with("-k", "sha256", "key.pem", "negative.pem", "m.ko"),
+		},
 		{name: "certificate with bytes after its DER in PEM", args: with("sha256", "key.pem", "padded.pem", "m.ko")},
 		{name: "certificate with a length of 3 octets", args: with("sha256", "key.pem", "long.pem", "m.ko")},
 		{name: "certificate with MD5", args: with("sha256", "key.pem", "md5.pem", "m.ko")},
@@ -275,8 +331,18 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 
 		{name: "PIN, PKCS #8", args: with("sha256", "enc.pem", "cert.pem", "m.ko"), env: "KBUILD_SIGN_PIN=" + passphrase},
 		{name: "PIN, legacy", args: with("sha256", "legacy.pem", "cert.pem", "m.ko"), env: "KBUILD_SIGN_PIN=" + passphrase},
-		{name: "wrong PIN, PKCS #8", args: with("sha256", "enc.pem", "cert.pem", "m.ko"), env: "KBUILD_SIGN_PIN=donkey", code: 1},
-		{name: "wrong PIN, legacy", args: with("sha256", "legacy.pem", "cert.pem", "m.ko"), env: "KBUILD_SIGN_PIN=donkey", code: 1},
+		{
+			name: "wrong PIN, PKCS #8",
+			args: with("sha256", "enc.pem", "cert.pem", "m.ko"),
+			env:  "KBUILD_SIGN_PIN=donkey",
+			code: 1,
+		},
+		{
+			name: "wrong PIN, legacy",
+			args: with("sha256", "legacy.pem", "cert.pem", "m.ko"),
+			env:  "KBUILD_SIGN_PIN=donkey",
+			code: 1,
+		},
 		{name: "empty PIN", args: with("sha256", "enc.pem", "cert.pem", "m.ko"), env: "KBUILD_SIGN_PIN=", code: 1},
 		{name: "no PIN, PKCS #8", args: with("sha256", "enc.pem", "cert.pem", "m.ko"), code: 1},
 		{name: "no PIN, legacy", args: with("sha256", "legacy.pem", "cert.pem", "m.ko"), code: 1},
@@ -285,7 +351,11 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "folder as module", args: with("sha256", "key.pem", "cert.pem", "dir"), code: 1},
 		{name: "empty module", args: with("sha256", "key.pem", "cert.pem", "empty.ko")},
 		{name: "text as module", args: with("sha256", "key.pem", "cert.pem", "text")},
-		{name: "module is a link, dest", args: with("sha256", "key.pem", "cert.pem", "link.ko", "out.ko"), setup: "ln -s m.ko link.ko"},
+		{
+			name:  "module is a link, dest",
+			args:  with("sha256", "key.pem", "cert.pem", "link.ko", "out.ko"),
+			setup: "ln -s m.ko link.ko",
+		},
 		{name: "module has another name", args: usual, setup: "ln m.ko other.ko"},
 		{name: "module name with spaces", args: with("sha256", "key.pem", "cert.pem", "a b.ko"), setup: "mv m.ko 'a b.ko'"},
 	}
@@ -323,7 +393,10 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 				t.Errorf("exit code %d, the kernel's has %d\n%s", got.code, want.code, got.stderr)
 			}
 			// The kernel's leaves its temporary file behind where it fails.
-			maps.DeleteFunc(wantFiles, func(name, _ string) bool { return want.code == 1 && strings.HasSuffix(name, ".~signed~") })
+			maps.DeleteFunc(
+				wantFiles,
+				func(name, _ string) bool { return want.code == 1 && strings.HasSuffix(name, ".~signed~") },
+			)
 			for _, d := range differences(files, wantFiles) {
 				t.Error(d)
 			}
@@ -447,7 +520,14 @@ func TestSignFileInKernelTree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := signFileRun(t, "scripts/sign-file", dir, "022", nil, []string{"sha512", "certs/signing_key.pem", "certs/signing_key.x509", "m.ko"})
+	r := signFileRun(
+		t,
+		"scripts/sign-file",
+		dir,
+		"022",
+		nil,
+		[]string{"sha512", "certs/signing_key.pem", "certs/signing_key.x509", "m.ko"},
+	)
 	if r != (ran{}) {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}

@@ -16,7 +16,11 @@ func newTrees(t *testing.T) *Hook {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &Hook{Objtree: filepath.Join(dir, "obj"), Srctree: filepath.Join(dir, "src"), Program: testmod.Program(t, "true", "coreutils")}
+	h := &Hook{
+		Objtree: filepath.Join(dir, "obj"),
+		Srctree: filepath.Join(dir, "src"),
+		Program: testmod.Program(t, "true", "coreutils"),
+	}
 	for _, path := range []string{h.Objtree, filepath.Join(h.Srctree, "scripts")} {
 		if err := os.MkdirAll(path, 0o777); err != nil {
 			t.Fatal(err)

@@ -64,7 +64,10 @@ func TestParseMakeFlagsOfRealMake(t *testing.T) {
 		{"-l2.5 -I nks -Iqt", MakeFlags{}},
 		{"-I nks --eval=nks:=qt -B", MakeFlags{}},
 		{"INSTALL_MOD_PATH=/x/n", MakeFlags{Vars: map[string]string{"INSTALL_MOD_PATH": "/x/n"}}},
-		{"-s V=1 -j3 X=--dry-run Y=-n", MakeFlags{Silent: true, Jobs: 3, Vars: map[string]string{"V": "1", "X": "--dry-run", "Y": "-n"}}},
+		{
+			"-s V=1 -j3 X=--dry-run Y=-n",
+			MakeFlags{Silent: true, Jobs: 3, Vars: map[string]string{"V": "1", "X": "--dry-run", "Y": "-n"}},
+		},
 	}
 	for _, test := range tests {
 		for _, goal := range []string{"all", "deeper", "deepest"} {

@@ -146,7 +146,8 @@ func TestPatch(t *testing.T) {
 		t.Fatalf("Apply: %v, %v", state, err)
 	}
 	after := contents(t, source)
-	if got := len(after) - len(before); got != 2 || !strings.Contains(after["kernel/module/Kconfig"], "config MODULE_HASHES\n") {
+	if got := len(after) - len(before); got != 2 ||
+		!strings.Contains(after["kernel/module/Kconfig"], "config MODULE_HASHES\n") {
 		t.Errorf("Apply has made %d new files: %s", got, list(t, source))
 	}
 	if info, err := os.Stat(mode); err != nil || info.Mode().Perm() != 0o555 {
@@ -317,7 +318,10 @@ func TestPatchVersions(t *testing.T) {
 		"VERSION = 6\n":                                                     `/Makefile does not say which kernel this is: its PATCHLEVEL is ""`,
 		"all:\n":                                                            `/Makefile does not say which kernel this is: its VERSION is ""`,
 	} {
-		root := makeTree(t, map[string]string{"Makefile": "# SPDX\n" + version, "Kconfig": "", "scripts/Makefile.modinst": ""})
+		root := makeTree(
+			t,
+			map[string]string{"Makefile": "# SPDX\n" + version, "Kconfig": "", "scripts/Makefile.modinst": ""},
+		)
 		p, err := OpenPatch(root)
 		if err == nil && p.For+" "+p.Version != want || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %+v, %v", version, p, err)
@@ -340,12 +344,23 @@ func TestPatchParts(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		major, minor, _ := strings.Cut(strings.TrimPrefix(dir.Name(), "linux-"), ".")
-		p := openPatch(t, makeTree(t, map[string]string{"Makefile": "VERSION = " + major + "\nPATCHLEVEL = " + minor + "\n", "Kconfig": "", "scripts/Makefile.modinst": ""}))
+		p := openPatch(
+			t,
+			makeTree(
+				t,
+				map[string]string{
+					"Makefile":                 "VERSION = " + major + "\nPATCHLEVEL = " + minor + "\n",
+					"Kconfig":                  "",
+					"scripts/Makefile.modinst": "",
+				},
+			),
+		)
 		var parts []byte
 		for _, f := range p.files {
 			parts = append(parts, f.text...)
 		}
-		if "linux-"+p.For != dir.Name() || len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) || !bytes.HasSuffix(p.Text(), parts) {
+		if "linux-"+p.For != dir.Name() || len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) ||
+			!bytes.HasSuffix(p.Text(), parts) {
 			t.Errorf("%s: the patch for %s has come apart into %d files", dir.Name(), p.For, len(p.files))
 		}
 	}

@@ -7,7 +7,15 @@ import (
 )
 
 func TestPlan(t *testing.T) {
-	names := map[Work]string{Other: "other", Build: "build", Package: "package", Install: "install", Sign: "sign", Clean: "clean", Purge: "purge"}
+	names := map[Work]string{
+		Other:   "other",
+		Build:   "build",
+		Package: "package",
+		Install: "install",
+		Sign:    "sign",
+		Clean:   "clean",
+		Purge:   "purge",
+	}
 	for _, test := range []struct{ goals, want string }{
 		{"", "build[]"},
 		{"all", "build[all]"},

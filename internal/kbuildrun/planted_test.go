@@ -32,7 +32,16 @@ func TestPlanted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newTrees(t)
 			outside := t.TempDir()
-			precious := []string{"file", "sign-file", "sign-file.kbuild", "certificate.pem", "receipt-0123456789abcdef.json", "hook.mk", "unfinished", "hashes"}
+			precious := []string{
+				"file",
+				"sign-file",
+				"sign-file.kbuild",
+				"certificate.pem",
+				"receipt-0123456789abcdef.json",
+				"hook.mk",
+				"unfinished",
+				"hashes",
+			}
 			for _, file := range precious {
 				put(t, filepath.Join(outside, file), "precious", 0o755)
 			}
@@ -52,7 +61,8 @@ func TestPlanted(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := do(h)
-			if planted, ok := errors.AsType[*dirfd.PlantedError](err); !ok || planted.Path != path || planted.What != "a symbolic link" {
+			if planted, ok := errors.AsType[*dirfd.PlantedError](err); !ok || planted.Path != path ||
+				planted.What != "a symbolic link" {
 				t.Errorf("error is %v, want one about %s", err, path)
 			}
 			if to, err := os.Readlink(path); to != target || err != nil {
@@ -63,7 +73,11 @@ func TestPlanted(t *testing.T) {
 					t.Errorf("%s outside of the tree is %q (%v)", file, text, err)
 				}
 			}
-			if all := list(t, outside); len(all) != len("file sign-file sign-file.kbuild certificate.pem receipt-0123456789abcdef.json hook.mk unfinished hashes") {
+			if all := list(t, outside); len(
+				all,
+			) != len(
+				"file sign-file sign-file.kbuild certificate.pem receipt-0123456789abcdef.json hook.mk unfinished hashes",
+			) {
 				t.Errorf("outside of the tree are %s", all)
 			}
 		})

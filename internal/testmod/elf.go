@@ -94,12 +94,15 @@ func Testdata(t testing.TB) []string {
 		t.Fatal("no caller")
 	}
 	var found []string
-	err := filepath.WalkDir(filepath.Join(filepath.Dir(file), "../../testdata/modules"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && strings.Contains(d.Name(), ".ko") {
-			found = append(found, path)
-		}
-		return err
-	})
+	err := filepath.WalkDir(
+		filepath.Join(filepath.Dir(file), "../../testdata/modules"),
+		func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() && strings.Contains(d.Name(), ".ko") {
+				found = append(found, path)
+			}
+			return err
+		},
+	)
 	if err != nil || len(found) == 0 {
 		t.Fatalf("no modules in testdata/modules (%v)", err)
 	}

@@ -44,12 +44,15 @@ func Kernels(t testing.TB) []Kernel {
 		version := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
 		root := filepath.Dir(filepath.Dir(image))
 		k := Kernel{Version: version, Root: root, Image: image, Config: filepath.Join(root, "boot", "config-"+version)}
-		err := filepath.WalkDir(filepath.Join(root, "lib", "modules", version), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.Type().IsRegular() && strings.Contains(d.Name(), ".ko") {
-				k.Modules = append(k.Modules, path)
-			}
-			return err
-		})
+		err := filepath.WalkDir(
+			filepath.Join(root, "lib", "modules", version),
+			func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.Type().IsRegular() && strings.Contains(d.Name(), ".ko") {
+					k.Modules = append(k.Modules, path)
+				}
+				return err
+			},
+		)
 		if err != nil || len(k.Modules) == 0 {
 			t.Fatalf("%s holds no modules (%v): remove it and run scripts/kernels again", root, err)
 		}

@@ -64,8 +64,11 @@ func makeKey(algorithm string) (*Key, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "modsign test key " + algorithm, Organization: []string{"modsign tests"}},
+		SerialNumber: serial,
+		Subject: pkix.Name{
+			CommonName:   "modsign test key " + algorithm,
+			Organization: []string{"modsign tests"},
+		},
 		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(time.Hour),
 		SubjectKeyId:          keyID[:],

@@ -290,7 +290,14 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte(manifest))
 	f.Add([]byte(manifest[:len(manifest)/2]))
 	f.Add([]byte(strings.Replace(manifest, "hello", `h\"e`, 1)))
-	f.Add([]byte(withSum(string(firstLine(manifestKind)), `{"message_type":"module","path":"a\"\\/ü.ko","size":9223372036854775807,"hash":"sha1","digest":"0000000000000000000000000000000000000000"}`+"\n")))
+	f.Add(
+		[]byte(
+			withSum(
+				string(firstLine(manifestKind)),
+				`{"message_type":"module","path":"a\"\\/ü.ko","size":9223372036854775807,"hash":"sha1","digest":"0000000000000000000000000000000000000000"}`+"\n",
+			),
+		),
+	)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if m, err := Read(bytes.NewReader(b)); err == nil && text(t, m) != string(b) {
 			t.Errorf("read\n%q\nwhich is written\n%q", b, text(t, m))

@@ -16,7 +16,10 @@ import (
 // The inputs are files of signatures with a few changes, with the sum of what they were or
 // of what they have become.
 func FuzzReadSignatures(f *testing.F) {
-	tree, err := sign.Open(f.Context(), sign.Source{Roots: []string{"../../testdata/modules/s390x/plain/hello.ko"}, DryRun: true})
+	tree, err := sign.Open(
+		f.Context(),
+		sign.Source{Roots: []string{"../../testdata/modules/s390x/plain/hello.ko"}, DryRun: true},
+	)
 	if err != nil {
 		f.Fatal(err)
 	}
