@@ -84,7 +84,7 @@ func contents(t testing.TB, root string) map[string]string {
 func TestTwoPhases(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "testdata", "modules")
-	base := folder(t)
+	base := directory(t)
 	for _, hash := range testmod.Few(hashes, 1) {
 		for _, useKeyID := range []bool{false, true} {
 			name := fmt.Sprintf("%s-%v", cms.HashName(hash), useKeyID)

@@ -37,8 +37,8 @@ func newSigner(t testing.TB) *sign.Signer {
 	return signer
 }
 
-// folder holds files.
-func folder(t testing.TB, files map[string][]byte) string {
+// directory holds files.
+func directory(t testing.TB, files map[string][]byte) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, data := range files {
@@ -59,7 +59,7 @@ func open(t testing.TB, source sign.Source) *sign.Tree {
 	return tree
 }
 
-// attachment has the signatures of the modules in a folder.
+// attachment has the signatures of the modules in a directory.
 func attachment(t testing.TB, dir string) *sign.Attachment {
 	t.Helper()
 	m, err := open(
@@ -117,13 +117,13 @@ func TestIncomplete(t *testing.T) {
 			return sign.Summary{Failed: 1, Modules: 2 + len(m)}, err
 		}, sign.ErrNotModule},
 		"Attach": {func(t1 *sign.Tree, dir string, o sign.Options) (sign.Summary, error) {
-			good := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+			good := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
 			return t1.Attach(t.Context(), attachment(t, good), sign.AttachOptions{WriteOptions: o.WriteOptions, Existing: o.Existing, Detached: o.Detached})
 		}, sign.ErrNotModule},
 	} {
 		for _, dry := range []bool{false, true} {
 			for _, report := range []func(sign.Result){nil, func(sign.Result) {}} {
-				dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
+				dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
 				tree := open(t, sign.Source{Roots: []string{dir}})
 				s, err := work.do(
 					tree,
@@ -143,7 +143,7 @@ func TestIncomplete(t *testing.T) {
 		}
 	}
 
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
 	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.ProveOptions{}); !errors.Is(
 		err,
 		sign.ErrIncomplete,
@@ -152,7 +152,7 @@ func TestIncomplete(t *testing.T) {
 		t.Errorf("a module without a proof: %v", err)
 	}
 	signed := sign.Options{Existing: sign.Refuse}
-	if _, err := open(t, sign.Source{Roots: []string{folder(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(
+	if _, err := open(t, sign.Source{Roots: []string{directory(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(
 		err,
 		sign.ErrSigned,
 	) {
@@ -176,7 +176,7 @@ func TestIncompleteIsBounded(t *testing.T) {
 	for i := range 300 {
 		files[fmt.Sprintf("%03d.ko", i)] = []byte("text")
 	}
-	dir := folder(t, files)
+	dir := directory(t, files)
 	_, err := open(t, sign.Source{Roots: []string{dir}}).Sign(t.Context(), newSigner(t), sign.Options{})
 	text := err.Error()
 	if !strings.HasPrefix(text, "300 of 300 modules failed: "+dir+"/000.ko: ") ||
@@ -197,7 +197,7 @@ func TestIncompleteInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s, err := open(
 		t,
-		sign.Source{Roots: []string{folder(t, files)}},
+		sign.Source{Roots: []string{directory(t, files)}},
 	).Sign(ctx, newSigner(t), sign.Options{WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}}})
 	if !errors.Is(err, cause) || errors.Is(err, sign.ErrIncomplete) || s.Failed == 0 {
 		t.Errorf("%+v, %v", s, err)
@@ -227,7 +227,7 @@ func TestNothing(t *testing.T) {
 			return errors.New("refused")
 		}
 	}
-	module := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	module := filepath.Join(directory(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
 	tree := open(t, sign.Source{Roots: []string{module}})
 	ctx := t.Context()
 	ignore := func(_ any, err error) error { return err }
@@ -322,7 +322,7 @@ func (noHashes) Proof(string, []byte) ([]byte, error) { return []byte("proof"), 
 // A tree that is closed does nothing any more: others may have it.
 func TestClosed(t *testing.T) {
 	t.Parallel()
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF()})
 	a, ctx := attachment(t, dir), t.Context()
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	tree.Close()
@@ -362,7 +362,7 @@ func TestUnknownValues(t *testing.T) {
 	if s := sign.Existing(7).String(); s != "Existing(7)" {
 		t.Errorf("Existing(7) is %q", s)
 	}
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF()})
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	refused := func(what any, errs ...error) {
 		t.Helper()
@@ -425,7 +425,7 @@ func (growing) Proof(string, []byte) ([]byte, error) { return []byte("proof"), n
 // What the documentation names can be named, and matched.
 func TestNames(t *testing.T) {
 	t.Parallel()
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	_, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}})
 	if locked, ok := errors.AsType[*sign.LockedError](err); !ok || locked.Path == "" || locked.Holder == "" {
@@ -443,7 +443,7 @@ func TestNames(t *testing.T) {
 
 	// It grows while it is read.
 	large := append(testmod.ELF(), make([]byte, 1<<20)...)
-	path := filepath.Join(folder(t, map[string][]byte{"a.ko": large}), "a.ko")
+	path := filepath.Join(directory(t, map[string][]byte{"a.ko": large}), "a.ko")
 	tree = open(t, sign.Source{Roots: []string{path}})
 	grow := growing(func() error { return os.WriteFile(path, large[:len(large)-1], 0o644) })
 	if _, err := tree.Prove(t.Context(), grow, sign.ProveOptions{}); !errors.Is(err, sign.ErrChanged) ||
@@ -452,7 +452,7 @@ func TestNames(t *testing.T) {
 	}
 	tree.Close()
 
-	packed := folder(t, map[string][]byte{"a.ko": large})
+	packed := directory(t, map[string][]byte{"a.ko": large})
 	for _, format := range []sign.Format{sign.Gzip, sign.XZ, sign.Zstd, sign.None} {
 		if parsed, err := sign.ParseFormat(format.String()); err != nil || parsed != format {
 			t.Errorf("%v: %v, %v", format, parsed, err)
@@ -505,7 +505,7 @@ func TestFileAppends(t *testing.T) {
 	t.Parallel()
 	sig := make([]byte, 64)
 	rand.Read(sig)
-	path := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	path := filepath.Join(directory(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
 	if err := sign.File(t.Context(), nil, path, "", sign.FileOptions{Signature: sig}); err != nil ||
 		!bytes.Contains(read(t, path), sig) {
 		t.Errorf("%v", err)

@@ -45,7 +45,7 @@ func exists(t testing.TB, path string) bool {
 	return err == nil
 }
 
-// Of the modules below a folder, those are signed that are named, in that order,
+// Of the modules below a directory, those are signed that are named, in that order,
 // and nothing else is touched.
 func TestNames(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
@@ -134,7 +134,7 @@ func TestNames(t *testing.T) {
 					}
 				}
 				if want := len(others) + len(order) + len([]string{"root", ".", "z", "deep", "er", "unnamed"}); len(after) != want {
-					t.Errorf("%d files and folders instead of %d: %q", len(after), want, slices.Sorted(maps.Keys(after)))
+					t.Errorf("%d files and directories instead of %d: %q", len(after), want, slices.Sorted(maps.Keys(after)))
 				}
 			})
 		}
@@ -205,10 +205,10 @@ func TestNamesRefused(t *testing.T) {
 		}
 	}
 	unchanged(t, "refused", dir, before, true)
-	// The folder itself may be given by a link, and is locked, not each module.
+	// The directory itself may be given by a link, and is locked, not each module.
 	tree := openTree(t, Source{Roots: []string{"given"}, Names: []string{"a.ko", "sub/c.ko"}})
 	if _, ok := errors.AsType[*atomicfile.LockedError](openError(Source{Roots: []string{"root/b.ko"}})); !ok {
-		t.Error("a module below the folder was not locked")
+		t.Error("a module below the directory was not locked")
 	}
 	if tree.Modules() != 2 || exists(t, temp) {
 		t.Errorf("%d modules; %s", tree.Modules(), temp)
@@ -359,7 +359,7 @@ func TestCompressOptions(t *testing.T) {
 		put(t, filepath.Join(root, "old.ko"), old)
 		return root
 	}
-	// files checks what is in a folder, decompressed.
+	// files checks what is in a directory, decompressed.
 	files := func(t *testing.T, root string, want map[string][]byte) {
 		t.Helper()
 		for path, s := range snapshot(t, root) {

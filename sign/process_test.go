@@ -145,7 +145,7 @@ func TestKill(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 
-	base := folder(t)
+	base := directory(t)
 	root := filepath.Join(base, "tree")
 	signer := saveSigner(t, base)
 	old, groups := make(map[string][]byte), [][]string{}
@@ -306,7 +306,7 @@ func TestKillCompress(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	base := folder(t)
+	base := directory(t)
 	root := filepath.Join(base, "tree")
 	signer := saveSigner(t, base)
 	real := slices.DeleteFunc(
@@ -655,7 +655,7 @@ func TestReadOnlyMount(t *testing.T) {
 		t.Errorf("File: %v", err)
 	}
 	if s := mustSign(t, signer, Source{Roots: []string{dir}, Output: t.TempDir()}, Options{}); s.Signed != 2 {
-		t.Errorf("to another folder: %+v", s)
+		t.Errorf("to another directory: %+v", s)
 	}
 	unchanged(t, "read-only", dir, before, true)
 }
@@ -671,7 +671,7 @@ func TestPermissions(t *testing.T) {
 		return
 	}
 	needRoot(t)
-	base := folder(t)
+	base := directory(t)
 	if err := os.Chmod(base, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -727,7 +727,7 @@ func testPermissions(t *testing.T, dir string) {
 		err,
 		fs.ErrPermission,
 	) {
-		t.Errorf("Open with an output folder in theirs: %v", err)
+		t.Errorf("Open with an output directory in theirs: %v", err)
 	}
 
 	if f, err := os.Open(filepath.Join(mine, "unreadable.ko")); err == nil {
@@ -750,7 +750,7 @@ func testPermissions(t *testing.T, dir string) {
 	// A copy need not keep the owner.
 	summary, _ = sign(t, signer, Source{Roots: []string{theirs}, Output: filepath.Join(mine, "out")}, Options{})
 	if summary.Signed != 2 {
-		t.Errorf("to another folder: %+v", summary)
+		t.Errorf("to another directory: %+v", summary)
 	}
 }
 
@@ -785,7 +785,7 @@ func TestMemory(t *testing.T) {
 		return
 	}
 	testmod.Slow(t, "signs modules of 600 MB")
-	base := folder(t)
+	base := directory(t)
 	saveSigner(t, base)
 	root := filepath.Join(base, "tree")
 	testdata := testmod.Testdata(t)

@@ -93,7 +93,7 @@ func read(t testing.TB, path string) []byte {
 	return b
 }
 
-// put writes a file and the folders above it.
+// put writes a file and the directories above it.
 func put(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -104,9 +104,9 @@ func put(t testing.TB, path string, data []byte) {
 	}
 }
 
-// folder makes a folder for the test: in memory where there is plenty, for tests
+// directory makes a directory for the test: in memory where there is plenty, for tests
 // that write much.
-func folder(t testing.TB) string {
+func directory(t testing.TB) string {
 	t.Helper()
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < 4<<30 {
@@ -185,7 +185,7 @@ func payload(t testing.TB, path string) []byte {
 }
 
 // realModules writes n modules of a Debian kernel without their signatures to a
-// folder and returns their paths. Most are small; their sizes are spread from
+// directory and returns their paths. Most are small; their sizes are spread from
 // the smallest to some of a few hundred KB.
 func realModules(t testing.TB, dir string, n int) []string {
 	t.Helper()
@@ -271,7 +271,7 @@ func TestSameAsSignFile(t *testing.T) {
 	t.Parallel()
 	signFile := testmod.SignFile(t)
 	modules := testmod.Rounds(50, 5)
-	base := folder(t)
+	base := directory(t)
 	paths := realModules(t, filepath.Join(base, "in"), modules)
 	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	for _, hash := range testmod.Few(hashes, 2) {
@@ -399,7 +399,7 @@ func signatureOf(b []byte) []byte {
 func TestOthersVerify(t *testing.T) {
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
-	dir := folder(t)
+	dir := directory(t)
 	paths := realModules(t, filepath.Join(dir, "in"), 3)
 	verifiedByGo := 0
 	algorithms := testmod.Few([]string{"ecdsa:p384", "rsa:2048", "rsa:4096", "ecdsa:p256", "ecdsa:p521"}, 1)
@@ -533,7 +533,7 @@ func TestCompressed(t *testing.T) {
 
 // What Debian signed and compressed comes out as what it was before.
 func TestStripDebian(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	const want = 4
 	n := 0
 	for _, k := range testmod.Kernels(t) {

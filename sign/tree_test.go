@@ -62,7 +62,7 @@ func stateOf(t testing.TB, path string) state {
 	return s
 }
 
-// snapshot is the state of all below a folder, and of the folders.
+// snapshot is the state of all below a directory, and of the directories.
 func snapshot(t testing.TB, root string) map[string]state {
 	t.Helper()
 	all := make(map[string]state)
@@ -78,9 +78,9 @@ func snapshot(t testing.TB, root string) map[string]state {
 	return all
 }
 
-// unchanged compares a folder with an earlier snapshot. Of folders, the times
-// tell of files that came and went; they count where folders is set.
-func unchanged(t testing.TB, what, root string, before map[string]state, folders bool) {
+// unchanged compares a directory with an earlier snapshot. Of directories, the times
+// tell of files that came and went; they count where dirs is set.
+func unchanged(t testing.TB, what, root string, before map[string]state, dirs bool) {
 	t.Helper()
 	after := snapshot(t, root)
 	for path, was := range before {
@@ -88,7 +88,7 @@ func unchanged(t testing.TB, what, root string, before map[string]state, folders
 		switch {
 		case !ok:
 			t.Errorf("%s: %s is gone", what, path)
-		case is != was && (folders || !is.Mode.IsDir()):
+		case is != was && (dirs || !is.Mode.IsDir()):
 			is.Content, was.Content = abbreviate(is.Content), abbreviate(was.Content)
 			t.Errorf("%s: %s was changed from\n%+v to\n%+v", what, path, was, is)
 		}
@@ -104,7 +104,7 @@ func abbreviate(s string) string {
 	return fmt.Sprintf("%d bytes, %q", len(s), s[:min(len(s), 60)])
 }
 
-// temps lists the temporary files below a folder.
+// temps lists the temporary files below a directory.
 func temps(t testing.TB, root string) []string {
 	t.Helper()
 	var found []string
@@ -481,7 +481,7 @@ func setXattr(t testing.TB, path, name, value string) {
 		testmod.Missing(
 			t,
 			fmt.Sprintf("a file system that takes %s (%v)", name, err),
-			"set TMPDIR to a folder on ext4 or XFS",
+			"set TMPDIR to a directory on ext4 or XFS",
 		)
 	}
 }
@@ -541,7 +541,7 @@ func TestPreserves(t *testing.T) {
 			put(t, listed, elf)
 			testmod.Run(t, setfacl, "-m", "u:1234:r,g:55:rw,m::rw", listed)
 			list := testmod.Run(t, getfacl, "-cpn", listed)
-			// A default list for what is new in the folder is nothing to the old files.
+			// A default list for what is new in the directory is nothing to the old files.
 			bare := filepath.Join(in, "bare.ko")
 			put(t, bare, elf)
 			testmod.Run(t, setfacl, "-d", "-m", "u:4321:rwx", in)
@@ -639,7 +639,7 @@ func TestHardLinks(t *testing.T) {
 		}
 	}
 
-	// Roots that are the names, one of them by way of a link to its folder.
+	// Roots that are the names, one of them by way of a link to its directory.
 	dir, names = set()
 	if err := os.Symlink("tree/sub", filepath.Join(dir, "way")); err != nil {
 		t.Fatal(err)
@@ -666,10 +666,10 @@ func TestHardLinks(t *testing.T) {
 	if !sameInode(t, written...) || stateOf(t, written[0]).Links != 3 || !bytes.Equal(read(t, written[0]), want) {
 		t.Error("what was written elsewhere is not one signed module")
 	}
-	unchanged(t, "with an output folder", filepath.Join(dir, "tree"), below(before, filepath.Join(dir, "tree")), true)
+	unchanged(t, "with an output directory", filepath.Join(dir, "tree"), below(before, filepath.Join(dir, "tree")), true)
 }
 
-// below is the part of a snapshot below a folder.
+// below is the part of a snapshot below a directory.
 func below(all map[string]state, root string) map[string]state {
 	part := make(map[string]state)
 	for path, s := range all {
@@ -813,13 +813,13 @@ func TestLeftovers(t *testing.T) {
 		t.Error("the temporary file of another module, which may be alive, was removed")
 	}
 
-	// With an output folder those in it; the input is only read.
+	// With an output directory those in it; the input is only read.
 	out := filepath.Join(dir, "out")
 	put(t, filepath.Join(out, "sub", "x"), nil)
 	inOutput := []string{leave(t, filepath.Join(out, "a.ko")), leave(t, filepath.Join(out, "sub", "b.ko"))}
 	before := snapshot(t, filepath.Join(dir, "in"))
 	mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{})
-	unchanged(t, "with an output folder", filepath.Join(dir, "in"), before, true)
+	unchanged(t, "with an output directory", filepath.Join(dir, "in"), before, true)
 	for _, path := range inOutput {
 		if exists(t, path) {
 			t.Errorf("%s was left", path)
@@ -873,7 +873,7 @@ func TestSymlinks(t *testing.T) {
 	links := map[string]string{
 		filepath.Join(tree, "file.ko"):   "../outside/b.ko",
 		filepath.Join(tree, "inside.ko"): "a.ko",
-		filepath.Join(tree, "folder"):    "../outside",
+		filepath.Join(tree, "directory"):    "../outside",
 		filepath.Join(tree, "loop"):      ".",
 		filepath.Join(tree, "broken.ko"): "nowhere",
 		filepath.Join(dir, "given.ko"):   "outside/b.ko",
@@ -991,7 +991,7 @@ func TestOpenRefuses(t *testing.T) {
 		{Source{Roots: []string{"empty"}}, ErrNoModules, "in empty"},
 		{Source{Roots: []string{"in", "nowhere"}}, fs.ErrNotExist, "nowhere"},
 		{Source{Roots: []string{"in"}, Output: "in"}, nil, "lies in the input"},
-		{Source{Roots: []string{"in"}, Output: "in/new/folder"}, nil, "lies in the input"},
+		{Source{Roots: []string{"in"}, Output: "in/new/directory"}, nil, "lies in the input"},
 		{Source{Roots: []string{"link"}, Output: "in/new"}, nil, "lies in the input"},
 		{Source{Roots: []string{"in"}, Output: "link/new"}, nil, "lies in the input"},
 		{Source{Roots: []string{"in/a.ko"}, Output: "in"}, nil, "would replace the input in/a.ko"},
@@ -1029,7 +1029,7 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s was changed", path)
 		}
 	}
-	// An output folder of which a root is a part is fine where nothing meets.
+	// An output directory of which a root is a part is fine where nothing meets.
 	if s := mustSign(t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{"in/sub/sub"}, Output: "in"}, Options{}); s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
@@ -1296,7 +1296,7 @@ func TestRenameFails(t *testing.T) {
 			testmod.Missing(
 				t,
 				fmt.Sprintf("a file system with immutable files (%v)", err),
-				"set TMPDIR to a folder on ext4 or XFS",
+				"set TMPDIR to a directory on ext4 or XFS",
 			)
 		}
 		defer set(0)

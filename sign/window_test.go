@@ -51,7 +51,7 @@ func TestWindowMemory(t *testing.T) {
 	}
 	testmod.Slow(t, "compresses and signs modules of 140 MB")
 	t.Parallel()
-	base := folder(t)
+	base := directory(t)
 	saveSigner(t, base)
 	large := filepath.Join(base, "large.ko")
 	put(t, large, testmod.ELF())

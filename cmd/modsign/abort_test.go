@@ -16,7 +16,7 @@ import (
 
 const ordinary = 65531 // a user with no other process, whom limits hold
 
-// world is a folder of an ordinary user, with the program in it as it is packaged.
+// world is a directory of an ordinary user, with the program in it as it is packaged.
 type world struct{ dir, program, key, cert string }
 
 func newWorld(t *testing.T) *world {
