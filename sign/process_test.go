@@ -130,7 +130,10 @@ func TestKill(t *testing.T) {
 		tree := openTree(t, Source{Roots: []string{filepath.Join(base, "tree")}})
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
+		if _, err := tree.Sign(
+			t.Context(), signer,
+			Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}},
+		); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -290,7 +293,10 @@ func TestKillCompress(t *testing.T) {
 		tree := openTree(t, source(base))
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
+		if _, err := tree.Sign(
+			t.Context(), signer,
+			Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}},
+		); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -717,16 +723,10 @@ func testPermissions(t *testing.T, dir string) {
 			t.Errorf("%+v: %+v", summary, results)
 		}
 	}
-	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(
-		err,
-		fs.ErrPermission,
-	) {
+	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("File: %v", err)
 	}
-	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(
-		err,
-		fs.ErrPermission,
-	) {
+	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Open with an output directory in theirs: %v", err)
 	}
 
@@ -769,7 +769,9 @@ func TestMemory(t *testing.T) {
 	if base := child(); base != "" {
 		signer := loadSigner(t, base)
 		root := filepath.Join(base, "tree")
-		if s := mustSign(t, signer, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{Jobs: 2, Sync: SyncNone}}); s.Signed != small+copies {
+		if s := mustSign(
+			t, signer, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{Jobs: 2, Sync: SyncNone}},
+		); s.Signed != small+copies {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)

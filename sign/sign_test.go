@@ -214,7 +214,9 @@ func realModules(t testing.TB, dir string, n int) []string {
 		place := int(float64(i*i) / float64(n*n) * 0.95 * float64(len(all)))
 		put(t, filepath.Join(dir, fmt.Sprintf("%02d-%s", i, filepath.Base(all[place].path))), read(t, all[place].path))
 	}
-	if s := mustSign(t, nil, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}}); s.Stripped != n {
+	if s := mustSign(
+		t, nil, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+	); s.Stripped != n {
 		t.Fatalf("of %d modules, %d had a signature", n, s.Stripped)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.ko"))
@@ -343,7 +345,9 @@ func TestSameAsSignFile(t *testing.T) {
 					if err := same(t, "File with Signature and sign-file -s", again+".raw", raw); err != nil {
 						return err
 					}
-					if err := errors.Join(os.Remove(again+".p7s"), File(t.Context(), signer, again, "", FileOptions{Save: true})); err != nil {
+					if err := errors.Join(
+						os.Remove(again+".p7s"), File(t.Context(), signer, again, "", FileOptions{Save: true}),
+					); err != nil {
 						return err
 					}
 					if err := same(t, "File and sign-file", again, theirs); err != nil {
@@ -518,7 +522,11 @@ func TestCompressed(t *testing.T) {
 		if f == compress.Gzip && withoutGzip {
 			shown = testmod.WriteFile(t, "m.ko", decompressed(t, f, got))
 		}
-		for field, want := range map[string]string{"signer": "modsign test key rsa:2048", "sig_hashalgo": "sha384", "sig_id": "PKCS#7"} {
+		for field, want := range map[string]string{
+			"signer":       "modsign test key rsa:2048",
+			"sig_hashalgo": "sha384",
+			"sig_id":       "PKCS#7",
+		} {
 			if got := strings.TrimSpace(string(testmod.Run(t, modinfo, "-F", field, shown))); got != want {
 				t.Errorf("%s: modinfo says %s is %q, not %q", rel, field, got, want)
 			}
@@ -573,7 +581,9 @@ func TestSignerOfReader(t *testing.T) {
 		t.Errorf("a payload that cannot be read: %v", err)
 	}
 	other := testmod.NewKey(t, "rsa:3072")
-	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256}); err == nil ||
+	if _, err := NewSigner(
+		other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256},
+	); err == nil ||
 		!strings.Contains(err.Error(), "does not match") {
 		t.Errorf("the certificate of another key: %v", err)
 	}

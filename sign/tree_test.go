@@ -347,7 +347,9 @@ func TestMaxSize(t *testing.T) {
 		t.Errorf("%+v", summary)
 	}
 	unchanged(t, "too large", dir, before, true)
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf))}}); s.Signed != 3 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf))}},
+	); s.Signed != 3 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -533,7 +535,9 @@ func TestPreserves(t *testing.T) {
 				setXattr(t, path, "user.note", "kept")
 				setXattr(t, path, "security.ima", "\x01signature")
 				setXattr(t, path, "security.evm", "\x02mac")
-				if err := errors.Join(os.Chown(path, 1234, 5678), os.Chmod(path, 0o751|fs.ModeSetuid|fs.ModeSetgid), os.Chtimes(path, when, when)); err != nil {
+				if err := errors.Join(
+					os.Chown(path, 1234, 5678), os.Chmod(path, 0o751|fs.ModeSetuid|fs.ModeSetgid), os.Chtimes(path, when, when),
+				); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -612,7 +616,9 @@ func TestHardLinks(t *testing.T) {
 		put(t, names[0], elf)
 		put(t, filepath.Join(dir, "tree/z.ko"), elf)
 		put(t, filepath.Join(dir, "tree/sub/x"), nil)
-		for _, to := range []string{names[1], names[2], filepath.Join(dir, "outside.ko"), filepath.Join(dir, "tree/other-name")} {
+		for _, to := range []string{
+			names[1], names[2], filepath.Join(dir, "outside.ko"), filepath.Join(dir, "tree/other-name"),
+		} {
 			if err := os.Link(names[0], to); err != nil {
 				t.Fatal(err)
 			}
@@ -702,7 +708,9 @@ func TestCompletes(t *testing.T) {
 		}
 		first := f.Name()
 		_, err = f.Write(content)
-		if err := errors.Join(err, f.AlsoAt(names[1]), f.AlsoAt(names[2]), f.Close(), os.Rename(first, names[0])); err != nil {
+		if err := errors.Join(
+			err, f.AlsoAt(names[1]), f.AlsoAt(names[2]), f.Close(), os.Rename(first, names[0]),
+		); err != nil {
 			t.Fatal(err)
 		}
 		return dir, names
@@ -839,7 +847,9 @@ func TestDryRun(t *testing.T) {
 	held := openTree(t, Source{Roots: []string{tree}}) // removes the temporary file
 	put(t, filepath.Join(tree, ".modsign-0123456789abcdef-0123456789abcdef.tmp"), nil)
 	before := snapshot(t, dir)
-	for _, source := range []Source{{Roots: []string{tree}, DryRun: true}, {Roots: []string{tree}, Output: filepath.Join(dir, "out"), DryRun: true}} {
+	for _, source := range []Source{
+		{Roots: []string{tree}, DryRun: true}, {Roots: []string{tree}, Output: filepath.Join(dir, "out"), DryRun: true},
+	} {
 		for _, opts := range []Options{{WriteOptions: WriteOptions{DryRun: true}}, {Detached: true}, {}} {
 			summary, results := sign(t, signer, source, opts)
 			if summary.Signed != 2 || summary.Failed != 1 || opts.Detached != (summary.Replaced == 0) {
@@ -873,7 +883,7 @@ func TestSymlinks(t *testing.T) {
 	links := map[string]string{
 		filepath.Join(tree, "file.ko"):   "../outside/b.ko",
 		filepath.Join(tree, "inside.ko"): "a.ko",
-		filepath.Join(tree, "directory"):    "../outside",
+		filepath.Join(tree, "directory"): "../outside",
 		filepath.Join(tree, "loop"):      ".",
 		filepath.Join(tree, "broken.ko"): "nowhere",
 		filepath.Join(dir, "given.ko"):   "outside/b.ko",
@@ -893,7 +903,9 @@ func TestSymlinks(t *testing.T) {
 	if !bytes.Equal(read(t, filepath.Join(tree, "a.ko")), want) {
 		t.Error("a.ko was not signed")
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{}); s.Modules != 1 ||
+	if s := mustSign(
+		t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{},
+	); s.Modules != 1 ||
 		s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
@@ -927,12 +939,39 @@ func TestOutput(t *testing.T) {
 		opts   Options
 		want   map[string][]byte // decompressed
 	}{
-		{"sign", signer, Options{}, map[string][]byte{"kernel/a.ko": signed(t, signer, elf), "kernel/deep/b.ko.gz": signed(t, signer, elf), "old.ko": signed(t, signer, elf)}},
+		{
+			"sign", signer, Options{},
+			map[string][]byte{
+				"kernel/a.ko":         signed(t, signer, elf),
+				"kernel/deep/b.ko.gz": signed(t, signer, elf),
+				"old.ko":              signed(t, signer, elf),
+			},
+		},
 		// The other tree has what was skipped as well.
-		{"skip", signer, Options{Existing: Skip}, map[string][]byte{"kernel/a.ko": signed(t, signer, elf), "kernel/deep/b.ko.gz": signed(t, signer, elf), "old.ko": read(t, filepath.Join(in, "old.ko"))}},
+		{
+			"skip", signer, Options{Existing: Skip},
+			map[string][]byte{
+				"kernel/a.ko":         signed(t, signer, elf),
+				"kernel/deep/b.ko.gz": signed(t, signer, elf),
+				"old.ko":              read(t, filepath.Join(in, "old.ko")),
+			},
+		},
 		{"strip", nil, Options{}, map[string][]byte{"kernel/a.ko": elf, "kernel/deep/b.ko.gz": elf, "old.ko": elf}},
-		{"detached", signer, Options{Detached: true}, map[string][]byte{"kernel/a.ko.p7s": signatureOf(signed(t, signer, elf)), "kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)), "old.ko.p7s": signatureOf(signed(t, signer, elf))}},
-		{"detached, skip", signer, Options{Detached: true, Existing: Skip}, map[string][]byte{"kernel/a.ko.p7s": signatureOf(signed(t, signer, elf)), "kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf))}},
+		{
+			"detached", signer, Options{Detached: true},
+			map[string][]byte{
+				"kernel/a.ko.p7s":      signatureOf(signed(t, signer, elf)),
+				"kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)),
+				"old.ko.p7s":           signatureOf(signed(t, signer, elf)),
+			},
+		},
+		{
+			"detached, skip", signer, Options{Detached: true, Existing: Skip},
+			map[string][]byte{
+				"kernel/a.ko.p7s":      signatureOf(signed(t, signer, elf)),
+				"kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)),
+			},
+		},
 	} {
 		out := filepath.Join(dir, test.name, "made/for/it")
 		for range 2 { // over what is there, too
@@ -1030,7 +1069,9 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 	// An output directory of which a root is a part is fine where nothing meets.
-	if s := mustSign(t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{"in/sub/sub"}, Output: "in"}, Options{}); s.Signed != 1 {
+	if s := mustSign(
+		t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{"in/sub/sub"}, Output: "in"}, Options{},
+	); s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -1062,7 +1103,9 @@ func TestBadOptions(t *testing.T) {
 	tree.Close()
 	put(t, filepath.Join(dir, "c.ko.xz"), compressed(t, compress.XZ, testmod.ELF()))
 	put(t, filepath.Join(dir, "d.ko.zst"), compressed(t, compress.Zstd, testmod.ELF()))
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Level: 9}}); s.Signed != 4 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Level: 9}},
+	); s.Signed != 4 {
 		t.Errorf("%+v", s)
 	}
 	want := signed(t, signer, testmod.ELF())

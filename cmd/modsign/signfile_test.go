@@ -454,7 +454,12 @@ func TestSignFileDifferences(t *testing.T) {
 		}
 	})
 
-	for name, setup := range map[string]string{"./m.ko": "", "dir/../m.ko": "", "hard.ko": "ln m.ko hard.ko", "soft.ko": "ln -s m.ko soft.ko"} {
+	for name, setup := range map[string]string{
+		"./m.ko":      "",
+		"dir/../m.ko": "",
+		"hard.ko":     "ln m.ko hard.ko",
+		"soft.ko":     "ln -s m.ko soft.ko",
+	} {
 		t.Run("dest is "+name, func(t *testing.T) {
 			dir := world.make(t)
 			cmd := exec.Command("sh", "-ec", setup)
@@ -515,7 +520,10 @@ func TestSignFileInKernelTree(t *testing.T) {
 	if err := os.Symlink(program, filepath.Join(dir, "scripts/sign-file")); err != nil {
 		t.Fatal(err)
 	}
-	for from, to := range map[string]string{"combined.pem": "certs/signing_key.pem", "cert.der": "certs/signing_key.x509"} {
+	for from, to := range map[string]string{
+		"combined.pem": "certs/signing_key.pem",
+		"cert.der":     "certs/signing_key.x509",
+	} {
 		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
 			t.Fatal(err)
 		}
@@ -531,7 +539,9 @@ func TestSignFileInKernelTree(t *testing.T) {
 	if r != (ran{}) {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}
-	if r := modsign(t, "verify", "--cert", filepath.Join(dir, "certs/signing_key.x509"), filepath.Join(dir, "m.ko")); r.code != 0 {
+	if r := modsign(
+		t, "verify", "--cert", filepath.Join(dir, "certs/signing_key.x509"), filepath.Join(dir, "m.ko"),
+	); r.code != 0 {
 		t.Error(r.stderr)
 	}
 }

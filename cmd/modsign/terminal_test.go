@@ -163,7 +163,10 @@ func TestProgressOnTerminal(t *testing.T) {
 		line  string // how it begins
 		after string
 	}{
-		{"sign", []string{"sign", "-k", "key.pem", "-c", "cert.pem", "tree"}, "signing 1 of 4 modules, ", "modsign: signed 4 modules"},
+		{
+			"sign", []string{"sign", "-k", "key.pem", "-c", "cert.pem", "tree"}, "signing 1 of 4 modules, ",
+			"modsign: signed 4 modules",
+		},
 		{"verify", []string{"verify", "-c", "cert.pem", "tree"}, "verifying 1 of 4 modules", "modsign: verified 4 modules"},
 		{"quiet", []string{"sign", "-q", "-k", "key.pem", "-c", "cert.pem", "tree"}, "", ""},
 		{"json", []string{"sign", "-q", "--json", "-k", "key.pem", "-c", "cert.pem", "tree"}, "", `{"message_type"`},

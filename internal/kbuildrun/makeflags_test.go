@@ -89,7 +89,8 @@ func TestMakeVariablesRoundTrip(t *testing.T) {
 	t.Parallel()
 	for _, value := range []string{
 		"", "y", "/x/n", "a b", "a\tb", " a", "a ", "  a  b  ", `a'b"c`, "a#b", "a=b", "==", "--", "-- -n", "-j9 -- s", "X=1",
-		`a\b`, `a\ b`, `a\\ b`, `a\\`, `\`, `\\\`, "~/y", "a$$b", "$$", "a$$$$b c", "$$$$$$ ", "%:,;|&", "é", "a\nb", "\n", "*",
+		`a\b`, `a\ b`, `a\\ b`, `a\\`, `\`, `\\\`, "~/y", "a$$b", "$$", "a$$$$b c", "$$$$$$ ", "%:,;|&", "é", "a\nb", "\n",
+		"*",
 		"pkcs11:object=a%20b;type=private?pin-source=/x",
 	} {
 		for _, form := range testmod.Few([]string{"X=", "X:=", "X::=", "X?=", "X+=", "X = "}, 1) {
@@ -143,7 +144,9 @@ func TestParseMakeFlagsOfOtherMakes(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]MakeFlags{
 		"ks -j4 --jobserver-auth=fifo:/tmp/GMfifo123 --no-print-directory -- X=1": {Silent: true, KeepGoing: true, Jobs: 4, Vars: map[string]string{"X": "1"}}, // 4.4
-		" -j8 --sync-mutex=fnm:/tmp/GmMnks -- M=/n":                               {Jobs: 8, Vars: map[string]string{"M": "/n"}},                               // 4.4
+		" -j8 --sync-mutex=fnm:/tmp/GmMnks -- M=/n": {
+			Jobs: 8, Vars: map[string]string{"M": "/n"},
+		}, // 4.4
 		"s --no-silent -- V=1":                {Vars: map[string]string{"V": "1"}},   // 4.4.1
 		"s --jobserver-fds=3,4 -j":            {Silent: true},                        // 4.1
 		" --jobserver-fds=3,4 -j -- X:=a\\ b": {Vars: map[string]string{"X": "a b"}}, // 4.1
@@ -175,7 +178,10 @@ func TestParseMakeFlagsOfOtherMakes(t *testing.T) {
 }
 
 func FuzzParseMakeFlags(f *testing.F) {
-	for _, s := range []string{"", "nks -j4 --jobserver-auth=3,4 -- X=a\\ b Y:=c$$$$", "-I", "X=1", " -- =", "--", "\\", "j", " -l2.5 -Otarget", "-- := X:==$$"} {
+	for _, s := range []string{
+		"", "nks -j4 --jobserver-auth=3,4 -- X=a\\ b Y:=c$$$$", "-I", "X=1", " -- =", "--", "\\", "j", " -l2.5 -Otarget",
+		"-- := X:==$$",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

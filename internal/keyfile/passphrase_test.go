@@ -27,7 +27,9 @@ func TestPassphrase(t *testing.T) {
 			t.Errorf("%.20q: %q, %v; want %q", content, got, err, want)
 		}
 		if err != nil &&
-			(!strings.HasPrefix(err.Error(), path+": ") || strings.Contains(err.Error(), "KEY") || strings.Contains(err.Error(), "sss")) {
+			(!strings.HasPrefix(
+				err.Error(), path+": ",
+			) || strings.Contains(err.Error(), "KEY") || strings.Contains(err.Error(), "sss")) {
 			t.Errorf("%.20q: %v", content, err)
 		}
 	}
