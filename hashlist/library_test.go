@@ -135,14 +135,12 @@ func TestNothing(t *testing.T) {
 			return ignore(hashlist.NewProofs([]string{"a.ko", "b.ko"}, make([]hashlist.Hash, 1)).Proof("b.ko", make([]byte, 32)))
 		},
 		"a position that there is not": func() error {
-			return hashlist.NewTree(make([]hashlist.Hash, 2)).Root().Check(
-				hashlist.Hash{}, hashlist.NewTree(make([]hashlist.Hash, 2)).Prove(2),
-			)
+			tree := hashlist.NewTree(make([]hashlist.Hash, 2))
+			return tree.Root().Check(hashlist.Hash{}, tree.Prove(2))
 		},
 		"a position below the first": func() error {
-			return hashlist.NewTree(make([]hashlist.Hash, 2)).Root().Check(
-				hashlist.Hash{}, hashlist.NewTree(make([]hashlist.Hash, 2)).Prove(-1),
-			)
+			tree := hashlist.NewTree(make([]hashlist.Hash, 2))
+			return tree.Root().Check(hashlist.Hash{}, tree.Prove(-1))
 		},
 	} {
 		if err := f(); err == nil || err.Error() == "" {
@@ -156,19 +154,15 @@ func TestNothing(t *testing.T) {
 	var none *hashlist.Embedded
 	var kernel hashlist.Kernel
 	var proofs *hashlist.Proofs
-	if text := fmt.Sprint(
+	text := fmt.Sprint(
 		none, none.Blank(), none.Append(nil, nil), kernel.Order(), kernel.Has(none), proofs.Root(), proofs.Trailer("a.ko"),
 		new(hashlist.Tree).Root(), (*hashlist.List)(nil).Embedded(),
-	); !strings.HasPrefix(
-		text,
-		"nothing true []",
-	) {
+	)
+	if !strings.HasPrefix(text, "nothing true []") {
 		t.Errorf("%q", text)
 	}
-	if changes, reordered := hashlist.Diff(nil, &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}); len(
-		changes,
-	) != 1 ||
-		reordered {
+	one := &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}
+	if changes, reordered := hashlist.Diff(nil, one); len(changes) != 1 || reordered {
 		t.Errorf("%v, %v", changes, reordered)
 	}
 	proofs.NewHash("a.ko").Write(nil)

@@ -291,15 +291,15 @@ func TestAttachRefuses(t *testing.T) {
 		"another key": {
 			foreign,
 			[]string{
-				"a.ko: the signature is by another certificate", "b/c.ko: the signature is by another",
-				"d.ko: the signature is by another",
+				"a.ko: the signature names a certificate other than", "b/c.ko: the signature names a certificate",
+				"d.ko: the signature names a certificate",
 			},
 		},
 		"one by another key": {
-			manifest.Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"},
+			manifest.Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature names a certificate other than"},
 		},
 		"another kind of key": {
-			manifest.Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"},
+			manifest.Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature names a certificate other than"},
 		},
 		"by an impostor": {manifest.Signatures{good[0], signManifest(t, impostor, m)[1], good[2]}, []string{"b/c.ko: the signature does not match the module, or is not by the key"}},
 		"one with another hash": {
@@ -707,7 +707,7 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	}
 	for layout, from := range s.layouts() {
 		good := read(t, at[layout])
-		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "by another certificate", ""
+		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "names a certificate other than", ""
 		swapped := read(
 			t,
 			filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)),

@@ -59,10 +59,7 @@ func TestStripDebug(t *testing.T) {
 	before := snapshot(t, dir)
 	if s, _ := sign(
 		t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}},
-	); s.Signed != len(
-		want,
-	) ||
-		s.Debug != len(want) {
+	); s.Signed != len(want) || s.Debug != len(want) {
 		t.Errorf("dry: %+v", s)
 	}
 	unchanged(t, "a dry run", dir, before, true)
@@ -173,13 +170,9 @@ func TestStripProgram(t *testing.T) {
 		f.ByteOrder.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(read(t, results[0].DebugFile)) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(
-		t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", filepath.Join(dir, "odd.ko"),
-	)); strings.Contains(
-		out,
-		"Warning",
-	) ||
-		strings.Contains(out, "Error") {
+	readelf := testmod.Program(t, "readelf", "binutils")
+	out := string(testmod.Run(t, readelf, "-SWs", "--lint", filepath.Join(dir, "odd.ko")))
+	if strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 }

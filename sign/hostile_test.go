@@ -248,12 +248,12 @@ func TestTwins(t *testing.T) {
 		{"an old .gz, to plain", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other}, compress.None, true, false},
 		{"an old plain one, to .gz", map[string][]byte{"a.ko": other, "a.ko.gz": testmod.ELF()}, compress.Gzip, true, false},
 		{
-			"an old .xz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": other}, compress.XZ, false,
-			false,
+			"an old .xz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": other},
+			compress.XZ, false, false,
 		},
 		{
-			"an old .gz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other}, compress.XZ, false,
-			false,
+			"an old .gz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other},
+			compress.XZ, false, false,
 		},
 		{
 			"three forms", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": testmod.ELF(), "a.ko.xz": testmod.ELF()},

@@ -32,13 +32,9 @@ func oldModules(t *testing.T, elf []byte) map[string][]byte {
 	} {
 		info.SigLen = 64
 		behind := make([]byte, int(info.SignerLen)+int(info.KeyIDLen)+64)
-		modules[fmt.Sprintf(
-			"type%d-%d-%d-%x-%d-%d.ko", info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen,
-		)] = withInfo(
-			elf,
-			info,
-			behind,
-		)
+		name := fmt.Sprintf("type%d-%d-%d-%x-%d-%d.ko",
+			info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen)
+		modules[name] = withInfo(elf, info, behind)
 	}
 	return modules
 }

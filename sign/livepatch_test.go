@@ -36,8 +36,8 @@ func livepatch(t testing.TB) []byte {
 	source, object := filepath.Join(dir, "livepatch.c"), filepath.Join(dir, "livepatch.o")
 	put(t, source, []byte(livepatchSource))
 	if err := execute(
-		testmod.Program(t, "gcc", "gcc"), "-g", "-O1", "-fno-pic", "-fno-asynchronous-unwind-tables", "-c", "-o", object,
-		source,
+		testmod.Program(t, "gcc", "gcc"),
+		"-g", "-O1", "-fno-pic", "-fno-asynchronous-unwind-tables", "-c", "-o", object, source,
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -148,11 +148,8 @@ func TestSplitLivepatch(t *testing.T) {
 		binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(debug) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path)); strings.Contains(
-		out,
-		"Warning",
-	) ||
-		strings.Contains(out, "Error") {
+	out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path))
+	if strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 
@@ -160,7 +157,7 @@ func TestSplitLivepatch(t *testing.T) {
 	if err := os.Rename(results[0].DebugFile, path+".debug"); err != nil {
 		t.Fatal(err)
 	}
-	out := string(testmod.Run(t, testmod.Program(t, "gdb", "gdb"), "-nx", "-batch", "-ex", "info line patched", path))
+	out = string(testmod.Run(t, testmod.Program(t, "gdb", "gdb"), "-nx", "-batch", "-ex", "info line patched", path))
 	if !strings.Contains(out, "livepatch.c") {
 		t.Errorf("gdb says %q", out)
 	}

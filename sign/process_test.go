@@ -386,9 +386,8 @@ func TestKillCompress(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]}); s.Signed+s.Skipped != len(
-			names,
-		) {
+		s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]})
+		if s.Signed+s.Skipped != len(names) {
 			t.Errorf("run again: %+v", s)
 		}
 		now = snapshot(t, root)
@@ -589,10 +588,8 @@ func TestNoSpace(t *testing.T) {
 
 		fill(0)
 		before = snapshot(t, small)
-		if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true}); !errors.Is(
-			results[0].Err,
-			syscall.ENOSPC,
-		) {
+		_, results = sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true})
+		if !errors.Is(results[0].Err, syscall.ENOSPC) {
 			t.Errorf("%v, detached: %v", f, results[0].Err)
 		}
 		if err := File(t.Context(), signer, path, "", FileOptions{Save: true}); !errors.Is(err, syscall.ENOSPC) {
@@ -609,10 +606,8 @@ func TestNoSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "large.ko.zst")
 	put(t, path, compressed(t, compress.Zstd, append(testmod.ELF(), make([]byte, module.DefaultMemory)...)))
 	before := stateOf(t, path)
-	if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{}); !errors.Is(
-		results[0].Err,
-		syscall.ENOSPC,
-	) {
+	_, results := sign(t, signer, Source{Roots: []string{path}}, Options{})
+	if !errors.Is(results[0].Err, syscall.ENOSPC) {
 		t.Errorf("no place for a large module: %v", results[0].Err)
 	}
 	if stateOf(t, path) != before {

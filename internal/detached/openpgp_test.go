@@ -335,7 +335,8 @@ func TestOtherSignatures(t *testing.T) {
 		{"two blocks", append(bytes.Clone(armored), armored...), "other data follows"},
 		{"garbage behind", append(bytes.Clone(good), 0), "other data follows"},
 		{
-			"critical notation", g.sign(content, key, "--sig-notation", "!if@example.org=never"),
+			"critical notation",
+			g.sign(content, key, "--sig-notation", "!if@example.org=never"),
 			`critical notation "if@example.org"`,
 		},
 		{"clear", g.run("--local-user", key, "--output", "-", "--clear-sign", file), "SIGNED MESSAGE"},
@@ -394,7 +395,7 @@ func TestOtherKeys(t *testing.T) {
 	_, err = ParseSecretKey(g.secretKey(weak, ""), now)
 	refused(t, err, "too weak")
 	_, err = ParseSecretKey(testmod.NewKey(t, "ecdsa:p256").KeyPEM, now)
-	refused(t, err, "not OpenPGP")
+	refused(t, err, "not OpenPGP: expected a PGP PRIVATE KEY BLOCK")
 	_, err = ParseSecretKey(nil, now)
 	refused(t, err, "not OpenPGP")
 	data := g.secretKey(one, "")

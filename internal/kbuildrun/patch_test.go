@@ -242,7 +242,8 @@ func TestPatchRefused(t *testing.T) {
 		}},
 		"a change like it": {false, func(t *testing.T, source string) { // fuzz would take it
 			edit(
-				t, filepath.Join(source, "kernel/module/main.c"), "\tmod->sig_ok = info->sig_ok;\n\tif (!mod->sig_ok) {\n",
+				t, filepath.Join(source, "kernel/module/main.c"),
+				"\tmod->sig_ok = info->sig_ok;\n\tif (!mod->sig_ok) {\n",
 				"\tmod->sig_ok = info->sig_ok;\n\tif (mod->sig_ok) {\n",
 			)
 		}, []string{"kernel/module/main.c (hunk 1 of "}},

@@ -104,7 +104,7 @@ func TestReadRefuses(t *testing.T) {
 	lines := strings.SplitAfter(whole, "\n")
 	without := func(i int) string { return strings.Join(slices.Delete(slices.Clone(lines), i, i+1), "") }
 	for _, test := range []struct{ text, want string }{
-		{"", "empty file"},
+		{"", "file is empty"},
 		{"\n", "line 1: not a file of digests"},
 		{"no JSON\n", "line 1: not a file of digests"},
 		{`{"message_type":"summary"}` + "\n", "line 1: not a file of digests"},
