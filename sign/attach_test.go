@@ -707,14 +707,16 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	}
 	for layout, from := range s.layouts() {
 		good := read(t, at[layout])
-		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "names a certificate other than", ""
+		short, wrong := "not a signature that the kernel reads", "does not match the module"
+		strange, hash := "names a certificate other than", ""
 		swapped := read(
 			t,
 			filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)),
 		)
 		foreignSig := read(t, foreign+".p7s")
 		if layout == "raw" {
-			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "for another digest", "384 bytes", "all need the same hash"
+			short, wrong = "bytes: an RSA signature by the certificate's key has 256", "for another digest"
+			strange, hash = "384 bytes", "all need the same hash"
 			foreignSig = read(t, foreign+".foreign")
 		}
 		flipped := bytes.Clone(good)

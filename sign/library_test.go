@@ -509,7 +509,8 @@ func TestNames(t *testing.T) {
 		}
 		tree.Close()
 		tree = open(t, sign.Source{Roots: []string{packed}, DryRun: true})
-		if _, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000}); errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
+		_, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000})
+		if errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
 			t.Errorf("%v: %v", format, err)
 		}
 		tree.Close()

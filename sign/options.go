@@ -124,7 +124,7 @@ const (
 )
 
 var (
-	formatNames     = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}
+	formatNames     = []string{None.String(), Gzip.String(), XZ.String(), Zstd.String()}
 	formatFileNames = []string{"none", "gz", "xz", "zst"}
 )
 

@@ -718,10 +718,12 @@ func testPermissions(t *testing.T, dir string) {
 			t.Errorf("%+v: %+v", summary, results)
 		}
 	}
-	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(err, fs.ErrPermission) {
+	err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{})
+	if !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("File: %v", err)
 	}
-	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(err, fs.ErrPermission) {
+	_, err = Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")})
+	if !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Open with an output directory in theirs: %v", err)
 	}
 

@@ -72,7 +72,10 @@ func TestOutcome(t *testing.T) {
 			"the kernel would refuse 2 of 3 modules: " + changed + ": bad signature: ",
 		},
 		{keys, []string{dir, good}, false, true, "1 of 2 modules could not be read: open " + missing + ": "},
-		{keys, []string{dir, unsigned}, true, true, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: "},
+		{
+			keys, []string{dir, unsigned}, true, true,
+			"the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: ",
+		},
 		{keys, []string{text}, true, false, ""},
 		{keys, []string{misnamed}, true, false, ""},
 		{new(verify.Keyring), []string{good}, true, false, "unknown key"},
