@@ -20,7 +20,7 @@ func newKbuildCommand(u *ui) *cobra.Command {
 keeps the one-time key of the build in the memory of a small process (modsign agent),
 make modules_install signs and compresses all modules in one parallel run, and make
 clean destroys the key. No private key is ever on a disk. Signing needs no patch to the
-kernel. Hashes in place of signatures need one: see modsign hashlist and kbuild patch.`,
+kernel. Hash-based module integrity needs one: see modsign hashlist and kbuild patch.`,
 		Example: `  modsign kbuild enable
   make -j8 && sudo make modules_install install
   make clean`,
