@@ -300,10 +300,9 @@ func TestBuildRefuses(t *testing.T) {
 			t.Errorf("%q: %v, %v", want, b, err)
 		}
 	}
-	if _, err := Build(t.Context(), Source{Dir: filepath.Join(source.Dir, "none"), Names: source.Names}, BuildOptions{}); !errors.Is(
-		err,
-		os.ErrNotExist,
-	) {
+	if _, err := Build(
+		t.Context(), Source{Dir: filepath.Join(source.Dir, "none"), Names: source.Names}, BuildOptions{},
+	); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
 }

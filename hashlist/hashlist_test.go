@@ -104,7 +104,8 @@ func TestParseRefuses(t *testing.T) {
 		"not a path below":                      lines[0] + strings.Replace(lines[1], "kernel/", "../", 1) + "1\n",
 		"not a valid path":                      lines[0] + strings.Replace(lines[1], "kernel/", "ker\tnel/", 1) + "1\n",
 		"line 2: too long":                      lines[0] + strings.Repeat("a", 2*maxLine) + "\n",
-		"line 3: not a hash of 64":              lines[0] + lines[1] + strings.Replace(lines[2], "       ", "      0", 1) + lines[3] + "3\n",
+		"line 3: not a hash of 64": strings.Join(lines[:2], "") +
+			strings.Replace(lines[2], "       ", "      0", 1) + lines[3] + "3\n",
 	} {
 		if got, err := Parse(strings.NewReader(bad)); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %+v, %v", name, got, err)

@@ -102,7 +102,9 @@ func TestOpenKernel(t *testing.T) {
 func TestEmbed(t *testing.T) {
 	t.Parallel()
 	all := embeddings()
-	for _, test := range []struct{ from, to string }{{"blank root", "root"}, {"root", "blank root"}, {"blank list", "list"}} {
+	for _, test := range []struct{ from, to string }{
+		{"blank root", "root"}, {"root", "blank root"}, {"blank list", "list"},
+	} {
 		vmlinux := link(t, all[test.from])
 		linked, err := os.ReadFile(vmlinux)
 		if err != nil {
@@ -177,8 +179,12 @@ func TestEmbedRefuses(t *testing.T) {
 		"no section":         {nil, all["root"], "CONFIG_MODULE_HASHES"},
 		"a list into a tree": {all["blank root"], all["list"], "built for a Merkle tree"},
 		"a root into a list": {all["blank list"], all["root"], "built for a list"},
-		"too small":          {all["blank list"], &Embedded{Hashes: hashesOf(4)}, "room for 3 hashes, but there are 4 modules"},
-		"too large":          {all["blank list"], &Embedded{Hashes: hashesOf(2)}, "room for 3 hashes, but there are 2 modules"},
+		"too small": {
+			all["blank list"], &Embedded{Hashes: hashesOf(4)}, "room for 3 hashes, but there are 4 modules",
+		},
+		"too large": {
+			all["blank list"], &Embedded{Hashes: hashesOf(2)}, "room for 3 hashes, but there are 2 modules",
+		},
 	} {
 		vmlinux := link(t, test.vmlinux)
 		before, err := os.ReadFile(vmlinux)

@@ -72,17 +72,15 @@ func TestOutcome(t *testing.T) {
 	}
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := verify(ctx, files, hashlist.VerifyOptions{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }}); !errors.Is(
-		err,
-		cause,
-	) ||
+	if _, err := verify(
+		ctx, files, hashlist.VerifyOptions{Jobs: 1, Result: func(hashlist.Result) { cancel(cause) }},
+	); !errors.Is(err, cause) ||
 		errors.Is(err, hashlist.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
-	if _, err := hashlist.NewReference(list).Verify(t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{}); !errors.Is(
-		err,
-		fs.ErrNotExist,
-	) {
+	if _, err := hashlist.NewReference(list).Verify(
+		t.Context(), filepath.Join(t.TempDir(), "none"), hashlist.VerifyOptions{},
+	); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
 }
@@ -93,9 +91,15 @@ func TestNothing(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	ignore := func(_ any, err error) error { return err }
 	for name, f := range map[string]func() error{
-		"Verify without a reference": func() error { return ignore((*hashlist.Reference)(nil).Verify(ctx, dir, hashlist.VerifyOptions{})) },
-		"Verify of a zero reference": func() error { return ignore(new(hashlist.Reference).Verify(ctx, dir, hashlist.VerifyOptions{})) },
-		"Verify with no list":        func() error { return ignore(hashlist.NewReference(nil).Verify(ctx, dir, hashlist.VerifyOptions{})) },
+		"Verify without a reference": func() error {
+			return ignore((*hashlist.Reference)(nil).Verify(ctx, dir, hashlist.VerifyOptions{}))
+		},
+		"Verify of a zero reference": func() error {
+			return ignore(new(hashlist.Reference).Verify(ctx, dir, hashlist.VerifyOptions{}))
+		},
+		"Verify with no list": func() error {
+			return ignore(hashlist.NewReference(nil).Verify(ctx, dir, hashlist.VerifyOptions{}))
+		},
 		"Verify with jobs that are no many": func() error {
 			return ignore(hashlist.NewReference(new(hashlist.List)).Verify(ctx, dir, hashlist.VerifyOptions{Jobs: -1}))
 		},
@@ -105,15 +109,25 @@ func TestNothing(t *testing.T) {
 		"Sum of nothing":                func() error { _, _, err := hashlist.Sum(nil); return err },
 		"Embed of nothing":              func() error { return ignore(hashlist.Embed(dir, nil)) },
 		"CheckRoom of nothing":          func() error { return new(hashlist.Kernel).CheckRoom(nil) },
-		"ParseSection without an order": func() error { return ignore(hashlist.ParseSection(make([]byte, hashlist.RootSize), nil)) },
+		"ParseSection without an order": func() error {
+			return ignore(hashlist.ParseSection(make([]byte, hashlist.RootSize), nil))
+		},
 		"WriteSection of nothing": func() error {
 			return (*hashlist.Embedded)(nil).WriteSection(filepath.Join(dir, "s"), binary.LittleEndian)
 		},
-		"WriteSection without an order": func() error { return new(hashlist.Embedded).WriteSection(filepath.Join(dir, "s"), nil) },
-		"WriteSource of nothing":        func() error { return (*hashlist.Embedded)(nil).WriteSource(filepath.Join(dir, "s.c")) },
-		"WriteSource to a text":         func() error { return new(hashlist.Embedded).WriteSource(filepath.Join(dir, "s.txt")) },
-		"Write of no proofs":            func() error { return (*hashlist.Proofs)(nil).Write(dir) },
-		"Proof of no proofs":            func() error { return ignore((*hashlist.Proofs)(nil).Proof("a.ko", make([]byte, 32))) },
+		"WriteSection without an order": func() error {
+			return new(hashlist.Embedded).WriteSection(filepath.Join(dir, "s"), nil)
+		},
+		"WriteSource of nothing": func() error {
+			return (*hashlist.Embedded)(nil).WriteSource(filepath.Join(dir, "s.c"))
+		},
+		"WriteSource to a text": func() error {
+			return new(hashlist.Embedded).WriteSource(filepath.Join(dir, "s.txt"))
+		},
+		"Write of no proofs": func() error { return (*hashlist.Proofs)(nil).Write(dir) },
+		"Proof of no proofs": func() error {
+			return ignore((*hashlist.Proofs)(nil).Proof("a.ko", make([]byte, 32)))
+		},
 		"Proof of a short leaf": func() error {
 			return ignore(hashlist.NewProofs([]string{"a.ko"}, make([]hashlist.Hash, 1)).Proof("a.ko", nil))
 		},
@@ -121,10 +135,12 @@ func TestNothing(t *testing.T) {
 			return ignore(hashlist.NewProofs([]string{"a.ko", "b.ko"}, make([]hashlist.Hash, 1)).Proof("b.ko", make([]byte, 32)))
 		},
 		"a position that there is not": func() error {
-			return hashlist.NewTree(make([]hashlist.Hash, 2)).Root().Check(hashlist.Hash{}, hashlist.NewTree(make([]hashlist.Hash, 2)).Prove(2))
+			tree := hashlist.NewTree(make([]hashlist.Hash, 2))
+			return tree.Root().Check(hashlist.Hash{}, tree.Prove(2))
 		},
 		"a position below the first": func() error {
-			return hashlist.NewTree(make([]hashlist.Hash, 2)).Root().Check(hashlist.Hash{}, hashlist.NewTree(make([]hashlist.Hash, 2)).Prove(-1))
+			tree := hashlist.NewTree(make([]hashlist.Hash, 2))
+			return tree.Root().Check(hashlist.Hash{}, tree.Prove(-1))
 		},
 	} {
 		if err := f(); err == nil || err.Error() == "" {
@@ -138,16 +154,15 @@ func TestNothing(t *testing.T) {
 	var none *hashlist.Embedded
 	var kernel hashlist.Kernel
 	var proofs *hashlist.Proofs
-	if text := fmt.Sprint(none, none.Blank(), none.Append(nil, nil), kernel.Order(), kernel.Has(none), proofs.Root(), proofs.Trailer("a.ko"), new(hashlist.Tree).Root(), (*hashlist.List)(nil).Embedded()); !strings.HasPrefix(
-		text,
-		"nothing true []",
-	) {
+	text := fmt.Sprint(
+		none, none.Blank(), none.Append(nil, nil), kernel.Order(), kernel.Has(none), proofs.Root(), proofs.Trailer("a.ko"),
+		new(hashlist.Tree).Root(), (*hashlist.List)(nil).Embedded(),
+	)
+	if !strings.HasPrefix(text, "nothing true []") {
 		t.Errorf("%q", text)
 	}
-	if changes, reordered := hashlist.Diff(nil, &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}); len(
-		changes,
-	) != 1 ||
-		reordered {
+	one := &hashlist.List{Modules: []hashlist.Module{{Path: "a.ko"}}}
+	if changes, reordered := hashlist.Diff(nil, one); len(changes) != 1 || reordered {
 		t.Errorf("%v, %v", changes, reordered)
 	}
 	proofs.NewHash("a.ko").Write(nil)

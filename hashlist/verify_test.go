@@ -117,19 +117,37 @@ func TestVerifyList(t *testing.T) {
 		{"changed", func(dir string) {
 			put(t, dir, "kernel/a.ko", append(bytes.Clone(files["kernel/a.ko"]), 0))
 		}, of(map[string]Verdict{"kernel/a.ko": Changed}), nil},
-		{"missing", func(dir string) { os.Remove(filepath.Join(dir, "kernel/a.ko")) }, of(map[string]Verdict{"kernel/a.ko": Missing}), nil},
-		{"extra", func(dir string) { put(t, dir, "updates/x.ko", testmod.ELF()) }, of(map[string]Verdict{"updates/x.ko": Extra}), nil},
-		{"under another name", func(dir string) { put(t, dir, "updates/x.ko", files["kernel/a.ko"]) }, of(map[string]Verdict{"updates/x.ko": Trusted}), nil},
-		{"stripped", func(dir string) { put(t, dir, "kernel/fs/b.ko", strippedB) }, of(map[string]Verdict{"kernel/fs/b.ko": Stripped}), of(map[string]Verdict{"kernel/fs/b.ko": Changed})},
+		{
+			"missing", func(dir string) { os.Remove(filepath.Join(dir, "kernel/a.ko")) },
+			of(map[string]Verdict{"kernel/a.ko": Missing}), nil,
+		},
+		{
+			"extra", func(dir string) { put(t, dir, "updates/x.ko", testmod.ELF()) },
+			of(map[string]Verdict{"updates/x.ko": Extra}), nil,
+		},
+		{
+			"under another name", func(dir string) { put(t, dir, "updates/x.ko", files["kernel/a.ko"]) },
+			of(map[string]Verdict{"updates/x.ko": Trusted}), nil,
+		},
+		{
+			"stripped", func(dir string) { put(t, dir, "kernel/fs/b.ko", strippedB) },
+			of(map[string]Verdict{"kernel/fs/b.ko": Stripped}), of(map[string]Verdict{"kernel/fs/b.ko": Changed}),
+		},
 		{"signed", func(dir string) {
-			put(t, dir, "kernel/fs/b.ko", module.AppendSignature(bytes.Clone(files["kernel/fs/b.ko"]), module.TypePKCS7, []byte("signature")))
+			put(
+				t, dir, "kernel/fs/b.ko",
+				module.AppendSignature(bytes.Clone(files["kernel/fs/b.ko"]), module.TypePKCS7, []byte("signature")),
+			)
 		}, all, nil},
 		{"signed twice", func(dir string) {
 			once := module.AppendSignature(bytes.Clone(files["kernel/fs/b.ko"]), module.TypePKCS7, []byte("signature"))
 			put(t, dir, "kernel/fs/b.ko", module.AppendSignature(once, module.TypePKCS7, []byte("signature")))
 		}, of(map[string]Verdict{"kernel/fs/b.ko": Changed}), nil},
 		{"with a proof", func(dir string) {
-			put(t, dir, "kernel/fs/b.ko", module.AppendSignature(bytes.Clone(files["kernel/fs/b.ko"]), module.TypeMerkle, Proof{}.Append(nil)))
+			put(
+				t, dir, "kernel/fs/b.ko",
+				module.AppendSignature(bytes.Clone(files["kernel/fs/b.ko"]), module.TypeMerkle, Proof{}.Append(nil)),
+			)
 		}, all, of(map[string]Verdict{"kernel/fs/b.ko": OtherKernel})},
 		{"malformed", func(dir string) {
 			put(t, dir, "kernel/fs/b.ko", append(bytes.Clone(files["kernel/fs/b.ko"]), module.Marker...))
@@ -303,8 +321,10 @@ func TestProofFiles(t *testing.T) {
 		t.Error("a module that is none has a proof")
 	}
 	for what, data := range map[string][]byte{
-		"empty": nil, "cut off": proofs.Trailer("a.ko")[1:], "with something before": append([]byte{1}, proofs.Trailer("a.ko")...),
-		"a signature": module.AppendSignature(nil, module.TypePKCS7, []byte("x")), "an odd length": module.AppendSignature(nil, module.TypeMerkle, []byte("12345")),
+		"empty": nil, "cut off": proofs.Trailer("a.ko")[1:],
+		"with something before": append([]byte{1}, proofs.Trailer("a.ko")...),
+		"a signature":           module.AppendSignature(nil, module.TypePKCS7, []byte("x")),
+		"an odd length":         module.AppendSignature(nil, module.TypeMerkle, []byte("12345")),
 	} {
 		put(t, dir, "a.merkle", data)
 		if _, err := ReadProofs(dir, names, proofs.Root()); err == nil || !strings.Contains(err.Error(), "a.merkle") {

@@ -46,7 +46,9 @@ func TestParseOrder(t *testing.T) {
 }
 
 func FuzzParseOrder(f *testing.F) {
-	for _, s := range []string{"", "a.o\nb/c.ko\n", "/o/a.o", "../a.o", "/e/../o/x.o\n\n", "kernel/a.ko", ".o", "..", "a/../.o"} {
+	for _, s := range []string{
+		"", "a.o\nb/c.ko\n", "/o/a.o", "../a.o", "/e/../o/x.o\n\n", "kernel/a.ko", ".o", "..", "a/../.o",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -163,10 +165,22 @@ func TestModulesOfExternalModule(t *testing.T) {
 	}{
 		{"old", ext, "ext/modules.order", ext + "/a.o\n" + ext + "/sub/b.o\n", nil, "/lib/modules/6.1/updates"},
 		{"old", ext + "/", "ext/modules.order", ext + "/a.ko\n" + ext + "/sub/b.ko\n", nil, "/lib/modules/6.1/updates"},
-		{"old", "../ext", "ext/modules.order", "../ext/a.o\n../ext/sub/b.o\n", map[string]string{"INSTALL_MOD_DIR": "extra/x"}, "/lib/modules/6.1/extra/x"},
-		{"old", "ext", "old/ext/modules.order", "ext/a.o\next/sub/b.o\n", map[string]string{"INSTALL_MOD_PATH": "inst"}, root + "/old/inst/lib/modules/6.1/updates"},
-		{"new", ext, "ext/modules.order", "a.o\nsub/b.o\n", map[string]string{"INSTALL_MOD_PATH": "inst"}, ext + "/inst/lib/modules/6.1/updates"},
-		{"new", "../ext", "out/modules.order", "a.o\nsub/b.o\n", map[string]string{"MO": "../out", "INSTALL_MOD_PATH": "inst"}, root + "/out/inst/lib/modules/6.1/updates"},
+		{
+			"old", "../ext", "ext/modules.order", "../ext/a.o\n../ext/sub/b.o\n",
+			map[string]string{"INSTALL_MOD_DIR": "extra/x"}, "/lib/modules/6.1/extra/x",
+		},
+		{
+			"old", "ext", "old/ext/modules.order", "ext/a.o\next/sub/b.o\n", map[string]string{"INSTALL_MOD_PATH": "inst"},
+			root + "/old/inst/lib/modules/6.1/updates",
+		},
+		{
+			"new", ext, "ext/modules.order", "a.o\nsub/b.o\n", map[string]string{"INSTALL_MOD_PATH": "inst"},
+			ext + "/inst/lib/modules/6.1/updates",
+		},
+		{
+			"new", "../ext", "out/modules.order", "a.o\nsub/b.o\n",
+			map[string]string{"MO": "../out", "INSTALL_MOD_PATH": "inst"}, root + "/out/inst/lib/modules/6.1/updates",
+		},
 	} {
 		writeTree(t, root, map[string]string{test.file: test.order})
 		vars := Vars{Line: map[string]string{"KERNELRELEASE": "6.1"}}

@@ -67,7 +67,12 @@ func TestSrctree(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, tree, err)
 		}
 	}
-	for name, want := range map[string]string{"lost": "no source tree", "own": "make O=", "empty": "make O=", "none": "no such file"} {
+	for name, want := range map[string]string{
+		"lost":  "no source tree",
+		"own":   "make O=",
+		"empty": "make O=",
+		"none":  "no such file",
+	} {
 		if tree, err := OpenTree(filepath.Join(root, name), "", Vars{}); err == nil || !strings.Contains(err.Error(), want) ||
 			!strings.Contains(err.Error(), filepath.Join(root, name)) {
 			t.Errorf("%s: %+v, %v", name, tree, err)

@@ -151,7 +151,7 @@ func isToken(path string) bool {
 func notToken(paths ...string) error {
 	for _, path := range paths {
 		if isToken(path) {
-			return inFile("pkcs11:", ErrNoPKCS11)
+			return inFile("pkcs11", ErrNoPKCS11)
 		}
 	}
 	return nil

@@ -105,7 +105,7 @@ func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash) 
 		name := ring.Certificates()[0].Description()
 		switch e.Kind {
 		case cms.UnknownKey:
-			return fmt.Errorf("the signature is by another certificate than %q: %s", name, signer)
+			return fmt.Errorf("the signature names a certificate other than %q: %s", name, signer)
 		case cms.BadSignature:
 			return fmt.Errorf("the signature does not match the module, or is not by the key of certificate %q", name)
 		}

@@ -84,7 +84,7 @@ func contents(t testing.TB, root string) map[string]string {
 func TestTwoPhases(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "testdata", "modules")
-	base := folder(t)
+	base := directory(t)
 	for _, hash := range testmod.Few(hashes, 1) {
 		for _, useKeyID := range []bool{false, true} {
 			name := fmt.Sprintf("%s-%v", cms.HashName(hash), useKeyID)
@@ -286,13 +286,25 @@ func TestAttachRefuses(t *testing.T) {
 			s[2].Path = "D.ko"
 			return s
 		}), []string{root + "/d.ko: no signature", "D.ko: signature without a module"}},
-		"doubled":               {append(slices.Clone(good), good[1]), []string{"b/c.ko occurs twice"}},
-		"none":                  {nil, []string{"no signature to attach"}},
-		"another key":           {foreign, []string{"a.ko: the signature is by another certificate", "b/c.ko: the signature is by another", "d.ko: the signature is by another"}},
-		"one by another key":    {manifest.Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
-		"another kind of key":   {manifest.Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature is by another certificate than"}},
-		"by an impostor":        {manifest.Signatures{good[0], signManifest(t, impostor, m)[1], good[2]}, []string{"b/c.ko: the signature does not match the module, or is not by the key"}},
-		"one with another hash": {manifest.Signatures{good[0], sha512[1], good[2]}, []string{"b/c.ko: its digest is sha512, others are sha256"}},
+		"doubled": {append(slices.Clone(good), good[1]), []string{"b/c.ko occurs twice"}},
+		"none":    {nil, []string{"no signature to attach"}},
+		"another key": {
+			foreign,
+			[]string{
+				"a.ko: the signature names a certificate other than", "b/c.ko: the signature names a certificate",
+				"d.ko: the signature names a certificate",
+			},
+		},
+		"one by another key": {
+			manifest.Signatures{good[0], foreign[1], good[2]}, []string{"b/c.ko: the signature names a certificate other than"},
+		},
+		"another kind of key": {
+			manifest.Signatures{good[0], ec[1], good[2]}, []string{"b/c.ko: the signature names a certificate other than"},
+		},
+		"by an impostor": {manifest.Signatures{good[0], signManifest(t, impostor, m)[1], good[2]}, []string{"b/c.ko: the signature does not match the module, or is not by the key"}},
+		"one with another hash": {
+			manifest.Signatures{good[0], sha512[1], good[2]}, []string{"b/c.ko: its digest is sha512, others are sha256"},
+		},
 		"a hash that is not the digest's": {change(func(s manifest.Signatures) manifest.Signatures {
 			s[1].Message = sha512[1].Message
 			return s
@@ -398,7 +410,9 @@ func TestAttachChanged(t *testing.T) {
 	changed[len(changed)-1] ^= 1
 	put(t, filepath.Join(root, "b.ko"), changed)
 	// A link to another module now, whose line is another's.
-	if err := errors.Join(os.Remove(filepath.Join(root, "linked.ko")), os.Link(filepath.Join(root, "c.ko"), filepath.Join(root, "linked.ko"))); err != nil {
+	if err := errors.Join(
+		os.Remove(filepath.Join(root, "linked.ko")), os.Link(filepath.Join(root, "c.ko"), filepath.Join(root, "linked.ko")),
+	); err != nil {
 		t.Fatal(err)
 	}
 	before := snapshot(t, root)
@@ -413,7 +427,10 @@ func TestAttachChanged(t *testing.T) {
 		if !errors.Is(err, ErrIncomplete) || summary.Signed != 2 || summary.Failed != 3 || summary.Modules != 5 {
 			t.Errorf("dry run %v: %+v, %v", dry, summary, err)
 		}
-		for i, want := range []string{"", "as b.ko: its sha256 begins with", "as linked.ko: its sha256 begins with", "as linked.ko: its sha256 begins with", ""} {
+		for i, want := range []string{
+			"", "as b.ko: its sha256 begins with", "as linked.ko: its sha256 begins with",
+			"as linked.ko: its sha256 begins with", "",
+		} {
 			if (results[i].Err != nil) != (want != "") || want != "" && !strings.Contains(results[i].Err.Error(), want) {
 				t.Errorf("dry run %v: %s: %v, want %q", dry, results[i].Path, results[i].Err, want)
 			}
@@ -568,11 +585,16 @@ func TestFoundSignatures(t *testing.T) {
 	)
 	s.writePackages(t)
 	dir := filepath.Join(s.debian, "signatures/linux-image")
-	if err := errors.Join(os.Mkdir(filepath.Join(dir, "usr"), 0o755), os.Rename(filepath.Join(dir, "lib"), filepath.Join(dir, "usr/lib"))); err != nil {
+	if err := errors.Join(
+		os.Mkdir(filepath.Join(dir, "usr"), 0o755), os.Rename(filepath.Join(dir, "lib"), filepath.Join(dir, "usr/lib")),
+	); err != nil {
 		t.Fatal(err)
 	}
 	out := t.TempDir()
-	if _, err := found(t, "rsa:2048", s.layouts()["debian"], Source{Roots: []string{filepath.Join(s.tree, "../../../..")}, Output: out, Recompress: true}); err != nil {
+	if _, err := found(
+		t, "rsa:2048", s.layouts()["debian"],
+		Source{Roots: []string{filepath.Join(s.tree, "../../../..")}, Output: out, Recompress: true},
+	); err != nil {
 		t.Fatal(err)
 	}
 	sameTrees(t, filepath.Join(out, installed), s.signed)
@@ -587,7 +609,9 @@ func TestFoundSignatures(t *testing.T) {
 		if err := os.CopyFS(root, os.DirFS(beside)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := found(t, "rsa:2048", FoundSignatures{Layout: from}, Source{Roots: []string{root}, Recompress: true}); err != nil {
+		if _, err := found(
+			t, "rsa:2048", FoundSignatures{Layout: from}, Source{Roots: []string{root}, Recompress: true},
+		); err != nil {
 			t.Fatal(err)
 		}
 		for name := range contents(t, beside) {
@@ -683,14 +707,16 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	}
 	for layout, from := range s.layouts() {
 		good := read(t, at[layout])
-		short, wrong, strange, hash := "not a signature that the kernel reads", "does not match the module", "by another certificate", ""
+		short, wrong := "not a signature that the kernel reads", "does not match the module"
+		strange, hash := "names a certificate other than", ""
 		swapped := read(
 			t,
 			filepath.Join(filepath.Dir(at[layout]), "../gz", strings.Replace(filepath.Base(at[layout]), "ring", "counter", 1)),
 		)
 		foreignSig := read(t, foreign+".p7s")
 		if layout == "raw" {
-			short, wrong, strange, hash = "bytes: an RSA signature by the certificate's key has 256", "for another digest", "384 bytes", "all need the same hash"
+			short, wrong = "bytes: an RSA signature by the certificate's key has 256", "for another digest"
+			strange, hash = "384 bytes", "all need the same hash"
 			foreignSig = read(t, foreign+".foreign")
 		}
 		flipped := bytes.Clone(good)
@@ -699,16 +725,18 @@ func TestFoundSignaturesRefused(t *testing.T) {
 			content []byte
 			want    string
 		}{
-			"missing":         {nil, ": no signature for this module (" + at[layout] + ")"},
-			"empty":           {[]byte{}, at[layout] + ": "},
-			"cut off":         {good[:len(good)-1], short},
-			"longer":          {append(bytes.Clone(good), 0), at[layout] + ": "},
-			"huge":            {make([]byte, cms.MaxSize+1), at[layout] + ": more than 65535 bytes"},
-			"another's":       {swapped, at[layout] + ": the signature"},
-			"flipped":         {flipped, at[layout] + ": "},
-			"foreign":         {foreignSig, at[layout] + ": "},
-			"a module":        {read(t, foreign), at[layout] + ": "},
-			"another hash":    {map[bool][]byte{true: read(t, foreign+".512"), false: nil}[layout == "raw"], cmp.Or(hash, at[layout])},
+			"missing":   {nil, ": no signature for this module (" + at[layout] + ")"},
+			"empty":     {[]byte{}, at[layout] + ": "},
+			"cut off":   {good[:len(good)-1], short},
+			"longer":    {append(bytes.Clone(good), 0), at[layout] + ": "},
+			"huge":      {make([]byte, cms.MaxSize+1), at[layout] + ": more than 65535 bytes"},
+			"another's": {swapped, at[layout] + ": the signature"},
+			"flipped":   {flipped, at[layout] + ": "},
+			"foreign":   {foreignSig, at[layout] + ": "},
+			"a module":  {read(t, foreign), at[layout] + ": "},
+			"another hash": {
+				map[bool][]byte{true: read(t, foreign+".512"), false: nil}[layout == "raw"], cmp.Or(hash, at[layout]),
+			},
 			"in another form": {map[bool][]byte{false: read(t, foreign+".attributes"), true: nil}[layout == "raw"], at[layout]},
 		} {
 			if err := os.Remove(at[layout]); err != nil {
@@ -755,17 +783,31 @@ func TestFoundSignaturesRefused(t *testing.T) {
 		change func(p map[string]any)
 		want   string
 	}{
-		"another certificate": {func(p map[string]any) { p["trusted_certs"] = []string{strings.Repeat("ab", 32)} }, "trusted_certs lacks the certificate"},
+		"another certificate": {
+			func(p map[string]any) { p["trusted_certs"] = []string{strings.Repeat("ab", 32)} },
+			"trusted_certs lacks the certificate",
+		},
 		"a module too many": {func(p map[string]any) {
 			p["files"] = append(p["files"].([]any), entry("linux-module", installed+"/no.ko"))
 		}, "linux-image: " + installed + "/no.ko is not a module in"},
-		"a module missing": {func(p map[string]any) { p["files"] = p["files"].([]any)[1:] }, "plain/hello.ko: no signature for this module: "},
-		"twice":            {func(p map[string]any) { p["files"] = append(p["files"].([]any), p["files"].([]any)[0]) }, "plain/hello.ko occurs twice"},
+		"a module missing": {
+			func(p map[string]any) { p["files"] = p["files"].([]any)[1:] }, "plain/hello.ko: no signature for this module: ",
+		},
+		"twice": {
+			func(p map[string]any) { p["files"] = append(p["files"].([]any), p["files"].([]any)[0]) },
+			"plain/hello.ko occurs twice",
+		},
 		"twice, with usr": {func(p map[string]any) {
 			p["files"] = append(p["files"].([]any), entry("linux-module", "usr/"+installed+"/plain/hello.ko"))
 		}, "plain/hello.ko occurs twice"},
-		"out of the package": {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("linux-module", "../x.ko")) }, `"../x.ko": path is not`},
-		"another type":       {func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("rpm", "x.rpm")) }, `sig_type "rpm" is neither`},
+		"out of the package": {
+			func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("linux-module", "../x.ko")) },
+			`"../x.ko": path is not`,
+		},
+		"another type": {
+			func(p map[string]any) { p["files"] = append(p["files"].([]any), entry("rpm", "x.rpm")) },
+			`sig_type "rpm" is neither`,
+		},
 	} {
 		p := maps.Clone(packages["linux-image"].(map[string]any))
 		test.change(p)

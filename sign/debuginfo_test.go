@@ -57,10 +57,9 @@ func TestStripDebug(t *testing.T) {
 		}
 	}
 	before := snapshot(t, dir)
-	if s, _ := sign(t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Signed != len(
-		want,
-	) ||
-		s.Debug != len(want) {
+	if s, _ := sign(
+		t, signer, Source{Roots: []string{dir}, DryRun: true}, Options{DebugOptions: DebugOptions{StripDebug: true}},
+	); s.Signed != len(want) || s.Debug != len(want) {
 		t.Errorf("dry: %+v", s)
 	}
 	unchanged(t, "a dry run", dir, before, true)
@@ -78,7 +77,9 @@ func TestStripDebug(t *testing.T) {
 			t.Errorf("%s is not what strip and sign-file make", name)
 		}
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 0 ||
+	if s := mustSign(
+		t, signer, Source{Roots: []string{dir}}, Options{DebugOptions: DebugOptions{StripDebug: true}},
+	); s.Debug != 0 ||
 		s.Signed != len(want) {
 		t.Errorf("again: %+v", s)
 	}
@@ -169,11 +170,9 @@ func TestStripProgram(t *testing.T) {
 		f.ByteOrder.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(read(t, results[0].DebugFile)) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", filepath.Join(dir, "odd.ko"))); strings.Contains(
-		out,
-		"Warning",
-	) ||
-		strings.Contains(out, "Error") {
+	readelf := testmod.Program(t, "readelf", "binutils")
+	out := string(testmod.Run(t, readelf, "-SWs", "--lint", filepath.Join(dir, "odd.ko")))
+	if strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 }
@@ -298,7 +297,10 @@ func TestSplitDebugRefused(t *testing.T) {
 		t.Errorf("a file as the directory of debug files: %v", err)
 	}
 	two.Close()
-	for _, opts := range []Options{{DebugOptions: DebugOptions{StripDebug: true}, Detached: true}, {DebugOptions: DebugOptions{SplitDebug: dir}, Detached: true}} {
+	for _, opts := range []Options{
+		{DebugOptions: DebugOptions{StripDebug: true}, Detached: true},
+		{DebugOptions: DebugOptions{SplitDebug: dir}, Detached: true},
+	} {
 		tree := openTree(t, Source{Roots: []string{dir}})
 		if _, err := tree.Sign(t.Context(), signer, opts); err == nil {
 			t.Errorf("%+v: done", opts)

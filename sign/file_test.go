@@ -26,7 +26,7 @@ func TestFileDestination(t *testing.T) {
 	want := signed(t, signer, elf)
 	for _, test := range []struct {
 		name     string
-		src, dst string // below the folder
+		src, dst string // below the directory
 		written  string
 		differs  bool // from sign-file, on purpose
 	}{
@@ -249,7 +249,7 @@ func BenchmarkFile(b *testing.B) {
 			}
 			b.Run(name, func(b *testing.B) {
 				signer := newSigner(b, key.algorithm, key.hash, false)
-				path := filepath.Join(folder(b), "a.ko")
+				path := filepath.Join(directory(b), "a.ko")
 				put(b, path, append(testmod.ELF(), make([]byte, size-len(testmod.ELF()))...))
 				b.SetBytes(int64(size))
 				b.ReportAllocs()
@@ -269,7 +269,7 @@ func BenchmarkTree(b *testing.B) {
 	for _, key := range benchmarkKeys {
 		b.Run(key.name, func(b *testing.B) {
 			signer := newSigner(b, key.algorithm, key.hash, false)
-			dir := folder(b)
+			dir := directory(b)
 			data := append(testmod.ELF(), make([]byte, size-len(testmod.ELF()))...)
 			for i := range modules {
 				put(b, filepath.Join(dir, fmt.Sprintf("%03d.ko", i)), data)

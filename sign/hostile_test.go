@@ -247,11 +247,26 @@ func TestTwins(t *testing.T) {
 	}{
 		{"an old .gz, to plain", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other}, compress.None, true, false},
 		{"an old plain one, to .gz", map[string][]byte{"a.ko": other, "a.ko.gz": testmod.ELF()}, compress.Gzip, true, false},
-		{"an old .xz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": other}, compress.XZ, false, false},
-		{"an old .gz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other}, compress.XZ, false, false},
-		{"three forms", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": testmod.ELF(), "a.ko.xz": testmod.ELF()}, compress.XZ, true, false},
-		{"what a killed run leaves", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": signed(t, signer, testmod.ELF())}, compress.XZ, true, true},
-		{"the same, to plain", map[string][]byte{"a.ko.gz": testmod.ELF(), "a.ko": signed(t, signer, testmod.ELF())}, compress.None, true, true},
+		{
+			"an old .xz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": other},
+			compress.XZ, false, false,
+		},
+		{
+			"an old .gz, plain ones to .xz", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": other},
+			compress.XZ, false, false,
+		},
+		{
+			"three forms", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.gz": testmod.ELF(), "a.ko.xz": testmod.ELF()},
+			compress.XZ, true, false,
+		},
+		{
+			"what a killed run leaves", map[string][]byte{"a.ko": testmod.ELF(), "a.ko.xz": signed(t, signer, testmod.ELF())},
+			compress.XZ, true, true,
+		},
+		{
+			"the same, to plain", map[string][]byte{"a.ko.gz": testmod.ELF(), "a.ko": signed(t, signer, testmod.ELF())},
+			compress.None, true, true,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -376,7 +391,9 @@ func TestForeignOwner(t *testing.T) {
 		if _, ok := errors.AsType[*OwnerError](failed); !ok {
 			t.Errorf("the owner cannot be kept: %v", failed)
 		}
-		if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(base, "tree")}}, Options{WriteOptions: WriteOptions{NewOwner: true}}); s.Signed != 1 {
+		if s := mustSign(
+			t, signer, Source{Roots: []string{filepath.Join(base, "tree")}}, Options{WriteOptions: WriteOptions{NewOwner: true}},
+		); s.Signed != 1 {
 			t.Errorf("%+v", s)
 		}
 		return
@@ -390,7 +407,9 @@ func TestForeignOwner(t *testing.T) {
 	saveSigner(t, base)
 	module := filepath.Join(base, "tree/a.ko")
 	put(t, module, testmod.ELF())
-	if err := errors.Join(os.Chmod(module, 0o755|os.ModeSetuid|os.ModeSetgid), os.Chmod(base, 0o777), os.Chmod(filepath.Dir(module), 0o777)); err != nil {
+	if err := errors.Join(
+		os.Chmod(module, 0o755|os.ModeSetuid|os.ModeSetgid), os.Chmod(base, 0o777), os.Chmod(filepath.Dir(module), 0o777),
+	); err != nil {
 		t.Fatal(err)
 	}
 	finish(t, again(t, base))

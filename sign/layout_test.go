@@ -24,17 +24,17 @@ func oldModules(t *testing.T, elf []byte) map[string][]byte {
 	}
 	for _, info := range []module.Info{
 		{IDType: module.TypePGP}, {IDType: module.TypeX509}, {IDType: 4}, {IDType: 255},
-		{IDType: module.TypePKCS7, Algo: 1}, {IDType: module.TypePKCS7, Hash: 4}, {IDType: module.TypePKCS7, Pad: [3]byte{0, 0, 1}},
+		{IDType: module.TypePKCS7, Algo: 1}, {IDType: module.TypePKCS7, Hash: 4},
+		{IDType: module.TypePKCS7, Pad: [3]byte{0, 0, 1}},
 		{IDType: module.TypePKCS7, SignerLen: 9}, {IDType: module.TypePKCS7, KeyIDLen: 20},
-		{IDType: module.TypeMerkle, SignerLen: 1, KeyIDLen: 2, Algo: 3}, {IDType: module.TypePGP, SignerLen: 255, KeyIDLen: 255},
+		{IDType: module.TypeMerkle, SignerLen: 1, KeyIDLen: 2, Algo: 3},
+		{IDType: module.TypePGP, SignerLen: 255, KeyIDLen: 255},
 	} {
 		info.SigLen = 64
 		behind := make([]byte, int(info.SignerLen)+int(info.KeyIDLen)+64)
-		modules[fmt.Sprintf("type%d-%d-%d-%x-%d-%d.ko", info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen)] = withInfo(
-			elf,
-			info,
-			behind,
-		)
+		name := fmt.Sprintf("type%d-%d-%d-%x-%d-%d.ko",
+			info.IDType, info.Algo, info.Hash, info.Pad, info.SignerLen, info.KeyIDLen)
+		modules[name] = withInfo(elf, info, behind)
 	}
 	return modules
 }

@@ -37,8 +37,8 @@ func newSigner(t testing.TB) *sign.Signer {
 	return signer
 }
 
-// folder holds files.
-func folder(t testing.TB, files map[string][]byte) string {
+// directory holds files.
+func directory(t testing.TB, files map[string][]byte) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, data := range files {
@@ -59,7 +59,7 @@ func open(t testing.TB, source sign.Source) *sign.Tree {
 	return tree
 }
 
-// attachment has the signatures of the modules in a folder.
+// attachment has the signatures of the modules in a directory.
 func attachment(t testing.TB, dir string) *sign.Attachment {
 	t.Helper()
 	m, err := open(
@@ -113,17 +113,22 @@ func TestIncomplete(t *testing.T) {
 			return t1.Prove(t.Context(), prover{lacks}, sign.ProveOptions{WriteOptions: o.WriteOptions})
 		}, sign.ErrNotModule},
 		"Manifest": {func(t1 *sign.Tree, _ string, o sign.Options) (sign.Summary, error) {
-			m, err := t1.Manifest(t.Context(), crypto.SHA256, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report})
+			m, err := t1.Manifest(
+				t.Context(), crypto.SHA256, sign.ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize, Report: o.Report},
+			)
 			return sign.Summary{Failed: 1, Modules: 2 + len(m)}, err
 		}, sign.ErrNotModule},
 		"Attach": {func(t1 *sign.Tree, dir string, o sign.Options) (sign.Summary, error) {
-			good := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
-			return t1.Attach(t.Context(), attachment(t, good), sign.AttachOptions{WriteOptions: o.WriteOptions, Existing: o.Existing, Detached: o.Detached})
+			good := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+			return t1.Attach(
+				t.Context(), attachment(t, good),
+				sign.AttachOptions{WriteOptions: o.WriteOptions, Existing: o.Existing, Detached: o.Detached},
+			)
 		}, sign.ErrNotModule},
 	} {
 		for _, dry := range []bool{false, true} {
 			for _, report := range []func(sign.Result){nil, func(sign.Result) {}} {
-				dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
+				dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": []byte("text")})
 				tree := open(t, sign.Source{Roots: []string{dir}})
 				s, err := work.do(
 					tree,
@@ -143,19 +148,17 @@ func TestIncomplete(t *testing.T) {
 		}
 	}
 
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
-	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(t.Context(), prover{lacks}, sign.ProveOptions{}); !errors.Is(
-		err,
-		sign.ErrIncomplete,
-	) ||
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko": testmod.ELF()})
+	if _, err := open(t, sign.Source{Roots: []string{dir}}).Prove(
+		t.Context(), prover{lacks}, sign.ProveOptions{},
+	); !errors.Is(err, sign.ErrIncomplete) ||
 		!errors.Is(err, lacks) {
 		t.Errorf("a module without a proof: %v", err)
 	}
 	signed := sign.Options{Existing: sign.Refuse}
-	if _, err := open(t, sign.Source{Roots: []string{folder(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}}).Sign(t.Context(), newSigner(t), signed); !errors.Is(
-		err,
-		sign.ErrSigned,
-	) {
+	if _, err := open(
+		t, sign.Source{Roots: []string{directory(t, map[string][]byte{"a.ko": read(t, filepath.Join(dir, "a.ko"))})}},
+	).Sign(t.Context(), newSigner(t), signed); !errors.Is(err, sign.ErrSigned) {
 		t.Errorf("a module that was signed: %v", err)
 	}
 }
@@ -176,7 +179,7 @@ func TestIncompleteIsBounded(t *testing.T) {
 	for i := range 300 {
 		files[fmt.Sprintf("%03d.ko", i)] = []byte("text")
 	}
-	dir := folder(t, files)
+	dir := directory(t, files)
 	_, err := open(t, sign.Source{Roots: []string{dir}}).Sign(t.Context(), newSigner(t), sign.Options{})
 	text := err.Error()
 	if !strings.HasPrefix(text, "300 of 300 modules failed: "+dir+"/000.ko: ") ||
@@ -197,8 +200,13 @@ func TestIncompleteInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s, err := open(
 		t,
-		sign.Source{Roots: []string{folder(t, files)}},
-	).Sign(ctx, newSigner(t), sign.Options{WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}}})
+		sign.Source{Roots: []string{directory(t, files)}},
+	).Sign(
+		ctx, newSigner(t),
+		sign.Options{
+			WriteOptions: sign.WriteOptions{Jobs: 1, Report: sign.Report{Result: func(sign.Result) { cancel(cause) }}},
+		},
+	)
 	if !errors.Is(err, cause) || errors.Is(err, sign.ErrIncomplete) || s.Failed == 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -227,7 +235,7 @@ func TestNothing(t *testing.T) {
 			return errors.New("refused")
 		}
 	}
-	module := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	module := filepath.Join(directory(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
 	tree := open(t, sign.Source{Roots: []string{module}})
 	ctx := t.Context()
 	ignore := func(_ any, err error) error { return err }
@@ -240,46 +248,74 @@ func TestNothing(t *testing.T) {
 		"an RSA key without its private part": made(&rsa.PrivateKey{PublicKey: public}, key.Certificate),
 		"a nil ECDSA key":                     made((*ecdsa.PrivateKey)(nil), other.Certificate),
 		"a zero ECDSA key":                    made(&ecdsa.PrivateKey{}, other.Certificate),
-		"an ECDSA key without numbers":        made(&ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, other.Certificate),
-		"an ECDSA key without private part":   made(&ecdsa.PrivateKey{PublicKey: *other.Private.Public().(*ecdsa.PublicKey)}, other.Certificate),
-		"a nil Ed25519 key":                   made(ed25519.PrivateKey(nil), key.Certificate),
-		"an empty Ed25519 key":                made(ed25519.PrivateKey{}, key.Certificate),
-		"a key that embeds none":              made(embedsNothing{}, key.Certificate),
-		"a certificate without a key":         made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = nil })),
-		"a certificate with a nil key":        made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = (*rsa.PublicKey)(nil) })),
-		"a certificate with a zero RSA key":   made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &rsa.PublicKey{} })),
-		"a certificate with a zero EC key":    made(key.Private, certificate(func(c *x509.Certificate) { c.PublicKey = &ecdsa.PublicKey{} })),
-		"a certificate that was not parsed":   made(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
-		"a zero certificate":                  made(key.Private, &x509.Certificate{}),
+		"an ECDSA key without numbers": made(
+			&ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P256()}}, other.Certificate,
+		),
+		"an ECDSA key without private part": made(
+			&ecdsa.PrivateKey{PublicKey: *other.Private.Public().(*ecdsa.PublicKey)}, other.Certificate,
+		),
+		"a nil Ed25519 key":      made(ed25519.PrivateKey(nil), key.Certificate),
+		"an empty Ed25519 key":   made(ed25519.PrivateKey{}, key.Certificate),
+		"a key that embeds none": made(embedsNothing{}, key.Certificate),
+		"a certificate without a key": made(key.Private, certificate(func(c *x509.Certificate) {
+			c.PublicKey = nil
+		})),
+		"a certificate with a nil key": made(key.Private, certificate(func(c *x509.Certificate) {
+			c.PublicKey = (*rsa.PublicKey)(nil)
+		})),
+		"a certificate with a zero RSA key": made(key.Private, certificate(func(c *x509.Certificate) {
+			c.PublicKey = &rsa.PublicKey{}
+		})),
+		"a certificate with a zero EC key": made(key.Private, certificate(func(c *x509.Certificate) {
+			c.PublicKey = &ecdsa.PublicKey{}
+		})),
+		"a certificate that was not parsed": made(key.Private, certificate(func(c *x509.Certificate) { c.Raw = nil })),
+		"a zero certificate":                made(key.Private, &x509.Certificate{}),
 
-		"Sign of a nil Signer":        func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
-		"Sign of a zero Signer":       func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
-		"Sign of no payload":          func() error { return ignore(newSigner(t).Sign(nil)) },
-		"Sign of a nil payload":       func() error { return ignore(newSigner(t).Sign((*bytes.Buffer)(nil))) },
-		"File with nothing":           func() error { return sign.File(t.Context(), nil, module, "", sign.FileOptions{}) },
-		"File with nothing, detached": func() error { return sign.File(t.Context(), nil, module, "", sign.FileOptions{Detached: true}) },
-		"File with a zero Signer":     func() error { return sign.File(t.Context(), new(sign.Signer), module, "", sign.FileOptions{}) },
+		"Sign of a nil Signer":  func() error { return ignore((*sign.Signer)(nil).Sign(strings.NewReader("x"))) },
+		"Sign of a zero Signer": func() error { return ignore(new(sign.Signer).Sign(strings.NewReader("x"))) },
+		"Sign of no payload":    func() error { return ignore(newSigner(t).Sign(nil)) },
+		"Sign of a nil payload": func() error { return ignore(newSigner(t).Sign((*bytes.Buffer)(nil))) },
+		"File with nothing":     func() error { return sign.File(t.Context(), nil, module, "", sign.FileOptions{}) },
+		"File with nothing, detached": func() error {
+			return sign.File(t.Context(), nil, module, "", sign.FileOptions{Detached: true})
+		},
+		"File with a zero Signer": func() error {
+			return sign.File(t.Context(), new(sign.Signer), module, "", sign.FileOptions{})
+		},
 		"File with two things": func() error {
 			return sign.File(t.Context(), newSigner(t), module, "", sign.FileOptions{Signature: []byte("x")})
 		},
-		"Tree.Sign with nothing":           func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
-		"Tree.Sign with a zero Signer":     func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
-		"Tree.Prove with nothing":          func() error { return ignore(tree.Prove(ctx, nil, sign.ProveOptions{})) },
-		"Tree.Prove with a nil Prover":     func() error { return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{})) },
-		"Tree.Prove without a hash":        func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
-		"Tree.Digest with no hash":         func() error { return ignore(tree.Digest(ctx, 0, sign.ReadOptions{})) },
-		"Tree.Attach of nothing":           func() error { return ignore(tree.Attach(ctx, nil, sign.AttachOptions{})) },
-		"Tree.Attach of a zero one":        func() error { return ignore(tree.Attach(ctx, new(sign.Attachment), sign.AttachOptions{})) },
+		"Tree.Sign with nothing":       func() error { return ignore(tree.Sign(ctx, nil, sign.Options{})) },
+		"Tree.Sign with a zero Signer": func() error { return ignore(tree.Sign(ctx, new(sign.Signer), sign.Options{})) },
+		"Tree.Prove with nothing":      func() error { return ignore(tree.Prove(ctx, nil, sign.ProveOptions{})) },
+		"Tree.Prove with a nil Prover": func() error {
+			return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{}))
+		},
+		"Tree.Prove without a hash": func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
+		"Tree.Digest with no hash":  func() error { return ignore(tree.Digest(ctx, 0, sign.ReadOptions{})) },
+		"Tree.Attach of nothing":    func() error { return ignore(tree.Attach(ctx, nil, sign.AttachOptions{})) },
+		"Tree.Attach of a zero one": func() error {
+			return ignore(tree.Attach(ctx, new(sign.Attachment), sign.AttachOptions{}))
+		},
 		"Tree.CheckComplete of nothing":    func() error { return tree.CheckComplete(nil) },
 		"Tree.CheckComplete of a zero one": func() error { return tree.CheckComplete(new(sign.Attachment)) },
-		"NewAttachment without a cert":     func() error { return ignore(sign.NewAttachment(ctx, nil, make(manifest.Signatures, 1))) },
+		"NewAttachment without a cert": func() error {
+			return ignore(sign.NewAttachment(ctx, nil, make(manifest.Signatures, 1)))
+		},
 		"NewAttachment with a zero cert": func() error {
 			return ignore(sign.NewAttachment(ctx, &x509.Certificate{}, make(manifest.Signatures, 1)))
 		},
-		"NewAttachment of zeros":        func() error { return ignore(sign.NewAttachment(ctx, key.Certificate, make(manifest.Signatures, 1))) },
-		"FindSignatures without a cert": func() error { return ignore(tree.FindSignatures(ctx, nil, sign.FoundSignatures{}, sign.ReadOptions{})) },
+		"NewAttachment of zeros": func() error {
+			return ignore(sign.NewAttachment(ctx, key.Certificate, make(manifest.Signatures, 1)))
+		},
+		"FindSignatures without a cert": func() error {
+			return ignore(tree.FindSignatures(ctx, nil, sign.FoundSignatures{}, sign.ReadOptions{}))
+		},
 		"FindSignatures of Debian's": func() error {
-			return ignore(tree.FindSignatures(ctx, key.Certificate, sign.FoundSignatures{Layout: sign.Debian}, sign.ReadOptions{}))
+			return ignore(tree.FindSignatures(
+				ctx, key.Certificate, sign.FoundSignatures{Layout: sign.Debian}, sign.ReadOptions{},
+			))
 		},
 		"SignManifest with nothing": func() error {
 			return ignore((*sign.Signer)(nil).SignManifest(ctx, make(manifest.Manifest, 1), sign.SignManifestOptions{}))
@@ -293,10 +329,14 @@ func TestNothing(t *testing.T) {
 		"SignManifest of no module": func() error {
 			return ignore(newSigner(t).SignManifest(ctx, manifest.Manifest{}, sign.SignManifestOptions{}))
 		},
-		"Manifest.Write of zeros":         func() error { return make(manifest.Manifest, 1).Write(io.Discard) },
-		"Open of nothing":                 func() error { return ignore(sign.Open(t.Context(), sign.Source{})) },
-		"Sign of a tree that is not open": func() error { return ignore(new(sign.Tree).Sign(ctx, newSigner(t), sign.Options{})) },
-		"RemoveSignatures of a nil tree":  func() error { return ignore((*sign.Tree)(nil).RemoveSignatures(ctx, sign.WriteOptions{})) },
+		"Manifest.Write of zeros": func() error { return make(manifest.Manifest, 1).Write(io.Discard) },
+		"Open of nothing":         func() error { return ignore(sign.Open(t.Context(), sign.Source{})) },
+		"Sign of a tree that is not open": func() error {
+			return ignore(new(sign.Tree).Sign(ctx, newSigner(t), sign.Options{}))
+		},
+		"RemoveSignatures of a nil tree": func() error {
+			return ignore((*sign.Tree)(nil).RemoveSignatures(ctx, sign.WriteOptions{}))
+		},
 	} {
 		if err := f(); err == nil || err.Error() == "" {
 			t.Errorf("%s: %v", name, err)
@@ -322,22 +362,24 @@ func (noHashes) Proof(string, []byte) ([]byte, error) { return []byte("proof"), 
 // A tree that is closed does nothing any more: others may have it.
 func TestClosed(t *testing.T) {
 	t.Parallel()
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF()})
 	a, ctx := attachment(t, dir), t.Context()
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	tree.Close()
 	tree.Close()
 	ignore := func(_ any, err error) error { return err }
 	for name, err := range map[string]error{
-		"Sign":              ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
-		"RemoveSignatures":  ignore(tree.RemoveSignatures(ctx, sign.WriteOptions{})),
-		"Digest":            ignore(tree.Digest(ctx, crypto.SHA256, sign.ReadOptions{})),
-		"Prove":             ignore(tree.Prove(ctx, prover{}, sign.ProveOptions{})),
-		"Attach":            ignore(tree.Attach(ctx, a, sign.AttachOptions{})),
-		"dry Attach":        ignore(tree.Attach(ctx, a, sign.AttachOptions{WriteOptions: sign.WriteOptions{DryRun: true}})),
-		"CheckComplete":     tree.CheckComplete(a),
-		"Manifest":          ignore(tree.Manifest(ctx, crypto.SHA256, sign.ReadOptions{})),
-		"FindSignatures":    ignore(tree.FindSignatures(ctx, testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{}, sign.ReadOptions{})),
+		"Sign":             ignore(tree.Sign(ctx, newSigner(t), sign.Options{})),
+		"RemoveSignatures": ignore(tree.RemoveSignatures(ctx, sign.WriteOptions{})),
+		"Digest":           ignore(tree.Digest(ctx, crypto.SHA256, sign.ReadOptions{})),
+		"Prove":            ignore(tree.Prove(ctx, prover{}, sign.ProveOptions{})),
+		"Attach":           ignore(tree.Attach(ctx, a, sign.AttachOptions{})),
+		"dry Attach":       ignore(tree.Attach(ctx, a, sign.AttachOptions{WriteOptions: sign.WriteOptions{DryRun: true}})),
+		"CheckComplete":    tree.CheckComplete(a),
+		"Manifest":         ignore(tree.Manifest(ctx, crypto.SHA256, sign.ReadOptions{})),
+		"FindSignatures": ignore(tree.FindSignatures(
+			ctx, testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{}, sign.ReadOptions{},
+		)),
 		"MissingDebugFiles": ignore(tree.MissingDebugFiles(ctx, dir, sign.ReadOptions{})),
 	} {
 		if !errors.Is(err, fs.ErrClosed) {
@@ -353,7 +395,9 @@ func TestClosed(t *testing.T) {
 func TestUnknownValues(t *testing.T) {
 	t.Parallel()
 	for i := range 256 {
-		for _, s := range []string{sign.Existing(i).String(), sign.Sync(i).String(), sign.Format(i).String(), sign.Layout(i).String()} {
+		for _, s := range []string{
+			sign.Existing(i).String(), sign.Sync(i).String(), sign.Format(i).String(), sign.Layout(i).String(),
+		} {
 			if s == "" || i > 3 && !strings.Contains(s, fmt.Sprint(i)) {
 				t.Errorf("%d: %q", i, s)
 			}
@@ -362,7 +406,7 @@ func TestUnknownValues(t *testing.T) {
 	if s := sign.Existing(7).String(); s != "Existing(7)" {
 		t.Errorf("Existing(7) is %q", s)
 	}
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF()})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF()})
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	refused := func(what any, errs ...error) {
 		t.Helper()
@@ -393,7 +437,9 @@ func TestUnknownValues(t *testing.T) {
 		refused(opts, digested, listed, missing)
 	}
 	for _, layout := range []sign.Layout{3, 255} {
-		if _, err := tree.FindSignatures(t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{}); err == nil ||
+		if _, err := tree.FindSignatures(
+			t.Context(), testmod.NewKey(t, "rsa:2048").Certificate, sign.FoundSignatures{Layout: layout}, sign.ReadOptions{},
+		); err == nil ||
 			!strings.Contains(err.Error(), fmt.Sprintf("Layout(%d)", layout)) {
 			t.Errorf("%v: %v", layout, err)
 		}
@@ -425,7 +471,7 @@ func (growing) Proof(string, []byte) ([]byte, error) { return []byte("proof"), n
 // What the documentation names can be named, and matched.
 func TestNames(t *testing.T) {
 	t.Parallel()
-	dir := folder(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
+	dir := directory(t, map[string][]byte{"a.ko": testmod.ELF(), "b.ko.xz": testmod.ELF(), "c.ko": []byte("text")})
 	tree := open(t, sign.Source{Roots: []string{dir}})
 	_, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}})
 	if locked, ok := errors.AsType[*sign.LockedError](err); !ok || locked.Path == "" || locked.Holder == "" {
@@ -443,7 +489,7 @@ func TestNames(t *testing.T) {
 
 	// It grows while it is read.
 	large := append(testmod.ELF(), make([]byte, 1<<20)...)
-	path := filepath.Join(folder(t, map[string][]byte{"a.ko": large}), "a.ko")
+	path := filepath.Join(directory(t, map[string][]byte{"a.ko": large}), "a.ko")
 	tree = open(t, sign.Source{Roots: []string{path}})
 	grow := growing(func() error { return os.WriteFile(path, large[:len(large)-1], 0o644) })
 	if _, err := tree.Prove(t.Context(), grow, sign.ProveOptions{}); !errors.Is(err, sign.ErrChanged) ||
@@ -452,7 +498,7 @@ func TestNames(t *testing.T) {
 	}
 	tree.Close()
 
-	packed := folder(t, map[string][]byte{"a.ko": large})
+	packed := directory(t, map[string][]byte{"a.ko": large})
 	for _, format := range []sign.Format{sign.Gzip, sign.XZ, sign.Zstd, sign.None} {
 		if parsed, err := sign.ParseFormat(format.String()); err != nil || parsed != format {
 			t.Errorf("%v: %v, %v", format, parsed, err)
@@ -463,16 +509,20 @@ func TestNames(t *testing.T) {
 		}
 		tree.Close()
 		tree = open(t, sign.Source{Roots: []string{packed}, DryRun: true})
-		if _, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000}); errors.Is(
-			err,
-			sign.ErrTooLarge,
-		) != (format != sign.None) {
+		_, err := tree.RemoveSignatures(t.Context(), sign.WriteOptions{MaxSize: 1000})
+		if errors.Is(err, sign.ErrTooLarge) != (format != sign.None) {
 			t.Errorf("%v: %v", format, err)
 		}
 		tree.Close()
 	}
 
-	for name, want := range map[string]crypto.Hash{"sha1": crypto.SHA1, "sha256": crypto.SHA256, "sha512": crypto.SHA512, "sha3-256": crypto.SHA3_256, "SHA2-384": crypto.SHA384} {
+	for name, want := range map[string]crypto.Hash{
+		"sha1":     crypto.SHA1,
+		"sha256":   crypto.SHA256,
+		"sha512":   crypto.SHA512,
+		"sha3-256": crypto.SHA3_256,
+		"SHA2-384": crypto.SHA384,
+	} {
 		if h, err := sign.ParseHash(name); err != nil || h != want {
 			t.Errorf("%s: %v, %v", name, h, err)
 		}
@@ -505,7 +555,7 @@ func TestFileAppends(t *testing.T) {
 	t.Parallel()
 	sig := make([]byte, 64)
 	rand.Read(sig)
-	path := filepath.Join(folder(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
+	path := filepath.Join(directory(t, map[string][]byte{"a.ko": testmod.ELF()}), "a.ko")
 	if err := sign.File(t.Context(), nil, path, "", sign.FileOptions{Signature: sig}); err != nil ||
 		!bytes.Contains(read(t, path), sig) {
 		t.Errorf("%v", err)

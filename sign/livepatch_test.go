@@ -35,7 +35,10 @@ func livepatch(t testing.TB) []byte {
 	dir := t.TempDir()
 	source, object := filepath.Join(dir, "livepatch.c"), filepath.Join(dir, "livepatch.o")
 	put(t, source, []byte(livepatchSource))
-	if err := execute(testmod.Program(t, "gcc", "gcc"), "-g", "-O1", "-fno-pic", "-fno-asynchronous-unwind-tables", "-c", "-o", object, source); err != nil {
+	if err := execute(
+		testmod.Program(t, "gcc", "gcc"),
+		"-g", "-O1", "-fno-pic", "-fno-asynchronous-unwind-tables", "-c", "-o", object, source,
+	); err != nil {
 		t.Fatal(err)
 	}
 	b := read(t, object)
@@ -145,11 +148,8 @@ func TestSplitLivepatch(t *testing.T) {
 		binary.LittleEndian.Uint32(link[len(link)-4:]) != crc32.ChecksumIEEE(debug) {
 		t.Errorf("link %q, %v", link, err)
 	}
-	if out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path)); strings.Contains(
-		out,
-		"Warning",
-	) ||
-		strings.Contains(out, "Error") {
+	out := string(testmod.Run(t, testmod.Program(t, "readelf", "binutils"), "-SWs", "--lint", path))
+	if strings.Contains(out, "Warning") || strings.Contains(out, "Error") {
 		t.Errorf("readelf says\n%s", out)
 	}
 
@@ -157,7 +157,7 @@ func TestSplitLivepatch(t *testing.T) {
 	if err := os.Rename(results[0].DebugFile, path+".debug"); err != nil {
 		t.Fatal(err)
 	}
-	out := string(testmod.Run(t, testmod.Program(t, "gdb", "gdb"), "-nx", "-batch", "-ex", "info line patched", path))
+	out = string(testmod.Run(t, testmod.Program(t, "gdb", "gdb"), "-nx", "-batch", "-ex", "info line patched", path))
 	if !strings.Contains(out, "livepatch.c") {
 		t.Errorf("gdb says %q", out)
 	}
@@ -171,7 +171,9 @@ func TestSplitLivepatch(t *testing.T) {
 		t.Error("again: the module is another")
 	}
 	put(t, path, livepatch(t))
-	if s := mustSign(t, signer, Source{Roots: []string{path}}, Options{DebugOptions: DebugOptions{StripDebug: true}}); s.Debug != 1 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{path}}, Options{DebugOptions: DebugOptions{StripDebug: true}},
+	); s.Debug != 1 {
 		t.Errorf("%+v", s)
 	}
 	if got := livepatchRelocations(t, read(t, path)); !slices.Equal(got, want) {
@@ -186,7 +188,9 @@ func TestSplitLivepatch(t *testing.T) {
 	}
 	symtab := f.Section(".symtab")
 	odd[symtab.Offset+symtab.Size-24+4] |= 0x0a
-	for _, options := range []Options{{DebugOptions: DebugOptions{StripDebug: true}}, {DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}}} {
+	for _, options := range []Options{
+		{DebugOptions: DebugOptions{StripDebug: true}}, {DebugOptions: DebugOptions{SplitDebug: filepath.Join(dir, "debug")}},
+	} {
 		options.StripProgram = testmod.Program(t, "strip", "binutils")
 		put(t, path, odd)
 		if s, results := sign(t, signer, Source{Roots: []string{path}}, options); s.Failed != 1 ||

@@ -206,7 +206,9 @@ func TestSignManifest(t *testing.T) {
 	if err != nil || len(s) != len(m) || len(seen) != len(m) || !slices.IsSorted(seen) {
 		t.Fatalf("%d signatures, progress %v, %v", len(s), seen, err)
 	}
-	if _, err := newSigner(t, "rsa:2048", crypto.SHA512, true).SignManifest(t.Context(), m, SignManifestOptions{}); err == nil ||
+	if _, err := newSigner(t, "rsa:2048", crypto.SHA512, true).SignManifest(
+		t.Context(), m, SignManifestOptions{},
+	); err == nil ||
 		!strings.Contains(err.Error(), "its digest is sha256") {
 		t.Errorf("another hash: %v", err)
 	}

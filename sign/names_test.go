@@ -45,7 +45,7 @@ func exists(t testing.TB, path string) bool {
 	return err == nil
 }
 
-// Of the modules below a folder, those are signed that are named, in that order,
+// Of the modules below a directory, those are signed that are named, in that order,
 // and nothing else is touched.
 func TestNames(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
@@ -134,7 +134,7 @@ func TestNames(t *testing.T) {
 					}
 				}
 				if want := len(others) + len(order) + len([]string{"root", ".", "z", "deep", "er", "unnamed"}); len(after) != want {
-					t.Errorf("%d files and folders instead of %d: %q", len(after), want, slices.Sorted(maps.Keys(after)))
+					t.Errorf("%d files and directories instead of %d: %q", len(after), want, slices.Sorted(maps.Keys(after)))
 				}
 			})
 		}
@@ -144,10 +144,18 @@ func TestNames(t *testing.T) {
 func TestNamesRefused(t *testing.T) {
 	dir := t.TempDir()
 	elf := testmod.ELF()
-	for _, name := range []string{"outside/o.ko", "root/a.ko", "root/b.ko", "root/sub/c.ko", "root/two.ko.gz", "root/two.ko.xz", "root/a.ko.bak"} {
+	for _, name := range []string{
+		"outside/o.ko", "root/a.ko", "root/b.ko", "root/sub/c.ko", "root/two.ko.gz", "root/two.ko.xz", "root/a.ko.bak",
+	} {
 		put(t, filepath.Join(dir, name), elf)
 	}
-	for link, to := range map[string]string{"root/link.ko": "a.ko", "root/away.ko.zst": "../outside/o.ko", "root/way": "../outside", "root/inside": "sub", "given": "root"} {
+	for link, to := range map[string]string{
+		"root/link.ko":     "a.ko",
+		"root/away.ko.zst": "../outside/o.ko",
+		"root/way":         "../outside",
+		"root/inside":      "sub",
+		"given":            "root",
+	} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +186,10 @@ func TestNamesRefused(t *testing.T) {
 		{"given", []string{"way/o.ko"}, "behind a symbolic link"},
 		{"root", []string{"two.ko"}, "root/two.ko: two.ko.gz and two.ko.xz exist"},
 		{"root", []string{"x.ko"}, "1 of 1 modules missing from root: x.ko"},
-		{"root", []string{"x.ko", "b.ko", "sub/x.ko", "sub/x.ko", "new/x.ko"}, "3 of 4 modules missing from root: x.ko, sub/x.ko, new/x.ko"},
+		{
+			"root", []string{"x.ko", "b.ko", "sub/x.ko", "sub/x.ko", "new/x.ko"},
+			"3 of 4 modules missing from root: x.ko, sub/x.ko, new/x.ko",
+		},
 		{"root", []string{"5.ko", "4.ko", "3.ko", "2.ko", "b.ko"}, "4 of 5 modules missing from root: 5.ko, 4.ko, 3.ko, ..."},
 		{"root", []string{"a.ko/b.ko"}, "not a directory"},
 		{"root/a.ko", []string{"a.ko"}, "not a directory"},
@@ -205,10 +216,10 @@ func TestNamesRefused(t *testing.T) {
 		}
 	}
 	unchanged(t, "refused", dir, before, true)
-	// The folder itself may be given by a link, and is locked, not each module.
+	// The directory itself may be given by a link, and is locked, not each module.
 	tree := openTree(t, Source{Roots: []string{"given"}, Names: []string{"a.ko", "sub/c.ko"}})
 	if _, ok := errors.AsType[*atomicfile.LockedError](openError(Source{Roots: []string{"root/b.ko"}})); !ok {
-		t.Error("a module below the folder was not locked")
+		t.Error("a module below the directory was not locked")
 	}
 	if tree.Modules() != 2 || exists(t, temp) {
 		t.Errorf("%d modules; %s", tree.Modules(), temp)
@@ -240,7 +251,11 @@ func TestCompress(t *testing.T) {
 		compress.Zstd: {testmod.Program(t, "zstd", "zstd"), "--rm", "-f", "-q"},
 	}
 	for f, program := range programs {
-		for name, opts := range map[string]Options{"": {}, ", synced": {WriteOptions: WriteOptions{Sync: SyncFile}}, ", mode given": {WriteOptions: WriteOptions{Mode: &mode}}} {
+		for name, opts := range map[string]Options{
+			"":             {},
+			", synced":     {WriteOptions: WriteOptions{Sync: SyncFile}},
+			", mode given": {WriteOptions: WriteOptions{Mode: &mode}},
+		} {
 			t.Run(f.String()+name, func(t *testing.T) {
 				if name != "" {
 					testmod.Slow(t, "one of three is enough")
@@ -251,7 +266,9 @@ func TestCompress(t *testing.T) {
 				set := func(path string, data []byte) {
 					put(t, path, data)
 					setXattr(t, path, "user.note", "kept")
-					if err := errors.Join(os.Chown(path, 1234, 5678), os.Chmod(path, 0o604), os.Chtimes(path, when, when)); err != nil {
+					if err := errors.Join(
+						os.Chown(path, 1234, 5678), os.Chmod(path, 0o604), os.Chtimes(path, when, when),
+					); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -359,7 +376,7 @@ func TestCompressOptions(t *testing.T) {
 		put(t, filepath.Join(root, "old.ko"), old)
 		return root
 	}
-	// files checks what is in a folder, decompressed.
+	// files checks what is in a directory, decompressed.
 	files := func(t *testing.T, root string, want map[string][]byte) {
 		t.Helper()
 		for path, s := range snapshot(t, root) {
@@ -438,7 +455,10 @@ func TestCompressOptions(t *testing.T) {
 		}
 	}
 	unchanged(t, "refused", root, before, true)
-	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(root, "new.ko")}, Output: root + "-one", Compress: compress.XZ}, Options{}); s.Signed != 1 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{filepath.Join(root, "new.ko")}, Output: root + "-one", Compress: compress.XZ},
+		Options{},
+	); s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
 	files(t, root+"-one", map[string][]byte{"new.ko.xz": want})

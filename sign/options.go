@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/modsign/modsign/internal/compress"
@@ -122,17 +123,18 @@ const (
 	Zstd = compress.Zstd
 )
 
-var formatNames = []string{compress.None.String(), compress.Gzip.String(), compress.XZ.String(), compress.Zstd.String()}
+var (
+	formatNames     = []string{None.String(), Gzip.String(), XZ.String(), Zstd.String()}
+	formatFileNames = []string{"none", "gz", "xz", "zst"}
+)
 
-// ParseFormat returns the Format of a name: none, gzip, xz or zstd, or gz or zst as in
-// file names.
+// ParseFormat returns the Format of a name: none, gz, xz or zst as in file names, or gzip
+// or zstd.
 func ParseFormat(s string) (Format, error) {
-	for f := compress.Gzip; f <= compress.Zstd; f++ {
-		if "."+s == f.Suffix() {
-			return f, nil
-		}
+	if i := slices.Index(formatNames, s); i >= 0 {
+		return Format(i), nil
 	}
-	return parse[Format](s, formatNames)
+	return parse[Format](s, formatFileNames)
 }
 
 // parse finds the value of a name.
@@ -142,7 +144,16 @@ func parse[T ~uint8](s string, names []string) (T, error) {
 			return T(i), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown value %q: want one of %s", s, strings.Join(names, ", "))
+	return 0, fmt.Errorf("invalid value %q: want %s", s, enumerate(names, "or"))
+}
+
+// enumerate joins items for a sentence: a, b and c, say.
+func enumerate(items []string, conjunction string) string {
+	last := len(items) - 1
+	if last < 1 {
+		return strings.Join(items, "")
+	}
+	return strings.Join(items[:last], ", ") + " " + conjunction + " " + items[last]
 }
 
 func isNamed[T ~uint8](value T, names []string) bool { return int(value) < len(names) }

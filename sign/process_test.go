@@ -130,7 +130,10 @@ func TestKill(t *testing.T) {
 		tree := openTree(t, Source{Roots: []string{filepath.Join(base, "tree")}})
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
+		if _, err := tree.Sign(
+			t.Context(), signer,
+			Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}},
+		); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -145,7 +148,7 @@ func TestKill(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 
-	base := folder(t)
+	base := directory(t)
 	root := filepath.Join(base, "tree")
 	signer := saveSigner(t, base)
 	old, groups := make(map[string][]byte), [][]string{}
@@ -290,7 +293,10 @@ func TestKillCompress(t *testing.T) {
 		tree := openTree(t, source(base))
 		step := parent()
 		step.WriteString("o")
-		if _, err := tree.Sign(t.Context(), signer, Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}}); err != nil {
+		if _, err := tree.Sign(
+			t.Context(), signer,
+			Options{WriteOptions: WriteOptions{Jobs: 3, Report: Report{Progress: func(Count, Count) { step.WriteString(".") }}}},
+		); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -306,7 +312,7 @@ func TestKillCompress(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	base := folder(t)
+	base := directory(t)
 	root := filepath.Join(base, "tree")
 	signer := saveSigner(t, base)
 	real := slices.DeleteFunc(
@@ -380,9 +386,8 @@ func TestKillCompress(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]}); s.Signed+s.Skipped != len(
-			names,
-		) {
+		s := mustSign(t, signer, again, Options{Existing: []Existing{Replace, Skip}[kill%2]})
+		if s.Signed+s.Skipped != len(names) {
 			t.Errorf("run again: %+v", s)
 		}
 		now = snapshot(t, root)
@@ -583,10 +588,8 @@ func TestNoSpace(t *testing.T) {
 
 		fill(0)
 		before = snapshot(t, small)
-		if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true}); !errors.Is(
-			results[0].Err,
-			syscall.ENOSPC,
-		) {
+		_, results = sign(t, signer, Source{Roots: []string{path}}, Options{Detached: true})
+		if !errors.Is(results[0].Err, syscall.ENOSPC) {
 			t.Errorf("%v, detached: %v", f, results[0].Err)
 		}
 		if err := File(t.Context(), signer, path, "", FileOptions{Save: true}); !errors.Is(err, syscall.ENOSPC) {
@@ -603,10 +606,8 @@ func TestNoSpace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "large.ko.zst")
 	put(t, path, compressed(t, compress.Zstd, append(testmod.ELF(), make([]byte, module.DefaultMemory)...)))
 	before := stateOf(t, path)
-	if _, results := sign(t, signer, Source{Roots: []string{path}}, Options{}); !errors.Is(
-		results[0].Err,
-		syscall.ENOSPC,
-	) {
+	_, results := sign(t, signer, Source{Roots: []string{path}}, Options{})
+	if !errors.Is(results[0].Err, syscall.ENOSPC) {
 		t.Errorf("no place for a large module: %v", results[0].Err)
 	}
 	if stateOf(t, path) != before {
@@ -655,7 +656,7 @@ func TestReadOnlyMount(t *testing.T) {
 		t.Errorf("File: %v", err)
 	}
 	if s := mustSign(t, signer, Source{Roots: []string{dir}, Output: t.TempDir()}, Options{}); s.Signed != 2 {
-		t.Errorf("to another folder: %+v", s)
+		t.Errorf("to another directory: %+v", s)
 	}
 	unchanged(t, "read-only", dir, before, true)
 }
@@ -671,7 +672,7 @@ func TestPermissions(t *testing.T) {
 		return
 	}
 	needRoot(t)
-	base := folder(t)
+	base := directory(t)
 	if err := os.Chmod(base, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -717,17 +718,13 @@ func testPermissions(t *testing.T, dir string) {
 			t.Errorf("%+v: %+v", summary, results)
 		}
 	}
-	if err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{}); !errors.Is(
-		err,
-		fs.ErrPermission,
-	) {
+	err := File(t.Context(), signer, filepath.Join(theirs, "a.ko"), "", FileOptions{})
+	if !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("File: %v", err)
 	}
-	if _, err := Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")}); !errors.Is(
-		err,
-		fs.ErrPermission,
-	) {
-		t.Errorf("Open with an output folder in theirs: %v", err)
+	_, err = Open(t.Context(), Source{Roots: []string{mine}, Output: filepath.Join(theirs, "out")})
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("Open with an output directory in theirs: %v", err)
 	}
 
 	if f, err := os.Open(filepath.Join(mine, "unreadable.ko")); err == nil {
@@ -750,7 +747,7 @@ func testPermissions(t *testing.T, dir string) {
 	// A copy need not keep the owner.
 	summary, _ = sign(t, signer, Source{Roots: []string{theirs}, Output: filepath.Join(mine, "out")}, Options{})
 	if summary.Signed != 2 {
-		t.Errorf("to another folder: %+v", summary)
+		t.Errorf("to another directory: %+v", summary)
 	}
 }
 
@@ -769,7 +766,9 @@ func TestMemory(t *testing.T) {
 	if base := child(); base != "" {
 		signer := loadSigner(t, base)
 		root := filepath.Join(base, "tree")
-		if s := mustSign(t, signer, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{Jobs: 2, Sync: SyncNone}}); s.Signed != small+copies {
+		if s := mustSign(
+			t, signer, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{Jobs: 2, Sync: SyncNone}},
+		); s.Signed != small+copies {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)
@@ -785,7 +784,7 @@ func TestMemory(t *testing.T) {
 		return
 	}
 	testmod.Slow(t, "signs modules of 600 MB")
-	base := folder(t)
+	base := directory(t)
 	saveSigner(t, base)
 	root := filepath.Join(base, "tree")
 	testdata := testmod.Testdata(t)

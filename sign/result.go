@@ -3,7 +3,6 @@ package sign
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/modsign/modsign/internal/module"
@@ -47,7 +46,7 @@ func ParseAction(s string) (Action, error) {
 	for i, a := range actions {
 		names[i] = string(a)
 	}
-	return "", fmt.Errorf("unknown value %q: want one of %s", s, strings.Join(names, ", "))
+	return "", fmt.Errorf("invalid value %q: want %s", s, enumerate(names, "or"))
 }
 
 // Result is the outcome for one module.

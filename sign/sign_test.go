@@ -93,7 +93,7 @@ func read(t testing.TB, path string) []byte {
 	return b
 }
 
-// put writes a file and the folders above it.
+// put writes a file and the directories above it.
 func put(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -104,9 +104,9 @@ func put(t testing.TB, path string, data []byte) {
 	}
 }
 
-// folder makes a folder for the test: in memory where there is plenty, for tests
+// directory makes a directory for the test: in memory where there is plenty, for tests
 // that write much.
-func folder(t testing.TB) string {
+func directory(t testing.TB) string {
 	t.Helper()
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < 4<<30 {
@@ -185,7 +185,7 @@ func payload(t testing.TB, path string) []byte {
 }
 
 // realModules writes n modules of a Debian kernel without their signatures to a
-// folder and returns their paths. Most are small; their sizes are spread from
+// directory and returns their paths. Most are small; their sizes are spread from
 // the smallest to some of a few hundred KB.
 func realModules(t testing.TB, dir string, n int) []string {
 	t.Helper()
@@ -214,7 +214,9 @@ func realModules(t testing.TB, dir string, n int) []string {
 		place := int(float64(i*i) / float64(n*n) * 0.95 * float64(len(all)))
 		put(t, filepath.Join(dir, fmt.Sprintf("%02d-%s", i, filepath.Base(all[place].path))), read(t, all[place].path))
 	}
-	if s := mustSign(t, nil, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}}); s.Stripped != n {
+	if s := mustSign(
+		t, nil, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+	); s.Stripped != n {
 		t.Fatalf("of %d modules, %d had a signature", n, s.Stripped)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.ko"))
@@ -271,7 +273,7 @@ func TestSameAsSignFile(t *testing.T) {
 	t.Parallel()
 	signFile := testmod.SignFile(t)
 	modules := testmod.Rounds(50, 5)
-	base := folder(t)
+	base := directory(t)
 	paths := realModules(t, filepath.Join(base, "in"), modules)
 	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	for _, hash := range testmod.Few(hashes, 2) {
@@ -343,7 +345,9 @@ func TestSameAsSignFile(t *testing.T) {
 					if err := same(t, "File with Signature and sign-file -s", again+".raw", raw); err != nil {
 						return err
 					}
-					if err := errors.Join(os.Remove(again+".p7s"), File(t.Context(), signer, again, "", FileOptions{Save: true})); err != nil {
+					if err := errors.Join(
+						os.Remove(again+".p7s"), File(t.Context(), signer, again, "", FileOptions{Save: true}),
+					); err != nil {
 						return err
 					}
 					if err := same(t, "File and sign-file", again, theirs); err != nil {
@@ -399,7 +403,7 @@ func signatureOf(b []byte) []byte {
 func TestOthersVerify(t *testing.T) {
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
-	dir := folder(t)
+	dir := directory(t)
 	paths := realModules(t, filepath.Join(dir, "in"), 3)
 	verifiedByGo := 0
 	algorithms := testmod.Few([]string{"ecdsa:p384", "rsa:2048", "rsa:4096", "ecdsa:p256", "ecdsa:p521"}, 1)
@@ -518,7 +522,11 @@ func TestCompressed(t *testing.T) {
 		if f == compress.Gzip && withoutGzip {
 			shown = testmod.WriteFile(t, "m.ko", decompressed(t, f, got))
 		}
-		for field, want := range map[string]string{"signer": "modsign test key rsa:2048", "sig_hashalgo": "sha384", "sig_id": "PKCS#7"} {
+		for field, want := range map[string]string{
+			"signer":       "modsign test key rsa:2048",
+			"sig_hashalgo": "sha384",
+			"sig_id":       "PKCS#7",
+		} {
 			if got := strings.TrimSpace(string(testmod.Run(t, modinfo, "-F", field, shown))); got != want {
 				t.Errorf("%s: modinfo says %s is %q, not %q", rel, field, got, want)
 			}
@@ -533,7 +541,7 @@ func TestCompressed(t *testing.T) {
 
 // What Debian signed and compressed comes out as what it was before.
 func TestStripDebian(t *testing.T) {
-	dir := folder(t)
+	dir := directory(t)
 	const want = 4
 	n := 0
 	for _, k := range testmod.Kernels(t) {
@@ -573,7 +581,9 @@ func TestSignerOfReader(t *testing.T) {
 		t.Errorf("a payload that cannot be read: %v", err)
 	}
 	other := testmod.NewKey(t, "rsa:3072")
-	if _, err := NewSigner(other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256}); err == nil ||
+	if _, err := NewSigner(
+		other.Private, testmod.NewKey(t, "rsa:2048").Certificate, SignerOptions{Hash: crypto.SHA256},
+	); err == nil ||
 		!strings.Contains(err.Error(), "does not match") {
 		t.Errorf("the certificate of another key: %v", err)
 	}

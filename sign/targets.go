@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/modsign/modsign/internal/module"
@@ -86,7 +85,7 @@ func (t *Tree) outdated(forms []int) (int, error) {
 	for _, i := range forms {
 		paths = append(paths, t.entries[i].Path)
 	}
-	ambiguous := fmt.Errorf("%s are not the same module: remove the outdated one", strings.Join(paths, " and "))
+	ambiguous := fmt.Errorf("%s are not the same module: remove the outdated one", enumerate(paths, "and"))
 	if len(forms) > 2 {
 		return -1, ambiguous
 	}
@@ -105,7 +104,7 @@ func (t *Tree) outdated(forms []int) (int, error) {
 		t.notes = append(t.notes, fmt.Sprintf("%s replaces %s, the same module in another format", b.Path, a.Path))
 		return forms[0], nil
 	default:
-		return -1, fmt.Errorf("%s would both become %s: remove the outdated one", strings.Join(paths, " and "), packedA)
+		return -1, fmt.Errorf("%s would both become %s: remove the outdated one", enumerate(paths, "and"), packedA)
 	}
 }
 

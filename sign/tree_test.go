@@ -62,7 +62,7 @@ func stateOf(t testing.TB, path string) state {
 	return s
 }
 
-// snapshot is the state of all below a folder, and of the folders.
+// snapshot is the state of all below a directory, and of the directories.
 func snapshot(t testing.TB, root string) map[string]state {
 	t.Helper()
 	all := make(map[string]state)
@@ -78,9 +78,9 @@ func snapshot(t testing.TB, root string) map[string]state {
 	return all
 }
 
-// unchanged compares a folder with an earlier snapshot. Of folders, the times
-// tell of files that came and went; they count where folders is set.
-func unchanged(t testing.TB, what, root string, before map[string]state, folders bool) {
+// unchanged compares a directory with an earlier snapshot. Of directories, the times
+// tell of files that came and went; they count where dirs is set.
+func unchanged(t testing.TB, what, root string, before map[string]state, dirs bool) {
 	t.Helper()
 	after := snapshot(t, root)
 	for path, was := range before {
@@ -88,7 +88,7 @@ func unchanged(t testing.TB, what, root string, before map[string]state, folders
 		switch {
 		case !ok:
 			t.Errorf("%s: %s is gone", what, path)
-		case is != was && (folders || !is.Mode.IsDir()):
+		case is != was && (dirs || !is.Mode.IsDir()):
 			is.Content, was.Content = abbreviate(is.Content), abbreviate(was.Content)
 			t.Errorf("%s: %s was changed from\n%+v to\n%+v", what, path, was, is)
 		}
@@ -104,7 +104,7 @@ func abbreviate(s string) string {
 	return fmt.Sprintf("%d bytes, %q", len(s), s[:min(len(s), 60)])
 }
 
-// temps lists the temporary files below a folder.
+// temps lists the temporary files below a directory.
 func temps(t testing.TB, root string) []string {
 	t.Helper()
 	var found []string
@@ -347,7 +347,9 @@ func TestMaxSize(t *testing.T) {
 		t.Errorf("%+v", summary)
 	}
 	unchanged(t, "too large", dir, before, true)
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf))}}); s.Signed != 3 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{MaxSize: int64(len(elf))}},
+	); s.Signed != 3 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -481,7 +483,7 @@ func setXattr(t testing.TB, path, name, value string) {
 		testmod.Missing(
 			t,
 			fmt.Sprintf("a file system that takes %s (%v)", name, err),
-			"set TMPDIR to a folder on ext4 or XFS",
+			"set TMPDIR to a directory on ext4 or XFS",
 		)
 	}
 }
@@ -533,7 +535,9 @@ func TestPreserves(t *testing.T) {
 				setXattr(t, path, "user.note", "kept")
 				setXattr(t, path, "security.ima", "\x01signature")
 				setXattr(t, path, "security.evm", "\x02mac")
-				if err := errors.Join(os.Chown(path, 1234, 5678), os.Chmod(path, 0o751|fs.ModeSetuid|fs.ModeSetgid), os.Chtimes(path, when, when)); err != nil {
+				if err := errors.Join(
+					os.Chown(path, 1234, 5678), os.Chmod(path, 0o751|fs.ModeSetuid|fs.ModeSetgid), os.Chtimes(path, when, when),
+				); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -541,7 +545,7 @@ func TestPreserves(t *testing.T) {
 			put(t, listed, elf)
 			testmod.Run(t, setfacl, "-m", "u:1234:r,g:55:rw,m::rw", listed)
 			list := testmod.Run(t, getfacl, "-cpn", listed)
-			// A default list for what is new in the folder is nothing to the old files.
+			// A default list for what is new in the directory is nothing to the old files.
 			bare := filepath.Join(in, "bare.ko")
 			put(t, bare, elf)
 			testmod.Run(t, setfacl, "-d", "-m", "u:4321:rwx", in)
@@ -612,7 +616,9 @@ func TestHardLinks(t *testing.T) {
 		put(t, names[0], elf)
 		put(t, filepath.Join(dir, "tree/z.ko"), elf)
 		put(t, filepath.Join(dir, "tree/sub/x"), nil)
-		for _, to := range []string{names[1], names[2], filepath.Join(dir, "outside.ko"), filepath.Join(dir, "tree/other-name")} {
+		for _, to := range []string{
+			names[1], names[2], filepath.Join(dir, "outside.ko"), filepath.Join(dir, "tree/other-name"),
+		} {
 			if err := os.Link(names[0], to); err != nil {
 				t.Fatal(err)
 			}
@@ -639,7 +645,7 @@ func TestHardLinks(t *testing.T) {
 		}
 	}
 
-	// Roots that are the names, one of them by way of a link to its folder.
+	// Roots that are the names, one of them by way of a link to its directory.
 	dir, names = set()
 	if err := os.Symlink("tree/sub", filepath.Join(dir, "way")); err != nil {
 		t.Fatal(err)
@@ -666,10 +672,10 @@ func TestHardLinks(t *testing.T) {
 	if !sameInode(t, written...) || stateOf(t, written[0]).Links != 3 || !bytes.Equal(read(t, written[0]), want) {
 		t.Error("what was written elsewhere is not one signed module")
 	}
-	unchanged(t, "with an output folder", filepath.Join(dir, "tree"), below(before, filepath.Join(dir, "tree")), true)
+	unchanged(t, "with an output directory", filepath.Join(dir, "tree"), below(before, filepath.Join(dir, "tree")), true)
 }
 
-// below is the part of a snapshot below a folder.
+// below is the part of a snapshot below a directory.
 func below(all map[string]state, root string) map[string]state {
 	part := make(map[string]state)
 	for path, s := range all {
@@ -702,7 +708,9 @@ func TestCompletes(t *testing.T) {
 		}
 		first := f.Name()
 		_, err = f.Write(content)
-		if err := errors.Join(err, f.AlsoAt(names[1]), f.AlsoAt(names[2]), f.Close(), os.Rename(first, names[0])); err != nil {
+		if err := errors.Join(
+			err, f.AlsoAt(names[1]), f.AlsoAt(names[2]), f.Close(), os.Rename(first, names[0]),
+		); err != nil {
 			t.Fatal(err)
 		}
 		return dir, names
@@ -813,13 +821,13 @@ func TestLeftovers(t *testing.T) {
 		t.Error("the temporary file of another module, which may be alive, was removed")
 	}
 
-	// With an output folder those in it; the input is only read.
+	// With an output directory those in it; the input is only read.
 	out := filepath.Join(dir, "out")
 	put(t, filepath.Join(out, "sub", "x"), nil)
 	inOutput := []string{leave(t, filepath.Join(out, "a.ko")), leave(t, filepath.Join(out, "sub", "b.ko"))}
 	before := snapshot(t, filepath.Join(dir, "in"))
 	mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "in")}, Output: out}, Options{})
-	unchanged(t, "with an output folder", filepath.Join(dir, "in"), before, true)
+	unchanged(t, "with an output directory", filepath.Join(dir, "in"), before, true)
 	for _, path := range inOutput {
 		if exists(t, path) {
 			t.Errorf("%s was left", path)
@@ -839,7 +847,9 @@ func TestDryRun(t *testing.T) {
 	held := openTree(t, Source{Roots: []string{tree}}) // removes the temporary file
 	put(t, filepath.Join(tree, ".modsign-0123456789abcdef-0123456789abcdef.tmp"), nil)
 	before := snapshot(t, dir)
-	for _, source := range []Source{{Roots: []string{tree}, DryRun: true}, {Roots: []string{tree}, Output: filepath.Join(dir, "out"), DryRun: true}} {
+	for _, source := range []Source{
+		{Roots: []string{tree}, DryRun: true}, {Roots: []string{tree}, Output: filepath.Join(dir, "out"), DryRun: true},
+	} {
 		for _, opts := range []Options{{WriteOptions: WriteOptions{DryRun: true}}, {Detached: true}, {}} {
 			summary, results := sign(t, signer, source, opts)
 			if summary.Signed != 2 || summary.Failed != 1 || opts.Detached != (summary.Replaced == 0) {
@@ -873,7 +883,7 @@ func TestSymlinks(t *testing.T) {
 	links := map[string]string{
 		filepath.Join(tree, "file.ko"):   "../outside/b.ko",
 		filepath.Join(tree, "inside.ko"): "a.ko",
-		filepath.Join(tree, "folder"):    "../outside",
+		filepath.Join(tree, "directory"): "../outside",
 		filepath.Join(tree, "loop"):      ".",
 		filepath.Join(tree, "broken.ko"): "nowhere",
 		filepath.Join(dir, "given.ko"):   "outside/b.ko",
@@ -893,7 +903,9 @@ func TestSymlinks(t *testing.T) {
 	if !bytes.Equal(read(t, filepath.Join(tree, "a.ko")), want) {
 		t.Error("a.ko was not signed")
 	}
-	if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{}); s.Modules != 1 ||
+	if s := mustSign(
+		t, signer, Source{Roots: []string{filepath.Join(dir, "given.ko"), filepath.Join(tree, "file.ko")}}, Options{},
+	); s.Modules != 1 ||
 		s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
@@ -927,12 +939,39 @@ func TestOutput(t *testing.T) {
 		opts   Options
 		want   map[string][]byte // decompressed
 	}{
-		{"sign", signer, Options{}, map[string][]byte{"kernel/a.ko": signed(t, signer, elf), "kernel/deep/b.ko.gz": signed(t, signer, elf), "old.ko": signed(t, signer, elf)}},
+		{
+			"sign", signer, Options{},
+			map[string][]byte{
+				"kernel/a.ko":         signed(t, signer, elf),
+				"kernel/deep/b.ko.gz": signed(t, signer, elf),
+				"old.ko":              signed(t, signer, elf),
+			},
+		},
 		// The other tree has what was skipped as well.
-		{"skip", signer, Options{Existing: Skip}, map[string][]byte{"kernel/a.ko": signed(t, signer, elf), "kernel/deep/b.ko.gz": signed(t, signer, elf), "old.ko": read(t, filepath.Join(in, "old.ko"))}},
+		{
+			"skip", signer, Options{Existing: Skip},
+			map[string][]byte{
+				"kernel/a.ko":         signed(t, signer, elf),
+				"kernel/deep/b.ko.gz": signed(t, signer, elf),
+				"old.ko":              read(t, filepath.Join(in, "old.ko")),
+			},
+		},
 		{"strip", nil, Options{}, map[string][]byte{"kernel/a.ko": elf, "kernel/deep/b.ko.gz": elf, "old.ko": elf}},
-		{"detached", signer, Options{Detached: true}, map[string][]byte{"kernel/a.ko.p7s": signatureOf(signed(t, signer, elf)), "kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)), "old.ko.p7s": signatureOf(signed(t, signer, elf))}},
-		{"detached, skip", signer, Options{Detached: true, Existing: Skip}, map[string][]byte{"kernel/a.ko.p7s": signatureOf(signed(t, signer, elf)), "kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf))}},
+		{
+			"detached", signer, Options{Detached: true},
+			map[string][]byte{
+				"kernel/a.ko.p7s":      signatureOf(signed(t, signer, elf)),
+				"kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)),
+				"old.ko.p7s":           signatureOf(signed(t, signer, elf)),
+			},
+		},
+		{
+			"detached, skip", signer, Options{Detached: true, Existing: Skip},
+			map[string][]byte{
+				"kernel/a.ko.p7s":      signatureOf(signed(t, signer, elf)),
+				"kernel/deep/b.ko.p7s": signatureOf(signed(t, signer, elf)),
+			},
+		},
 	} {
 		out := filepath.Join(dir, test.name, "made/for/it")
 		for range 2 { // over what is there, too
@@ -991,7 +1030,7 @@ func TestOpenRefuses(t *testing.T) {
 		{Source{Roots: []string{"empty"}}, ErrNoModules, "in empty"},
 		{Source{Roots: []string{"in", "nowhere"}}, fs.ErrNotExist, "nowhere"},
 		{Source{Roots: []string{"in"}, Output: "in"}, nil, "lies in the input"},
-		{Source{Roots: []string{"in"}, Output: "in/new/folder"}, nil, "lies in the input"},
+		{Source{Roots: []string{"in"}, Output: "in/new/directory"}, nil, "lies in the input"},
 		{Source{Roots: []string{"link"}, Output: "in/new"}, nil, "lies in the input"},
 		{Source{Roots: []string{"in"}, Output: "link/new"}, nil, "lies in the input"},
 		{Source{Roots: []string{"in/a.ko"}, Output: "in"}, nil, "would replace the input in/a.ko"},
@@ -1029,8 +1068,10 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s was changed", path)
 		}
 	}
-	// An output folder of which a root is a part is fine where nothing meets.
-	if s := mustSign(t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{"in/sub/sub"}, Output: "in"}, Options{}); s.Signed != 1 {
+	// An output directory of which a root is a part is fine where nothing meets.
+	if s := mustSign(
+		t, newSigner(t, "rsa:2048", crypto.SHA256, false), Source{Roots: []string{"in/sub/sub"}, Output: "in"}, Options{},
+	); s.Signed != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -1062,7 +1103,9 @@ func TestBadOptions(t *testing.T) {
 	tree.Close()
 	put(t, filepath.Join(dir, "c.ko.xz"), compressed(t, compress.XZ, testmod.ELF()))
 	put(t, filepath.Join(dir, "d.ko.zst"), compressed(t, compress.Zstd, testmod.ELF()))
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Level: 9}}); s.Signed != 4 {
+	if s := mustSign(
+		t, signer, Source{Roots: []string{dir}}, Options{WriteOptions: WriteOptions{Level: 9}},
+	); s.Signed != 4 {
 		t.Errorf("%+v", s)
 	}
 	want := signed(t, signer, testmod.ELF())
@@ -1296,7 +1339,7 @@ func TestRenameFails(t *testing.T) {
 			testmod.Missing(
 				t,
 				fmt.Sprintf("a file system with immutable files (%v)", err),
-				"set TMPDIR to a folder on ext4 or XFS",
+				"set TMPDIR to a directory on ext4 or XFS",
 			)
 		}
 		defer set(0)

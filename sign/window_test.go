@@ -21,7 +21,10 @@ func TestWindowMemory(t *testing.T) {
 	if base := child(); base != "" {
 		signer := loadSigner(t, base)
 		root := filepath.Join(base, "tree")
-		if s := mustSign(t, signer, Source{Roots: []string{root}, Output: filepath.Join(base, "out")}, Options{WriteOptions: WriteOptions{Jobs: 16, Sync: SyncNone}}); s.Signed != 2*copies {
+		if s := mustSign(
+			t, signer, Source{Roots: []string{root}, Output: filepath.Join(base, "out")},
+			Options{WriteOptions: WriteOptions{Jobs: 16, Sync: SyncNone}},
+		); s.Signed != 2*copies {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)
@@ -51,7 +54,7 @@ func TestWindowMemory(t *testing.T) {
 	}
 	testmod.Slow(t, "compresses and signs modules of 140 MB")
 	t.Parallel()
-	base := folder(t)
+	base := directory(t)
 	saveSigner(t, base)
 	large := filepath.Join(base, "large.ko")
 	put(t, large, testmod.ELF())

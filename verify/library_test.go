@@ -67,9 +67,15 @@ func TestOutcome(t *testing.T) {
 		{keys, []string{good}, false, false, ""},
 		{keys, []string{good, good}, false, false, ""},
 		{keys, []string{good, unsigned}, true, false, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed"},
-		{keys, []string{changed, good, unsigned}, true, false, "the kernel would refuse 2 of 3 modules: " + changed + ": bad signature: "},
+		{
+			keys, []string{changed, good, unsigned}, true, false,
+			"the kernel would refuse 2 of 3 modules: " + changed + ": bad signature: ",
+		},
 		{keys, []string{dir, good}, false, true, "1 of 2 modules could not be read: open " + missing + ": "},
-		{keys, []string{dir, unsigned}, true, true, "the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: "},
+		{
+			keys, []string{dir, unsigned}, true, true,
+			"the kernel would refuse 1 of 2 modules: " + unsigned + ": not signed; 1 of 2 modules could not be read: ",
+		},
 		{keys, []string{text}, true, false, ""},
 		{keys, []string{misnamed}, true, false, ""},
 		{new(verify.Keyring), []string{good}, true, false, "unknown key"},
@@ -112,10 +118,9 @@ func TestOutcome(t *testing.T) {
 	// An interrupt is the context's cause.
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := verify.Tree(ctx, keys, many, verify.Options{Jobs: 1, Result: func(verify.Result) { cancel(cause) }}); !errors.Is(
-		err,
-		cause,
-	) ||
+	if _, err := verify.Tree(
+		ctx, keys, many, verify.Options{Jobs: 1, Result: func(verify.Result) { cancel(cause) }},
+	); !errors.Is(err, cause) ||
 		errors.Is(err, verify.ErrRefused) {
 		t.Errorf("interrupted: %v", err)
 	}
@@ -158,10 +163,9 @@ func TestNothing(t *testing.T) {
 			t.Errorf("%q: %v", roots, err)
 		}
 	}
-	if _, err := verify.Tree(t.Context(), keys, []string{filepath.Join(t.TempDir(), "none")}, verify.Options{}); !errors.Is(
-		err,
-		fs.ErrNotExist,
-	) {
+	if _, err := verify.Tree(
+		t.Context(), keys, []string{filepath.Join(t.TempDir(), "none")}, verify.Options{},
+	); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
 	var none *verify.Keyring

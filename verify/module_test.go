@@ -107,7 +107,11 @@ func TestInspectTree(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p256")
 	dir := t.TempDir()
-	for name, data := range map[string][]byte{"b.ko": signed(t, key, testmod.ELF()), "a.ko": testmod.ELF(), "c.ko": testmod.ELF()} {
+	for name, data := range map[string][]byte{
+		"b.ko": signed(t, key, testmod.ELF()),
+		"a.ko": testmod.ELF(),
+		"c.ko": testmod.ELF(),
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			t.Fatal(err)
 		}

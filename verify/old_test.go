@@ -47,7 +47,14 @@ func TestInspectBefore43(t *testing.T) {
 		b[len(b)+at] = value
 		return b
 	}
-	for name, data := range map[string][]byte{"RSA and SHA-256": old, "DSA": set(-40, 0), "PGP": set(-38, 0), "MD4": set(-39, 0), "SHA-1": set(-39, 2), "SHA-224": set(-39, 7)} {
+	for name, data := range map[string][]byte{
+		"RSA and SHA-256": old,
+		"DSA":             set(-40, 0),
+		"PGP":             set(-38, 0),
+		"MD4":             set(-39, 0),
+		"SHA-1":           set(-39, 2),
+		"SHA-224":         set(-39, 7),
+	} {
 		path := testmod.WriteFile(t, "m.ko", data)
 		d, err := Inspect(t.Context(), path)
 		if err != nil {

@@ -434,7 +434,9 @@ func TestBlacklistedCertificate(t *testing.T) {
 	}
 	sum := sha256.Sum256(cert[0].RawTBS)
 	listed := "tbs:" + hex.EncodeToString(sum[:])
-	for list, want := range map[string]bool{listed: true, "bin:" + listed[4:]: false, listed[:len(listed)-2]: false, "tbs:": false, "": false} {
+	for list, want := range map[string]bool{
+		listed: true, "bin:" + listed[4:]: false, listed[:len(listed)-2]: false, "tbs:": false, "": false,
+	} {
 		if got := blacklisted(cert[0], []string{"bin:00", list}); got != want {
 			t.Errorf("%q: %v", list, got)
 		}
@@ -507,8 +509,9 @@ func TestInspect(t *testing.T) {
 		t.Fatalf("%+v", d)
 	}
 	want := Signer{
-		Issuer: key.Certificate.Issuer.CommonName, Serial: fmt.Sprintf("%x", key.Certificate.SerialNumber.FillBytes(make([]byte, len(d.Layers[0].Signers[0].Serial)/2))),
-		Hash: "sha256", Algorithm: "rsa", Size: 256,
+		Issuer: key.Certificate.Issuer.CommonName,
+		Serial: fmt.Sprintf("%x", key.Certificate.SerialNumber.FillBytes(make([]byte, len(d.Layers[0].Signers[0].Serial)/2))),
+		Hash:   "sha256", Algorithm: "rsa", Size: 256,
 	}
 	if got := d.Layers[0].Signers; !slices.Equal(got, []Signer{want}) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -16,7 +16,7 @@ import (
 
 const ordinary = 65531 // a user with no other process, whom limits hold
 
-// world is a folder of an ordinary user, with the program in it as it is packaged.
+// world is a directory of an ordinary user, with the program in it as it is packaged.
 type world struct{ dir, program, key, cert string }
 
 func newWorld(t *testing.T) *world {
@@ -36,7 +36,12 @@ func newWorld(t *testing.T) *world {
 		t.Fatalf("%v: %s", err, out)
 	}
 	key := testmod.NewKey(t, "ecdsa:p256")
-	if err := errors.Join(os.WriteFile(w.key, key.KeyPEM, 0o600), os.WriteFile(w.cert, key.CertPEM, 0o644), os.Chown(w.key, ordinary, ordinary), os.Chmod(dir, 0o755)); err != nil {
+	if err := errors.Join(
+		os.WriteFile(w.key, key.KeyPEM, 0o600),
+		os.WriteFile(w.cert, key.CertPEM, 0o644),
+		os.Chown(w.key, ordinary, ordinary),
+		os.Chmod(dir, 0o755),
+	); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -191,7 +191,7 @@ func TestStartAgentFails(t *testing.T) {
 		},
 		"x509.genkey: there is no section":                      func(o *kbuildrun.Agent) { o.Genkey = genkey },
 		"the lifetime has to be positive":                       func(o *kbuildrun.Agent) { o.Lifetime = -time.Hour },
-		"--keep: \"never\" is not of the form":                  func(o *kbuildrun.Agent) { o.Keep = "never" },
+		"--keep: invalid value \"never\": want installs=N":      func(o *kbuildrun.Agent) { o.Keep = "never" },
 		"unknown key algorithm \"mldsa65\"":                     func(o *kbuildrun.Agent) { o.KeyType = "mldsa65" },
 		"hash \"sm3\": the kernel verifies no module signature": func(o *kbuildrun.Agent) { o.Hash = "sm3" },
 	} {

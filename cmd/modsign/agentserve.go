@@ -82,7 +82,7 @@ func parseKeep(keep string) (installs int, err error) {
 	number, ok := strings.CutPrefix(keep, "installs=")
 	installs, err = strconv.Atoi(number)
 	if !ok || err != nil || installs < 1 {
-		return 0, usagef("--keep: %q is not of the form installs=N, N at least 1", keep)
+		return 0, usagef("--keep: invalid value %q: want installs=N, N at least 1", keep)
 	}
 	return installs, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -77,7 +76,7 @@ func (o *attachOptions) check(args []string) error {
 	case o.cert == "":
 		return usagef("no certificate: give --cert FILE, that of the signing key")
 	case !slices.Contains(signatureFormats, o.format):
-		return usagef("--format %s: want one of %s", o.format, strings.Join(signatureFormats, ", "))
+		return usagef("--format: invalid value %q: want lines, p7s, debian or raw", o.format)
 	case o.format == "debian" && o.signatures == "":
 		return usagef("--format debian needs --signatures DIR, the directory with files.json")
 	case o.keyID && o.format != "raw":
@@ -124,7 +123,9 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	w := work{ui: u, verb: "signing", options: p.options, said: said, how: signedWith(cert, attachment.Hash())}
+	w := work{
+		ui: u, verb: "signing", options: p.options, said: said, how: signedWith(cert, attachment.Hash()), xattr: true,
+	}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		attach := sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing}
 		return tree.Attach(ctx, attachment, attach)

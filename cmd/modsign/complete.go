@@ -39,7 +39,10 @@ func flagValues() map[string][]string {
 // hashNames are the hashes of module signatures, as CONFIG_MODULE_SIG_HASH spells them.
 func hashNames() []string {
 	var names []string
-	for _, h := range []crypto.Hash{crypto.SHA512, crypto.SHA384, crypto.SHA256, crypto.SHA224, crypto.SHA1, crypto.SHA3_512, crypto.SHA3_384, crypto.SHA3_256} {
+	for _, h := range []crypto.Hash{
+		crypto.SHA512, crypto.SHA384, crypto.SHA256, crypto.SHA224, crypto.SHA1,
+		crypto.SHA3_512, crypto.SHA3_384, crypto.SHA3_256,
+	} {
 		names = append(names, cms.HashName(h))
 	}
 	return names

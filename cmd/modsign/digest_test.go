@@ -35,7 +35,7 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 			}
 		}
 	}
-	base := memoryFolder(t)
+	base := memoryDir(t)
 	key := testmod.NewKey(t, "rsa:2048")
 	keyFile, cert := key.Files(t)
 
@@ -48,7 +48,7 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 	manifest, signatures := filepath.Join(base, "manifest"), filepath.Join(base, "signatures")
 	mustRun(exec.Command("modsign", "digest", "-o", manifest, root), fmt.Sprintf("of %d modules", count))
 
-	// What signs runs in an empty folder, and gets the manifest through a pipe.
+	// What signs runs in an empty directory, and gets the manifest through a pipe.
 	vault := filepath.Join(base, "vault")
 	if err := os.Mkdir(vault, 0o700); err != nil {
 		t.Fatal(err)
@@ -102,8 +102,8 @@ func TestTwoPhasesOfKernel(t *testing.T) {
 	}
 }
 
-// memoryFolder makes a folder for the test: in memory where there is plenty.
-func memoryFolder(t *testing.T) string {
+// memoryDir makes a directory for the test: in memory where there is plenty.
+func memoryDir(t *testing.T) string {
 	t.Helper()
 	var stat syscall.Statfs_t
 	if err := syscall.Statfs("/dev/shm", &stat); err != nil || stat.Bavail*uint64(stat.Bsize) < 4<<30 {

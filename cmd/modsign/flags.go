@@ -55,7 +55,7 @@ func (j *jobsFlag) addFlag(flags *pflag.FlagSet) {
 
 func (j jobsFlag) check() error {
 	if j < 0 {
-		return usagef("--jobs %d: not a number of modules", j)
+		return usagef("--jobs: invalid value \"%d\": want a number of modules", j)
 	}
 	return nil
 }
@@ -129,7 +129,7 @@ func (c compressFlag) apply(source *sign.Source) error {
 // choice reports whether a flag has the second of its two values.
 func choice(flag, value, no, yes string) (bool, error) {
 	if value != no && value != yes {
-		return false, usagef("--%s %s: want %s or %s", flag, value, no, yes)
+		return false, usagef("--%s: invalid value %q: want %s or %s", flag, value, no, yes)
 	}
 	return value == yes, nil
 }
@@ -141,7 +141,7 @@ func parseMode(text string) (*fs.FileMode, error) {
 	}
 	mode, err := strconv.ParseUint(text, 8, 32)
 	if err != nil || mode > 0o777 {
-		return nil, usagef("--mode %s: not an octal mode such as 0644", text)
+		return nil, usagef("--mode: invalid value %q: want an octal mode such as 0644", text)
 	}
 	m := fs.FileMode(mode)
 	return &m, nil
@@ -176,7 +176,7 @@ func (s *size) Set(value string) error {
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n <= 0 || n > 1<<62>>shift {
-		return errors.New("not a size such as 512M or 2G")
+		return errors.New("want a size such as 512M or 2G")
 	}
 	*s = size(n << shift)
 	return nil

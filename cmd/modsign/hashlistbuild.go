@@ -78,7 +78,7 @@ func (o *hashlistBuildOptions) check() error {
 	merkle := o.format == string(hashlist.FormatMerkle)
 	switch {
 	case o.format != string(hashlist.FormatList) && !merkle:
-		return usagef("--format %s: must be list or merkle", o.format)
+		return usagef("--format: invalid value %q: want list or merkle", o.format)
 	case (o.proofs || o.append) && !merkle:
 		return usagef("--append and --proofs require --format merkle")
 	case o.append && o.objtree != "":

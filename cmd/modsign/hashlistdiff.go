@@ -16,7 +16,7 @@ differ. Diff ends with 0 if the lists are the same, and with 4 if they differ.`,
 		Example: `  modsign hashlist diff hashes-monday hashes-tuesday`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return usagef("diff compares two lists, and %d are given", len(args))
+				return usagef("diff compares two lists, but the command line has %d", len(args))
 			}
 			return hashlistDiff(u, args[0], args[1])
 		},

@@ -93,8 +93,9 @@ type jsonVerified struct {
 
 func newJSONVerified(r verify.Result) jsonVerified {
 	o := jsonVerified{
-		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source, Layers: r.Layers,
-		Errno: errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
+		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source,
+		Layers: r.Layers,
+		Errno:  errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
 	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
@@ -180,8 +181,9 @@ type jsonSigner struct {
 
 func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
-		Type: "module", Path: d.Path, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
-		Layers: []jsonLayer{}, Warnings: d.Warnings,
+		Type: "module", Path: d.Path, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size,
+		Payload: d.Payload,
+		Layers:  []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}

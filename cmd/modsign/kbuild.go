@@ -20,7 +20,7 @@ func newKbuildCommand(u *ui) *cobra.Command {
 keeps the one-time key of the build in the memory of a small process (modsign agent),
 make modules_install signs and compresses all modules in one parallel run, and make
 clean destroys the key. No private key is ever on a disk. Signing needs no patch to the
-kernel. Only a kernel that trusts its modules by their hashes does (modsign hashlist).`,
+kernel. Hash-based module integrity needs one: see modsign hashlist and kbuild patch.`,
 		Example: `  modsign kbuild enable
   make -j8 && sudo make modules_install install
   make clean`,
@@ -34,9 +34,16 @@ kernel. Only a kernel that trusts its modules by their hashes does (modsign hash
 
 // addAgentEnd adds the flags that say when to destroy the one-time key.
 func addAgentEnd(flags *pflag.FlagSet, keep *string, lifetime *time.Duration) {
-	flags.StringVar(keep, "keep", "", "destroy the one-time key after `installs=N` (default: any number)")
+	flags.Var((*keepFlag)(keep), "keep", "destroy the one-time key after N installs (default: any number)")
 	flags.DurationVar(lifetime, "lifetime", 24*time.Hour, "destroy the one-time key after `DURATION`")
 }
+
+// keepFlag is --keep, whose help shows installs=N.
+type keepFlag string
+
+func (k *keepFlag) Set(value string) error { *k = keepFlag(value); return nil }
+func (k *keepFlag) String() string         { return string(*k) }
+func (k *keepFlag) Type() string           { return "installs=N" }
 
 // kbuildTree says which build a command is about.
 type kbuildTree struct {

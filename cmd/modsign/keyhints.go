@@ -78,9 +78,14 @@ func hintFor(path string, err error) error {
 	return err
 }
 
-// inOneLine is an error with its hint, for where there are no lines of hints.
+// inOneLine is an error with its hint, for where there are no lines of hints, no flags
+// for the key and no prompt.
 func inOneLine(err error) string {
-	if hint := keyHint(err); hint != "" {
+	hint := keyHint(err)
+	if errors.Is(err, keygen.ErrNoPassphrase) {
+		hint = "set KBUILD_SIGN_PIN"
+	}
+	if hint != "" {
 		return err.Error() + " (" + hint + ")"
 	}
 	return err.Error()

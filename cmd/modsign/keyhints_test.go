@@ -24,7 +24,9 @@ func TestKeyHints(t *testing.T) {
 		"its owner can: chmod 600 'a key'": insecure(keygen.InsecureError{Mode: 0o644, NotOwner: true}),
 		"its mount is read-only: have it mounted with mode 0400 (Kubernetes: defaultMode of the secret's volume)": insecure(
 			keygen.InsecureError{Mode: 0o644, ReadOnly: true}),
-		"openssl pkey -inform DER -in x.der -out KEY.pem": &keygen.LoadError{Path: "x.der", Reason: keygen.ErrDER, Err: keygen.ErrDER},
+		"openssl pkey -inform DER -in x.der -out KEY.pem": &keygen.LoadError{
+			Path: "x.der", Reason: keygen.ErrDER, Err: keygen.ErrDER,
+		},
 		"mend x.pem": &keygen.LoadError{Path: "x.pem", Reason: keygen.ErrMangled,
 			Err: &keyfile.HintError{Err: errors.New("mangled"), Hint: "mend FILE"}},
 		"the next make makes a new key, and links its certificate into the kernel": &keygen.LoadError{Path: "x.pem",

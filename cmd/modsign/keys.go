@@ -34,7 +34,7 @@ func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM)")
 	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE`, PEM or DER (default: the key's file)")
 	flags.StringVar(&o.passphraseFile, "passphrase-file", "",
-		"passphrase in first line of `FILE` (default: KBUILD_SIGN_PIN, else prompt)")
+		"passphrase in line 1 of `FILE` (else KBUILD_SIGN_PIN or prompt)")
 	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "accept a private key that others can access")
 }
 

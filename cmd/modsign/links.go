@@ -65,7 +65,7 @@ func depmod(dir string) string {
 	}
 	switch {
 	case !ok:
-		return "run depmod on it"
+		return "run depmod for the modules in " + quote(dir)
 	case base == "" || base == "/usr" && isLink("/lib"):
 		return "depmod " + quote(version)
 	}

@@ -39,7 +39,7 @@ var exitCodes = []struct {
 	{exitSome, "some modules failed; the others are done"},
 	{exitRefused, "verification refused something"},
 	{exitInterrupted, "interrupted; no module is half-written"},
-	{statusAborted, "killed by SIGABRT, as a shell reports it: no memory, no thread or a bug; no module is half-written"},
+	{statusAborted, "killed by SIGABRT (a shell's code): no memory, no thread or a bug; no module is half-written"},
 }
 
 // failure is an error that has an exit code of its own.

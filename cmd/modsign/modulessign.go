@@ -54,6 +54,7 @@ and DIR.`,
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
 	key := flags.Lookup("key")
+	key.Usage = "sign with the private key in `FILE`"
 	key.DefValue, o.key = kbuild.DefaultKey, kbuild.DefaultKey
 	flags.StringVar(&o.variant, "variant", "", "sign the kernel `NAME` of a package with its own key")
 	o.signOptions.addFlags(flags, u)

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // isSignFile reports whether a program of that name is the kernel's sign-file. It knows the
@@ -38,8 +40,24 @@ func flagError(args []string) func(*cobra.Command, error) error {
 				return noSuchCommand(cmd, words)
 			}
 		}
+		return invalidValue(err)
+	}
+}
+
+// invalidValue is the error of the flag library about a value, in the words that the
+// commands have for the values that they check.
+func invalidValue(err error) error {
+	e, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
 		return &failure{code: exitUsage, err: err}
 	}
+	want := "want " + map[string]string{
+		"int": "a number", "duration": "a duration such as 90m or 24h", "bool": "true or false",
+	}[e.GetFlag().Value.Type()]
+	if want == "want " {
+		want = e.Unwrap().Error()
+	}
+	return usagef("--%s: invalid value %q: %s", e.GetFlag().Name, e.GetValue(), want)
 }
 
 // nearestCommand returns the command that a misspelled word may mean, or nothing.

@@ -44,7 +44,7 @@ var update = flag.Bool("update", false, "write the expected files anew: docs/man
 // passphrase is that of all encrypted keys, and must be in no output.
 const passphrase = "horse-battery"
 
-// The stories, one of a user in each file of testdata. Each has in its folder
+// The stories, one of a user in each file of testdata. Each has in its directory
 //
 //	tree/hello.ko tree/gz/counter.ko.gz tree/xz/ring.ko.xz tree/zst/hello.ko.zst
 //	key.pem        an ECDSA key and its certificate, mode 0600

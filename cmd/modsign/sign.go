@@ -153,7 +153,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.checkUnsplit(ctx, tree); err != nil {
 		return err
 	}
-	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...)}
+	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...), xattr: true}
 	w.how = signedWith(pair.Certificate, hash)
 	do := func() error {
 		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })

@@ -56,7 +56,7 @@ const signFileExit = `Exit status:
     0  done
     1  an error
     2  the command line is wrong
-  134  killed by SIGABRT, as a shell reports it: no memory, no thread or a bug`
+  134  killed by SIGABRT (a shell's code): no memory, no thread or a bug`
 
 func newSignFileCommand(u *ui) *cobra.Command {
 	return &cobra.Command{

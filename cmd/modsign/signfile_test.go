@@ -16,7 +16,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// signFileWorld is a folder for sign-file to work in; every call makes the same.
+// signFileWorld is a directory for sign-file to work in; every call makes the same.
 // The keys are RSA, so that signatures can be compared.
 //
 //	m.ko              a module, mode 0755
@@ -140,7 +140,7 @@ func (w *signFileWorld) make(t *testing.T) string {
 	return dir
 }
 
-// snapshot is all that is in a folder: the type, mode and content of each file.
+// snapshot is all that is in a directory: the type, mode and content of each file.
 func snapshot(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
@@ -175,7 +175,7 @@ func snapshot(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// differences lists what two folders do not have in common.
+// differences lists what two directories do not have in common.
 func differences(got, want map[string]string) []string {
 	var found []string
 	for name, is := range got {
@@ -200,7 +200,7 @@ func differences(got, want map[string]string) []string {
 	return found
 }
 
-// signFileRun runs a sign-file in a folder, in a shell that sets the umask.
+// signFileRun runs a sign-file in a directory, in a shell that sets the umask.
 func signFileRun(t *testing.T, program, dir, umask string, env, args []string) ran {
 	t.Helper()
 	cmd := exec.Command("sh", append([]string{"-c", "umask " + umask + `; exec "$0" "$@"`, program}, args...)...)
@@ -223,7 +223,7 @@ func ours(t *testing.T) string {
 }
 
 // TestSignFileLikeTheKernels runs the kernel's sign-file and this one with the
-// same arguments in two equal folders, and compares exit codes and all files.
+// same arguments in two equal directories, and compares exit codes and all files.
 func TestSignFileLikeTheKernels(t *testing.T) {
 	theirs, ours := testmod.SignFile(t), ours(t)
 	world := newSignFileWorld(t)
@@ -234,7 +234,7 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		args  []string
 		env   string
 		umask string
-		setup string // a shell's, in the folder
+		setup string // a shell's, in the directory
 		code  int
 	}{
 		{name: "in place", args: usual},
@@ -245,12 +245,12 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "in place, setuid", args: usual, setup: "chmod 4755 m.ko"},
 		{name: "into dest", args: append(usual, "out.ko")},
 		{name: "into dest, umask 077", args: append(usual, "out.ko"), umask: "077"},
-		{name: "into dest in a folder", args: append(usual, "dir/out.ko")},
+		{name: "into dest in a directory", args: append(usual, "dir/out.ko")},
 		{name: "into dest that exists", args: append(usual, "text")},
 		{name: "into dest that exists with a mode", args: append(usual, "text"), setup: "chmod 666 text", umask: "077"},
 		{name: "into dest through a link", args: append(usual, "link"), setup: "ln -s text link"},
 		{name: "into /dev/null", args: append(usual, "/dev/null")},
-		{name: "into a folder", args: append(usual, "dir"), code: 1},
+		{name: "into a directory", args: append(usual, "dir"), code: 1},
 		{name: "into nowhere", args: append(usual, "nowhere/out.ko"), code: 1},
 		{name: "-p", args: append(with("-p"), usual...)},
 		{name: "-p, umask 077", args: append(with("-p"), usual...), umask: "077"},
@@ -348,7 +348,7 @@ func TestSignFileLikeTheKernels(t *testing.T) {
 		{name: "no PIN, legacy", args: with("sha256", "legacy.pem", "cert.pem", "m.ko"), code: 1},
 		{name: "PIN for a key without", args: usual, env: "KBUILD_SIGN_PIN=donkey"},
 
-		{name: "folder as module", args: with("sha256", "key.pem", "cert.pem", "dir"), code: 1},
+		{name: "directory as module", args: with("sha256", "key.pem", "cert.pem", "dir"), code: 1},
 		{name: "empty module", args: with("sha256", "key.pem", "cert.pem", "empty.ko")},
 		{name: "text as module", args: with("sha256", "key.pem", "cert.pem", "text")},
 		{
@@ -454,7 +454,12 @@ func TestSignFileDifferences(t *testing.T) {
 		}
 	})
 
-	for name, setup := range map[string]string{"./m.ko": "", "dir/../m.ko": "", "hard.ko": "ln m.ko hard.ko", "soft.ko": "ln -s m.ko soft.ko"} {
+	for name, setup := range map[string]string{
+		"./m.ko":      "",
+		"dir/../m.ko": "",
+		"hard.ko":     "ln m.ko hard.ko",
+		"soft.ko":     "ln -s m.ko soft.ko",
+	} {
 		t.Run("dest is "+name, func(t *testing.T) {
 			dir := world.make(t)
 			cmd := exec.Command("sh", "-ec", setup)
@@ -506,8 +511,8 @@ func TestSignFileInKernelTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, folder := range []string{"scripts", "certs"} {
-		if err := os.Mkdir(filepath.Join(dir, folder), 0o755); err != nil {
+	for _, name := range []string{"scripts", "certs"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -515,7 +520,10 @@ func TestSignFileInKernelTree(t *testing.T) {
 	if err := os.Symlink(program, filepath.Join(dir, "scripts/sign-file")); err != nil {
 		t.Fatal(err)
 	}
-	for from, to := range map[string]string{"combined.pem": "certs/signing_key.pem", "cert.der": "certs/signing_key.x509"} {
+	for from, to := range map[string]string{
+		"combined.pem": "certs/signing_key.pem",
+		"cert.der":     "certs/signing_key.x509",
+	} {
 		if err := os.Rename(filepath.Join(dir, from), filepath.Join(dir, to)); err != nil {
 			t.Fatal(err)
 		}
@@ -531,7 +539,9 @@ func TestSignFileInKernelTree(t *testing.T) {
 	if r != (ran{}) {
 		t.Fatalf("exit code %d: %s", r.code, r.stderr)
 	}
-	if r := modsign(t, "verify", "--cert", filepath.Join(dir, "certs/signing_key.x509"), filepath.Join(dir, "m.ko")); r.code != 0 {
+	if r := modsign(
+		t, "verify", "--cert", filepath.Join(dir, "certs/signing_key.x509"), filepath.Join(dir, "m.ko"),
+	); r.code != 0 {
 		t.Error(r.stderr)
 	}
 }

@@ -63,7 +63,9 @@ func (o *stripOptions) run(ctx context.Context, u *ui, roots []string) error {
 		return err
 	}
 	defer tree.Close()
-	w := work{ui: u, verb: "stripping", options: sign.Options{WriteOptions: write, DebugOptions: debug}}
+	w := work{
+		ui: u, verb: "stripping", options: sign.Options{WriteOptions: write, DebugOptions: debug}, xattr: true,
+	}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		return tree.StripDebug(ctx, sign.StripOptions{WriteOptions: options.WriteOptions, DebugOptions: options.DebugOptions})
 	})

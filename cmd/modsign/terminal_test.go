@@ -86,7 +86,7 @@ func (term *terminal) await(text string) {
 	}
 }
 
-// start runs modsign on the terminal, in a session of its own. The folder holds
+// start runs modsign on the terminal, in a session of its own. The directory holds
 // the tree of the stories.
 func (term *terminal) start(dir string, args ...string) *exec.Cmd {
 	term.t.Helper()
@@ -134,8 +134,8 @@ func (term *terminal) typed(text string) {
 	}
 }
 
-// terminalFolder holds the tree of the stories, a key, and the key encrypted.
-func terminalFolder(t *testing.T) string {
+// terminalDir holds the tree of the stories, a key, and the key encrypted.
+func terminalDir(t *testing.T) string {
 	dir := t.TempDir()
 	if err := writeTree(filepath.Join(dir, "tree"), testmodules(t)); err != nil {
 		t.Fatal(err)
@@ -163,14 +163,17 @@ func TestProgressOnTerminal(t *testing.T) {
 		line  string // how it begins
 		after string
 	}{
-		{"sign", []string{"sign", "-k", "key.pem", "-c", "cert.pem", "tree"}, "signing 1 of 4 modules, ", "modsign: signed 4 modules"},
+		{
+			"sign", []string{"sign", "-k", "key.pem", "-c", "cert.pem", "tree"}, "signing 1 of 4 modules, ",
+			"modsign: signed 4 modules",
+		},
 		{"verify", []string{"verify", "-c", "cert.pem", "tree"}, "verifying 1 of 4 modules", "modsign: verified 4 modules"},
 		{"quiet", []string{"sign", "-q", "-k", "key.pem", "-c", "cert.pem", "tree"}, "", ""},
 		{"json", []string{"sign", "-q", "--json", "-k", "key.pem", "-c", "cert.pem", "tree"}, "", `{"message_type"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			term := newTerminal(t)
-			code, _, screen := term.end(term.start(terminalFolder(t), test.args...))
+			code, _, screen := term.end(term.start(terminalDir(t), test.args...))
 			if code != 0 && test.name != "verify" {
 				t.Errorf("exit code %d", code)
 			}
@@ -214,7 +217,7 @@ func TestPassphraseOnTerminal(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			term := newTerminal(t)
-			cmd := term.start(terminalFolder(t), "sign", "-k", "enc.pem", "-c", "cert.pem", "tree")
+			cmd := term.start(terminalDir(t), "sign", "-k", "enc.pem", "-c", "cert.pem", "tree")
 			term.await("Passphrase for enc.pem: ")
 			for deadline := time.Now().Add(time.Minute); term.echoes() && time.Now().Before(deadline); {
 				time.Sleep(time.Millisecond) // it asks first

@@ -96,7 +96,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	switch {
 	case none && !o.allowEmpty:
 		u.skipped(summary.Skipped)
-		return withHint(fmt.Errorf("%w: nothing was verified", err), "--allow-empty makes that a success")
+		return withHint(fmt.Errorf("%w: nothing was verified", err), "use --allow-empty to succeed without modules")
 	case err != nil && !none && !refused && !unreadable: // what these are about is shown
 		return err
 	}

@@ -22,6 +22,7 @@ type work struct {
 	foreign bool     // the owner of a module could not be kept
 	said    []string // notes from before the run, for the summary in JSON
 	how     string   // "with rsa:4096 and sha512, as ..."
+	xattr   bool     // the command has the flag --xattr
 }
 
 // do runs f, shows what it does, and returns the error for the exit code.
@@ -172,8 +173,12 @@ func (w *work) notes(s sign.Summary) []string {
 	notes := s.Notes
 	add := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	if s.DroppedXattrs > 0 {
-		add("warning: dropped security.ima or security.evm of %s, which attest the old bytes (--xattr=keep keeps them)",
-			plural(s.DroppedXattrs, "module"))
+		hint := ""
+		if w.xattr {
+			hint = " (--xattr=keep keeps them)"
+		}
+		add("warning: dropped security.ima or security.evm of %s, which attest the old bytes%s",
+			plural(s.DroppedXattrs, "module"), hint)
 	}
 	if s.OutsideLinks > 0 {
 		add("warning: %s outside of the given paths: these hard links keep the old modules",

@@ -40,7 +40,7 @@ type SecretKey struct {
 // not. It selects a part that may sign now and whose private key is present. Like gpg,
 // it prefers a subkey to the primary key, and a newer subkey to an older one.
 func ParseSecretKey(data []byte, now time.Time) (*SecretKey, error) {
-	entities, err := parseKeys(data)
+	entities, err := parseKeys(data, "PRIVATE KEY BLOCK", "PUBLIC KEY BLOCK")
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ type Keyring struct{ entities openpgp.EntityList }
 // ParseKeyring parses public keys: the output of gpg --export, armored or not, or
 // several such files concatenated.
 func ParseKeyring(data []byte) (*Keyring, error) {
-	entities, err := parseKeys(data)
+	entities, err := parseKeys(data, "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK")
 	if err != nil {
 		return nil, err
 	}
@@ -251,11 +251,12 @@ func keyName(sig *packet.Signature) string {
 	return fmt.Sprintf("%016X", *sig.IssuerKeyId)
 }
 
-func parseKeys(data []byte) (openpgp.EntityList, error) {
+// parseKeys reads keys of both kinds, and names the first in the error about another file.
+func parseKeys(data []byte, kinds ...string) (openpgp.EntityList, error) {
 	if bytes.HasPrefix(data[min(8, len(data)):], []byte("KBXf")) {
 		return nil, errors.New("key box of gpg, which only gpg reads: export the keys with gpg --export --armor NAME")
 	}
-	packets, err := unarmor(data, "PUBLIC KEY BLOCK", "PRIVATE KEY BLOCK")
+	packets, err := unarmor(data, kinds...)
 	if err != nil {
 		return nil, err
 	}

@@ -123,7 +123,9 @@ func TestWithGPG(t *testing.T) {
 	g := newGPG(t)
 	changed := bytes.Replace(content, []byte("6.12.0"), []byte("6.12.1"), 1)
 	other := g.make("Other <other@example.org>", "ed25519", "sign", "")
-	for _, algorithm := range testmod.Few([]string{"ed25519", "nistp256", "rsa3072", "nistp384", "nistp521", "brainpoolP256r1"}, 2) {
+	for _, algorithm := range testmod.Few(
+		[]string{"ed25519", "nistp256", "rsa3072", "nistp384", "nistp521", "brainpoolP256r1"}, 2,
+	) {
 		for _, passphrase := range []string{"", secret} {
 			name := fmt.Sprintf("Kernel %s %t <kernel@example.org>", algorithm, passphrase != "")
 			t.Run(fmt.Sprintf("%s passphrase %t", algorithm, passphrase != ""), func(t *testing.T) {
@@ -332,7 +334,11 @@ func TestOtherSignatures(t *testing.T) {
 		{"twice", append(bytes.Clone(good), good...), "other data follows"},
 		{"two blocks", append(bytes.Clone(armored), armored...), "other data follows"},
 		{"garbage behind", append(bytes.Clone(good), 0), "other data follows"},
-		{"critical notation", g.sign(content, key, "--sig-notation", "!if@example.org=never"), `critical notation "if@example.org"`},
+		{
+			"critical notation",
+			g.sign(content, key, "--sig-notation", "!if@example.org=never"),
+			`critical notation "if@example.org"`,
+		},
 		{"clear", g.run("--local-user", key, "--output", "-", "--clear-sign", file), "SIGNED MESSAGE"},
 		{"message", g.run("--local-user", key, "--armor", "--output", "-", "--sign", file),
 			`PGP MESSAGE instead of a PGP SIGNATURE`},
@@ -389,7 +395,7 @@ func TestOtherKeys(t *testing.T) {
 	_, err = ParseSecretKey(g.secretKey(weak, ""), now)
 	refused(t, err, "too weak")
 	_, err = ParseSecretKey(testmod.NewKey(t, "ecdsa:p256").KeyPEM, now)
-	refused(t, err, "not OpenPGP")
+	refused(t, err, "not OpenPGP: expected a PGP PRIVATE KEY BLOCK")
 	_, err = ParseSecretKey(nil, now)
 	refused(t, err, "not OpenPGP")
 	data := g.secretKey(one, "")

@@ -173,7 +173,9 @@ func checkReaders(t *testing.T, module, debug, objcopy []byte) {
 func TestDebuggers(t *testing.T) {
 	gdb := testmod.Program(t, "gdb", "gdb")
 	dir := sourceDir(t)
-	for _, flags := range testmod.Few([]string{"-g", "-g3 -gdwarf-4", "-g -gz=zlib", "-g -ffunction-sections -Wl,--unique"}, 1) {
+	for _, flags := range testmod.Few(
+		[]string{"-g", "-g3 -gdwarf-4", "-g -gz=zlib", "-g -ffunction-sections -Wl,--unique"}, 1,
+	) {
 		b := compile(t, dir, "gcc "+flags+" -O1 -r -nostdlib -Wl,--build-id a.c b.c -o %s")
 		debug := debugFile(t, b)
 		id, err := parse(t, b).BuildID()

@@ -95,10 +95,8 @@ all:; @:
 		if failed && exit.Status() != test.status || failed != (test.status != 0) || !failed && err != nil {
 			t.Errorf("make -%s %s: %v, want status %d", test.flags, test.goals, err, test.status)
 		}
-		if said := front.said("would run " + make + " -f Makefile modules_install"); said != strings.HasPrefix(
-			test.goals,
-			"modules_install",
-		) {
+		said := front.said("would run " + make + " -f Makefile modules_install")
+		if said != strings.HasPrefix(test.goals, "modules_install") {
 			t.Errorf("make -%s %s says %q", test.flags, test.goals, front.lines)
 		}
 	}

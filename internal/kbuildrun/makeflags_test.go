@@ -89,7 +89,8 @@ func TestMakeVariablesRoundTrip(t *testing.T) {
 	t.Parallel()
 	for _, value := range []string{
 		"", "y", "/x/n", "a b", "a\tb", " a", "a ", "  a  b  ", `a'b"c`, "a#b", "a=b", "==", "--", "-- -n", "-j9 -- s", "X=1",
-		`a\b`, `a\ b`, `a\\ b`, `a\\`, `\`, `\\\`, "~/y", "a$$b", "$$", "a$$$$b c", "$$$$$$ ", "%:,;|&", "é", "a\nb", "\n", "*",
+		`a\b`, `a\ b`, `a\\ b`, `a\\`, `\`, `\\\`, "~/y", "a$$b", "$$", "a$$$$b c", "$$$$$$ ", "%:,;|&", "é", "a\nb", "\n",
+		"*",
 		"pkcs11:object=a%20b;type=private?pin-source=/x",
 	} {
 		for _, form := range testmod.Few([]string{"X=", "X:=", "X::=", "X?=", "X+=", "X = "}, 1) {
@@ -142,27 +143,30 @@ func lookup(env map[string]string) func(string) (string, bool) {
 func TestParseMakeFlagsOfOtherMakes(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]MakeFlags{
-		"ks -j4 --jobserver-auth=fifo:/tmp/GMfifo123 --no-print-directory -- X=1": {Silent: true, KeepGoing: true, Jobs: 4, Vars: map[string]string{"X": "1"}}, // 4.4
-		" -j8 --sync-mutex=fnm:/tmp/GmMnks -- M=/n":                               {Jobs: 8, Vars: map[string]string{"M": "/n"}},                               // 4.4
-		"s --no-silent -- V=1":                {Vars: map[string]string{"V": "1"}},   // 4.4.1
-		"s --jobserver-fds=3,4 -j":            {Silent: true},                        // 4.1
-		" --jobserver-fds=3,4 -j -- X:=a\\ b": {Vars: map[string]string{"X": "a b"}}, // 4.1
-		"kj":                                  {KeepGoing: true, Jobs: -1},
-		"jk":                                  {KeepGoing: true, Jobs: -1},
-		"-kj 4 -s":                            {Jobs: 4, KeepGoing: true, Silent: true},
-		"-j -s":                               {Jobs: -1, Silent: true},
-		"-nj3k":                               {DryRun: true, KeepGoing: true, Jobs: 3},
-		"--jobs=3":                            {Jobs: 3},
-		"-j0":                                 {},
-		"-j99999999999999999999":              {},
-		"-I nks -q":                           {Question: true},
-		"X=n":                                 {Vars: map[string]string{"X": "n"}},
-		"n X=1":                               {DryRun: true, Vars: map[string]string{"X": "1"}},
-		"=n":                                  {},
-		" -- =1 :=2 -n":                       {},
-		" -- X":                               {},
-		`s\`:                                  {Silent: true},
-		"- --":                                {},
+		"ks -j4 --jobserver-auth=fifo:/tmp/GMfifo123 --no-print-directory -- X=1": {
+			Silent: true, KeepGoing: true, Jobs: 4, Vars: map[string]string{"X": "1"}, // 4.4
+		},
+		// 4.4
+		" -j8 --sync-mutex=fnm:/tmp/GmMnks -- M=/n": {Jobs: 8, Vars: map[string]string{"M": "/n"}},
+		"s --no-silent -- V=1":                      {Vars: map[string]string{"V": "1"}},   // 4.4.1
+		"s --jobserver-fds=3,4 -j":                  {Silent: true},                        // 4.1
+		" --jobserver-fds=3,4 -j -- X:=a\\ b":       {Vars: map[string]string{"X": "a b"}}, // 4.1
+		"kj":                                        {KeepGoing: true, Jobs: -1},
+		"jk":                                        {KeepGoing: true, Jobs: -1},
+		"-kj 4 -s":                                  {Jobs: 4, KeepGoing: true, Silent: true},
+		"-j -s":                                     {Jobs: -1, Silent: true},
+		"-nj3k":                                     {DryRun: true, KeepGoing: true, Jobs: 3},
+		"--jobs=3":                                  {Jobs: 3},
+		"-j0":                                       {},
+		"-j99999999999999999999":                    {},
+		"-I nks -q":                                 {Question: true},
+		"X=n":                                       {Vars: map[string]string{"X": "n"}},
+		"n X=1":                                     {DryRun: true, Vars: map[string]string{"X": "1"}},
+		"=n":                                        {},
+		" -- =1 :=2 -n":                             {},
+		" -- X":                                     {},
+		`s\`:                                        {Silent: true},
+		"- --":                                      {},
 		"--recon --touch --question --quiet --stop": {DryRun: true, Touch: true, Question: true, Silent: true},
 	} {
 		if want.Vars == nil {
@@ -175,7 +179,10 @@ func TestParseMakeFlagsOfOtherMakes(t *testing.T) {
 }
 
 func FuzzParseMakeFlags(f *testing.F) {
-	for _, s := range []string{"", "nks -j4 --jobserver-auth=3,4 -- X=a\\ b Y:=c$$$$", "-I", "X=1", " -- =", "--", "\\", "j", " -l2.5 -Otarget", "-- := X:==$$"} {
+	for _, s := range []string{
+		"", "nks -j4 --jobserver-auth=3,4 -- X=a\\ b Y:=c$$$$", "-I", "X=1", " -- =", "--", "\\", "j", " -l2.5 -Otarget",
+		"-- := X:==$$",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -236,9 +236,16 @@ func TestPatchRefused(t *testing.T) {
 	}{
 		"another's change": {false, func(t *testing.T, source string) {
 			edit(t, filepath.Join(source, "include/linux/module_signature.h"), "PKEY_ID_PKCS7,", "PKEY_ID_PKCS8,")
-		}, []string{"the patch for Linux 6.12 does not apply to", "Linux 6.12.3: include/linux/module_signature.h (hunk 1 of ", "nothing was written"}},
+		}, []string{
+			"the patch for Linux 6.12 does not apply to", "Linux 6.12.3: include/linux/module_signature.h (hunk 1 of ",
+			"nothing was written",
+		}},
 		"a change like it": {false, func(t *testing.T, source string) { // fuzz would take it
-			edit(t, filepath.Join(source, "kernel/module/main.c"), "\tmod->sig_ok = info->sig_ok;\n\tif (!mod->sig_ok) {\n", "\tmod->sig_ok = info->sig_ok;\n\tif (mod->sig_ok) {\n")
+			edit(
+				t, filepath.Join(source, "kernel/module/main.c"),
+				"\tmod->sig_ok = info->sig_ok;\n\tif (!mod->sig_ok) {\n",
+				"\tmod->sig_ok = info->sig_ok;\n\tif (mod->sig_ok) {\n",
+			)
 		}, []string{"kernel/module/main.c (hunk 1 of "}},
 		"two hunks": {false, func(t *testing.T, source string) {
 			edit(t, filepath.Join(source, "Makefile"), "KBUILD_MODULES := 1", "KBUILD_MODULES := y")

@@ -73,11 +73,8 @@ func TestPlanted(t *testing.T) {
 					t.Errorf("%s outside of the tree is %q (%v)", file, text, err)
 				}
 			}
-			if all := list(t, outside); len(
-				all,
-			) != len(
-				"file sign-file sign-file.kbuild certificate.pem receipt-0123456789abcdef.json hook.mk unfinished hashes",
-			) {
+			const planted = "file sign-file sign-file.kbuild certificate.pem receipt-0123456789abcdef.json hook.mk unfinished hashes"
+			if all := list(t, outside); len(all) != len(planted) {
 				t.Errorf("outside of the tree are %s", all)
 			}
 		})

@@ -26,8 +26,8 @@ func TestPassphrase(t *testing.T) {
 		if string(got) != want || (err == nil) != (want != "") {
 			t.Errorf("%.20q: %q, %v; want %q", content, got, err, want)
 		}
-		if err != nil &&
-			(!strings.HasPrefix(err.Error(), path+": ") || strings.Contains(err.Error(), "KEY") || strings.Contains(err.Error(), "sss")) {
+		if err != nil && (!strings.HasPrefix(err.Error(), path+": ") ||
+			strings.Contains(err.Error(), "KEY") || strings.Contains(err.Error(), "sss")) {
 			t.Errorf("%.20q: %v", content, err)
 		}
 	}

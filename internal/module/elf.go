@@ -47,7 +47,7 @@ func CheckELF(r io.ReaderAt, size int64) error {
 	}
 	switch {
 	case size == 0:
-		return fmt.Errorf("%w: the file is empty", ErrNotModule)
+		return fmt.Errorf("%w: file is empty", ErrNotModule)
 	case string(h[:min(n, 4)]) != elf.ELFMAG[:min(n, 4)]:
 		return fmt.Errorf("%w: not an ELF file", ErrNotModule)
 	case n < elfHeaderSize32:

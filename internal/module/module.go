@@ -223,7 +223,7 @@ func (e *FormatError) Error() string {
 		if e.Info.SignerLen > 0 || e.Info.KeyIDLen > 0 {
 			names = fmt.Sprintf(", a signer of %d and a key id of %d", e.Info.SignerLen, e.Info.KeyIDLen)
 		}
-		return fmt.Sprintf("malformed signature at offset %d: %v: claims %d bytes%s",
+		return fmt.Sprintf("malformed signature at offset %d: %v: its descriptor claims %d bytes%s",
 			e.Offset, e.Err, e.Info.SigLen, names)
 	case ErrIDType:
 		return fmt.Sprintf("signature at offset %d: %v: %s; the kernel accepts only PKCS#7",

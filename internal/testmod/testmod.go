@@ -126,7 +126,7 @@ func Run(t testing.TB, name string, args ...string) []byte {
 	return out
 }
 
-// WriteFile writes data to a new file in the test's own folder and returns its
+// WriteFile writes data to a new file in the test's own directory and returns its
 // path.
 func WriteFile(t testing.TB, name string, data []byte) string {
 	t.Helper()

@@ -299,7 +299,8 @@ func TestAgent(t *testing.T) {
 			}
 			want := Status{
 				PID: run.pid, Algorithm: algorithm.String(), Certificate: fingerprint(pair.Certificate), Profile: "a profile",
-				Born: status.Born, Ends: status.Born.Add(time.Hour), Signatures: 16, MemoryLocked: status.MemoryLocked, MemoryHidden: true, Warning: status.Warning,
+				Born: status.Born, Ends: status.Born.Add(time.Hour), Signatures: 16, MemoryLocked: status.MemoryLocked,
+				MemoryHidden: true, Warning: status.Warning,
 			}
 			if status != want {
 				t.Errorf("status is\n%+v, want\n%+v", status, want)
@@ -822,7 +823,8 @@ func FuzzRequests(f *testing.F) {
 		"{\"op\":\"sign\",\"hash\":\"sha512\",\"digest\":\"\"}\n",
 		"{\"op\":\"installed\"}\n{\"op\":\"installed\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"forget\"}\n{\"op\":\"status\"}\n",
-		"{\"op\":\"forget\"}", "{\"op\":1}\n", "{\"op\":\"status\",\"more\":1}\n", "{}{}\n", "null\n", "\n", "GET / HTTP/1.1\r\n\r\n",
+		"{\"op\":\"forget\"}", "{\"op\":1}\n", "{\"op\":\"status\",\"more\":1}\n", "{}{}\n", "null\n", "\n",
+		"GET / HTTP/1.1\r\n\r\n",
 	} {
 		f.Add([]byte(seed), uint16(0))
 	}

@@ -23,8 +23,9 @@ func newReceipt(t testing.TB, algorithm string) *Receipt {
 	digests := make(Digests)
 	digests.Add(crypto.SHA256, sum("x"))
 	r := &Receipt{
-		Version: receiptVersion, Certificate: string(key.CertPEM), CertificateSHA256: fingerprint(key.Certificate), Algorithm: algorithm,
-		Born: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Died: time.Date(2026, 1, 2, 3, 5, 5, 0, time.UTC),
+		Version: receiptVersion, Certificate: string(key.CertPEM), CertificateSHA256: fingerprint(key.Certificate),
+		Algorithm: algorithm,
+		Born:      time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Died: time.Date(2026, 1, 2, 3, 5, 5, 0, time.UTC),
 		Reason: "/a <b> & \u2028 \"c\" removed", Signatures: 1, DigestsSHA256: digests.SHA256(), Installs: 2,
 	}
 	if err := r.sign(key.Private); err != nil {

@@ -104,7 +104,7 @@ func TestReadRefuses(t *testing.T) {
 	lines := strings.SplitAfter(whole, "\n")
 	without := func(i int) string { return strings.Join(slices.Delete(slices.Clone(lines), i, i+1), "") }
 	for _, test := range []struct{ text, want string }{
-		{"", "empty file"},
+		{"", "file is empty"},
 		{"\n", "line 1: not a file of digests"},
 		{"no JSON\n", "line 1: not a file of digests"},
 		{`{"message_type":"summary"}` + "\n", "line 1: not a file of digests"},
@@ -120,7 +120,10 @@ func TestReadRefuses(t *testing.T) {
 		{without(0), "line 1: not a file of digests"},
 		{without(1), "line 4: it counts 3 modules, the file has 2: 1 missing"},
 		{without(3), "line 4: it counts 3 modules, the file has 2: 1 missing"},
-		{strings.Join(slices.Insert(slices.Clone(lines), 4, line("c.ko")), ""), "line 6: it counts 3 modules, the file has 4: 1 too many"},
+		{
+			strings.Join(slices.Insert(slices.Clone(lines), 4, line("c.ko")), ""),
+			"line 6: it counts 3 modules, the file has 4: 1 too many",
+		},
 		{withSum(first, line("a.ko"), line("a.ko")), "line 3: a.ko occurs twice"},
 		{withSum(first, line("b.ko"), line("a.ko")), "line 3: a.ko follows b.ko"},
 		{withSum(first, line("b/a.ko"), line("b.ko")), "line 3: b.ko follows b/a.ko"}, // bytes, not directories
@@ -133,7 +136,10 @@ func TestReadRefuses(t *testing.T) {
 		{withSum(first, line("a.ko"), "{}\n"), `line 3: unknown message_type ""`},
 		{withSum(first, line("a.ko"), "[]\n"), `line 3: not a line of such a file`},
 		{withSum(first, line("a.ko"), line("b.ko")[1:]), "line 3: not a line of such a file"},
-		{withSum(first, line("a.ko"), strings.Replace(line("b.ko"), "sha256", "sha3-256", 1)), "line 3: b.ko has hash sha3-256, but a.ko has sha256"},
+		{
+			withSum(first, line("a.ko"), strings.Replace(line("b.ko"), "sha256", "sha3-256", 1)),
+			"line 3: b.ko has hash sha3-256, but a.ko has sha256",
+		},
 		{change("sha256", "md5"), `line 2: hash "md5" does not sign modules`},
 		{change("sha256", "SHA256"), `line 2: hash "SHA256" does not sign modules`},
 		{change("sha256", "sha512"), "line 2: digest of 32 bytes, sha512 has 64"},
@@ -184,10 +190,22 @@ func TestReadRefuses(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
 		{whole, "line 1: this is a manifest without signatures"},
 		{withSum(string(firstLine(signaturesKind)), line("a.ko")), "line 2: a.ko has no signature"},
-		{withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":""}`, 1)), "line 2: a.ko has no signature"},
-		{withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"A"}`, 1)), "line 2: not a line of such a file: illegal base64"},
-		{withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AB=="}`, 1)), "line 2: not in canonical form"},
-		{withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AA"}`, 1)), "line 2: not a line of such a file"},
+		{
+			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":""}`, 1)),
+			"line 2: a.ko has no signature",
+		},
+		{
+			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"A"}`, 1)),
+			"line 2: not a line of such a file: illegal base64",
+		},
+		{
+			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AB=="}`, 1)),
+			"line 2: not in canonical form",
+		},
+		{
+			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AA"}`, 1)),
+			"line 2: not a line of such a file",
+		},
 	} {
 		_, err := ReadSignatures(strings.NewReader(test.text))
 		if err == nil || !strings.Contains(err.Error(), test.want) {

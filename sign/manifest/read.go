@@ -101,7 +101,7 @@ func readLines(from io.Reader, kind string, add func(Digest, []byte)) error {
 func (r *lineReader) first() error {
 	line, err := r.next()
 	if err == io.EOF {
-		return errors.New("empty file")
+		return errors.New("file is empty")
 	}
 	if err != nil {
 		return err
