@@ -2,8 +2,11 @@ package main
 
 import (
 	"math"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/modsign/modsign/sign"
 )
 
 func TestPace(t *testing.T) {
@@ -22,6 +25,19 @@ func TestPace(t *testing.T) {
 	} {
 		if got := pace(test.took, test.done, test.total); got != test.want {
 			t.Errorf("%v for %d of %d bytes: %q, want %q", test.took, test.done, test.total, got, test.want)
+		}
+	}
+}
+
+// A note names --xattr only where the command has it: hashlist build has not.
+func TestDroppedXattrs(t *testing.T) {
+	t.Parallel()
+	for _, has := range []bool{false, true} {
+		w := work{xattr: has}
+		notes := w.notes(sign.Summary{DroppedXattrs: 2})
+		if len(notes) != 1 || !strings.Contains(notes[0], " of 2 modules") ||
+			strings.Contains(notes[0], "--xattr") != has {
+			t.Errorf("with --xattr %v: %q", has, notes)
 		}
 	}
 }
