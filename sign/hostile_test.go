@@ -6,12 +6,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -341,6 +343,31 @@ func TestLeavesTempsInUse(t *testing.T) {
 	mustSign(t, signer, Source{Roots: []string{dir}}, Options{})
 	if err := f.Commit(false); err != nil {
 		t.Errorf("another run's file is gone: %v", err)
+	}
+}
+
+// A process that a killed run was about to start has its files for a moment longer.
+func TestWaitsForTempsInUse(t *testing.T) {
+	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
+	opened, err := dirfd.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	f, err := atomicfile.CreateIn(opened, "a.ko", 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	temp := f.Name()
+	go func() {
+		time.Sleep(patience / 5)
+		f.Close()
+	}()
+	mustSign(t, signer, Source{Roots: []string{dir}}, Options{})
+	if _, err := os.Lstat(temp); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", temp, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/compress"
@@ -27,8 +28,9 @@ func (t *Tree) clearAway(left []location) error {
 	if err != nil {
 		return err
 	}
+	deadline := time.Now().Add(patience)
 	for _, temp := range left {
-		if err := t.clear(temp); err != nil {
+		if err := t.clear(temp, deadline); err != nil {
 			return fmt.Errorf("cannot remove what a killed run left: %w", err)
 		}
 	}
@@ -89,14 +91,31 @@ func (t *Tree) leftBeside(left []location) ([]location, error) {
 	return left, nil
 }
 
-// clear removes a temporary file, or gives it the name that it was to have.
-func (t *Tree) clear(temp location) error {
+// patience is how long clearAway waits for temporary files that are in use. A process
+// that a killed run was about to start has the run's files open, and so locked, until it
+// is executed.
+const patience = 500 * time.Millisecond
+
+// stillInUse reports whether a temporary file is in use until the deadline.
+func stillInUse(dir *dirfd.Dir, name string, deadline time.Time) bool {
+	for atomicfile.InUse(dir, name) {
+		if time.Now().After(deadline) {
+			return true
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return false
+}
+
+// clear removes a temporary file, or gives it the name that it was to have. It leaves one
+// that is in use until the deadline.
+func (t *Tree) clear(temp location, deadline time.Time) error {
 	err := temp.in(func(dir *dirfd.Dir, name string) error {
 		info, err := dir.Info(name)
 		if err != nil {
 			return err
 		}
-		if atomicfile.InUse(dir, name) {
+		if stillInUse(dir, name, deadline) {
 			return nil
 		}
 		if target := t.unfinished(temp, info); target >= 0 {

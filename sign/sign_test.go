@@ -613,13 +613,13 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "Replace", "no"} {
-		if _, err := ParseFormat(name); err == nil || !strings.Contains(err.Error(), "none, gzip, xz, zstd") {
+		if _, err := ParseFormat(name); err == nil || !strings.Contains(err.Error(), "none, gz, xz or zst") {
 			t.Errorf("%q: %v", name, err)
 		}
-		if _, err := ParseExisting(name); err == nil || !strings.Contains(err.Error(), "replace, skip, refuse") {
+		if _, err := ParseExisting(name); err == nil || !strings.Contains(err.Error(), "replace, skip or refuse") {
 			t.Errorf("%q: %v", name, err)
 		}
-		if _, err := ParseSync(name); err == nil || !strings.Contains(err.Error(), "tree, none, file") {
+		if _, err := ParseSync(name); err == nil || !strings.Contains(err.Error(), "tree, none or file") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
