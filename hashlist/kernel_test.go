@@ -77,12 +77,7 @@ func TestOpenKernel(t *testing.T) {
 		// objcopy finds the same there.
 		section := filepath.Join(t.TempDir(), "section")
 		testmod.Run(
-			t,
-			testmod.Program(t, "objcopy", "binutils"),
-			"-O",
-			"binary",
-			"--only-section="+SectionName,
-			vmlinux,
+			t, testmod.Program(t, "objcopy", "binutils"), "-O", "binary", "--only-section="+SectionName, vmlinux,
 			section,
 		)
 		if got, err := os.ReadFile(section); err != nil || !bytes.Equal(got, e.Append(nil, binary.LittleEndian)) {
@@ -234,15 +229,8 @@ struct module_hashes_root { u32 levels; u8 hash[32]; };
 		testmod.Run(t, testmod.Program(t, "gcc", "gcc"), "-Wall", "-Wno-main", "-Werror", "-I", dir, "-c", "-o", object, c)
 		section := filepath.Join(dir, "section")
 		testmod.Run(
-			t,
-			testmod.Program(t, "objcopy", "binutils"),
-			"-O",
-			"binary",
-			"--only-section="+SectionName,
-			"--set-section-flags",
-			SectionName+"=alloc,load,contents",
-			object,
-			section,
+			t, testmod.Program(t, "objcopy", "binutils"), "-O", "binary", "--only-section="+SectionName,
+			"--set-section-flags", SectionName+"=alloc,load,contents", object, section,
 		)
 		got, err := os.ReadFile(section)
 		if err != nil && name != "empty list" || !bytes.Equal(got, e.Append(nil, binary.LittleEndian)) {

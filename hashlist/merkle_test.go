@@ -32,10 +32,7 @@ func leaves(n int) []Hash {
 // another implementation.
 func TestKnownRoots(t *testing.T) {
 	for n, want := range map[int]string{
-		1: "5f1300bff2d16845",
-		2: "cdf131c4654c9c97",
-		3: "2f26f57830df50c3",
-		5: "a0c6908a671dbe4e",
+		1: "5f1300bff2d16845", 2: "cdf131c4654c9c97", 3: "2f26f57830df50c3", 5: "a0c6908a671dbe4e",
 	} {
 		if got := NewTree(leaves(n)).Root(); !strings.HasPrefix(got.Hash.String(), want) {
 			t.Errorf("%d modules: %v, want %s...", n, got.Hash, want)

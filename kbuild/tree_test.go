@@ -246,11 +246,7 @@ func TestOpenTreeOfHeaders(t *testing.T) {
 			tree.Config.SigHash() == "" ||
 			!tree.Config.Bool("MODULES") {
 			t.Errorf(
-				"%s: source %s (%v), %d symbols, hash %q",
-				objtree,
-				tree.Srctree,
-				err,
-				len(tree.Config),
+				"%s: source %s (%v), %d symbols, hash %q", objtree, tree.Srctree, err, len(tree.Config),
 				tree.Config.SigHash(),
 			)
 		}

@@ -26,11 +26,7 @@ import (
 
 // attach puts signatures on a tree, and returns what was refused, or the results.
 func attach(
-	t testing.TB,
-	algorithm string,
-	s manifest.Signatures,
-	source Source,
-	opts Options,
+	t testing.TB, algorithm string, s manifest.Signatures, source Source, opts Options,
 ) (Summary, []Result, error) {
 	t.Helper()
 	a, err := NewAttachment(t.Context(), testmod.NewKey(t, algorithm).Certificate, s)
@@ -91,9 +87,7 @@ func TestTwoPhases(t *testing.T) {
 			signer := newSigner(t, "rsa:2048", hash, useKeyID)
 			direct := filepath.Join(base, name, "direct")
 			mustSign(
-				t,
-				signer,
-				Source{Roots: []string{root}, Output: direct},
+				t, signer, Source{Roots: []string{root}, Output: direct},
 				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
 			)
 			// Through both files, as they are sent.
@@ -107,10 +101,7 @@ func TestTwoPhases(t *testing.T) {
 			}
 			out := filepath.Join(base, name, "attached")
 			summary, _, err := attach(
-				t,
-				"rsa:2048",
-				s,
-				Source{Roots: []string{root}, Output: out},
+				t, "rsa:2048", s, Source{Roots: []string{root}, Output: out},
 				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
 			)
 			if err != nil || summary.Signed != len(m) || summary.Signed != len(testmod.Testdata(t)) {
@@ -124,18 +115,12 @@ func TestTwoPhases(t *testing.T) {
 			// In place, over the signatures of another key, and once more.
 			other := filepath.Join(base, name, "other")
 			mustSign(
-				t,
-				newSigner(t, "ecdsa:p256", crypto.SHA512, false),
-				Source{Roots: []string{root}, Output: other},
+				t, newSigner(t, "ecdsa:p256", crypto.SHA512, false), Source{Roots: []string{root}, Output: other},
 				Options{WriteOptions: WriteOptions{Sync: SyncNone}},
 			)
 			for range 2 {
 				summary, _, err = attach(
-					t,
-					"rsa:2048",
-					s,
-					Source{Roots: []string{other}},
-					Options{WriteOptions: WriteOptions{Sync: SyncNone}},
+					t, "rsa:2048", s, Source{Roots: []string{other}}, Options{WriteOptions: WriteOptions{Sync: SyncNone}},
 				)
 				if err != nil || summary.Replaced != len(m) {
 					t.Fatalf("%s: %+v, %v", name, summary, err)
@@ -168,23 +153,8 @@ func TestTwoPhasesECDSA(t *testing.T) {
 				}
 				p7s := testmod.WriteFile(t, "p7s", signatureOf(signed))
 				testmod.Run(
-					t,
-					openssl,
-					"cms",
-					"-verify",
-					"-binary",
-					"-inform",
-					"DER",
-					"-in",
-					p7s,
-					"-content",
-					unsigned,
-					"-certfile",
-					cert,
-					"-nointern",
-					"-noverify",
-					"-out",
-					os.DevNull,
+					t, openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", p7s, "-content", unsigned, "-certfile",
+					cert, "-nointern", "-noverify", "-out", os.DevNull,
 				)
 			}
 		}
@@ -226,9 +196,7 @@ func TestAttachOptions(t *testing.T) {
 	}
 	// What is signed already may stay, or be refused.
 	mustSign(
-		t,
-		newSigner(t, "ecdsa:p256", crypto.SHA256, false),
-		Source{Roots: []string{filepath.Join(root, "a")}},
+		t, newSigner(t, "ecdsa:p256", crypto.SHA256, false), Source{Roots: []string{filepath.Join(root, "a")}},
 		Options{},
 	)
 	signedBefore := read(t, filepath.Join(root, "a/hello.ko"))
@@ -333,11 +301,7 @@ func TestAttachRefuses(t *testing.T) {
 	} {
 		for _, dry := range []bool{false, true} {
 			_, results, err := attach(
-				t,
-				"rsa:2048",
-				test.s,
-				Source{Roots: []string{root}},
-				Options{WriteOptions: WriteOptions{DryRun: dry}},
+				t, "rsa:2048", test.s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}},
 			)
 			if err == nil || len(results) > 0 {
 				t.Errorf("%s: not refused: %v", name, results)
@@ -418,11 +382,7 @@ func TestAttachChanged(t *testing.T) {
 	before := snapshot(t, root)
 	for _, dry := range []bool{true, false} {
 		summary, results, err := attach(
-			t,
-			"rsa:2048",
-			s,
-			Source{Roots: []string{root}},
-			Options{WriteOptions: WriteOptions{DryRun: dry}},
+			t, "rsa:2048", s, Source{Roots: []string{root}}, Options{WriteOptions: WriteOptions{DryRun: dry}},
 		)
 		if !errors.Is(err, ErrIncomplete) || summary.Signed != 2 || summary.Failed != 3 || summary.Modules != 5 {
 			t.Errorf("dry run %v: %+v, %v", dry, summary, err)
@@ -510,17 +470,7 @@ func othersSignatures(t *testing.T) *signaturesIn {
 		}
 		digest := testmod.WriteFile(t, "digest", sumOf(string(read(t, plain))))
 		testmod.Run(
-			t,
-			openssl,
-			"pkeyutl",
-			"-sign",
-			"-inkey",
-			key,
-			"-pkeyopt",
-			"digest:sha256",
-			"-in",
-			digest,
-			"-out",
+			t, openssl, "pkeyutl", "-sign", "-inkey", key, "-pkeyopt", "digest:sha256", "-in", digest, "-out",
 			filepath.Join(s.raw, bare+".sig"),
 		)
 		file := filepath.Join(installed, bare)
@@ -627,10 +577,7 @@ func TestFoundSignatures(t *testing.T) {
 
 	// The other form of a message around a raw signature.
 	_, err := found(
-		t,
-		"rsa:2048",
-		FoundSignatures{Layout: Raw, Dir: s.raw, UseKeyID: true},
-		Source{Roots: []string{s.tree}},
+		t, "rsa:2048", FoundSignatures{Layout: Raw, Dir: s.raw, UseKeyID: true}, Source{Roots: []string{s.tree}},
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -663,40 +610,13 @@ func TestFoundSignaturesRefused(t *testing.T) {
 	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	for out, args := range map[string][]string{"foreign": {otherKey, "sha256", digest}, "512": {key, "sha512", sha512}} {
 		testmod.Run(
-			t,
-			openssl,
-			"pkeyutl",
-			"-sign",
-			"-inkey",
-			args[0],
-			"-pkeyopt",
-			"digest:"+args[1],
-			"-in",
-			args[2],
-			"-out",
+			t, openssl, "pkeyutl", "-sign", "-inkey", args[0], "-pkeyopt", "digest:"+args[1], "-in", args[2], "-out",
 			foreign+"."+out,
 		)
 	}
 	testmod.Run(
-		t,
-		openssl,
-		"cms",
-		"-sign",
-		"-binary",
-		"-nocerts",
-		"-nosmimecap",
-		"-md",
-		"sha256",
-		"-signer",
-		cert,
-		"-inkey",
-		key,
-		"-outform",
-		"DER",
-		"-in",
-		foreign,
-		"-out",
-		foreign+".attributes",
+		t, openssl, "cms", "-sign", "-binary", "-nocerts", "-nosmimecap", "-md", "sha256", "-signer", cert,
+		"-inkey", key, "-outform", "DER", "-in", foreign, "-out", foreign+".attributes",
 	)
 
 	before := snapshot(t, filepath.Dir(s.tree))

@@ -75,10 +75,7 @@ func TestNames(t *testing.T) {
 				other("unnamed/a.ko", elf)
 				others = append(others, leave(t, at("z/other.ko")), leave(t, at("unnamed/a.ko")), leave(t, at("unnamed/new.ko")))
 				left := []string{
-					leave(t, at("a.ko")),
-					leave(t, at("a.ko.zst")),
-					leave(t, at("a.ko.p7s")),
-					leave(t, at("z/b.ko")),
+					leave(t, at("a.ko")), leave(t, at("a.ko.zst")), leave(t, at("a.ko.p7s")), leave(t, at("z/b.ko")),
 					leave(t, at("z/b.ko.xz")),
 				}
 				if err := os.Symlink("nowhere", at("z/link.ko")); err != nil {
@@ -308,12 +305,7 @@ func TestCompress(t *testing.T) {
 						got.Links != 1 ||
 						xattr(r.Output, "user.note") != "kept" {
 						t.Errorf(
-							"%s: %v, owner %d:%d, modified %v, %d links",
-							rel,
-							got.Mode,
-							got.UID,
-							got.GID,
-							time.Unix(0, got.MTime),
+							"%s: %v, owner %d:%d, modified %v, %d links", rel, got.Mode, got.UID, got.GID, time.Unix(0, got.MTime),
 							got.Links,
 						)
 					}

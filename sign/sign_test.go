@@ -438,21 +438,8 @@ func TestOthersVerify(t *testing.T) {
 					p7s := filepath.Join(out, "p7s")
 					put(t, p7s, sig)
 					args := []string{
-						"cms",
-						"-verify",
-						"-binary",
-						"-inform",
-						"DER",
-						"-in",
-						p7s,
-						"-content",
-						path,
-						"-certfile",
-						cert,
-						"-nointern",
-						"-noverify",
-						"-out",
-						os.DevNull,
+						"cms", "-verify", "-binary", "-inform", "DER", "-in", p7s, "-content", path, "-certfile", cert,
+						"-nointern", "-noverify", "-out", os.DevNull,
 					}
 					if err := execute(openssl, args...); err != nil {
 						t.Errorf("%s: %v", name, err)

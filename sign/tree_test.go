@@ -518,11 +518,8 @@ func TestPreserves(t *testing.T) {
 		{"mode given", Options{WriteOptions: WriteOptions{Mode: &mode}}, false, mode, 2},
 		{"new time", Options{WriteOptions: WriteOptions{NewMTime: true}}, false, 0o751 | fs.ModeSetuid | fs.ModeSetgid, 2},
 		{
-			"all attributes",
-			Options{WriteOptions: WriteOptions{KeepXattrs: true}},
-			false,
-			0o751 | fs.ModeSetuid | fs.ModeSetgid,
-			0,
+			"all attributes", Options{WriteOptions: WriteOptions{KeepXattrs: true}}, false,
+			0o751 | fs.ModeSetuid | fs.ModeSetgid, 0,
 		},
 	}
 	for _, test := range tests {
@@ -579,11 +576,8 @@ func TestPreserves(t *testing.T) {
 				}
 				if xattr(path, "user.note") != "kept" || xattr(path, "security.ima") != ima || xattr(path, "security.evm") != evm {
 					t.Errorf(
-						"%s: user.note %q, security.ima %q, security.evm %q",
-						path,
-						xattr(path, "user.note"),
-						xattr(path, "security.ima"),
-						xattr(path, "security.evm"),
+						"%s: user.note %q, security.ima %q, security.evm %q", path, xattr(path, "user.note"),
+						xattr(path, "security.ima"), xattr(path, "security.evm"),
 					)
 				}
 			}
@@ -881,13 +875,10 @@ func TestSymlinks(t *testing.T) {
 	put(t, filepath.Join(tree, "a.ko"), elf)
 	put(t, filepath.Join(outside, "b.ko"), elf)
 	links := map[string]string{
-		filepath.Join(tree, "file.ko"):   "../outside/b.ko",
-		filepath.Join(tree, "inside.ko"): "a.ko",
-		filepath.Join(tree, "directory"): "../outside",
-		filepath.Join(tree, "loop"):      ".",
-		filepath.Join(tree, "broken.ko"): "nowhere",
-		filepath.Join(dir, "given.ko"):   "outside/b.ko",
-		filepath.Join(dir, "given"):      "tree",
+		filepath.Join(tree, "file.ko"): "../outside/b.ko", filepath.Join(tree, "inside.ko"): "a.ko",
+		filepath.Join(tree, "directory"): "../outside", filepath.Join(tree, "loop"): ".",
+		filepath.Join(tree, "broken.ko"): "nowhere", filepath.Join(dir, "given.ko"): "outside/b.ko",
+		filepath.Join(dir, "given"): "tree",
 	}
 	for link, to := range links {
 		if err := os.Symlink(to, link); err != nil {

@@ -37,10 +37,8 @@ func newWorld(t *testing.T) *world {
 	}
 	key := testmod.NewKey(t, "ecdsa:p256")
 	if err := errors.Join(
-		os.WriteFile(w.key, key.KeyPEM, 0o600),
-		os.WriteFile(w.cert, key.CertPEM, 0o644),
-		os.Chown(w.key, ordinary, ordinary),
-		os.Chmod(dir, 0o755),
+		os.WriteFile(w.key, key.KeyPEM, 0o600), os.WriteFile(w.cert, key.CertPEM, 0o644),
+		os.Chown(w.key, ordinary, ordinary), os.Chmod(dir, 0o755),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +48,8 @@ func newWorld(t *testing.T) *world {
 // command is the program as the ordinary user, under a limit.
 func (w *world) command(t *testing.T, limit string, args ...string) *exec.Cmd {
 	words := []string{
-		limit,
-		testmod.Program(t, "setpriv", "util-linux"),
-		fmt.Sprintf("--reuid=%d", ordinary),
-		fmt.Sprintf("--regid=%d", ordinary),
-		"--clear-groups",
-		w.program,
+		limit, testmod.Program(t, "setpriv", "util-linux"), fmt.Sprintf("--reuid=%d", ordinary),
+		fmt.Sprintf("--regid=%d", ordinary), "--clear-groups", w.program,
 	}
 	return exec.Command(testmod.Program(t, "prlimit", "util-linux"), append(words, args...)...)
 }

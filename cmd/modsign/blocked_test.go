@@ -47,16 +47,8 @@ func TestBlockedOpen(t *testing.T) {
 	}
 	encrypted := filepath.Join(dir, "enc.pem")
 	testmod.Run(
-		t,
-		testmod.Program(t, "openssl", "openssl"),
-		"pkcs8",
-		"-topk8",
-		"-in",
-		key,
-		"-passout",
-		"pass:"+passphrase,
-		"-out",
-		encrypted,
+		t, testmod.Program(t, "openssl", "openssl"), "pkcs8", "-topk8", "-in", key, "-passout", "pass:"+passphrase,
+		"-out", encrypted,
 	)
 	if err := os.Chmod(encrypted, 0o600); err != nil {
 		t.Fatal(err)

@@ -33,14 +33,8 @@ func TestPlanted(t *testing.T) {
 			h := newTrees(t)
 			outside := t.TempDir()
 			precious := []string{
-				"file",
-				"sign-file",
-				"sign-file.kbuild",
-				"certificate.pem",
-				"receipt-0123456789abcdef.json",
-				"hook.mk",
-				"unfinished",
-				"hashes",
+				"file", "sign-file", "sign-file.kbuild", "certificate.pem", "receipt-0123456789abcdef.json", "hook.mk",
+				"unfinished", "hashes",
 			}
 			for _, file := range precious {
 				put(t, filepath.Join(outside, file), "precious", 0o755)
