@@ -241,16 +241,12 @@ func (b *builder) sum(ctx context.Context, i int, c *content) error {
 		leaf = NewLeaf(uint32(i))
 		out = append(out, leaf)
 	}
-	n, err := module.Copy(io.MultiWriter(out...), module.Reader(ctx, c.reader))
-	switch {
-	case err != nil:
+	if err := module.CopyAll(io.MultiWriter(out...), module.Reader(ctx, c.reader), c.size); err != nil {
 		return err
-	case n < c.size: // it has shrunk
-		return ErrChanged
 	}
 	if plain != nil {
 		path := b.built.Source.Prefix + b.built.Source.Names[i]
-		b.built.List.Modules[i] = Module{Path: path, Size: n, Hash: Hash(plain.Sum(nil))}
+		b.built.List.Modules[i] = Module{Path: path, Size: c.size, Hash: Hash(plain.Sum(nil))}
 	}
 	if leaf != nil {
 		b.built.Leaves[i] = Hash(leaf.Sum(nil))

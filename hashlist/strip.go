@@ -3,7 +3,6 @@ package hashlist
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/modsign/modsign/internal/elfstrip"
@@ -33,7 +32,7 @@ func (b *builder) content(ctx context.Context, m *module.File, size int64) (*con
 	}
 	image, err := file.Strip(nil)
 	switch {
-	case errors.Is(err, elfstrip.ErrShape) && !file.IsLivepatch(): // which binutils would spoil
+	case file.LeftToProgram(err):
 		return b.stripWith(ctx, m, size, err)
 	case err != nil:
 		return nil, err
@@ -48,17 +47,10 @@ func (b *builder) stripWith(ctx context.Context, m *module.File, size int64, sha
 	if b.StripProgram == "" {
 		return nil, shape
 	}
-	out, err := elfstrip.StripWith(ctx, b.StripProgram, module.Reader(ctx, m.Payload(size)), size)
+	payload := module.Reader(ctx, m.Payload(size))
+	out, size, err := elfstrip.StripWith(ctx, b.StripProgram, shape, payload, size, module.CheckELF)
 	if err != nil {
-		return nil, fmt.Errorf("%w; and %w", shape, err)
+		return nil, err
 	}
-	info, err := out.Stat()
-	if err == nil {
-		err = module.CheckELF(out, info.Size())
-	}
-	if err != nil {
-		out.Close()
-		return nil, fmt.Errorf("output of %s: %w", b.StripProgram, err)
-	}
-	return &content{info.Size(), out, func() { out.Close() }}, nil
+	return &content{size, out, func() { out.Close() }}, nil
 }

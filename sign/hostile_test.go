@@ -108,25 +108,16 @@ func TestPlantedLinks(t *testing.T) {
 		{"detached signature", "tree/sub/m.ko.p7s", "victim/file", Source{}, Options{Detached: true}},
 		{"detached signature elsewhere", "out/sub/m.ko.p7s", "victim/file", Source{Output: "out"}, Options{Detached: true}},
 		{
-			"directory of debug files",
-			"debug/sub",
-			"victim",
-			Source{},
+			"directory of debug files", "debug/sub", "victim", Source{},
 			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
 		},
 		{
-			"debug file",
-			"debug/sub/m.ko.debug",
-			"victim/file",
-			Source{},
+			"debug file", "debug/sub/m.ko.debug", "victim/file", Source{},
 			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
 		},
 		{"build ids", "debug/.build-id", "victim", Source{}, Options{DebugOptions: DebugOptions{SplitDebug: "debug"}}},
 		{
-			"a build id",
-			"debug/.build-id/" + buildID,
-			"victim/file",
-			Source{},
+			"a build id", "debug/.build-id/" + buildID, "victim/file", Source{},
 			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
 		},
 		{"module in an output", "out/sub/m.ko", "victim/file", Source{Output: "out"}, Options{}},
@@ -168,9 +159,7 @@ func TestSameBuildID(t *testing.T) {
 	}
 	for range 2 {
 		mustSign(
-			t,
-			signer,
-			Source{Roots: []string{"tree"}, Output: "out"},
+			t, signer, Source{Roots: []string{"tree"}, Output: "out"},
 			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
 		)
 	}
@@ -326,20 +315,27 @@ func TestForeignLocks(t *testing.T) {
 	}
 }
 
-// Another user's run has no lock in common with this one: its temporary files stay.
-func TestLeavesTempsInUse(t *testing.T) {
-	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
-	dir := t.TempDir()
+// tempInUse makes a directory with the module a.ko, and a temporary file in use that is to
+// become target.
+func tempInUse(t *testing.T, target string) (dir string, f *atomicfile.File) {
+	t.Helper()
+	dir = t.TempDir()
 	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
 	opened, err := dirfd.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer opened.Close()
-	f, err := atomicfile.CreateIn(opened, "b.ko", 0o600)
-	if err != nil {
+	t.Cleanup(func() { opened.Close() })
+	if f, err = atomicfile.CreateIn(opened, target, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return dir, f
+}
+
+// Another user's run has no lock in common with this one: its temporary files stay.
+func TestLeavesTempsInUse(t *testing.T) {
+	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
+	dir, f := tempInUse(t, "b.ko")
 	mustSign(t, signer, Source{Roots: []string{dir}}, Options{})
 	if err := f.Commit(false); err != nil {
 		t.Errorf("another run's file is gone: %v", err)
@@ -349,17 +345,7 @@ func TestLeavesTempsInUse(t *testing.T) {
 // A process that a killed run was about to start has its files for a moment longer.
 func TestWaitsForTempsInUse(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
-	dir := t.TempDir()
-	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
-	opened, err := dirfd.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer opened.Close()
-	f, err := atomicfile.CreateIn(opened, "a.ko", 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir, f := tempInUse(t, "a.ko")
 	temp := f.Name()
 	go func() {
 		time.Sleep(patience / 5)

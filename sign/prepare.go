@@ -20,14 +20,9 @@ type content struct {
 	temp   *os.File         // holds the payload, if the program strip has made it
 }
 
-// copyTo writes the payload to out. A payload that ends before its size has shrunk since
-// it was opened.
+// copyTo writes the payload to out.
 func (c *content) copyTo(out io.Writer) error {
-	n, err := module.Copy(out, c.reader())
-	if err == nil && n < c.size {
-		return module.ErrChanged
-	}
-	return err
+	return module.CopyAll(out, c.reader(), c.size)
 }
 
 // prepare plans the payload of the new file. It writes nothing but the debug file.
@@ -54,7 +49,7 @@ func (w *work) prepare(ctx context.Context) error {
 	}
 	image, err := file.Strip(link)
 	switch {
-	case errors.Is(err, elfstrip.ErrShape) && !file.IsLivepatch(): // which binutils would spoil
+	case file.LeftToProgram(err):
 		return w.stripByProgram(ctx, link, err)
 	case err != nil:
 		return err
@@ -86,41 +81,29 @@ func (w *work) stripByProgram(ctx context.Context, link *elfstrip.Link, why erro
 		return nil
 	}
 	old := w.result.Payload
-	out, err := elfstrip.StripWith(ctx, w.StripProgram, w.content.reader(), old)
+	out, size, err := elfstrip.StripWith(ctx, w.StripProgram, why, w.content.reader(), old, module.CheckELF)
 	if err != nil {
-		return fmt.Errorf("%w; and %w", why, err)
+		return err
 	}
 	w.content.temp = out
-	size, reader, err := checkStripped(out, link)
-	if err != nil {
-		return fmt.Errorf("output of %s: %w", w.StripProgram, err)
+	reader := func() io.Reader { return io.NewSectionReader(out, 0, size) }
+	if link != nil {
+		image, err := withLink(out, size, link)
+		if err != nil {
+			return fmt.Errorf("output of %s: %w", w.StripProgram, err)
+		}
+		size, reader = image.Size(), image.Reader
 	}
 	w.replacePayload(size, func() io.Reader { return module.Reader(ctx, reader()) })
 	w.result.Debug = old - size
 	return nil
 }
 
-// checkStripped returns the size and readers of what the program strip has left, with a
-// link to the debug file if there is one.
-func checkStripped(out *os.File, link *elfstrip.Link) (int64, func() io.Reader, error) {
-	info, err := out.Stat()
+// withLink adds a link to the debug file to a stripped module.
+func withLink(stripped io.ReaderAt, size int64, link *elfstrip.Link) (*elfstrip.Image, error) {
+	file, err := elfstrip.Parse(stripped, size)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	size := info.Size()
-	if err := module.CheckELF(out, size); err != nil {
-		return 0, nil, err
-	}
-	if link == nil {
-		return size, func() io.Reader { return io.NewSectionReader(out, 0, size) }, nil
-	}
-	file, err := elfstrip.Parse(out, size)
-	if err != nil {
-		return 0, nil, err
-	}
-	image, err := file.AddLink(link)
-	if err != nil {
-		return 0, nil, err
-	}
-	return image.Size(), image.Reader, nil
+	return file.AddLink(link)
 }

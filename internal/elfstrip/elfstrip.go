@@ -165,9 +165,8 @@ func (s *section) isLivepatch() bool {
 	return s.isRel() && s.has(elf.SHF_ALLOC) && s.flags&shfRelaLivepatch != 0
 }
 
-// IsLivepatch reports whether the module is a livepatch. strip of binutils loses the
-// symbols of its relocations if a section has no other ones.
-func (f *File) IsLivepatch() bool {
+// isLivepatch reports whether the module is a livepatch.
+func (f *File) isLivepatch() bool {
 	return slices.ContainsFunc(f.sections, func(s section) bool { return s.isLivepatch() })
 }
 

@@ -38,8 +38,8 @@ func TestLivepatch(t *testing.T) {
 	}
 	checkStructure(t, got)
 	checkLoadable(t, b, got)
-	if !parse(t, got).IsLivepatch() || parse(t, modules(t)["amd64-6.12/hello"]).IsLivepatch() {
-		t.Error("IsLivepatch takes one for the other")
+	if !parse(t, got).isLivepatch() || parse(t, modules(t)["amd64-6.12/hello"]).isLivepatch() {
+		t.Error("isLivepatch takes one for the other")
 	}
 	m, err := parse(t, b).DebugFile()
 	if err != nil {

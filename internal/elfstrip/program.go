@@ -12,10 +12,33 @@ import (
 	"strings"
 )
 
-// StripWith runs program --strip-debug on a copy of a module of size bytes, for shapes
-// that [File.Strip] does not support ([ErrShape]). The caller closes the returned file,
-// which has no name.
-func StripWith(ctx context.Context, program string, module io.Reader, size int64) (*os.File, error) {
+// LeftToProgram reports whether the program strip can do what failed with err, an error
+// of [File.Strip]: modules of a shape that this package does not support, except
+// livepatches. strip of binutils loses the symbols of their relocations if a section has
+// no other ones.
+func (f *File) LeftToProgram(err error) bool { return errors.Is(err, ErrShape) && !f.isLivepatch() }
+
+// StripWith runs program --strip-debug on a copy of a module of size bytes, for the reason
+// why, which is [ErrShape]. It returns the stripped module and its size; the caller closes
+// the file, which has no name. Output that check rejects is an error.
+func StripWith(ctx context.Context, program string, why error, module io.Reader, size int64,
+	check func(module io.ReaderAt, size int64) error) (*os.File, int64, error) {
+	out, err := runStrip(ctx, program, module, size)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w; and %w", why, err)
+	}
+	info, err := out.Stat()
+	if err == nil {
+		err = check(out, info.Size())
+	}
+	if err != nil {
+		out.Close()
+		return nil, 0, fmt.Errorf("output of %s: %w", program, err)
+	}
+	return out, info.Size(), nil
+}
+
+func runStrip(ctx context.Context, program string, module io.Reader, size int64) (*os.File, error) {
 	dir, err := os.MkdirTemp("", ".modsign-strip-")
 	if err != nil {
 		return nil, err

@@ -420,6 +420,16 @@ func Copy(dst io.Writer, src io.Reader) (int64, error) {
 	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
 }
 
+// CopyAll is [Copy] of size bytes that end at the end of src. It returns [ErrChanged] if
+// there are fewer: the module has shrunk since it was opened.
+func CopyAll(dst io.Writer, src io.Reader, size int64) error {
+	n, err := Copy(dst, src)
+	if err == nil && n < size {
+		return ErrChanged
+	}
+	return err
+}
+
 // Close closes the file and releases the content.
 func (m *File) Close() error {
 	if m.release != nil {
