@@ -65,7 +65,7 @@ func interruptible(ctx context.Context, do func() error) error {
 
 // field writes a line about a key agent.
 func field(u *ui, name, format string, args ...any) {
-	u.result("%-16s%s", name+":", fmt.Sprintf(format, args...))
+	u.Result("%-16s%s", name+":", fmt.Sprintf(format, args...))
 }
 
 func dialAgent(objtree string) (*agent.Client, error) {

@@ -29,7 +29,7 @@ why and exits with 1.`,
 			if err != nil {
 				return err
 			}
-			u.say("the one-time key of %s is gone; its receipt is in %s", objtree, filepath.Join(objtree, kbuildrun.Dir))
+			u.Say("the one-time key of %s is gone; its receipt is in %s", objtree, filepath.Join(objtree, kbuildrun.Dir))
 			return nil
 		},
 	}

@@ -61,13 +61,13 @@ func checkReceipt(ctx context.Context, u *ui, path string, roots []string) error
 			return err
 		}
 	}
-	if u.json {
-		u.object(jsonReceipt{"receipt", r, modules})
+	if u.JSON {
+		u.Object(jsonReceipt{"receipt", r, modules})
 		return nil
 	}
 	showReceipt(u, r)
 	if len(roots) > 0 {
-		u.note("the key signed exactly %s, and nothing else", plural(modules, "module"))
+		u.Note("the key signed exactly %s, and nothing else", plural(modules, "module"))
 	}
 	return nil
 }
@@ -78,7 +78,7 @@ func readReceipt(u *ui, path string) (*agent.Receipt, error) {
 		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
 			return nil, err
 		}
-		u.note("%s:", path)
+		u.Note("%s:", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -107,13 +107,13 @@ func showReceipt(u *ui, r *agent.Receipt) {
 	field(u, "memory_locked", "%t", r.MemoryLocked)
 	field(u, "memory_hidden", "%t", r.MemoryHidden)
 	if !r.MemoryHidden {
-		u.note("%s", memoryOpen)
+		u.Note("%s", memoryOpen)
 	}
 	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
-		u.note("receipt is good, within the limits of an ECDSA key: " +
+		u.Note("receipt is good, within the limits of an ECDSA key: " +
 			"anyone who was allowed to use the agent could have made it sign another one")
 	} else {
-		u.note("receipt is good")
+		u.Note("receipt is good")
 	}
 }
 

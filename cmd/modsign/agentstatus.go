@@ -35,8 +35,8 @@ directory. Without an agent, status says why and exits with 1.`,
 				return err
 			}
 			defer client.Close()
-			if u.json {
-				u.object(jsonAgent{"agent", status})
+			if u.JSON {
+				u.Object(jsonAgent{"agent", status})
 				return nil
 			}
 			showStatus(u, status, client.Certificate().Subject.CommonName)
@@ -63,9 +63,9 @@ func showStatus(u *ui, s agent.Status, name string) {
 	field(u, "memory_locked", "%t", s.MemoryLocked)
 	field(u, "memory_hidden", "%t", s.MemoryHidden)
 	if !s.MemoryHidden {
-		u.say("warning: %s", memoryOpen)
+		u.Say("warning: %s", memoryOpen)
 	}
 	if s.Warning != "" {
-		u.say("warning: %s", s.Warning)
+		u.Say("warning: %s", s.Warning)
 	}
 }

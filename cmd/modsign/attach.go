@@ -158,7 +158,7 @@ func (o *attachOptions) fromFiles(
 		return nil, err
 	}
 	from := sign.FoundSignatures{Layout: layout, Dir: o.signatures, UseKeyID: o.keyID}
-	from.Note = func(note string) { u.note("%s", note) }
+	from.Note = func(note string) { u.Note("%s", note) }
 	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
 	s, err := readTree(u, tree, options, func(options sign.ReadOptions) (manifest.Signatures, error) {
 		return tree.FindSignatures(ctx, cert, from, options)
@@ -185,12 +185,12 @@ func oneCertificate(path string) (*x509.Certificate, error) {
 // refused names all that a RefusedError names, if that is more than one thing.
 func refused(u *ui, err error) error {
 	r, ok := errors.AsType[*sign.RefusedError](err)
-	if !ok || len(r.Errs) == 1 || u.json {
+	if !ok || len(r.Errs) == 1 || u.JSON {
 		return err
 	}
 	const most = 20
 	for _, err := range r.Errs[:min(len(r.Errs), most)] {
-		u.say("%s", err)
+		u.Say("%s", err)
 	}
 	more := ""
 	if left := len(r.Errs) - most; left > 0 {

@@ -21,11 +21,11 @@ modsign. Bash needs the package bash-completion for it.`,
 			}
 			switch root := cmd.Root(); args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(u.stdout, true)
+				return root.GenBashCompletionV2(u.Stdout, true)
 			case "zsh":
-				return root.GenZshCompletion(u.stdout)
+				return root.GenZshCompletion(u.Stdout)
 			case "fish":
-				return root.GenFishCompletion(u.stdout, true)
+				return root.GenFishCompletion(u.Stdout, true)
 			}
 			return usagef("there is no completion for %q: bash, zsh and fish have one", args[0])
 		},

@@ -87,10 +87,10 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, d := range m {
 		bytes += d.Size
 	}
-	u.note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes),
+	u.Note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes),
 		seconds(time.Since(start)))
 	for _, note := range linkNotes(tree.Links(), "read") {
-		u.note("%s", note)
+		u.Note("%s", note)
 	}
 	return nil
 }

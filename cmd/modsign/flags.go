@@ -17,11 +17,11 @@ import (
 // The flags that several commands have, each with the same name and words everywhere.
 
 func addJSON(flags *pflag.FlagSet, u *ui) {
-	flags.BoolVar(&u.json, "json", false, "write one JSON object per line to stdout")
+	flags.BoolVar(&u.JSON, "json", false, "write one JSON object per line to stdout")
 }
 
 func addQuiet(flags *pflag.FlagSet, u *ui) {
-	flags.BoolVarP(&u.quiet, "quiet", "q", false, "print only results and errors")
+	flags.BoolVarP(&u.Quiet, "quiet", "q", false, "print only results and errors")
 }
 
 func addOutputFile(flags *pflag.FlagSet, file *string, what string) {

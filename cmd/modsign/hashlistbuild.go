@@ -13,6 +13,7 @@ import (
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/kbuildrun"
+	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
@@ -112,7 +113,7 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 	if err := o.write(u, built); err != nil {
 		return err
 	}
-	u.note("hashed %s (%s) of %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), source.Release,
+	u.Note("hashed %s (%s) of %s, in %s", plural(len(source.Names), "module"), megabytes(built.Bytes), source.Release,
 		seconds(time.Since(start)))
 	if !o.append || len(source.Names) == 0 {
 		return nil
@@ -170,7 +171,7 @@ func (o *hashlistBuildOptions) installedModules(u *ui, args []string) (hashlist.
 		return source, err
 	}
 	if source.Names, err = hashlist.FindNames(source.Dir); err == nil {
-		u.note("%s has no modules.order: using the order of the names", source.Dir)
+		u.Note("%s has no modules.order: using the order of the names", source.Dir)
 	}
 	return source, err
 }
@@ -203,10 +204,10 @@ func (o *hashlistBuildOptions) write(u *ui, built *hashlist.Built) error {
 	}
 	for _, first := range []bool{true, false} {
 		for _, out := range outputs {
-			if isIrregular(out.path) != first {
+			if terminal.IsIrregular(out.path) != first {
 				continue
 			}
-			u.beginAt(out.path)
+			u.BeginAt(out.path)
 			if err := out.write(out.path); err != nil {
 				return err
 			}
@@ -234,10 +235,10 @@ func buildHashes(ctx context.Context, u *ui, source hashlist.Source, o hashlist.
 	o.Progress = func(done, total hashlist.Count) { progress(sign.Count(done), sign.Count(total)) }
 	o.Failed = func(path string, err error) {
 		failed++
-		u.say("%s", describe(path, err))
+		u.Say("%s", describe(path, err))
 	}
 	built, err := hashlist.Build(ctx, source, o)
-	u.progress(true, nil)
+	u.Progress(true, nil)
 	if errors.Is(err, hashlist.ErrIncomplete) {
 		return nil, fmt.Errorf("%d of %s failed: nothing was written", failed, plural(len(source.Names), "module"))
 	}

@@ -85,7 +85,7 @@ func (o *hashlistCheckOptions) run(u *ui, args []string) error {
 		err = fmt.Errorf("%s is signed by %q, but is not a whole hash list: %w", path, signer.Name, err)
 		return &failure{code: exitRefused, err: err}
 	}
-	u.note("%s is %s, signed by %q on %s (%s)", path, listOf(list), signer.Name,
+	u.Note("%s is %s, signed by %q on %s (%s)", path, listOf(list), signer.Name,
 		signer.Time.UTC().Format("2006-01-02 15:04:05 UTC"), signer.Fingerprint)
 	return nil
 }

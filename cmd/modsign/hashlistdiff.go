@@ -40,26 +40,26 @@ func hashlistDiff(u *ui, pathA, pathB string) error {
 		switch {
 		case c.Old == nil:
 			added++
-			u.result("%s: added", c.Path)
+			u.Result("%s: added", c.Path)
 		case c.New == nil:
 			removed++
-			u.result("%s: removed", c.Path)
+			u.Result("%s: removed", c.Path)
 		default:
 			changed++
-			u.result("%s: changed, from %d to %d bytes", c.Path, c.Old.Size, c.New.Size)
+			u.Result("%s: changed, from %d to %d bytes", c.Path, c.Old.Size, c.New.Size)
 		}
 	}
 	if reordered {
-		u.result("the order of the modules differs")
+		u.Result("the order of the modules differs")
 	}
 	if a.Release != b.Release {
-		u.result("the releases are %s and %s", a.Release, b.Release)
+		u.Result("the releases are %s and %s", a.Release, b.Release)
 	}
 	if len(changes) == 0 && !reordered && a.Release == b.Release {
-		u.note("the lists are the same: %s of %s", plural(len(a.Modules), "module"), a.Release)
+		u.Note("the lists are the same: %s of %s", plural(len(a.Modules), "module"), a.Release)
 		return nil
 	}
-	u.note("of %d and %s: %d added, %d removed, %d changed",
+	u.Note("of %d and %s: %d added, %d removed, %d changed",
 		len(a.Modules), plural(len(b.Modules), "module"), added, removed, changed)
 	return exitStatus(exitRefused)
 }

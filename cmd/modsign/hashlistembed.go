@@ -75,7 +75,7 @@ func (o *hashlistEmbedOptions) embedObjtree(ctx context.Context, u *ui) error {
 	if err != nil {
 		return err
 	}
-	u.begin()
+	u.Begin()
 	hash := func(ctx context.Context, s hashlist.Source, o hashlist.BuildOptions) (*hashlist.Built, error) {
 		return buildHashes(ctx, u, s, o)
 	}
@@ -86,13 +86,13 @@ func (o *hashlistEmbedOptions) embedObjtree(ctx context.Context, u *ui) error {
 	case e.Changed:
 		noteEmbedded(u, e)
 	default:
-		u.note("vmlinux has %s already", e.Embedded)
+		u.Note("vmlinux has %s already", e.Embedded)
 	}
 	return nil
 }
 
 func noteEmbedded(u *ui, e *kbuildrun.Embedding) {
-	u.note("hashed %s (%s), and vmlinux has %s, in %s",
+	u.Note("hashed %s (%s), and vmlinux has %s, in %s",
 		plural(e.Modules, "module"), megabytes(e.Bytes), e.Embedded, seconds(e.Took))
 }
 
@@ -105,15 +105,15 @@ func (o *hashlistEmbedOptions) embedFile(u *ui, vmlinux string) error {
 	if err != nil {
 		return err
 	}
-	u.begin()
+	u.Begin()
 	old, err := hashlist.Embed(vmlinux, e)
 	if err != nil {
 		return err
 	}
 	if old.Has(e) {
-		u.note("%s has %s already", vmlinux, e)
+		u.Note("%s has %s already", vmlinux, e)
 	} else {
-		u.note("%s now has %s instead of %s", vmlinux, e, old.Embedded)
+		u.Note("%s now has %s instead of %s", vmlinux, e, old.Embedded)
 	}
 	return nil
 }

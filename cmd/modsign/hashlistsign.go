@@ -91,11 +91,11 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 	if err != nil {
 		return err
 	}
-	u.beginAt(output)
+	u.BeginAt(output)
 	if err := atomicfile.WriteOutput(output, signature, true); err != nil {
 		return err
 	}
-	u.note("signed %s, as %q: %s", listOf(list), name, output)
+	u.Note("signed %s, as %q: %s", listOf(list), name, output)
 	return nil
 }
 

@@ -73,11 +73,11 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
 			inPlace++
 		}
-		u.progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
+		u.Progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
 		o.show(u, r)
 	}}
 	summary, err := reference.Verify(ctx, dir, options)
-	u.progress(true, nil)
+	u.Progress(true, nil)
 	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
 		return err
 	}
@@ -85,14 +85,14 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		return fmt.Errorf("no kernel module found in %s: nothing was verified", dir)
 	}
 	took := time.Since(start)
-	if u.json {
-		u.object(jsonHashlistSummary{Type: "summary", Modules: modules, Verdicts: summary, Seconds: took.Seconds()})
+	if u.JSON {
+		u.Object(jsonHashlistSummary{Type: "summary", Modules: modules, Verdicts: summary, Seconds: took.Seconds()})
 	}
-	u.note("verified %s against %s in %s: %s", plural(modules, "module"), against, seconds(took), summary)
+	u.Note("verified %s against %s in %s: %s", plural(modules, "module"), against, seconds(took), summary)
 	switch {
 	case summary.Refused()-summary[hashlist.Failed] > 0:
 		if inPlace == 0 && summary[hashlist.Missing] > 0 {
-			u.hint("names in a list begin below lib/modules/KVER: check that %s is that directory", dir)
+			u.Hint("names in a list begin below lib/modules/KVER: check that %s is that directory", dir)
 		}
 		return exitStatus(exitRefused)
 	case summary[hashlist.Failed] > 0:
@@ -140,7 +140,7 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 	}
 	order, err := installed.order(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		u.note("%s has no modules.order: missing modules are not found", dir)
+		u.Note("%s has no modules.order: missing modules are not found", dir)
 	} else if err != nil {
 		return nil, "", err
 	}
@@ -153,11 +153,11 @@ func (o *hashlistVerifyOptions) reference(u *ui, dir string, installed *kernel) 
 
 func (o *hashlistVerifyOptions) show(u *ui, r hashlist.Result) {
 	switch {
-	case u.json:
-		u.object(newJSONHashed(r))
+	case u.JSON:
+		u.Object(newJSONHashed(r))
 	case r.Err != nil:
-		u.say("%s", describe(r.Path, r.Err))
+		u.Say("%s", describe(r.Path, r.Err))
 	case r.Verdict != hashlist.Trusted || o.all:
-		u.result("%s: %s", r.Name, r)
+		u.Result("%s: %s", r.Name, r)
 	}
 }

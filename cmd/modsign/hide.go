@@ -15,9 +15,9 @@ var isProgram bool
 // support it, the status of the key agent says so.
 func hideFromStart(u *ui) {
 	// A signal between here and the new program must not go with the old one.
-	if !isProgram || u.signals.stop() {
+	if !isProgram || u.Stop() {
 		return
 	}
 	_ = agent.Hide(os.Args, os.Environ())
-	u.signals.start()
+	u.Listen()
 }

@@ -33,7 +33,8 @@ var mayImport = map[string][]string{
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
-		"internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign", "sign/manifest", "verify",
+		"internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign",
+		"sign/manifest", "verify",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -43,6 +44,7 @@ var mayImport = map[string][]string{
 	"internal/onetime":   {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
 	"internal/perjob":    nil,
 	"internal/siglayout": {"internal/module"},
+	"internal/terminal":  nil,
 	"internal/undump":    nil,
 	"internal/vmlinux":   {"internal/compress"},
 	"internal/kbuildrun": {
@@ -95,7 +97,7 @@ var doors = map[string][]string{
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign",
 	},
-	"golang.org/x/term": {"cmd/modsign"},
+	"golang.org/x/term": {"internal/terminal"},
 
 	"github.com/cyphar/filepath-securejoin": {"internal/module"},
 }

@@ -41,19 +41,19 @@ func inspect(ctx context.Context, u *ui, paths []string, o verify.Options) error
 		modules++
 		switch {
 		case err != nil:
-			if u.json {
-				u.object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
+			if u.JSON {
+				u.Object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
 			}
-			u.say("%s", describe(path, err))
+			u.Say("%s", describe(path, err))
 			failed++
-		case u.json:
-			u.object(newJSONInspected(d))
+		case u.JSON:
+			u.Object(newJSONInspected(d))
 		default:
 			if modules > 1 {
-				u.result("")
+				u.Result("")
 			}
 			for _, line := range inspection(d) {
-				u.result("%s", line)
+				u.Result("%s", line)
 			}
 		}
 	})

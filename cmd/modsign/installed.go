@@ -154,6 +154,6 @@ func (k *kernel) outdated(u *ui, source sign.Source, s sign.Summary) {
 	if k == nil || s.Signed == 0 || source.DryRun || source.Output != "" {
 		return
 	}
-	u.hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)",
+	u.Hint("the initramfs still holds the old modules: rebuild it (update-initramfs -u -k %[1]s, dracut -f --kver %[1]s)",
 		k.Release)
 }

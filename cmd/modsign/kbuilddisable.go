@@ -28,12 +28,12 @@ disable names it and removes nothing. A tree without modsign is no error.`,
 				return err
 			}
 			if ending.Enabled {
-				u.say("disabled in %s", hook.Objtree)
+				u.Say("disabled in %s", hook.Objtree)
 			} else {
-				u.say("modsign is not enabled in %s", hook.Objtree)
+				u.Say("modsign is not enabled in %s", hook.Objtree)
 			}
 			if ending.Key {
-				u.say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; "+
+				u.Say("the one-time key of %s is destroyed: nothing more can be signed for the kernel that was built with it; "+
 					"its receipt is in %s", hook.Objtree, filepath.Join(hook.Objtree, kbuildrun.Dir))
 			}
 			return nil

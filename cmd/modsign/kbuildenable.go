@@ -54,9 +54,9 @@ func kbuildEnable(u *ui, tree *kbuildTree, keep string, lifetime time.Duration) 
 	if err := hook.Enable(); err != nil {
 		return err
 	}
-	u.say("enabled in %s", hook.Objtree)
+	u.Say("enabled in %s", hook.Objtree)
 	if old := filepath.Join(hook.Objtree, kbuild.DefaultKey); exists(old) {
-		u.say("%s holds the private key of an earlier build, which has no use once the kernel is built again: "+
+		u.Say("%s holds the private key of an earlier build, which has no use once the kernel is built again: "+
 			"remove it then (shred -u %[1]s)", old)
 	}
 	return nil

@@ -39,7 +39,7 @@ the calling make come in MAKEFLAGS, as for any make below make.`,
 
 func kbuildMake(ctx context.Context, u *ui, d kbuildrun.Driver, goals []string) error {
 	d.Flags = kbuildrun.ParseMakeFlags(os.Getenv("MAKEFLAGS"))
-	u.quiet = d.Flags.Silent
+	u.Quiet = d.Flags.Silent
 	d.System, d.Front = thisSystem(), kbuildFront{u}
 	return fromDriver(d.Run(ctx, goals))
 }
@@ -77,9 +77,6 @@ func (e exitStatus) Status() int { return int(e) }
 // kbuildFront has the words for what the driver does.
 type kbuildFront struct{ *ui }
 
-func (f kbuildFront) Say(format string, args ...any)  { f.say(format, args...) }
-func (f kbuildFront) Note(format string, args ...any) { f.note(format, args...) }
-
 func (f kbuildFront) Sign(
 	ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass kbuildrun.Pass,
 ) error {
@@ -101,14 +98,14 @@ func (f kbuildFront) Hash(
 func (f kbuildFront) Embedded(e *kbuildrun.Embedding) { noteEmbedded(f.ui, e) }
 
 func (f kbuildFront) Unsigned(extmod string, why error) {
-	f.say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until "+
+	f.Say("%s is installed unsigned: %s; a kernel that requires signatures rejects it until "+
 		"modsign sign --key FILE signs it", extmod, inOneLine(why))
 }
 
 func (f kbuildFront) Rejected(r hashlist.Result) {
 	if r.Err != nil {
-		f.say("%s", describe(r.Path, r.Err))
+		f.Say("%s", describe(r.Path, r.Err))
 	} else {
-		f.say("%s: %s", r.Name, r)
+		f.Say("%s: %s", r.Name, r)
 	}
 }

@@ -59,7 +59,7 @@ func (o *kbuildPatch) run(u *ui) error {
 	}
 	switch {
 	case o.print:
-		_, err := u.stdout.Write(p.Text())
+		_, err := u.Stdout.Write(p.Text())
 		return err
 	case o.check:
 		return checkPatch(u, p)
@@ -69,9 +69,9 @@ func (o *kbuildPatch) run(u *ui) error {
 			return err
 		}
 		if len(before.With) == 0 {
-			u.say("%s does not have the patch", p.Srctree)
+			u.Say("%s does not have the patch", p.Srctree)
 		} else {
-			u.say("removed the patch from %s", p.Srctree)
+			u.Say("removed the patch from %s", p.Srctree)
 		}
 		return nil
 	}
@@ -83,12 +83,12 @@ func (o *kbuildPatch) run(u *ui) error {
 	case err != nil:
 		return err
 	case before.Applied():
-		u.say("%s has the patch already", p.Srctree)
+		u.Say("%s has the patch already", p.Srctree)
 	case before.Absent():
-		u.say("patched %s, which is Linux %s", p.Srctree, p.Version)
-		u.hint("make menuconfig now has MODULE_HASHES, below \"Enable loadable module support\"")
+		u.Say("patched %s, which is Linux %s", p.Srctree, p.Version)
+		u.Hint("make menuconfig now has MODULE_HASHES, below \"Enable loadable module support\"")
 	default:
-		u.say("patched %s of %s: the others had the patch already, from an interrupted run",
+		u.Say("patched %s of %s: the others had the patch already, from an interrupted run",
 			plural(len(before.Without), "file"), p.Srctree)
 	}
 	return nil
@@ -101,7 +101,7 @@ func checkPatch(u *ui, p *kbuildrun.Patch) error {
 		return err
 	}
 	if state.Applied() {
-		u.say("%s has the patch", p.Srctree)
+		u.Say("%s has the patch", p.Srctree)
 		return nil
 	}
 	f := &failure{code: exitRefused}

@@ -35,7 +35,7 @@ and the files of the hook.`,
 }
 
 // treeField writes a line of modsign kbuild show.
-func treeField(u *ui, name, value string) { u.result("%-14s %s", name+":", value) }
+func treeField(u *ui, name, value string) { u.Result("%-14s %s", name+":", value) }
 
 func kbuildShow(u *ui, o *kbuildTree) error {
 	hook, err := o.hook()
@@ -91,7 +91,7 @@ func showHook(u *ui, hook *kbuildrun.Hook) error {
 		treeField(u, "hook", fmt.Sprintf("%s: %s", path, states[path]))
 	}
 	if kbuildrun.Enabled(hook.Objtree) && states[filepath.Join(hook.Objtree, "scripts/sign-file")] == kbuildrun.Foreign {
-		u.hint("Kbuild has built scripts/sign-file over modsign's; the next make or modsign kbuild enable puts it back")
+		u.Hint("Kbuild has built scripts/sign-file over modsign's; the next make or modsign kbuild enable puts it back")
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -76,7 +77,7 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 		return context.Cause(ctx)
 	}
 	var pipe *os.File
-	if isIrregular(o.certOut) {
+	if terminal.IsIrregular(o.certOut) {
 		// Before the key is written: a run that waits in vain for a reader of the pipe
 		// must leave no key.
 		if pipe, err = os.OpenFile(o.certOut, os.O_WRONLY, 0); err != nil {
@@ -84,14 +85,14 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 		}
 		defer pipe.Close()
 	}
-	u.begin()
+	u.Begin()
 	if err := pair.WriteFile(o.output); err != nil {
 		return err
 	}
 	if err := o.writeCert(pair, pipe); err != nil {
 		return err
 	}
-	u.say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
+	u.Say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
 	return nil
 }
 

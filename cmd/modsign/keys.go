@@ -10,7 +10,6 @@ import (
 	"os"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
@@ -46,7 +45,7 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u, o.key) },
 		Note: func(note string) {
 			o.notes = append(o.notes, note)
-			u.note("%s", note)
+			u.Note("%s", note)
 		},
 	})
 	return pair, nameInsecureFlag(err)
@@ -84,7 +83,7 @@ func warnUnloadable(u *ui, path string, cert *x509.Certificate) []string {
 		return nil
 	}
 	warning := fmt.Sprintf("warning: %s: no kernel loads this certificate: %v", path, err)
-	u.note("%s", warning)
+	u.Note("%s", warning)
 	return []string{warning}
 }
 
@@ -100,13 +99,10 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui, key string) ([]byte,
 	if pin, err := buildPIN(); err == nil {
 		return pin, nil
 	}
-	stdin, ok := u.stdin.(*os.File)
-	if !ok || !term.IsTerminal(int(stdin.Fd())) {
+	if !u.Asks() {
 		return nil, keygen.ErrNoPassphrase
 	}
-	fmt.Fprintf(u.stderr, "Passphrase for %s: ", printable(key))
-	defer fmt.Fprintln(u.stderr)
-	return readPassphrase(ctx, int(stdin.Fd()))
+	return u.Passphrase(ctx, "Passphrase for "+key+":")
 }
 
 // buildPIN returns the passphrase of a kernel's build, which does not prompt.
@@ -115,30 +111,6 @@ func buildPIN() ([]byte, error) {
 		return []byte(pin), nil
 	}
 	return nil, keygen.ErrNoPassphrase
-}
-
-// readPassphrase reads a line from a terminal that does not show it. At an interrupt it
-// stops and restores the terminal.
-func readPassphrase(ctx context.Context, fd int) ([]byte, error) {
-	before, err := term.GetState(fd)
-	if err != nil {
-		return nil, err
-	}
-	type answer struct {
-		passphrase []byte
-		err        error
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		passphrase, err := term.ReadPassword(fd)
-		answers <- answer{passphrase, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.passphrase, a.err
-	case <-ctx.Done():
-		return nil, errors.Join(context.Cause(ctx), term.Restore(fd, before))
-	}
 }
 
 // signedWith describes what modules are signed with.

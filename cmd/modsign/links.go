@@ -20,7 +20,7 @@ func (u *ui) skipped(links []string) {
 		}
 	}
 	if len(odd) > 0 {
-		u.note("links called build or source are not followed, as depmod does not follow them: %s", some(odd))
+		u.Note("links called build or source are not followed, as depmod does not follow them: %s", some(odd))
 	}
 }
 

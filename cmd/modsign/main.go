@@ -6,7 +6,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -81,21 +80,16 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if isSignFile(filepath.Base(args[0])) {
 		return signFile(args[1:], stderr)
 	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
 	u := newUI(stdin, stdout, stderr)
-	u.signals = &listener{interrupt: func() {
-		cancel(errInterrupted)
-		go u.interrupted()
-	}}
-	u.signals.start()
-	defer u.signals.stop()
+	ctx, cancel := u.listen()
+	defer cancel(nil)
+	defer u.Stop()
 
 	root := newRootCommand(u)
 	root.SetArgs(args[1:])
 	root.SetFlagErrorFunc(flagError(args[1:]))
 	root.SetIn(stdin)
-	root.SetOut(u.stdout)
+	root.SetOut(u.Stdout)
 	root.SetErr(stderr)
 	return u.exit(root.ExecuteContext(ctx))
 }
@@ -117,7 +111,7 @@ kernel will take them.
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			u.parsed.Store(true)
 			if beginsAtOnce(cmd) {
-				u.begin()
+				u.Begin()
 			}
 		},
 	}

@@ -24,7 +24,7 @@ func (o *signOptions) withCert(ctx context.Context, w *work, pair *keygen.Pair, 
 			"choose another name with --cert-out, or sign all modules again without --existing=skip")
 	}
 	w.cert = cert.Path
-	w.ui.beginAt(cert.Path)
+	w.ui.BeginAt(cert.Path)
 	defer cert.Unlock()
 	if err := cert.Write(ctx, pair); err != nil {
 		return err
@@ -52,13 +52,13 @@ func (o *signOptions) written(roots []string) []string {
 
 // afterOneTime says where the certificate is, and how to verify with it.
 func (o *signOptions) afterOneTime(w *work, cert *onetime.Cert, roots []string) {
-	w.ui.note("the key is gone; its certificate is %s", w.cert)
+	w.ui.Note("the key is gone; its certificate is %s", w.cert)
 	certs := ""
 	for _, kept := range cert.Kept {
-		w.ui.note("kept %s, the certificate of an earlier run: modules may still carry its signature", kept)
+		w.ui.Note("kept %s, the certificate of an earlier run: modules may still carry its signature", kept)
 		certs += " --cert " + quote(kept)
 	}
 	if !o.detached && w.summary.Signed > 0 {
-		w.ui.hint("modsign verify --cert %s%s %s", quote(w.cert), certs, quote(o.written(roots)...))
+		w.ui.Hint("modsign verify --cert %s%s %s", quote(w.cert), certs, quote(o.written(roots)...))
 	}
 }

@@ -69,17 +69,17 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	}
 	start := time.Now()
 	progress := func(done, total int) {
-		u.progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
+		u.Progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
 	}
 	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: progress})
-	u.progress(true, nil)
+	u.Progress(true, nil)
 	if err != nil {
 		return err
 	}
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err
 	}
-	u.note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair.Certificate, hash),
+	u.Note("signed %s%s, in %s", plural(len(signatures), "digest"), signedWith(pair.Certificate, hash),
 		seconds(time.Since(start)))
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/perjob"
+	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/sign"
@@ -70,7 +71,7 @@ func newSignFileCommand(u *ui) *cobra.Command {
 			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
 				return cmd.Help()
 			}
-			return exitStatus(signFile(args, u.stderr))
+			return exitStatus(signFile(args, u.Stderr))
 		},
 	}
 }
@@ -134,7 +135,7 @@ func signFile(args []string, stderr io.Writer) int {
 	}
 	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
 	if err := a.run(warn); err != nil {
-		warn("%s", printable(inOneLine(err)))
+		warn("%s", terminal.Printable(inOneLine(err)))
 		return exitError
 	}
 	return exitDone
@@ -162,7 +163,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 		// The kernel's program signs with it, so this one has to; but it warns.
 		if perjob.First(os.Getenv("XDG_RUNTIME_DIR"), keyPath) {
 			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
-				printable(insecure.Path), insecure.Err, printable(keyHint(err)))
+				terminal.Printable(insecure.Path), insecure.Err, terminal.Printable(keyHint(err)))
 		}
 		load.AllowInsecure = true
 		pair, err = keygen.Load(keyPath, certPath, load)

@@ -20,8 +20,8 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// terminal is a pseudo terminal with somebody who looks at it.
-type terminal struct {
+// screen is a pseudo terminal with somebody who looks at it.
+type screen struct {
 	t    *testing.T
 	user *os.File // the side of the one who types
 	tty  *os.File
@@ -31,7 +31,7 @@ type terminal struct {
 	ended chan struct{}
 }
 
-func newTerminal(t *testing.T) *terminal {
+func newScreen(t *testing.T) *screen {
 	t.Helper()
 	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -51,7 +51,7 @@ func newTerminal(t *testing.T) *terminal {
 	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 25, Col: 60}); err != nil {
 		t.Fatal(err)
 	}
-	term := &terminal{t: t, user: user, tty: tty, ended: make(chan struct{})}
+	term := &screen{t: t, user: user, tty: tty, ended: make(chan struct{})}
 	go func() {
 		defer close(term.ended)
 		buf := make([]byte, 4096)
@@ -70,14 +70,14 @@ func newTerminal(t *testing.T) *terminal {
 }
 
 // screen is all that was shown so far.
-func (term *terminal) screen() string {
+func (term *screen) screen() string {
 	term.mu.Lock()
 	defer term.mu.Unlock()
 	return term.shown.String()
 }
 
 // await waits until the terminal shows a text.
-func (term *terminal) await(text string) {
+func (term *screen) await(text string) {
 	term.t.Helper()
 	for deadline := time.Now().Add(time.Minute); !strings.Contains(term.screen(), text); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -88,7 +88,7 @@ func (term *terminal) await(text string) {
 
 // start runs modsign on the terminal, in a session of its own. The directory holds
 // the tree of the stories.
-func (term *terminal) start(dir string, args ...string) *exec.Cmd {
+func (term *screen) start(dir string, args ...string) *exec.Cmd {
 	term.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	term.t.Cleanup(cancel)
@@ -105,7 +105,7 @@ func (term *terminal) start(dir string, args ...string) *exec.Cmd {
 
 // end waits for the program's end, and returns its exit code, whether the terminal
 // shows then what is typed, and all that it showed.
-func (term *terminal) end(cmd *exec.Cmd) (code int, echoes bool, screen string) {
+func (term *screen) end(cmd *exec.Cmd) (code int, echoes bool, screen string) {
 	term.t.Helper()
 	err := cmd.Wait()
 	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
@@ -118,7 +118,7 @@ func (term *terminal) end(cmd *exec.Cmd) (code int, echoes bool, screen string) 
 }
 
 // echoes reports whether the terminal shows what is typed.
-func (term *terminal) echoes() bool {
+func (term *screen) echoes() bool {
 	term.t.Helper()
 	state, err := unix.IoctlGetTermios(int(term.user.Fd()), unix.TCGETS)
 	if err != nil {
@@ -127,7 +127,7 @@ func (term *terminal) echoes() bool {
 	return state.Lflag&unix.ECHO != 0
 }
 
-func (term *terminal) typed(text string) {
+func (term *screen) typed(text string) {
 	term.t.Helper()
 	if _, err := io.WriteString(term.user, text); err != nil {
 		term.t.Fatal(err)
@@ -172,7 +172,7 @@ func TestProgressOnTerminal(t *testing.T) {
 		{"json", []string{"sign", "-q", "--json", "-k", "key.pem", "-c", "cert.pem", "tree"}, "", `{"message_type"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			term := newTerminal(t)
+			term := newScreen(t)
 			code, _, screen := term.end(term.start(terminalDir(t), test.args...))
 			if code != 0 && test.name != "verify" {
 				t.Errorf("exit code %d", code)
@@ -216,7 +216,7 @@ func TestPassphraseOnTerminal(t *testing.T) {
 		{"interrupt", "\x03", exitInterrupted, "interrupted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			term := newTerminal(t)
+			term := newScreen(t)
 			cmd := term.start(terminalDir(t), "sign", "-k", "enc.pem", "-c", "cert.pem", "tree")
 			term.await("Passphrase for enc.pem: ")
 			for deadline := time.Now().Add(time.Minute); term.echoes() && time.Now().Before(deadline); {

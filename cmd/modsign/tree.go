@@ -101,7 +101,7 @@ func (o *signingOptions) plan(args []string) (p signPlan, err error) {
 // openTree finds and locks modules, and may wait for another run.
 func openTree(ctx context.Context, u *ui, source sign.Source, wait bool) (*sign.Tree, error) {
 	if wait {
-		source.Wait = func(l *sign.LockedError) { u.note("waiting for %s, which has locked %s", l.Holder, l.Path) }
+		source.Wait = func(l *sign.LockedError) { u.Note("waiting for %s, which has locked %s", l.Holder, l.Path) }
 	}
 	tree, err := sign.Open(ctx, source)
 	if _, locked := errors.AsType[*sign.LockedError](err); locked {

@@ -3,8 +3,6 @@ package main
 import (
 	"io"
 	"os"
-
-	"golang.org/x/term"
 )
 
 // The files of digest, sign-digests and attach.
@@ -18,18 +16,11 @@ type written interface {
 // writeResult writes a whole result to a file, or to stdout without one.
 func writeResult(u *ui, file string, result written) error {
 	if file != "" {
-		u.beginAt(file)
+		u.BeginAt(file)
 		return result.WriteFile(file)
 	}
-	u.begin()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.erase()
-	err := result.Write(u.stdout)
-	if lost := u.stdout.Flush(); lost != nil {
-		return nil // the ui says so
-	}
-	return err
+	u.Begin()
+	return u.Stream(result.Write)
 }
 
 // openInput opens a file, or stdin without one, and returns its name for people.
@@ -38,8 +29,8 @@ func openInput(u *ui, file, what string) (io.ReadCloser, string, error) {
 		f, err := os.Open(file)
 		return f, file, err
 	}
-	if stdin, ok := u.stdin.(*os.File); ok && term.IsTerminal(int(stdin.Fd())) {
+	if u.Asks() {
 		return nil, "", usagef("no %s: name the file, or redirect stdin from it", what)
 	}
-	return io.NopCloser(u.stdin), "stdin", nil
+	return io.NopCloser(u.Stdin), "stdin", nil
 }

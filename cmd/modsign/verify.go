@@ -81,16 +81,16 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	for _, warning := range keys.Warnings() {
-		u.note("warning: %s", warning)
+		u.Note("warning: %s", warning)
 	}
 	summary, err := verify.Tree(ctx, keys, kernel.roots(args), verify.Options{
 		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root,
 		Progress: func(done, total int) {
-			u.progress(false, func() string { return fmt.Sprintf("verifying %d of %s", done, plural(total, "module")) })
+			u.Progress(false, func() string { return fmt.Sprintf("verifying %d of %s", done, plural(total, "module")) })
 		},
 		Result: func(r verify.Result) { o.show(u, r) },
 	})
-	u.progress(true, nil)
+	u.Progress(true, nil)
 	none := errors.Is(err, verify.ErrNoModules)
 	refused, unreadable := errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
 	switch {
@@ -101,13 +101,13 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	took := time.Since(start)
-	if u.json {
-		u.object(jsonVerifySummary{
+	if u.JSON {
+		u.Object(jsonVerifySummary{
 			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
 			Verdicts: summary.Verdicts, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
 		})
 	}
-	u.note("%s", verdictSentence(summary, keys.Len(), took))
+	u.Note("%s", verdictSentence(summary, keys.Len(), took))
 	u.skipped(summary.Skipped)
 	switch {
 	case refused:
@@ -147,16 +147,16 @@ func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
 
 func (o *verifyOptions) show(u *ui, r verify.Result) {
 	switch {
-	case u.json:
-		u.object(newJSONVerified(r))
+	case u.JSON:
+		u.Object(newJSONVerified(r))
 	case r.Verdict != verify.Trusted:
-		u.result("%s", refusal(r))
+		u.Result("%s", refusal(r))
 	case o.all:
-		u.result("%s: trusted, signed by %s", r.Path, r.Signer)
+		u.Result("%s: trusted, signed by %s", r.Path, r.Signer)
 	}
-	if !u.json {
+	if !u.JSON {
 		for _, warning := range r.Warnings {
-			u.note("warning: %s: %s", r.Path, warning)
+			u.Note("warning: %s: %s", r.Path, warning)
 		}
 	}
 }

@@ -16,7 +16,7 @@ func newVersionCommand(u *ui) *cobra.Command {
 		Long:  "Version shows the version of modsign, and what it was built from and with.",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			u.result("modsign %s", version())
+			u.Result("modsign %s", version())
 			return nil
 		},
 	}

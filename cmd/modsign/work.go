@@ -28,25 +28,25 @@ type work struct {
 // do runs f, shows what it does, and returns the error for the exit code.
 func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error)) error {
 	if !w.options.DryRun {
-		w.ui.begin()
+		w.ui.Begin()
 	}
 	w.options.Report = sign.Report{Progress: treeProgress(w.ui, w.verb), Result: w.result}
 	summary, err := f(w.options)
 	w.summary = summary
-	w.ui.progress(true, nil)
+	w.ui.Progress(true, nil)
 	notes := w.notes(summary)
-	if w.ui.json {
-		w.ui.object(w.json(summary, notes))
+	if w.ui.JSON {
+		w.ui.Object(w.json(summary, notes))
 	}
-	w.ui.note("%s", w.sentence(summary))
+	w.ui.Note("%s", w.sentence(summary))
 	for _, note := range notes {
-		w.ui.note("%s", note)
+		w.ui.Note("%s", note)
 	}
 	if w.foreign {
-		w.ui.hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
+		w.ui.Hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
 	}
 	for _, dir := range summary.StaleIndexes {
-		w.ui.hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
+		w.ui.Hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
 	}
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
@@ -78,7 +78,7 @@ func (w *work) json(s sign.Summary, notes []string) jsonSignSummary {
 func treeProgress(u *ui, verb string) func(done, total sign.Count) {
 	start := time.Now()
 	return func(done, total sign.Count) {
-		u.progress(false, func() string {
+		u.Progress(false, func() string {
 			return fmt.Sprintf("%s %d of %d modules, %s of %s%s", verb, done.Modules, total.Modules,
 				megabytes(done.Bytes), megabytes(total.Bytes), pace(time.Since(start), done.Bytes, total.Bytes))
 		})
@@ -97,11 +97,11 @@ func pace(took time.Duration, done, total int64) string {
 }
 
 func (w *work) result(r sign.Result) {
-	if w.ui.json {
-		w.ui.object(newJSONSigned(r))
+	if w.ui.JSON {
+		w.ui.Object(newJSONSigned(r))
 	}
 	if r.Err != nil {
-		w.ui.say("%s", describe(r.Path, r.Err))
+		w.ui.Say("%s", describe(r.Path, r.Err))
 	}
 	if _, ok := errors.AsType[*sign.OwnerError](r.Err); ok {
 		w.foreign = true
@@ -203,11 +203,11 @@ func readTree[T any](
 	options.Report = sign.Report{Progress: treeProgress(u, "reading"), Result: func(r sign.Result) {
 		if r.Err != nil {
 			failed++
-			u.say("%s", describe(r.Path, r.Err))
+			u.Say("%s", describe(r.Path, r.Err))
 		}
 	}}
 	result, err := f(options)
-	u.progress(true, nil)
+	u.Progress(true, nil)
 	if errors.Is(err, sign.ErrIncomplete) { // the modules are named above
 		return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
 			failed, tree.Modules())
