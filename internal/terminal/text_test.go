@@ -35,8 +35,9 @@ func FuzzPrintable(f *testing.F) {
 		if strings.ContainsFunc(got, unicode.IsControl) {
 			t.Errorf("%q has control characters", got)
 		}
-		if again := Printable(got); again != got {
-			t.Errorf("%q becomes %q, and that %q", text, got, again)
+		if !strings.Contains(text, "-----BEGIN") && !strings.Contains(text, "pin-value=") &&
+			!strings.ContainsFunc(text, unicode.IsControl) && got != text {
+			t.Errorf("%q becomes %q", text, got)
 		}
 	})
 }
