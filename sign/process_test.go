@@ -434,7 +434,7 @@ func TestLocked(t *testing.T) {
 		}
 		return paths
 	}
-	for _, test := range []struct {
+	tests := []struct {
 		theirs, theirOutput string
 		ours, ourOutput     string
 		locked              bool
@@ -455,7 +455,8 @@ func TestLocked(t *testing.T) {
 		{"tree", "out", "tree", "out2", false},
 		{"tree", "out", "tree2", "out", true},
 		{"tree", "", "tree", "out", true},
-	} {
+	}
+	for _, test := range testmod.Few(tests, 4) {
 		for _, path := range []string{"tree/a.ko", "tree/b.ko", "tree/sub/c.ko", "tree2/d.ko", "out/e.ko"} {
 			put(t, filepath.Join(dir, path), testmod.ELF())
 		}

@@ -174,6 +174,7 @@ func TestRuntimeFailureOfSignFile(t *testing.T) {
 // TestNoCore looks at a command that waits for a certificate: whatever core the user
 // wants of a process that dies, this one leaves none, and nobody reads its memory.
 func TestNoCore(t *testing.T) {
+	testmod.Slow(t, "it builds the program")
 	w := newWorld(t)
 	for _, args := range [][]string{{"verify", "--cert", "FIFO", "."}, {"sign-file", "sha256", "FIFO", "FIFO", w.cert}} {
 		t.Run(args[0], func(t *testing.T) {

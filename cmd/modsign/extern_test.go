@@ -12,6 +12,7 @@ import (
 // A program outside of the module, with a go.mod of its own, builds without the network,
 // signs a tree, and sees which error a broken module makes.
 func TestExternalProgram(t *testing.T) {
+	testmod.Slow(t, "it builds a program")
 	t.Parallel()
 	root, err := filepath.Abs("../..")
 	if err != nil {

@@ -245,6 +245,7 @@ func TestLevels(t *testing.T) {
 
 // With the xz program, the bytes are the same as in the kernel's build.
 func TestXZSameBytes(t *testing.T) {
+	testmod.Slow(t, "it compresses large modules")
 	t.Parallel()
 	xz := testmod.Program(t, "xz", "xz-utils")
 	for _, size := range []int{0, 1, 65537, 1_100_000} {

@@ -27,7 +27,9 @@ func TestPrintable(t *testing.T) {
 }
 
 func FuzzPrintable(f *testing.F) {
-	for _, seed := range []string{"a\nb", "\x1b[K", "pin-value=1&", "-----BEGIN RSA PRIVATE KEY-----\x00secret", "\xff'\\"} {
+	for _, seed := range []string{
+		"a\nb", "\x1b[K", "pin-value=1&", "-----BEGIN RSA PRIVATE KEY-----\x00secret", "\xff'\\",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

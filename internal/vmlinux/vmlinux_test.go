@@ -28,6 +28,7 @@ func realKernel(t testing.TB, k testmod.Kernel) *Image {
 // TestRealKernels extracts the certificate from each Debian kernel's image. openssl
 // checks the signatures of that kernel's modules with this certificate alone.
 func TestRealKernels(t *testing.T) {
+	testmod.Slow(t, "it decompresses whole kernels")
 	openssl := testmod.Program(t, "openssl", "openssl")
 	for _, k := range testmod.Few(testmod.Kernels(t), 1) {
 		t.Run(k.Version, func(t *testing.T) {

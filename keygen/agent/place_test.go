@@ -266,6 +266,7 @@ func TestFewDescriptors(t *testing.T) {
 
 // TestStopped has a client of an agent that does not answer at all.
 func TestStopped(t *testing.T) {
+	testmod.Slow(t, "it waits for an answer until the client gives up")
 	t.Parallel()
 	run := startAgent(t, nil)
 	agent := run.dial(t)
