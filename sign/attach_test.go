@@ -78,6 +78,7 @@ func contents(t testing.TB, root string) map[string]string {
 // Two phases write what one phase writes: modules of all machines and forms, every
 // hash, both ways to name the certificate.
 func TestTwoPhases(t *testing.T) {
+	testmod.Slow(t, "TestTwoPhasesECDSA does the same with a faster key")
 	t.Parallel()
 	root := filepath.Join("..", "testdata", "modules")
 	base := directory(t)

@@ -281,6 +281,7 @@ func TestKill(t *testing.T) {
 // A run that compresses and is killed leaves of every module the old one, the new
 // one under its new name, or both, and the next one leaves the new ones alone.
 func TestKillCompress(t *testing.T) {
+	testmod.Slow(t, "it kills a run again and again")
 	var names []string
 	for i := range 60 {
 		names = append(names, fmt.Sprintf("sub%d/%02d.ko", i%7, i))

@@ -411,6 +411,7 @@ func TestRealModules(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
+	testmod.Slow(t, "it compresses many modules")
 	t.Parallel()
 	e := newEncoder(t, 0)
 	var wg sync.WaitGroup

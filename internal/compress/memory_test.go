@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 // twoBlocks joins two xz streams of one block each, without checks, into one stream. xz
@@ -51,6 +53,7 @@ func growing(t testing.TB, data []byte, mib int) []byte {
 }
 
 func TestWindow(t *testing.T) {
+	testmod.Slow(t, "it reads streams with large windows")
 	data := machineCode(t, 100_000)
 	xz := func(args ...string) []byte { return pipe(t, data, "xz", append(args, "-c")...) }
 	zstd := func(args ...string) []byte { return pipe(t, data, "zstd", append(args, "-qc")...) }
@@ -140,6 +143,7 @@ func TestReaderMemory(t *testing.T) {
 }
 
 func TestEncoderMemory(t *testing.T) {
+	testmod.Slow(t, "it compresses large modules")
 	data := machineCode(t, 300_000)
 	test := func(e *Encoder, f Format) {
 		got := allocated(func() {

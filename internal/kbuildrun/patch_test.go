@@ -194,6 +194,7 @@ func TestPatchHardLinks(t *testing.T) {
 
 // TestPatchInterrupted has a tree in which not all files were reached.
 func TestPatchInterrupted(t *testing.T) {
+	testmod.Slow(t, "it interrupts the patch at every step")
 	t.Parallel()
 	source := patchable(t)
 	before := contents(t, source)
