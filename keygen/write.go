@@ -50,7 +50,7 @@ func (p *Pair) WriteFile(path string) error {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: a key never replaces a file (choose another name, or move the old file away): %w", path,
+		return fmt.Errorf("%s: %w: a key never replaces a file; choose another name, or move the old file away", path,
 			fs.ErrExist)
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ module. A module that has changed since then fails and stays as it is.
 Paths are relative to the directories that were given to modsign digest. The modules may
 lie elsewhere now, compressed or not.
 
---format says how the signatures come:
+--format names the form of the signatures:
   - lines: the output of modsign sign-digests, in a file or from stdin.
   - p7s: NAME.ko.p7s with a CMS message in DER, as sign-file -d and modsign sign
     --detached write it, in the directory --signatures or beside the modules.

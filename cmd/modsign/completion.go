@@ -7,9 +7,9 @@ import (
 func newCompletionCommand(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion {bash | zsh | fish}",
-		Short: "Write what completes command lines in a shell",
-		Long: `Completion writes the script by which a shell completes the command lines of
-modsign. Bash needs the package bash-completion for it.`,
+		Short: "Write a shell's completion script",
+		Long: `Completion writes a script that makes a shell complete the commands, flags and values of
+modsign. Bash also needs the package bash-completion.`,
 		Example: `  modsign completion bash > /usr/share/bash-completion/completions/modsign
   modsign completion zsh > /usr/share/zsh/vendor-completions/_modsign
   modsign completion fish > /usr/share/fish/vendor_completions.d/modsign.fish`,

@@ -23,8 +23,8 @@ func newHashlistCheckCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check LIST [SIGNATURE] {--keyring FILE | --cert FILE...}",
 		Short: "Check the signature of a hash list",
-		Long: `Check tells who signed a hash list, and for which kernel the list is. With --keyring it
-checks an OpenPGP signature (default: LIST.asc), with --cert a CMS message (default:
+		Long: `Check reports who signed a hash list, and which kernel the list is for. With --keyring
+it checks an OpenPGP signature (default: LIST.asc), with --cert a CMS message (default:
 LIST.p7s). It reads signatures of one signer that modsign hashlist sign, gpg
 --detach-sign or openssl cms -sign -binary -outform DER made.
 

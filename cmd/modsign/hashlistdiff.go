@@ -12,7 +12,7 @@ func newHashlistDiffCommand(u *ui) *cobra.Command {
 		Short: "Show in which modules two builds differ",
 		Long: `Diff compares two lists, and names the modules that were added, removed or changed.
 It also says whether their order differs. Two lists of a reproducible build do not
-differ. Diff ends with 0 if the lists are the same, and with 4 if they differ.`,
+differ. Diff exits with 0 if the lists are the same, and with 4 if they differ.`,
 		Example: `  modsign hashlist diff hashes-monday hashes-tuesday`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {

@@ -143,7 +143,7 @@ func (k *kernel) trusts(cert *x509.Certificate) error {
 	}
 	if !keys.Holds(cert.Raw) {
 		err := fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.Release)
-		return withHint(err, "it trusts %s; add --force-untrusted if the key is enrolled by other means",
+		return withHint(err, "the kernel trusts %s; add --force-untrusted if the key is enrolled by other means",
 			strings.Join(keys.Names(), ", "))
 	}
 	return nil

@@ -58,7 +58,7 @@ The kernel does not check how long a certificate is valid.`,
 	flags.StringVar(&o.subject, "subject", "", "subject `NAME`, as for openssl req -subj: /O=.../CN=...")
 	flags.IntVar(&o.days, "days", 0, "number of `DAYS` the certificate is valid (default: 36500)")
 	o.hash.addFlag(flags)
-	flags.Lookup("hash").Usage = "hash `NAME` for its signature (default: the configuration's, else sha512)"
+	flags.Lookup("hash").Usage = "hash `NAME` for the certificate (default: the configuration's, else sha512)"
 	flags.StringVar(&o.config, "config", "", "certificate profile `FILE`, an x509.genkey")
 	return cmd
 }
@@ -130,7 +130,7 @@ func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
 	}
 	switch {
 	case o.days < 0:
-		return template, 0, usagef("--days is %d, and has to be at least 1", o.days)
+		return template, 0, usagef("--days: invalid value \"%d\": want at least 1", o.days)
 	case o.days > 0:
 		template.Days = o.days
 	}

@@ -38,7 +38,7 @@ func linkNotes(l sign.Links, done string) []string {
 		add("warning: %s behind symbolic links not %s: %s", plural(n, "module"), done, some(l.Behind))
 	}
 	if n := len(l.Irregular); n > 0 {
-		add("warning: %s not %s, as not regular files: %s", plural(n, "module name"), done, some(l.Irregular))
+		add("warning: %s not %s (not a regular file): %s", plural(n, "module"), done, some(l.Irregular))
 	}
 	return notes
 }

@@ -1,5 +1,5 @@
-// Modsign signs kernel modules, a whole tree in one process, and proves that a
-// kernel will take them.
+// Modsign signs Linux kernel modules in parallel, and checks whether a kernel will load
+// them.
 //
 // Called as sign-file, by that name or as its first argument, it is the kernel's
 // scripts/sign-file.
@@ -38,7 +38,7 @@ var exitCodes = []struct {
 	{exitSome, "some modules failed; the others are done"},
 	{exitRefused, "verification refused something"},
 	{exitInterrupted, "interrupted; no module is half-written"},
-	{statusAborted, "killed by SIGABRT (a shell's code): no memory, no thread or a bug; no module is half-written"},
+	{statusAborted, "killed by SIGABRT (128+6): out of memory or threads, or a bug; no module is half-written"},
 }
 
 // failure is an error that has an exit code of its own.
@@ -98,12 +98,12 @@ func newRootCommand(u *ui) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "modsign",
 		Short: "Sign and verify Linux kernel modules",
-		Long: `Modsign signs kernel modules, thousands in one process, and tells whether a
-kernel will take them.
+		Long: `Modsign signs Linux kernel modules in parallel, and checks whether a kernel will load
+them.
 
   modsign keygen -o signing_key.pem                  make a key
   modsign sign --key signing_key.pem TREE            sign all modules of a tree
-  modsign verify --cert signing_key.pem TREE         prove it`,
+  modsign verify --cert signing_key.pem TREE         check their signatures`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noSuchCommand,
@@ -156,7 +156,7 @@ func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
 		Short: "Show the help of a command",
-		Long:  "Help shows what the --help of a command shows.",
+		Long:  "Help shows the same text as COMMAND --help.",
 
 		ValidArgsFunction: completeCommands,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -22,13 +22,13 @@ func newModulesSignCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "modules-sign [--key FILE] [--variant NAME] DIR...",
 		Short: "Sign the modules of a kernel that is being packaged",
-		Long: `Modules-sign is the step of a distribution after make modules_install, and after
-debug information was removed, which removes signatures too. It signs the modules
-installed below directories, in place, and replaces old signatures. It can also remove
-the debug information itself, and compress.
+		Long: `Modules-sign signs the modules of a kernel that a distribution packages. Run it after
+make modules_install, and after any step that strips modules, because stripping removes
+signatures. It signs the modules below the directories in place, and replaces old
+signatures. It can also remove debug information, and compress.
 
 By default it takes the key, the certificate and the hash from the kernel's build tree,
-which has to be the working directory.
+which must be the working directory.
 
 A package with several kernels keeps a key for each: --variant NAME takes KEY.sign+NAME,
 CERT.sign+NAME and the directories DIR+NAME. An empty NAME takes KEY.sign, CERT.sign

@@ -25,7 +25,8 @@ func newSignDigestsCommand(u *ui) *cobra.Command {
 		Short: "Sign the digests of modules, without the modules",
 		Long: `Sign-digests runs where the key is. It reads a manifest that modsign digest wrote, from
 a file or from stdin, and writes the signatures for modsign attach. It never sees a
-module: it signs the digests in the manifest, so trust whoever sends it.
+module and signs whatever digests the manifest holds: accept manifests only from a sender
+that you trust.
 
 It checks the whole manifest before it reads the key, and rejects one that is cut off,
 or in which a line is missing, doubled, moved or changed.`,

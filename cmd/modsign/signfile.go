@@ -57,12 +57,12 @@ const signFileExit = `Exit status:
     0  done
     1  an error
     2  the command line is wrong
-  134  killed by SIGABRT (a shell's code): no memory, no thread or a bug`
+  134  killed by SIGABRT (128+6): out of memory or threads, or a bug`
 
 func newSignFileCommand(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:                   "sign-file [-dpk] HASH KEY X509 MODULE [DEST]",
-		Short:                 "Do as the kernel's scripts/sign-file does",
+		Short:                 "Sign one file as the kernel's scripts/sign-file does",
 		Long:                  signFileHelp,
 		Annotations:           map[string]string{"exit": signFileExit},
 		DisableFlagParsing:    true,

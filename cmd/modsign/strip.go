@@ -23,9 +23,9 @@ func newStripCommand(u *ui) *cobra.Command {
 directory, and leaves each module as it was before it was signed. It skips modules
 without a signature.
 
-With --debug it removes debug information too. Signatures go in any case, since they
-would be those of other bytes. It skips modules that have neither. modsign sign
-does this and signs in one pass.
+With --debug it removes debug information and signatures, because a signature does not
+match the stripped module. It skips modules that have neither. modsign sign
+--strip-debug strips and signs in one pass.
 
 With --split-debug DIR the debug information of NAME.ko goes to
 DIR/lib/modules/KVER/.../NAME.ko.debug, with a link from DIR/.build-id: debuggers find

@@ -13,7 +13,7 @@ func newVersionCommand(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Show the version",
-		Long:  "Version shows the version of modsign, and what it was built from and with.",
+		Long:  "Version shows the version of modsign, or the commit that it was built from, the Go release\nand the platform.",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			u.Result("modsign %s", version())
@@ -25,7 +25,7 @@ func newVersionCommand(u *ui) *cobra.Command {
 // noArgs is for commands that take no arguments.
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("an argument too many: %q", args[0])
+		return usagef("unexpected argument %q", args[0])
 	}
 	return nil
 }
