@@ -34,9 +34,8 @@ type (
 	// A LockedError reports that another process, its Holder, works on the same files
 	// and has locked Path.
 	LockedError = atomicfile.LockedError
-	// A MisnamedError reports a file whose name promises another compression than its
-	// content has. By its first bytes it Is of another format, and Right is the base name
-	// for that.
+	// A MisnamedError reports a file whose name and content have different compression
+	// formats. Is is the format of the content, and Right the base name that fits it.
 	MisnamedError = module.MisnamedError
 	// An OwnerError reports a module whose owner cannot be kept: see
 	// WriteOptions.NewOwner.

@@ -13,7 +13,7 @@ import (
 	"github.com/modsign/modsign/sign/manifest"
 )
 
-// Layout is how signatures lie in files.
+// Layout is the arrangement of signatures in files.
 type Layout uint8
 
 const (
@@ -35,11 +35,11 @@ func (l Layout) String() string { return nameOf(l, layoutNames) }
 // ParseLayout returns the Layout of a name: p7s, debian or raw.
 func ParseLayout(s string) (Layout, error) { return parse[Layout](s, layoutNames) }
 
-// FoundSignatures says where signatures lie in files.
+// FoundSignatures names the files with signatures.
 type FoundSignatures struct {
 	Layout Layout
-	// Dir has the files, as the tree has the modules. If it is empty, they lie beside the
-	// modules; Debian needs it.
+	// Dir is the directory of the files. P7S and Raw name them by the paths of the modules
+	// in the tree. If it is empty, the files are beside the modules; Debian needs it.
 	Dir string
 	// UseKeyID names the certificate by its subject key identifier in the messages that
 	// are built around Raw signatures.

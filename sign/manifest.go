@@ -16,9 +16,9 @@ import (
 )
 
 // Manifest reads every module, as Digest does, and returns what is to be signed. If a
-// module fails there is no manifest, and the error is [ErrIncomplete]: without that module
-// it would be signed, and the gap be found only when the key is far away. Two modules with
-// the same path in their trees are an error too.
+// module fails, there is no manifest, and the error wraps [ErrIncomplete]: otherwise the
+// missing module would be noticed only after signing, when the signatures are attached.
+// Two modules with the same path in their trees are an error too.
 func (t *Tree) Manifest(ctx context.Context, hash crypto.Hash, opts ReadOptions) (manifest.Manifest, error) {
 	if err := t.check(); err != nil {
 		return nil, err

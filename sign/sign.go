@@ -25,8 +25,8 @@
 // The package never prompts: load a key with package keygen, or pass any
 // crypto.Signer. It does not judge signatures: package verify does.
 //
-// A nil error means that every module was processed. A run in which modules failed
-// returns [ErrIncomplete], which wraps the reasons of the first ones.
+// A nil error means that every module was processed. If modules failed, the
+// error wraps [ErrIncomplete] and the reasons of the first ones.
 package sign
 
 import (

@@ -30,9 +30,9 @@ func (t *Tree) RemoveSignatures(ctx context.Context, opts WriteOptions) (Summary
 	return t.StripDebug(ctx, StripOptions{WriteOptions: opts})
 }
 
-// StripDebug removes debug information as its DebugOptions say, and all signatures, which
-// would be those of other bytes. A module that has neither is Skipped. Its errors are
-// those of [Tree.Sign].
+// StripDebug removes debug information as its DebugOptions say, and all signatures, as
+// they do not match the stripped module. A module that has neither is Skipped. Its errors
+// are those of [Tree.Sign].
 func (t *Tree) StripDebug(ctx context.Context, opts StripOptions) (Summary, error) {
 	return t.run(ctx, task{
 		WriteOptions: opts.WriteOptions, DebugOptions: opts.DebugOptions,

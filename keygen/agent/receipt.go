@@ -33,11 +33,11 @@ import (
 //
 // The signature is the last that the key made. An RSA key makes no PSS signature
 // for anybody who asks the agent, so that nobody but the agent can have made the
-// receipt. ECDSA has no such second kind of signature: who was allowed to use the
-// agent could have had it sign the digest of a receipt of their own, and the
+// receipt. ECDSA has no such second kind of signature: anyone who was allowed to use
+// the agent could have had it sign the digest of a receipt of their own, and the
 // receipt of an EC key proves no more than that its author was allowed to use the key.
-// And no signature proves that a key was not copied before it was destroyed: that
-// is for the agent's program and its machine to answer for.
+// No signature proves that the key was not copied before it was destroyed: for that,
+// the agent's program and its machine must be trusted.
 type Receipt struct {
 	Version           int       `json:"version"`            // 2
 	Certificate       string    `json:"certificate"`        // one PEM block
@@ -63,7 +63,8 @@ const maxReceiptSize = 256 << 10
 
 // ReadReceipt reads a receipt. It takes exactly the bytes that an agent writes:
 // other members, another order, other white space or trailing data are errors, so
-// that nothing in the file goes unsigned. Whether the receipt is true, Check says.
+// that nothing in the file goes unsigned. Check tells whether
+// the receipt is true.
 func ReadReceipt(r io.Reader) (*Receipt, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxReceiptSize+1))
 	if err != nil {
@@ -137,8 +138,8 @@ func (r *Receipt) sign(key crypto.Signer) error {
 }
 
 // Check returns an error unless the receipt is consistent and signed by the key of
-// the certificate in it. Whether that is the certificate which a kernel trusts is
-// for the caller to compare.
+// the certificate in it. The caller has to compare it with the
+// certificate that the kernel trusts.
 func (r *Receipt) Check() error {
 	cert, err := r.X509()
 	if err != nil {
