@@ -33,7 +33,7 @@ number of installs, at the end of its lifetime, or when the object tree is gone.
 }
 
 // memoryOpen is the warning where memory_hidden is false.
-const memoryOpen = "other processes of its user could open the agent's memory while it started"
+const memoryOpen = "other processes of the agent's user could open its memory while the agent started"
 
 // treeArg has a command take the object tree as its argument, as it does with
 // --objtree.

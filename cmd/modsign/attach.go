@@ -143,7 +143,8 @@ func (o *attachOptions) fromLines(ctx context.Context, u *ui, cert *x509.Certifi
 	defer in.Close()
 	s, err := manifest.ReadSignatures(in)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("%s: %w", name, err), "nothing is attached: have modsign sign-digests write it again")
+		return nil, withHint(fmt.Errorf("%s: %w", name, err),
+			"nothing was attached: write the signatures again with modsign sign-digests")
 	}
 	attachment, err := sign.NewAttachment(ctx, cert, s)
 	return attachment, refused(u, err)

@@ -93,7 +93,7 @@ func readManifest(u *ui, file string) (manifest.Manifest, error) {
 	defer in.Close()
 	m, err := manifest.Read(in)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("%s: %w", name, err), "nothing is signed: have modsign digest write it again")
+		return nil, withHint(fmt.Errorf("%s: %w", name, err), "nothing was signed: write the manifest again with modsign digest")
 	}
 	return m, nil
 }
