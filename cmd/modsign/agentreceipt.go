@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,7 +76,11 @@ func checkReceipt(ctx context.Context, u *ui, path string, roots []string) error
 // readReceipt reads and checks a receipt, the newest one if path is an object tree.
 func readReceipt(u *ui, path string) (*agent.Receipt, error) {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		if path, err = agent.NewestReceipt(filepath.Join(path, kbuildrun.Dir)); err != nil {
+		tree := path
+		if path, err = agent.NewestReceipt(filepath.Join(tree, kbuildrun.Dir)); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: no receipt of a key agent: a one-time key leaves it in %s when it ends",
+				tree, kbuildrun.Dir)
+		} else if err != nil {
 			return nil, err
 		}
 		u.Note("%s:", path)
