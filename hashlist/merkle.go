@@ -204,7 +204,7 @@ func (r Root) Check(leaf Hash, p Proof) error {
 		}
 		position /= 2
 	}
-	if is != r.Hash {
+	if is != r.Hash || r.Hash == (Hash{}) { // no tree has that root: nobody has set it
 		return ErrForeign
 	}
 	return nil

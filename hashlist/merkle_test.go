@@ -156,6 +156,13 @@ func TestFlippedBits(t *testing.T) {
 	}
 }
 
+// A Root that nobody has set accepts nothing.
+func TestZeroRoot(t *testing.T) {
+	if err := (Root{}).Check(Hash{}, Proof{}); !errors.Is(err, ErrForeign) {
+		t.Errorf("error is %v", err)
+	}
+}
+
 func TestRootBytes(t *testing.T) {
 	r := NewTree(leaves(5)).Root()
 	for order, first := range map[binary.AppendByteOrder]byte{binary.LittleEndian: 3, binary.BigEndian: 0} {

@@ -173,7 +173,7 @@ func (ask Passphrase) passphrase() ([]byte, error) {
 		return nil, ErrNoPassphrase
 	}
 	if err != nil {
-		return nil, fmt.Errorf("private key is encrypted, and asking for its passphrase failed: %w", err)
+		return nil, fmt.Errorf("private key is encrypted, and there is no passphrase for it: %w", err)
 	}
 	return passphrase, nil
 }

@@ -11,6 +11,7 @@ import (
 	"hash"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -64,12 +65,21 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 	if len(s) == 0 {
 		return nil, errors.New("no signature to attach")
 	}
+	// What is checked here may not change before it is attached.
+	s = slices.Clone(s)
 	a := &Attachment{hash: s[0].Hash, signatures: make(map[string]*manifest.Signature, len(s))}
+	var errs []error
 	for i := range s {
-		if a.signatures[s[i].Path] != nil {
-			return nil, fmt.Errorf("%s occurs twice", s[i].Path)
+		s[i].Sum, s[i].Message = bytes.Clone(s[i].Sum), bytes.Clone(s[i].Message)
+		if err := s[i].Digest.Check(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", strconv.Quote(s[i].Path), err))
+		} else if a.signatures[s[i].Path] != nil {
+			errs = append(errs, fmt.Errorf("%s occurs twice", s[i].Path))
 		}
 		a.signatures[s[i].Path] = &s[i]
+	}
+	if len(errs) > 0 {
+		return nil, refusals(errs)
 	}
 	ring := cms.NewKeyring(c)
 	err = each(ctx, len(s), func(i int) error {

@@ -22,6 +22,7 @@ import (
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/sign/manifest"
+	"github.com/modsign/modsign/verify"
 )
 
 // attach puts signatures on a tree, and returns what was refused, or the results.
@@ -257,6 +258,14 @@ func TestAttachRefuses(t *testing.T) {
 		}), []string{root + "/d.ko: no signature", "D.ko: signature without a module"}},
 		"doubled": {append(slices.Clone(good), good[1]), []string{"b/c.ko occurs twice"}},
 		"none":    {nil, []string{"no signature to attach"}},
+		"a path that leads out": {change(func(s manifest.Signatures) manifest.Signatures {
+			s[0].Path, s[2].Path = "../a.ko", "d\n.ko"
+			return s
+		}), []string{`"../a.ko": `, `"d\n.ko": `}},
+		"another size": {change(func(s manifest.Signatures) manifest.Signatures {
+			s[1].Size = -1
+			return s
+		}), []string{`"b/c.ko": size -1`}},
 		"another key": {
 			foreign,
 			[]string{
@@ -751,4 +760,30 @@ func TestFoundSignaturesRefused(t *testing.T) {
 
 func entry(kind, file string) map[string]string {
 	return map[string]string{"sig_type": kind, "file": file}
+}
+
+// TestAttachmentIsItsOwn changes signatures after they were checked.
+func TestAttachmentIsItsOwn(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join(t.TempDir(), "tree")
+	put(t, filepath.Join(root, "a.ko"), testmod.ELF())
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA256, false)
+	s := signManifest(t, signer, manifestOf(t, crypto.SHA256, root))
+	key := testmod.NewKey(t, "ecdsa:p256")
+	a, err := NewAttachment(t.Context(), key.Certificate, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(s[0].Message)
+	clear(s[0].Sum)
+	if _, err := openTree(t, Source{Roots: []string{root}}).Attach(t.Context(), a, AttachOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	keys := new(verify.Keyring)
+	if err := keys.Add(key.Certificate, "key"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verify.Tree(t.Context(), keys, []string{root}, verify.Options{}); err != nil {
+		t.Errorf("what is attached is not what was checked: %v", err)
+	}
 }

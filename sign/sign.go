@@ -56,7 +56,8 @@ type SignerOptions struct {
 }
 
 // NewSigner returns a Signer for a private key, RSA or ECDSA on P-256, P-384 or P-521,
-// and its certificate. A key that does not belong to the certificate is an error.
+// and its certificate. A key that does not belong to the certificate is an error. What the
+// key returns is not checked: package verify tells whether a signature is good.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*Signer, error) {
 	if err := first(checkKey(key), checkCertificate(cert)); err != nil {
 		return nil, err

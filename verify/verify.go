@@ -59,7 +59,7 @@ type Result struct {
 	// Trusted or Unreadable.
 	Errno, Cause syscall.Errno
 	Dmesg        []string // what that kernel logs
-	Tolerated    bool     // a kernel that does not enforce signatures loads the module, and is tainted
+	Tolerated    bool     // the signature does not keep a kernel that does not enforce signatures from loading it
 
 	Warnings []string // oddities that do not change the verdict
 	Err      error    // what is wrong; nil if the module is Trusted

@@ -130,3 +130,65 @@ func TestBlockedOpen(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// TestBlockedStdout interrupts a command whose results nobody reads.
+func TestBlockedStdout(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root sees what a process waits for")
+	}
+	dir := t.TempDir()
+	plain, err := os.ReadFile("../../testdata/modules/amd64-6.12/plain/hello.ko")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string][]byte)
+	for i := range 300 {
+		files[strconv.Itoa(i)+".ko"] = plain
+	}
+	if err := writeTree(dir, files); err != nil {
+		t.Fatal(err)
+	}
+	_, cert := testmod.NewKey(t, "ecdsa:p256").Files(t)
+	for _, args := range [][]string{
+		{"verify", "--json", "--cert", cert, dir}, {"verify", "--all", "--cert", cert, dir}, {"digest", dir},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("modsign", args...)
+		cmd.Stdout = w
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		awaitWait(t, cmd.Process.Pid, "pipe_write")
+		cmd.Process.Signal(syscall.SIGINT)
+		ended := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+		cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); !ended.Stop() || code != exitInterrupted {
+			t.Errorf("%s: %v", args[0], cmd.ProcessState)
+		}
+		r.Close()
+	}
+}
+
+// awaitWait waits until a thread of the process waits in a function of the kernel.
+func awaitWait(t *testing.T, pid int, function string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		tasks, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task/*/wchan"))
+		for _, task := range tasks {
+			if data, err := os.ReadFile(task); err == nil && strings.Contains(string(data), function) {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not come to %s", pid, function)
+		}
+	}
+}

@@ -60,6 +60,9 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.check("digest", args); err != nil {
 		return err
 	}
+	if err := checkOutput("--output", o.output); err != nil {
+		return err
+	}
 	kernel, err := o.kernel(args)
 	if err != nil {
 		return err

@@ -92,6 +92,14 @@ func (o *hashlistBuildOptions) check() error {
 	if o.source != "" && !hashlist.IsSource(o.source) {
 		return usagef("--source %s: the file name must end in .c (C), .S or .s (assembler)", o.source)
 	}
+	for _, err := range []error{
+		checkOutput("--output", o.output, o.section, o.source), checkOutput("--section", o.section, o.source),
+		checkOutput("--source", o.source),
+	} {
+		if err != nil {
+			return err
+		}
+	}
 	return o.jobs.check()
 }
 

@@ -87,6 +87,9 @@ func (o *hashlistSignOptions) run(ctx context.Context, u *ui, args []string) err
 	if o.output != "" {
 		output = o.output
 	}
+	if err := checkOutput("the signature", output, path, o.key, o.cert, o.openPGP, o.passphraseFile); err != nil {
+		return err
+	}
 	signature, name, err := sign(ctx, u, data)
 	if err != nil {
 		return err

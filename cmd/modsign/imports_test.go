@@ -95,7 +95,8 @@ var doors = map[string][]string{
 	"golang.org/x/sync/semaphore":     {"internal/module"},
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
-		"internal/module", "internal/perjob", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign",
+		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
+		"sign",
 	},
 	"golang.org/x/term": {"internal/terminal"},
 

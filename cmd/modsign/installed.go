@@ -54,7 +54,7 @@ type kernel struct{ *kbuild.Installed }
 // kernel returns the chosen kernel, or nil without --installed. The version may also be the
 // first argument, and then the only one.
 func (o *installedOptions) kernel(args []string) (*kernel, error) {
-	o.root = cmp.Or(o.root, "/") // where a script's variable is empty
+	o.root = cmp.Or(o.root, "/") // of commands without the flag
 	if o.installed == "" {
 		if o.root != "/" && !o.rootPaths {
 			return nil, usagef("--root goes with --installed")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"strings"
 
@@ -64,6 +65,9 @@ The kernel does not check how long a certificate is valid.`,
 }
 
 func (o *keygenOptions) run(ctx context.Context, u *ui) error {
+	if err := checkOutput("--cert-out", o.certOut, o.output, o.config); err != nil {
+		return err
+	}
 	template, algorithm, err := o.template()
 	if err != nil {
 		return err
@@ -90,7 +94,7 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 		return err
 	}
 	if err := o.writeCert(pair, pipe); err != nil {
-		return err
+		return fmt.Errorf("made the key %s, without its certificate file: %w", o.output, err)
 	}
 	u.Say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
 	return nil

@@ -108,11 +108,15 @@ them.
 		SilenceUsage:  true,
 		Args:          noSuchCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
 			u.parsed.Store(true)
 			if beginsAtOnce(cmd) {
 				u.Begin()
 			}
+			if cmd.DisableFlagParsing {
+				return nil // the arguments are for another program
+			}
+			return checkEmpty(cmd, args)
 		},
 	}
 	root.AddGroup(&cobra.Group{ID: "everyday", Title: "Everyday:"}, &cobra.Group{ID: "more", Title: "More:"})

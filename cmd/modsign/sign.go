@@ -96,6 +96,9 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 
 // check refuses what makes no sense together.
 func (o *signOptions) check(args []string) error {
+	if err := checkOutput("--cert-out", o.certOut); err != nil {
+		return err
+	}
 	switch {
 	case o.oneTime && o.key != "":
 		return usagef("--one-time and --key exclude each other")

@@ -54,7 +54,11 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err := o.jobs.check(); err != nil {
 		return err
 	}
-	m, err := readManifest(u, append(args, "")[0])
+	file := append(args, "")[0]
+	if err := checkOutput("--output", o.output, file, o.key, o.cert, o.passphraseFile); err != nil {
+		return err
+	}
+	m, err := readManifest(u, file)
 	if err != nil {
 		return err
 	}

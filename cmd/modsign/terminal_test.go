@@ -92,7 +92,11 @@ func (term *screen) start(dir string, args ...string) *exec.Cmd {
 	term.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	term.t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, "modsign", args...)
+	name := "modsign"
+	if args[0] == "sh" {
+		name, args = args[0], args[1:]
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "TERM=xterm")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = term.tty, term.tty, term.tty
@@ -200,6 +204,42 @@ func TestProgressOnTerminal(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestInterruptedPrompt ends a command in the moment in which it asks for a passphrase.
+func TestInterruptedPrompt(t *testing.T) {
+	t.Parallel()
+	dir := terminalDir(t)
+	for range testmod.Rounds(40, 5) {
+		term := newScreen(t)
+		cmd := term.start(dir, "sign", "-k", "enc.pem", "-c", "cert.pem", "tree")
+		term.await("Passphrase for enc.pem: ")
+		if term.echoes() {
+			t.Error("what is typed is shown once it asks")
+		}
+		cmd.Process.Signal(syscall.SIGTERM)
+		code, echoes, screen := term.end(cmd)
+		if code != exitInterrupted || !echoes {
+			t.Fatalf("exit code %d, and the terminal shows what is typed: %v; it shows %q", code, echoes, screen)
+		}
+	}
+}
+
+// TestPromptBesideLog asks on the terminal, where stderr is a file.
+func TestPromptBesideLog(t *testing.T) {
+	t.Parallel()
+	dir := terminalDir(t)
+	term := newScreen(t)
+	cmd := term.start(dir, "sh", "-c", `exec modsign sign -k enc.pem -c cert.pem tree 2>log`)
+	term.await("Passphrase for enc.pem: ")
+	term.typed("\x04") // the end of the input
+	if code, _, screen := term.end(cmd); code != exitError {
+		t.Errorf("exit code %d: %s", code, screen)
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil || !strings.Contains(string(log), "there was no answer") || strings.Contains(string(log), "Passphrase") {
+		t.Errorf("the log has %q (%v)", log, err)
 	}
 }
 

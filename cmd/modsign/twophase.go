@@ -13,13 +13,12 @@ type written interface {
 	WriteFile(string) error
 }
 
-// writeResult writes a whole result to a file, or to stdout without one.
+// writeResult writes a whole result to a file, or to stdout without one or for -.
 func writeResult(u *ui, file string, result written) error {
-	if file != "" {
+	if file != "" && file != "-" {
 		u.BeginAt(file)
 		return result.WriteFile(file)
 	}
-	u.Begin()
 	return u.Stream(result.Write)
 }
 

@@ -37,6 +37,7 @@ func (u *ui) listen() (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	u.Cancel = func() { cancel(errInterrupted) }
 	u.Exit = func() {
+		time.AfterFunc(time.Second, func() { os.Exit(exitInterrupted) }) // if nobody reads what it says
 		if u.parsed.Load() {
 			os.Exit(u.exit(errInterrupted))
 		}

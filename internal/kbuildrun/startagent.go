@@ -42,10 +42,7 @@ func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, erro
 	}
 	client, err := agent.Start(ctx, &exec.Cmd{
 		Path: program,
-		// Not the name of this process, which may be sign-file.
-		Args: []string{"modsign", "agent", "serve", "--dir", a.Dir, "--tree", a.Tree, "--key-type", a.KeyType,
-			"--hash", a.Hash, "--genkey", a.Genkey, "--keep", a.Keep, "--lifetime", a.Lifetime.String(),
-			"--profile", a.Profile},
+		Args: a.args(),
 		// Where the socket goes, and the settings of Go's runtime; no PIN.
 		Env: slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
 			return !strings.HasPrefix(v, "XDG_RUNTIME_DIR=") && !strings.HasPrefix(v, "GO")
@@ -55,6 +52,21 @@ func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, erro
 		return nil, saidBy(failed)
 	}
 	return client, err
+}
+
+// args are the arguments of modsign agent serve. The name is not that of this process,
+// which may be sign-file.
+func (a Agent) args() []string {
+	args := []string{"modsign", "agent", "serve", "--lifetime", a.Lifetime.String()}
+	for _, flag := range [][2]string{
+		{"--dir", a.Dir}, {"--tree", a.Tree}, {"--key-type", a.KeyType}, {"--hash", a.Hash}, {"--genkey", a.Genkey},
+		{"--keep", a.Keep}, {"--profile", a.Profile},
+	} {
+		if flag[1] != "" {
+			args = append(args, flag[:]...)
+		}
+	}
+	return args
 }
 
 // saidBy is the error of a modsign that ended, without its hints: they are for who runs it.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -150,28 +151,67 @@ func (t *Terminal) Asks() bool {
 }
 
 // Passphrase asks for a passphrase at the terminal of stdin, which does not show it. At
-// the end of the context it stops and restores the terminal.
+// the end of the context it stops. The terminal is as before then.
 func (t *Terminal) Passphrase(ctx context.Context, prompt string) ([]byte, error) {
-	fmt.Fprintf(t.Stderr, "%s ", Printable(prompt))
-	defer fmt.Fprintln(t.Stderr)
-	fd := int(t.Stdin.(*os.File).Fd())
-	before, err := term.GetState(fd)
+	stdin := t.Stdin.(*os.File)
+	fd := int(stdin.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return nil, err
 	}
+	silent := *before
+	silent.Lflag &^= unix.ECHO
+	silent.Lflag |= unix.ICANON | unix.ISIG
+	silent.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+		return nil, err
+	}
+	defer unix.IoctlSetTermios(fd, unix.TCSETS, before)
+
+	out := t.Stderr
+	if !t.isTTY { // words go to a log, and somebody waits here for the question
+		if tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
+			defer tty.Close()
+			out = tty
+		}
+	}
+	fmt.Fprintf(out, "%s ", Printable(prompt))
+	defer fmt.Fprintln(out)
 	type answer struct {
 		passphrase []byte
 		err        error
 	}
 	answers := make(chan answer, 1)
-	go func() {
-		passphrase, err := term.ReadPassword(fd)
+	go func() { // it may read on for ever, and leaves the terminal alone
+		passphrase, err := readLine(stdin)
 		answers <- answer{passphrase, err}
 	}()
 	select {
 	case a := <-answers:
 		return a.passphrase, a.err
 	case <-ctx.Done():
-		return nil, errors.Join(context.Cause(ctx), term.Restore(fd, before))
+		return nil, context.Cause(ctx)
+	}
+}
+
+// readLine reads a line, without its end, and nothing beyond it.
+func readLine(r io.Reader) ([]byte, error) {
+	var line []byte
+	for b := []byte{0}; ; {
+		n, err := r.Read(b)
+		switch {
+		case n == 1 && b[0] == '\n':
+			return line, nil
+		case n == 1 && len(line) == 64<<10:
+			return nil, errors.New("a line without an end")
+		case n == 1:
+			line = append(line, b[0])
+		case err == io.EOF && len(line) > 0:
+			return line, nil
+		case err == io.EOF:
+			return nil, errors.New("there was no answer")
+		case err != nil:
+			return nil, err
+		}
 	}
 }

@@ -1,29 +1,42 @@
 package terminal
 
 import (
+	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Printable makes one line of a text, in which names of files and of signers may hold
-// anything: they shall not pass for another line, nor speak to the terminal. It hides what
-// [HideSecrets] hides.
+// anything: they shall not pass for another line, nor speak to the terminal, nor turn what
+// is beside them round. It hides what [HideSecrets] hides.
 func Printable(text string) string {
 	text = HideSecrets(text)
-	if !strings.ContainsFunc(text, unicode.IsControl) {
+	if utf8.ValidString(text) && !strings.ContainsFunc(text, moves) {
 		return text
 	}
 	var b strings.Builder
-	for _, r := range text {
-		if unicode.IsControl(r) {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		} else {
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, text[0])
+		case moves(r):
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		default:
 			b.WriteRune(r)
 		}
+		text = text[size:]
 	}
 	return b.String()
+}
+
+// moves reports whether a rune does not stand for itself, but moves or turns what stands
+// beside it.
+func moves(r rune) bool {
+	return unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp)
 }
 
 // pinInURI is where a PKCS #11 URI holds a PIN (RFC 7512).

@@ -6,7 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"unicode"
+	"unicode/utf8"
 )
 
 func TestPrintable(t *testing.T) {
@@ -16,6 +16,10 @@ func TestPrintable(t *testing.T) {
 		{"a\nmodsign: signed", `a\nmodsign: signed`},
 		{"\x1b[2Jü", `\x1b[2Jü`},
 		{"it's\t'", `it's\t'`},
+		{"\xff\x9b2J.ko", `\xff\x9b2J.ko`},
+		{"\u009b2J\n\ufffd", `\u009b2J\n` + "\ufffd"},
+		{"\u202eok.ver", `\u202eok.ver`},
+		{"a\u2028b", `a\u2028b`},
 		{"pkcs11:token=a;pin-value=1234;x=y", "pkcs11:token=a;pin-value=(not shown);x=y"},
 		{"open -----BEGIN PRIVATE KEY-----\nMIIE", "open (a private key, not shown)"},
 		{"-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE-----"},
@@ -28,17 +32,17 @@ func TestPrintable(t *testing.T) {
 
 func FuzzPrintable(f *testing.F) {
 	for _, seed := range []string{
-		"a\nb", "\x1b[K", "pin-value=1&", "-----BEGIN RSA PRIVATE KEY-----\x00secret", "\xff'\\",
+		"a\nb", "\x1b[K", "\x9b2J", "\u202ea", "pin-value=1&", "-----BEGIN RSA PRIVATE KEY-----\x00secret", "\xff'\\",
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		got := Printable(text)
-		if strings.ContainsFunc(got, unicode.IsControl) {
-			t.Errorf("%q has control characters", got)
+		if !utf8.ValidString(got) || strings.ContainsFunc(got, moves) {
+			t.Errorf("%q becomes %q", text, got)
 		}
 		if !strings.Contains(text, "-----BEGIN") && !strings.Contains(text, "pin-value=") &&
-			!strings.ContainsFunc(text, unicode.IsControl) && got != text {
+			utf8.ValidString(text) && !strings.ContainsFunc(text, moves) && got != text {
 			t.Errorf("%q becomes %q", text, got)
 		}
 	})
