@@ -126,10 +126,10 @@ func (d *Driver) installProven(ctx context.Context, tree *kbuild.Tree, step Step
 	return d.finish(ctx, tree, step, installStep{
 		strips:    strips, // with what stripped the modules that were hashed
 		overrides: []string{"CONFIG_MODULE_HASHES_MERKLE=", "CONFIG_MODULE_INSTALL_STRIP=", "INSTALL_MOD_STRIP="},
-		do: func(modules *sign.Tree, o sign.Options) error {
-			return d.Front.Prove(ctx, o, func(o sign.Options) (sign.Summary, error) {
+		do: func(modules *sign.Tree, l *lines, o sign.Options) error {
+			return d.Front.Prove(ctx, o, l.through(func(o sign.Options) (sign.Summary, error) {
 				return modules.Prove(ctx, proofs, sign.ProveOptions{WriteOptions: o.WriteOptions, DebugOptions: o.DebugOptions})
-			})
+			}))
 		},
 	})
 }
