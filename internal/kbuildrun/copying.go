@@ -76,6 +76,9 @@ type identity struct {
 // installed returns the identities of the installed modules, as Kbuild names them without compression.
 func (c *copying) installed() map[string]identity {
 	all := make(map[string]identity)
+	if !exists(c.destination) {
+		return all
+	}
 	for _, name := range c.names {
 		if info, err := os.Lstat(filepath.Join(c.destination, name)); err == nil {
 			st := info.Sys().(*syscall.Stat_t)
