@@ -62,12 +62,12 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		d.Front.Unsigned(d.ExtMod, err)
 		return d.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
-	signs := func(modules *sign.Tree, l *lines, o sign.Options) error {
+	do := func(modules *sign.Tree, l *lines, o sign.Options) error {
 		return d.Front.Sign(ctx, key.pair, key.hash, o, l.through(func(o sign.Options) (sign.Summary, error) {
 			return modules.Sign(ctx, key.signer, o)
 		}))
 	}
-	return d.finish(ctx, tree, step, installStep{signs: true, do: signs})
+	return d.finish(ctx, tree, step, installStep{signs: true, do: do})
 }
 
 // signs reports whether modules_install, or modules_sign, signs.
