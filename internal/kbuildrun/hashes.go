@@ -45,6 +45,16 @@ func (d *Driver) hashes(ctx context.Context, overrides []string) (done bool, err
 	return true, err
 }
 
+// hasRightHashes reports whether vmlinux has the hashes of the modules that are there.
+func (d *Driver) hasRightHashes() bool {
+	tree, err := d.tree()
+	if err != nil || d.idle() || !hasHashes(tree) {
+		return false
+	}
+	age, err := sinceHashed(tree)
+	return err == nil && age < 0
+}
+
 // sinceHashed returns how much newer than the hashes the newest file is that they depend
 // on: the modules, vmlinux and the configuration. It compares times, as make does. The
 // list is what modsign writes last.
