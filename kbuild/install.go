@@ -3,7 +3,10 @@ package kbuild
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -34,7 +37,7 @@ func (t *Tree) ModLib() (string, error) {
 
 // Destination returns the directory below MODLIB for the modules of this tree, absolute.
 // For the kernel's own modules it is kernel, for an external module INSTALL_MOD_DIR, by
-// default updates. It fails as ModLib does.
+// default updates, or extra before Linux 6.3. It fails as ModLib does.
 func (t *Tree) Destination() (string, error) {
 	modlib, err := t.ModLib()
 	if err != nil {
@@ -44,13 +47,30 @@ func (t *Tree) Destination() (string, error) {
 	if t.ExtMod != "" {
 		var ok bool
 		if dir, ok = t.Vars.Lookup("INSTALL_MOD_DIR"); !ok {
-			dir = "updates"
+			if dir, err = t.installModDir(); err != nil {
+				return "", err
+			}
 		}
 		if err := checkInstall(dir, "INSTALL_MOD_DIR"); err != nil {
 			return "", err
 		}
 	}
 	return filepath.Join(modlib, dir), nil
+}
+
+// assignsDir is the line in which a makefile of Kbuild has its default for INSTALL_MOD_DIR.
+var assignsDir = regexp.MustCompile(`(?m)^[ \t]*INSTALL_MOD_DIR[ \t]*\?=[ \t]*([A-Za-z0-9_./-]+)[ \t]*$`)
+
+// installModDir is what INSTALL_MOD_DIR is if nobody sets it.
+func (t *Tree) installModDir() (string, error) {
+	text, err := os.ReadFile(filepath.Join(t.Srctree, "scripts/Makefile.modinst"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if found := assignsDir.FindSubmatch(text); found != nil {
+		return string(found[1]), nil
+	}
+	return "updates", nil
 }
 
 // checkInstall refuses a path that Kbuild cannot install to: Kbuild puts it into rules,

@@ -12,6 +12,10 @@ import (
 	"strings"
 )
 
+// ModulesDir returns the directory in which the build has the modules of [Tree.Modules]: the
+// object tree, or that of the external module.
+func (t *Tree) ModulesDir() string { return t.modules }
+
 // Modules returns the modules that modules_install installs, each once and in the order of
 // modules.order: their names below [Tree.Destination], such as drivers/net/dummy.ko,
 // without a suffix of compression. A kernel without CONFIG_MODULES has none.

@@ -197,6 +197,9 @@ func TestModulesOfExternalModule(t *testing.T) {
 		if got, err := tree.Destination(); err != nil || got != test.destination {
 			t.Errorf("%+v: %q, %v", test, got, err)
 		}
+		if got := tree.ModulesDir(); got != filepath.Join(root, filepath.Dir(test.file)) {
+			t.Errorf("%+v: the modules are in %s", test, got)
+		}
 		if want := filepath.Join(root, test.tree, test.extmod); !filepath.IsAbs(test.extmod) && tree.ExtMod != want ||
 			filepath.IsAbs(test.extmod) && tree.ExtMod != ext {
 			t.Errorf("%+v: ExtMod is %s", test, tree.ExtMod)

@@ -225,6 +225,18 @@ func TestModLib(t *testing.T) {
 	if got, err := tree.Destination(); err != nil || got != "/env/lib/modules/6.2/x" || tree.InstallModPath() != "/env" {
 		t.Errorf("from the environment: %q, %v", got, err)
 	}
+	for makefile, want := range map[string]string{
+		"dst := x\nINSTALL_MOD_DIR ?= extra\n": "extra", "  INSTALL_MOD_DIR?=my/own": "my/own",
+		"INSTALL_MOD_DIR := x\n# INSTALL_MOD_DIR ?= y": "updates", "INSTALL_MOD_DIR ?= $(X)\n": "updates",
+	} {
+		writeTree(t, root, map[string]string{"scripts/Makefile.modinst": makefile})
+		if tree, err = OpenTree(root, "/e", Vars{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := tree.Destination(); err != nil || got != "/lib/modules/6.2/"+want {
+			t.Errorf("%q: %q, %v, want %s", makefile, got, err, want)
+		}
+	}
 }
 
 // TestOpenTreeOfHeaders opens what distributions install for those who build

@@ -121,6 +121,14 @@ func TestPlantedLinks(t *testing.T) {
 			Options{DebugOptions: DebugOptions{SplitDebug: "debug"}},
 		},
 		{"module in an output", "out/sub/m.ko", "victim/file", Source{Output: "out"}, Options{}},
+		{
+			"directory of a copy", "out/kernel", "victim",
+			Source{Output: "out", Below: "kernel", Names: []string{"sub/m.ko"}, Copy: true}, Options{},
+		},
+		{
+			"module of a copy", "out/sub/m.ko", "victim/file", Source{Output: "out", Names: []string{"sub/m.ko"}, Copy: true},
+			Options{},
+		},
 		{"another form of the module", "tree/sub/m.ko.xz", "victim/file", Source{Compress: compress.XZ}, Options{}},
 	}
 	for _, test := range tests {

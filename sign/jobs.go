@@ -69,7 +69,7 @@ func (t *Tree) jobs(r *run) []*job {
 		j := &job{names: []name{n}, size: e.Info.Size()}
 		jobs = append(jobs, j)
 		r.total.Bytes += j.size
-		if st.Nlink > 1 {
+		if st.Nlink > 1 && !r.source.Copy {
 			linked[id] = j
 		}
 	}

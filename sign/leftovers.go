@@ -39,7 +39,11 @@ func (t *Tree) clearAway(left []location) error {
 
 // leftInOutput finds the temporary files in the output directory.
 func (t *Tree) leftInOutput() (left []location, err error) {
-	err = filepath.WalkDir(t.source.Output, func(path string, d fs.DirEntry, err error) error {
+	below := filepath.Join(t.source.Output, t.source.Below)
+	err = filepath.WalkDir(below, func(path string, d fs.DirEntry, err error) error {
+		if path == below && errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil || !d.Type().IsRegular() || !atomicfile.IsTemp(d.Name()) {
 			return err
 		}

@@ -29,6 +29,16 @@ type Source struct {
 	// Output is the directory that gets the results, with a copy of what is Skipped; the
 	// Roots stay as they are. If it is empty, modules are replaced.
 	Output string
+	// Below is a path below Output for the results, such as kernel. No symbolic link in it
+	// is followed.
+	Below string
+	// Copy has the Output get what cp(1) makes of the Names: Names are followed if they
+	// are, or lie behind, symbolic links, and may lie in the same tree as the Output. Each
+	// becomes a file of its own, with the module's mode less the umask, the time of now and
+	// no attributes, and belongs to the caller. A plain file that is replaced hands on its
+	// mode, owner and attributes instead. Other forms of the module, as dummy.ko.xz beside
+	// dummy.ko, are removed. The options on modes, times, owners and attributes do not count.
+	Copy bool
 	// Compress is the new format of modules that are not compressed: dummy.ko becomes
 	// dummy.ko.xz, which replaces a file of that name, and then dummy.ko is removed. A
 	// kill leaves both names at worst, and the next run does the rest. Compressed modules
@@ -133,7 +143,11 @@ func (t *Tree) takeLock(ctx context.Context) (err error) {
 
 // find finds the modules, and temporary files that a killed run has left beside them.
 func (t *Tree) find() (left []location, err error) {
-	if t.source.Names != nil {
+	switch {
+	case t.source.Copy:
+		t.entries, err = module.FollowNames(t.source.Roots[0], t.source.Names)
+		return nil, err
+	case t.source.Names != nil:
 		t.entries, err = module.FindNames(t.source.Roots[0], t.source.Names)
 		return nil, err
 	}
@@ -176,15 +190,25 @@ func (t *Tree) openBases() error {
 	case err != nil:
 		return err
 	}
-	names, err := t.bases.output.Names()
-	t.usedOutput = len(names) > 0 || err != nil
+	t.usedOutput = !isEmpty(t.bases.output, t.source.Below)
 	return nil
+}
+
+// isEmpty reports whether a directory below another one holds nothing, or does not exist.
+func isEmpty(base *dirfd.Dir, rel string) bool {
+	dir, err := base.OpenDir(rel)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer dir.Close()
+	names, err := dir.Names()
+	return err == nil && len(names) == 0
 }
 
 // checkOutput refuses an output directory that is the input or lies in it: the next run
 // would take the results for modules to sign.
 func (t *Tree) checkOutput() error {
-	if t.source.Output == "" {
+	if t.source.Output == "" || t.source.Copy {
 		return nil
 	}
 	output, err := absolute(t.source.Output)

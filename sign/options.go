@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -196,6 +197,10 @@ func (s *Source) check() error {
 		return fmt.Errorf("unknown value of Source.Compress: %v", s.Compress)
 	case s.Names != nil && len(s.Roots) != 1:
 		return fmt.Errorf("modules are named below one directory, and %d are given", len(s.Roots))
+	case s.Copy && (s.Names == nil || s.Output == ""):
+		return errors.New("Source.Copy needs Names and an Output")
+	case s.Below != "" && !filepath.IsLocal(s.Below):
+		return fmt.Errorf("Source.Below is not a path below a directory: %q", s.Below)
 	}
 	return nil
 }

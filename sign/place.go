@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"syscall"
 
@@ -83,9 +84,15 @@ func (w *work) create(write func(io.Writer) error) error {
 		if err := dirs[i].CheckFile(name.to.name()); err != nil {
 			return err
 		}
-		w.noteForms(dirs[i], name.to.name())
+		if !w.source.Copy {
+			w.noteForms(dirs[i], name.to.name())
+		}
 	}
-	out, err := atomicfile.CreateIn(dirs[0], names[0].to.name(), 0o600)
+	perm := fs.FileMode(0o600)
+	if w.source.Copy {
+		perm = w.module.Info.Mode().Perm()
+	}
+	out, err := atomicfile.CreateIn(dirs[0], names[0].to.name(), perm)
 	if err != nil {
 		return err
 	}
@@ -93,9 +100,7 @@ func (w *work) create(write func(io.Writer) error) error {
 	if err := write(out); err != nil {
 		return err
 	}
-	dropped, err := out.Inherit(w.module.Descriptor(), w.module.Info, atomicfile.Inherit{
-		Mode: w.Mode, NewMTime: w.NewMTime, Attest: w.KeepXattrs, NewOwner: w.NewOwner, BestEffort: w.source.elsewhere(),
-	})
+	dropped, err := w.inherit(out, dirs[0])
 	if err != nil {
 		return err
 	}
@@ -113,11 +118,43 @@ func (w *work) create(write func(io.Writer) error) error {
 	if dropped {
 		w.droppedXattrs.Add(1)
 	}
+	if w.source.Copy && w.usedOutput {
+		return w.removeForms(dirs[0], names[0].to.name())
+	}
 	return nil
 }
 
+// inherit gives a new file what it takes over: from the module, or as a copy from the file
+// that it replaces.
+func (w *work) inherit(out *atomicfile.File, dir *dirfd.Dir) (dropped bool, err error) {
+	if !w.source.Copy {
+		return out.Inherit(w.module.Descriptor(), w.module.Info, atomicfile.Inherit{
+			Mode: w.Mode, NewMTime: w.NewMTime, Attest: w.KeepXattrs, NewOwner: w.NewOwner, BestEffort: w.source.elsewhere(),
+		})
+	}
+	name := w.job.names[0].to.name()
+	if !w.usedOutput || compress.FromName(name) != compress.None {
+		return false, nil // xz and its kind make a new file
+	}
+	old, err := dir.Open(name, os.O_RDONLY, 0)
+	if err != nil {
+		return false, nil // there is none, or none of this user's
+	}
+	defer old.Close()
+	info, err := old.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return false, err
+	}
+	return out.Inherit(old, info, atomicfile.Inherit{NewMTime: true, BestEffort: true})
+}
+
 // unchanged returns an error if the module is not the one that was opened any more.
-func (w *work) unchanged() error { return w.module.Unchanged(w.dir, w.job.names[0].from.name()) }
+func (w *work) unchanged() error {
+	if w.dir == nil {
+		return w.module.Untouched()
+	}
+	return w.module.Unchanged(w.dir, w.job.names[0].from.name())
+}
 
 // targets opens the directories of the names that the new file gets. In the output
 // directory it makes them.
@@ -154,6 +191,24 @@ func (w *work) noteForms(dir *dirfd.Dir, name string) {
 			w.note(fmt.Sprintf("warning: %s exists beside %s: remove the outdated one", dir.Path(other), name))
 		}
 	}
+}
+
+// removeForms removes other forms of a module that has been copied: depmod would take one
+// of the two.
+func (w *work) removeForms(dir *dirfd.Dir, name string) error {
+	for f := compress.None; f <= compress.Zstd; f++ {
+		other := module.BaseName(name) + f.Suffix()
+		if other == name {
+			continue
+		}
+		switch err := dir.Remove(other); {
+		case err == nil:
+			w.note(fmt.Sprintf("removed %s, of which %s is the new form", dir.Path(other), name))
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EISDIR):
+			return err
+		}
+	}
+	return nil
 }
 
 // removeOldNames removes the names of the old file that the new one does not have.

@@ -106,7 +106,9 @@ func (t *Tree) newRun(k task) (*run, error) {
 		if result.Action == Failed {
 			r.failed.Add(result.Path, result.Err)
 		}
-		r.stale.add(result)
+		if !r.source.Copy { // whose caller has depmod to call
+			r.stale.add(result)
+		}
 		if k.Report.Result != nil {
 			k.Report.Result(result)
 		}

@@ -23,7 +23,7 @@ func (t *Tree) chooseTargets() error {
 		if t.source.Output == "" {
 			continue
 		}
-		t.targets[i] = locationBelow(t.bases.output, t.source.Output, e.Rel)
+		t.targets[i] = locationBelow(t.bases.output, t.source.Output, filepath.Join(t.source.Below, e.Rel))
 		target := t.source.packedName(t.targets[i].path())
 		if other, ok := taken[target]; ok {
 			return fmt.Errorf("%s and %s would both become %s: give a common parent, or an output directory for each",

@@ -28,7 +28,7 @@ type work struct {
 	result *Result
 	// dir is the directory of the module. All that is done with it goes through this
 	// descriptor, so that nobody who swaps directories has another file replaced. It is
-	// nil if the run places nothing.
+	// nil if the module is only read.
 	dir     *dirfd.Dir
 	module  *module.File
 	layers  int     // signatures of the module
@@ -72,12 +72,13 @@ func (w *work) do(ctx context.Context) error {
 
 // open opens the module and looks at its signatures.
 func (w *work) open(ctx context.Context) (err error) {
-	from := w.job.names[0].from
-	if w.last < stagePlace {
-		w.module, err = from.read(ctx, w.limits)
-	} else if w.dir, err = from.open(); err == nil {
-		limits := w.limits
+	from, limits := w.job.names[0].from, w.limits
+	if w.last == stagePlace {
 		limits.Encoder = w.encoderMemory()
+	}
+	if w.last < stagePlace || w.source.elsewhere() {
+		w.module, err = from.read(ctx, limits)
+	} else if w.dir, err = from.open(); err == nil {
 		w.module, err = module.OpenIn(ctx, w.dir, from.name(), limits)
 	}
 	if err != nil {

@@ -18,8 +18,8 @@ func newKbuildCommand(u *ui) *cobra.Command {
 		Short: "Sign modules as part of make modules_install",
 		Long: `Kbuild makes modsign a part of a kernel's build. After modsign kbuild enable, make
 keeps the one-time key of the build in the memory of a small process (modsign agent),
-make modules_install signs and compresses all modules in one parallel run, and make
-clean destroys the key. No private key is ever on a disk. Signing needs no patch to the
+make modules_install strips, signs and compresses all modules in one parallel run, and
+make clean destroys the key. No private key is ever on a disk. Signing needs no patch to the
 kernel. Hash-based module integrity needs one: see modsign hashlist and kbuild patch.`,
 		Example: `  modsign kbuild enable
   make -j8 && sudo make modules_install install

@@ -23,7 +23,7 @@ goals such as bindeb-pkg that make packages. After it,
 
   make                  makes a one-time key in the memory of modsign agent, if
                         the configuration names no key
-  make modules_install  signs, compresses and calls depmod, each once
+  make modules_install  strips, signs and compresses in one pass, then calls depmod
   make modules_sign     signs the installed modules
   make clean            destroys the key
 

@@ -14,8 +14,8 @@ func newKbuildInstallCommand() *cobra.Command {
 		Use:   "install [ARGUMENT OF MAKE...]",
 		Short: "Run make modules_install as with the hook, without the hook",
 		Long: `Install calls make modules_install with these arguments, as the hook does: Kbuild
-installs and strips the modules, modsign signs and compresses them, and depmod is
-called once. It writes no GNUmakefile, and so suits scripts.`,
+installs its own files, modsign installs the modules, stripped, signed and compressed,
+and depmod is called once. It writes no GNUmakefile, and so suits scripts.`,
 		Example: `  modsign kbuild install -j8 INSTALL_MOD_PATH=/tmp/root
   modsign kbuild install -C /usr/src/linux M=$PWD`,
 		DisableFlagParsing:    true,

@@ -23,7 +23,7 @@ func newKbuildMakeCommand(u *ui) *cobra.Command {
 		Hidden: true,
 		Long: `The hook calls make from within make. Make passes the goals on to the kernel's
 Makefile, one after the other, with the certificate of a one-time key for goals that
-may link a kernel. It signs what modules_install installs. The flags and variables of
+may link a kernel. It installs and signs the modules of modules_install. The flags and variables of
 the calling make come in MAKEFLAGS, as for any make below make.`,
 		RunE: func(cmd *cobra.Command, goals []string) error { return kbuildMake(cmd.Context(), u, d, goals) },
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/testmod"
@@ -129,6 +130,48 @@ func TestRunWarns(t *testing.T) {
 		}
 		if front.said("modules in "+modlib+" may be unsigned") != warned {
 			t.Errorf("make %s says %q", goals, front.lines)
+		}
+	}
+}
+
+// TestRunHashed has a kernel with hashes: one make is enough if it changes nothing.
+func TestRunHashed(t *testing.T) {
+	make := testmod.Program(t, "make", "make")
+	for does, want := range map[string]string{":": "all", "touch a.ko": "all|vmlinux modules"} {
+		objtree := makeTree(t, map[string]string{
+			"Makefile": "$(info make $(MAKECMDGOALS))\nvmlinux modules:; @:\nall:; @" + does + "\n",
+			"Kconfig":  "", "scripts/Makefile.modinst": "", "modules.order": "a.o\n", "a.ko": "", "vmlinux": "",
+			"include/config/auto.conf":      "CONFIG_MODULES=y\nCONFIG_MODULE_HASHES_LIST=y\n",
+			"include/config/kernel.release": "6.12.0\n",
+		})
+		t.Chdir(objtree)
+		for _, name := range []string{"modules.order", "a.ko", "vmlinux", "include/config/auto.conf"} {
+			old := time.Now().Add(-time.Hour)
+			if err := os.Chtimes(name, old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+		then := time.Now().Add(-time.Minute)
+		if err := errors.Join(WriteHashList(objtree, []byte("list")), os.Chtimes(HashList, then, then)); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		d := Driver{
+			Objtree: objtree, Make: make, Front: new(recorder),
+			System: System{Environ: []string{"PATH=" + os.Getenv("PATH")}, Stdout: &out, Stderr: &out},
+		}
+		// After a change it would hash, for which the recorder is no front.
+		if err := d.Run(t.Context(), []string{"all"}); (err != nil) != (does != ":") {
+			t.Errorf("%s: %v", does, err)
+		}
+		var makes []string
+		for line := range strings.Lines(out.String()) {
+			if goals, ok := strings.CutPrefix(line, "make "); ok {
+				makes = append(makes, strings.TrimSpace(goals))
+			}
+		}
+		if got := strings.Join(makes, "|"); got != want {
+			t.Errorf("%s: the makes are %q, want %q", does, got, want)
 		}
 	}
 }

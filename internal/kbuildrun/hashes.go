@@ -45,6 +45,16 @@ func (d *Driver) hashes(ctx context.Context, overrides []string) (done bool, err
 	return true, err
 }
 
+// hasRightHashes reports whether vmlinux has the hashes of the modules that are there.
+func (d *Driver) hasRightHashes() bool {
+	tree, err := d.tree()
+	if err != nil || d.idle() || !hasHashes(tree) {
+		return false
+	}
+	age, err := sinceHashed(tree)
+	return err == nil && age < 0
+}
+
 // sinceHashed returns how much newer than the hashes the newest file is that they depend
 // on: the modules, vmlinux and the configuration. It compares times, as make does. The
 // list is what modsign writes last.
@@ -126,10 +136,10 @@ func (d *Driver) installProven(ctx context.Context, tree *kbuild.Tree, step Step
 	return d.finish(ctx, tree, step, installStep{
 		strips:    strips, // with what stripped the modules that were hashed
 		overrides: []string{"CONFIG_MODULE_HASHES_MERKLE=", "CONFIG_MODULE_INSTALL_STRIP=", "INSTALL_MOD_STRIP="},
-		do: func(modules *sign.Tree, o sign.Options) error {
-			return d.Front.Prove(ctx, o, func(o sign.Options) (sign.Summary, error) {
+		do: func(modules *sign.Tree, l *lines, o sign.Options) error {
+			return d.Front.Prove(ctx, o, l.through(func(o sign.Options) (sign.Summary, error) {
 				return modules.Prove(ctx, proofs, sign.ProveOptions{WriteOptions: o.WriteOptions, DebugOptions: o.DebugOptions})
-			})
+			}))
 		},
 	})
 }

@@ -46,9 +46,11 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 	if d.idle() {
 		// Kbuild removes the installed modules even when make -n asks what it would do.
 		if installs {
-			d.Front.Say("would run %s -f Makefile modules_install without signing, compression and depmod", d.Make)
+			d.Front.Say("would run %s -f Makefile modules_install without modules and depmod", d.Make)
+			d.Front.Say("would install and sign the modules in %s", modlib)
+		} else {
+			d.Front.Say("would sign the modules in %s", modlib)
 		}
-		d.Front.Say("would sign the modules in %s", modlib)
 		return nil
 	}
 
@@ -60,11 +62,12 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		d.Front.Unsigned(d.ExtMod, err)
 		return d.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
-	return d.finish(ctx, tree, step, installStep{do: func(modules *sign.Tree, o sign.Options) error {
-		return d.Front.Sign(ctx, key.pair, key.hash, o, func(o sign.Options) (sign.Summary, error) {
+	do := func(modules *sign.Tree, l *lines, o sign.Options) error {
+		return d.Front.Sign(ctx, key.pair, key.hash, o, l.through(func(o sign.Options) (sign.Summary, error) {
 			return modules.Sign(ctx, key.signer, o)
-		})
-	}})
+		}))
+	}
+	return d.finish(ctx, tree, step, installStep{signs: true, do: do})
 }
 
 // signs reports whether modules_install, or modules_sign, signs.
@@ -88,12 +91,12 @@ func (d *Driver) installUnsigned(ctx context.Context, config kbuild.Config, step
 	return d.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 }
 
-// An installStep is what modsign does to modules after Kbuild has installed them and
-// before it compresses them.
+// An installStep is what modsign does to modules before it compresses them.
 type installStep struct {
+	signs     bool
 	strips    bool     // Kbuild does not strip
 	overrides []string // more variables for Kbuild
-	do        func(*sign.Tree, sign.Options) error
+	do        func(*sign.Tree, *lines, sign.Options) error
 }
 
 // leftToModsign keep Kbuild from what modsign does to all modules at once.
@@ -102,7 +105,8 @@ var leftToModsign = []string{
 	"CONFIG_MODULE_COMPRESS_XZ=", "CONFIG_MODULE_COMPRESS_ZSTD=", "DEPMOD=true",
 }
 
-// finish has Kbuild install the modules, and does the rest to all of them at once.
+// finish has Kbuild install its own files, and does the rest to all modules at once: it
+// installs them from the build or, if they are left to Kbuild, works on those installed.
 func (d *Driver) finish(ctx context.Context, tree *kbuild.Tree, step Step, s installStep) error {
 	installs := step.Work == Install
 	modlib, err := tree.ModLib()
@@ -117,13 +121,27 @@ func (d *Driver) finish(ctx context.Context, tree *kbuild.Tree, step Step, s ins
 		return err
 	}
 	var failed error
+	var c *copying
 	if installs {
-		failed = d.make(ctx, step.Goals, slices.Concat(s.overrides, leftToModsign)...)
+		overrides := slices.Concat(s.overrides, leftToModsign)
+		if c = d.newCopying(ctx, tree, s); c != nil {
+			overrides = append(overrides, noModules)
+		}
+		failed = d.make(ctx, step.Goals, overrides...)
 		if failed != nil && (!d.Flags.KeepGoing || ctx.Err() != nil) {
 			return failed
 		}
+		if c != nil && c.overtaken() {
+			d.Front.Note("this kernel's makefiles install the modules themselves: they are signed where they are now")
+			c = nil
+		}
 	}
-	if err := d.finishModules(ctx, tree, s, installs, failed != nil); err != nil {
+	if c != nil {
+		err = d.copyModules(ctx, tree, s, c)
+	} else {
+		err = d.finishModules(ctx, tree, s, installs, failed != nil)
+	}
+	if err != nil {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -170,7 +188,7 @@ func (d *Driver) finishModules(ctx context.Context, tree *kbuild.Tree, s install
 	if len(names) == 0 {
 		return nil
 	}
-	format, err := sign.ParseFormat(cmp.Or(tree.Config.Compression(), "none"))
+	format, err := compression(tree)
 	if err != nil {
 		return err
 	}
@@ -179,20 +197,35 @@ func (d *Driver) finishModules(ctx context.Context, tree *kbuild.Tree, s install
 		return err
 	}
 	defer modules.Close()
-	return s.do(modules, sign.Options{
+	return s.do(modules, nil, sign.Options{
 		WriteOptions: sign.WriteOptions{Jobs: d.jobs(), Sync: sign.SyncNone, Extend: installs},
 		DebugOptions: sign.DebugOptions{StripDebug: s.strips, StripProgram: stripProgram(tree)},
 	})
+}
+
+// compression is the format of installed modules.
+func compression(tree *kbuild.Tree) (sign.Format, error) {
+	return sign.ParseFormat(cmp.Or(tree.Config.Compression(), "none"))
 }
 
 // jobs is how many modules are worked on at once: twice make's -j, as at any time half of
 // them wait for the agent or the disk. 0 stands for the default.
 func (d *Driver) jobs() int { return 2 * max(d.Flags.Jobs, 0) }
 
-// stripProgram is the program strip of a build.
+// stripProgram is the program strip of a build, Kbuild's $(STRIP).
 func stripProgram(tree *kbuild.Tree) string {
-	if program, ok := tree.Vars.Lookup("STRIP"); ok {
+	if program, ok := tree.Vars.Command("STRIP"); ok {
 		return program
 	}
-	return "strip"
+	prefix, _ := tree.Vars.Lookup("CROSS_COMPILE")
+	if llvm, _ := tree.Vars.Lookup("LLVM"); llvm != "" {
+		switch {
+		case strings.HasSuffix(llvm, "/"):
+			return llvm + "llvm-strip"
+		case strings.HasPrefix(llvm, "-"):
+			return "llvm-strip" + llvm
+		}
+		return "llvm-strip"
+	}
+	return prefix + "strip"
 }

@@ -5,7 +5,6 @@ package kerneltest
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
@@ -56,9 +55,12 @@ func hash(t testing.TB, dir string) map[string]string {
 			files[name], err = os.Readlink(path)
 			return err
 		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
 		b, err := os.ReadFile(path)
-		sum := sha256.Sum256(b)
-		files[name] = hex.EncodeToString(sum[:])
+		files[name] = fmt.Sprintf("%v %x", info.Mode(), sha256.Sum256(b))
 		return err
 	})
 	if err != nil {
@@ -413,8 +415,20 @@ func (u *user) packages(t *testing.T, tree *Tree) {
 	u.run(t, tree.Objtree, "make", "-s", u.jobs) // as it was before
 }
 
+// moduleLines are those that make prints of what it does to modules below a root.
+func moduleLines(out, root string) (lines []string) {
+	for line := range strings.Lines(out) {
+		what, path, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name, ok := strings.CutPrefix(strings.TrimSpace(path), root); ok && strings.Contains(name, ".ko") {
+			lines = append(lines, what+" "+name)
+		}
+	}
+	slices.Sort(lines) // with -j, those of make have no order
+	return lines
+}
+
 // likeStock compares installations with and without the hook, with one RSA key: the
-// names and the bytes are the same.
+// names, the modes, the bytes and the lines that make prints are the same.
 func (u *user) likeStock(t *testing.T, tree *Tree) {
 	config, err := os.ReadFile(tree.config())
 	if err != nil {
@@ -439,6 +453,7 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 		t.Run(test.name, func(t *testing.T) {
 			args := append(strings.Fields(test.args), u.jobs, "modules_install")
 			var trees []map[string]string
+			lines := make(map[string][]string)
 			for _, how := range []string{"stock", "hooked", "linked"} {
 				root := t.TempDir()
 				with := append([]string{"INSTALL_MOD_PATH=" + root}, args...)
@@ -458,6 +473,7 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 				if signed := strings.Contains(out, "modsign: signed"); signed != (how == "hooked") {
 					t.Errorf("%s: %s", how, out)
 				}
+				lines[how] = moduleLines(out, root)
 				if how != "hooked" {
 					if err := os.Remove(signFile); err != nil {
 						t.Fatal(err)
@@ -471,6 +487,10 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 			}
 			for _, other := range trees[1:] {
 				sameFiles(t, other, trees[0], nil)
+			}
+			// What only the program strip does is left to Kbuild.
+			if !strings.Contains(test.args, "unneeded") && !slices.Equal(lines["hooked"], lines["stock"]) {
+				t.Errorf("make says %q with the hook, and without %q", lines["hooked"], lines["stock"])
 			}
 		})
 	}

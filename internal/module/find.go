@@ -97,6 +97,17 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 // A name is an error if it leads out of root, over a symbolic link, to something other
 // than a regular file, to nothing, or to several compressed files.
 func FindNames(root string, names []string) ([]Entry, error) {
+	return findNames(root, names, false)
+}
+
+// FollowNames is [FindNames] as cp(1) reads files: it follows symbolic links, to
+// directories and to modules, and takes no compressed file for a plain one. An Entry
+// behind a link has the Path that the link leads to, and no Base.
+func FollowNames(root string, names []string) ([]Entry, error) {
+	return findNames(root, names, true)
+}
+
+func findNames(root string, names []string, follow bool) ([]Entry, error) {
 	real, err := filepath.EvalSymlinks(root)
 	if err != nil {
 		return nil, err
@@ -118,6 +129,9 @@ func FindNames(root string, names []string) ([]Entry, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			entries = append(entries, Entry{Rel: name, Err: err})
 			continue
+		case errors.Is(err, errLink) && follow:
+			entries = append(entries, behindLink(filepath.Join(root, name), name))
+			continue
 		case errors.Is(err, errLink):
 			at, _ := filepath.EvalSymlinks(filepath.Join(real, filepath.Dir(name)))
 			return nil, fmt.Errorf("%s: lies behind a symbolic link, in %s", filepath.Join(root, name), at)
@@ -132,8 +146,12 @@ func FindNames(root string, names []string) ([]Entry, error) {
 	for w := range workers {
 		group.Go(func() {
 			for i := w; i < len(entries); i += workers {
-				if entries[i].Err == nil {
-					entries[i] = named(root, entries[i].Rel)
+				switch e := &entries[i]; {
+				case e.Err != nil || e.Info != nil:
+				case follow:
+					*e = followed(root, e.Rel)
+				default:
+					*e = named(root, e.Rel)
 				}
 			}
 		})
@@ -187,10 +205,35 @@ func checkDir(dir string, known map[string]bool) error {
 func named(root, name string) Entry {
 	path := filepath.Join(root, name)
 	suffix, info, err := lookUp(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s: not a regular file", path+suffix)
+	return ifRegular(Entry{Path: path + suffix, Base: root, Rel: name + suffix, Info: info, Err: err})
+}
+
+// followed returns the entry for the file that a name leads to. Its directory is below
+// root without links.
+func followed(root, name string) Entry {
+	path := filepath.Join(root, name)
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		return behindLink(path, name)
 	}
-	return Entry{Path: path + suffix, Base: root, Rel: name + suffix, Info: info, Err: err}
+	return ifRegular(Entry{Path: path, Base: root, Rel: name, Info: info, Err: err})
+}
+
+// behindLink returns the entry for a name whose path leads over links.
+func behindLink(path, name string) Entry {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return Entry{Path: path, Rel: name, Err: err}
+	}
+	info, err := os.Lstat(real)
+	return ifRegular(Entry{Path: real, Rel: name, Info: info, Err: err})
+}
+
+func ifRegular(e Entry) Entry {
+	if e.Err == nil && !e.Info.Mode().IsRegular() {
+		e.Err = fmt.Errorf("%s: not a regular file", e.Path)
+	}
+	return e
 }
 
 // lookUp finds the module with a name ending in .ko, plain or in the only compressed
