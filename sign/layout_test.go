@@ -41,6 +41,7 @@ func oldModules(t *testing.T, elf []byte) map[string][]byte {
 
 // A signature of whatever type comes off, is replaced, and counts as one.
 func TestSignaturesOfOtherFormats(t *testing.T) {
+	testmod.Slow(t, "it signs modules with signatures of every format")
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	elf := testmod.ELF()
 	want := signed(t, signer, elf)

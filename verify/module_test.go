@@ -35,6 +35,7 @@ func sameAsFile(t *testing.T, what string, keys *Keyring, data []byte) Verdict {
 }
 
 func TestModuleIsAsFile(t *testing.T) {
+	testmod.Slow(t, "it verifies every test module twice, damaged ones too")
 	t.Parallel()
 	key, other := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p384")
 	keys := keyring(t, key)

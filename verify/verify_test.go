@@ -298,6 +298,7 @@ func TestKernelsSignFile(t *testing.T) {
 
 // What Debian signed, and the certificate that is built into its kernel.
 func TestShippedModules(t *testing.T) {
+	testmod.Slow(t, "it reads modules of whole kernels")
 	for _, kernel := range testmod.Few(testmod.Kernels(t), 1) {
 		keys := new(Keyring)
 		if err := keys.AddImage(kernel.Image); err != nil {

@@ -255,11 +255,12 @@ func makeKernel(t *testing.T, ts *testscript.TestScript, args []string) string {
 // TestShippedModules verifies all modules that Debian ships in its kernel
 // packages, as they are, with the certificates in those packages' images.
 func TestShippedModules(t *testing.T) {
+	testmod.Slow(t, "it reads modules of whole kernels")
 	t.Parallel()
 	for _, k := range testmod.Few(testmod.Kernels(t), 1) {
 		t.Run(k.Version, func(t *testing.T) {
 			args, count := []string{"--installed", k.Version, "--root", k.Root}, len(k.Modules)
-			if raceDetector || testing.Short() { // ten times as slow
+			if raceDetector { // ten times as slow
 				args, count = []string{"--kernel", k.Image}, 200
 				for i := range count {
 					args = append(args, k.Modules[i*len(k.Modules)/count])
