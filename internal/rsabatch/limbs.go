@@ -9,7 +9,7 @@ import (
 // bits, is word 8*i+j. A tile is ten limbs, and all lengths are multiples of it. None of
 // these functions has a branch or an address that depends on the value of a limb.
 const (
-	lanes     = 8
+	lanes     = BatchSize
 	limbBits  = 52
 	limbMask  = 1<<limbBits - 1
 	tileLimbs = 10
