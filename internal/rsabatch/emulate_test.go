@@ -28,17 +28,20 @@ type instruction struct {
 }
 
 type operand struct {
-	kind         byte // i: immediate, r: general register, z: vector, k: mask, m: memory, a: argument, l: label
-	value        int64
-	reg          string
-	index, scale string
-	number       int
+	kind   byte // i: immediate, r: general register, z: vector, k: mask, m: memory, a: argument, l: label
+	value  int64
+	label  string
+	index  int // of the general register, or -1
+	number int // of the register
 }
+
+// general are the registers that the assembly uses.
+var general = []string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12"}
 
 // machine runs one function.
 type machine struct {
 	program *program
-	regs    map[string]uint64
+	regs    [16]uint64
 	z       [32][8]uint64
 	k       [8]uint8
 	less    bool
@@ -106,27 +109,30 @@ func parseOperand(function, s string) (op operand, err error) {
 			}
 		}
 		base, rest, _ := strings.Cut(rest, ")")
-		op.reg = base
-		if rest != "" {
-			op.index, op.scale, _ = strings.Cut(strings.Trim(rest, "()"), "*")
-			if op.scale != "1" {
-				err = fmt.Errorf("scale of %s", s)
+		op.number = slices.Index(general, base)
+		if op.index = -1; rest != "" {
+			index, scale, _ := strings.Cut(strings.Trim(rest, "()"), "*")
+			if op.index = slices.Index(general, index); scale != "1" || op.index < 0 {
+				err = fmt.Errorf("index of %s", s)
 			}
 		}
 	case s[0] == 'Z' || s[0] == 'K':
 		op.kind = s[0] | 0x20
 		op.number, err = strconv.Atoi(s[1:])
 	case strings.ToUpper(s) == s:
-		op.kind, op.reg = 'r', s
+		op.kind, op.number = 'r', slices.Index(general, s)
 	default:
-		op.kind, op.reg = 'l', function+"."+s
+		op.kind, op.label = 'l', function+"."+s
+	}
+	if op.number < 0 {
+		err = fmt.Errorf("register of %s", s)
 	}
 	return op, err
 }
 
 // call runs a function. A []uint64 is a pointer to its elements.
 func (p *program) call(function string, trace func(instruction, uint64), args ...any) {
-	m := &machine{program: p, regs: make(map[string]uint64), trace: trace}
+	m := &machine{program: p, trace: trace}
 	for _, arg := range args {
 		switch arg := arg.(type) {
 		case []uint64:
@@ -146,8 +152,8 @@ func (p *program) call(function string, trace func(instruction, uint64), args ..
 }
 
 func (m *machine) address(op operand) uint64 {
-	a := m.regs[op.reg] + uint64(op.value)
-	if op.index != "" {
+	a := m.regs[op.number] + uint64(op.value)
+	if op.index >= 0 {
 		a += m.regs[op.index]
 	}
 	return a
@@ -168,7 +174,7 @@ func (m *machine) scalar(op operand) uint64 {
 	case 'i':
 		return uint64(op.value)
 	case 'r':
-		return m.regs[op.reg]
+		return m.regs[op.number]
 	case 'a':
 		return m.args[op.value/8]
 	}
@@ -186,7 +192,7 @@ const mask52 = 1<<52 - 1
 
 // step executes the instruction at pc and returns where the next one is.
 func (m *machine) step(pc int) int {
-	in := m.program.lines[pc]
+	in := &m.program.lines[pc]
 	if m.trace != nil {
 		at := uint64(0)
 		for _, arg := range in.args {
@@ -194,7 +200,7 @@ func (m *machine) step(pc int) int {
 				at = m.address(arg)
 			}
 		}
-		m.trace(in, at)
+		m.trace(*in, at)
 	}
 	a := in.args
 	lanes := func(f func(old, y, x uint64) uint64) int { // of NAME x, y, z
@@ -205,31 +211,34 @@ func (m *machine) step(pc int) int {
 		return pc + 1
 	}
 	set := func(op operand, value uint64) int {
-		m.regs[op.reg] = value
+		m.regs[op.number] = value
 		return pc + 1
 	}
 	jump := func(taken bool) int {
 		if !taken {
 			return pc + 1
 		}
-		to, ok := m.program.labels[a[0].reg]
+		to, ok := m.program.labels[a[0].label]
 		if !ok {
-			panic("no label " + a[0].reg)
+			panic("no label " + a[0].label)
 		}
 		return to
 	}
 	shift := func() uint64 { return uint64(a[0].value) }
 	switch in.name {
 	case "VPMADD52LUQ":
-		return lanes(func(old, y, x uint64) uint64 {
-			_, low := bits.Mul64(x&mask52, y&mask52)
-			return old + low&mask52
-		})
+		x, y, z := (*[8]uint64)(m.vector(a[0])), (*[8]uint64)(m.vector(a[1])), &m.z[a[2].number]
+		for i := range z {
+			z[i] += (x[i] & mask52) * (y[i] & mask52) & mask52
+		}
+		return pc + 1
 	case "VPMADD52HUQ":
-		return lanes(func(old, y, x uint64) uint64 {
-			high, low := bits.Mul64(x&mask52, y&mask52)
-			return old + (high<<12 | low>>52)
-		})
+		x, y, z := (*[8]uint64)(m.vector(a[0])), (*[8]uint64)(m.vector(a[1])), &m.z[a[2].number]
+		for i := range z {
+			high, low := bits.Mul64(x[i]&mask52, y[i]&mask52)
+			z[i] += high<<12 | low>>52
+		}
+		return pc + 1
 	case "VPADDQ":
 		return lanes(func(_, y, x uint64) uint64 { return y + x })
 	case "VPANDQ":
@@ -241,12 +250,13 @@ func (m *machine) step(pc int) int {
 	case "VPTERNLOGQ":
 		x, y, z := m.vector(a[1]), m.vector(a[2]), &m.z[a[3].number]
 		for i := range z {
-			r := uint64(0)
-			for bit := range 64 {
-				at := z[i]>>bit&1<<2 | y[i]>>bit&1<<1 | x[i]>>bit&1
-				r |= uint64(a[0].value) >> at & 1 << bit
+			result := uint64(0)
+			for row := range 8 { // of the truth table
+				if a[0].value>>row&1 == 1 {
+					result |= (z[i] ^ -uint64(^row>>2&1)) & (y[i] ^ -uint64(^row>>1&1)) & (x[i] ^ -uint64(^row&1))
+				}
 			}
-			z[i] = r
+			z[i] = result
 		}
 		return pc + 1
 	case "VMOVDQU64":
@@ -357,5 +367,3 @@ func waySum() (note func(instruction, uint64), sum func() uint64) {
 		h.Write(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(in.line)), at))
 	}, h.Sum64
 }
-
-var _ = slices.Equal[[]int]

@@ -27,6 +27,8 @@ import (
 	"sync/atomic"
 )
 
+//go:generate go run -C asm . -pkg rsabatch -out ../ifma_amd64.s -stubs ../ifma_amd64.go
+
 // Reasons why there is no [Key].
 var (
 	ErrKey       = errors.New("RSA keys of 2048, 3072 or 4096 bits, two primes of equal length and exponent 65537 alone are signed with in batches")
