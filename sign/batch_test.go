@@ -35,10 +35,10 @@ func (g *gathering) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) 
 }
 
 // TestBatches checks that as many signatures are under way as a key that makes batches
-// can use: a batch for each processor, and one that waits. It hangs if there are fewer.
+// can use: a batch for each processor, and two more. It hangs if there are fewer.
 func TestBatches(t *testing.T) {
 	key := testmod.NewKey(t, "rsa:2048")
-	g := &gathering{Signer: key.Private, size: 8, want: 8 * (runtime.GOMAXPROCS(0) + 1), full: make(chan struct{})}
+	g := &gathering{Signer: key.Private, size: 8, want: 8 * (runtime.GOMAXPROCS(0) + 2), full: make(chan struct{})}
 	signer, err := NewSigner(g, key.Certificate, SignerOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestBatches(t *testing.T) {
 func TestSignerJobs(t *testing.T) {
 	procs := runtime.GOMAXPROCS(0)
 	for _, c := range []struct{ batch, asked, want int }{
-		{0, 0, 2 * procs}, {1, 0, 2 * procs}, {8, 3, 3}, {8, 0, 2*procs + 8*(procs+1)},
+		{0, 0, 2 * procs}, {1, 0, 2 * procs}, {8, 3, 3}, {8, 0, 2*procs + 8*(procs+2)},
 	} {
 		if got := (&Signer{batch: c.batch}).jobs(c.asked); got != c.want {
 			t.Errorf("batches of %d, %d asked for: %d, want %d", c.batch, c.asked, got, c.want)

@@ -100,12 +100,12 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 
 // jobs returns how many signatures to make at once if the caller asks for n. Those that
 // wait for a key that signs in batches need no processor: while each processor makes a
-// batch, there is another one to come.
+// batch, one gathers, and the modules of another are written.
 func (s *Signer) jobs(n int) int {
 	if n > 0 || s.batch <= 1 {
 		return batch.Jobs(n)
 	}
-	return batch.Jobs(0) + s.batch*(runtime.GOMAXPROCS(0)+1)
+	return batch.Jobs(0) + s.batch*(runtime.GOMAXPROCS(0)+2)
 }
 
 // check returns an error for a Signer that NewSigner did not make.

@@ -31,7 +31,7 @@ import (
 
 // Reasons why there is no [Key].
 var (
-	ErrKey       = errors.New("RSA keys of 2048, 3072 or 4096 bits, two primes of equal length and exponent 65537 alone are signed with in batches")
+	ErrKey       = errors.New("not an RSA key of 2048, 3072 or 4096 bits, two equally long primes and exponent 65537")
 	ErrProcessor = errors.New("the processor or the system has no AVX-512 IFMA")
 	ErrBuild     = errors.New("the program was built without assembly for batches of signatures")
 	ErrFIPS      = errors.New("GODEBUG=fips140 leaves signatures to Go's cryptographic module")

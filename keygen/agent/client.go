@@ -342,7 +342,7 @@ type remoteKey struct{ agent *Client }
 // many as an agent that signs in batches makes of them.
 func maxCalls() int {
 	procs := runtime.GOMAXPROCS(0)
-	return 2*procs + rsabatch.BatchSize*(procs+1)
+	return 2*procs + rsabatch.BatchSize*(procs+2)
 }
 
 // BatchSize returns how many signatures the agent may make in the time of one. It signs
