@@ -100,11 +100,15 @@ func New(key *rsa.PrivateKey, note func(string)) (*Key, error) {
 }
 
 // Signer returns a [Key] for the private key, or the private key itself where New returns
-// an error.
+// an error. Of these it notes the failed self-test, which no processor should have.
 func Signer(key crypto.Signer, note func(string)) crypto.Signer {
 	if key, ok := key.(*rsa.PrivateKey); ok {
-		if batched, err := New(key, note); err == nil {
+		batched, err := New(key, note)
+		if err == nil {
 			return batched
+		}
+		if errors.Is(err, ErrSelfTest) && note != nil {
+			note(err.Error())
 		}
 	}
 	return key
