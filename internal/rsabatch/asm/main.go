@@ -23,14 +23,16 @@ const (
 	tileBytes = tileLimbs * limbBytes
 )
 
+// Go's own code expects 0 in X15. It is not used here, so that no interrupt can find
+// anything else in it.
 var (
 	acc    = []VecPhysical{Z0, Z1, Z2, Z3, Z4, Z5, Z6, Z7, Z8, Z9} // the columns
-	window = []VecPhysical{Z10, Z11, Z12, Z13, Z14, Z15, Z16, Z17, Z18, Z19, Z20}
-	left   = Z21 // the limb that is multiplied by the window; the limb of q
-	carry  = Z22 // into the next columns
-	ones   = Z23 // 2^52-1
-	negInv = Z24 // -1/m mod 2^52
-	part   = Z25
+	window = []VecPhysical{Z10, Z11, Z12, Z13, Z14, Z16, Z17, Z18, Z19, Z20, Z21}
+	left   = Z22 // the limb that is multiplied by the window; the limb of q
+	carry  = Z23 // into the next columns
+	ones   = Z24 // 2^52-1
+	negInv = Z25 // -1/m mod 2^52
+	part   = Z26
 
 	z, x, y, m, q = RDI, RSI, RDX, R8, R9 // what arguments point to
 	length        = R10                   // of a number in bytes
