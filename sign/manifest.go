@@ -64,7 +64,7 @@ func (t *Tree) names() (map[string]string, error) {
 
 // SignManifestOptions are those of [Signer.SignManifest].
 type SignManifestOptions struct {
-	Jobs     int                   // signatures made at once; 0: twice the number of processors
+	Jobs     int                   // signatures made at once; 0: twice the number of processors, and more for batches
 	Progress func(done, total int) // called after each signature, one at a time; may be nil
 }
 
@@ -85,7 +85,7 @@ func (s *Signer) SignManifest(
 	signed := make(manifest.Signatures, len(m))
 	var mu sync.Mutex
 	done := 0
-	err := batch.Each(ctx, len(m), opts.Jobs, func(i int) error {
+	err := batch.Each(ctx, len(m), s.jobs(opts.Jobs), func(i int) error {
 		message, err := s.signDigest(&m[i])
 		if err != nil {
 			return fmt.Errorf("%s: %w", m[i].Path, err)

@@ -21,7 +21,7 @@ type ReadOptions struct {
 
 // WriteOptions are those of all work that writes modules.
 type WriteOptions struct {
-	Jobs       int          // modules processed at once; 0: twice the number of processors
+	Jobs       int          // modules processed at once; 0: twice the number of processors, and more for batches
 	MaxSize    int64        // limit for a decompressed module in bytes; 0: 2 GiB
 	Level      int          // compression level; 0: the kernel's choice
 	Mode       *fs.FileMode // mode of written files; nil: the old file's

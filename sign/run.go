@@ -156,7 +156,7 @@ func (t *Tree) complete(r *run) {
 func (r *run) do(ctx context.Context, jobs []*job) error {
 	// The largest first, so that none of them begins when all others are done.
 	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
-	err := batch.Each(ctx, len(jobs), r.Jobs, func(i int) error {
+	err := batch.Each(ctx, len(jobs), r.jobs(), func(i int) error {
 		for _, part := range r.parts(jobs[i]) {
 			start := time.Now()
 			result := r.module(ctx, part)
@@ -170,6 +170,15 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 	})
 	r.queue.Close()
 	return err
+}
+
+// jobs returns how many modules to work on at once. What they hold in memory has a limit
+// of its own.
+func (r *run) jobs() int {
+	if s, ok := r.trailers.(signatures); ok {
+		return s.jobs(r.Jobs)
+	}
+	return r.Jobs
 }
 
 // module works on the module of a job.

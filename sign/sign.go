@@ -34,7 +34,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"runtime"
 
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 )
@@ -42,6 +44,8 @@ import (
 // A Signer signs modules. Several goroutines may use it at once if its key allows that.
 type Signer struct {
 	cms *cms.Signer
+	// batch is how many signatures the key makes at once in the time of one, or 0.
+	batch int
 }
 
 // SignerOptions choose the form of signatures. The zero value is the form that a
@@ -57,7 +61,9 @@ type SignerOptions struct {
 
 // NewSigner returns a Signer for a private key, RSA or ECDSA on P-256, P-384 or P-521,
 // and its certificate. A key that does not belong to the certificate is an error. What the
-// key returns is not checked: package verify tells whether a signature is good.
+// key returns is not checked: package verify tells whether a signature is good. A key with a
+// method BatchSize() int makes so many signatures in the time of one, for callers of Sign
+// that wait at the same time: by default, more modules are processed at once then.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*Signer, error) {
 	if err := first(checkKey(key), checkCertificate(cert)); err != nil {
 		return nil, err
@@ -69,7 +75,11 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	return &Signer{cms: c}, nil
+	s := &Signer{cms: c}
+	if key, ok := key.(interface{ BatchSize() int }); ok {
+		s.batch = key.BatchSize()
+	}
+	return s, nil
 }
 
 // Sign reads a payload to its end and returns its detached signature: a CMS
@@ -87,6 +97,16 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 		return nil, err
 	}
 	return s.cms.Sign(h.Sum(nil))
+}
+
+// jobs returns how many signatures to make at once if the caller asks for n. Those that
+// wait for a key that signs in batches need no processor: while each processor makes a
+// batch, one gathers, and the modules of another are written.
+func (s *Signer) jobs(n int) int {
+	if n > 0 || s.batch <= 1 {
+		return batch.Jobs(n)
+	}
+	return batch.Jobs(0) + s.batch*(runtime.GOMAXPROCS(0)+2)
 }
 
 // check returns an error for a Signer that NewSigner did not make.

@@ -28,6 +28,7 @@ func flagValues() map[string][]string {
 		"compress":                      {"none", "gz", "xz", "zst"},
 		"sync":                          {"tree", "file", "none"},
 		"mtime":                         {"keep", "now"},
+		"rsa":                           {"single", "batch"},
 		"xattr":                         {"safe", "keep"},
 		"modsign attach format":         signatureFormats,
 		"modsign hashlist build format": {"list", "merkle"},

@@ -33,8 +33,8 @@ var mayImport = map[string][]string{
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
-		"internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent", "sign",
-		"sign/manifest", "verify",
+		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
+		"keygen/agent", "sign", "sign/manifest", "verify",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"internal/module":    {"internal/compress", "internal/dirfd"},
 	"internal/onetime":   {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
 	"internal/perjob":    nil,
+	"internal/rsabatch":  nil,
 	"internal/siglayout": {"internal/module"},
 	"internal/terminal":  nil,
 	"internal/undump":    nil,
@@ -55,7 +56,7 @@ var mayImport = map[string][]string{
 	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},
 	"keygen/agent": {
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
-		"internal/module", "internal/undump", "keygen",
+		"internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
@@ -93,6 +94,7 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sync/semaphore":     {"internal/module"},
+	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
@@ -25,6 +27,7 @@ type keyOptions struct {
 	cert           string
 	passphraseFile string
 	allowInsecure  bool
+	rsa            string // how RSA signs: see addRSA
 
 	notes []string // the remarks of load
 }
@@ -37,8 +40,32 @@ func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.allowInsecure, "allow-insecure-key", false, "accept a private key that others can access")
 }
 
+// addRSA adds the flag for commands that sign many modules.
+func (o *keyOptions) addRSA(flags *pflag.FlagSet) {
+	addChoice(flags, &o.rsa, "rsa", "single", "sign with RSA by `METHOD`: single (default) or batch")
+}
+
+// inBatches returns a key that signs as --rsa batch says. Where it cannot, it says why, and
+// returns the key itself.
+func inBatches(u *ui, key crypto.Signer) crypto.Signer {
+	single, _ := key.(*rsa.PrivateKey)
+	batch, err := rsabatch.New(single, warning(u))
+	if err != nil {
+		u.Note("--rsa batch: %v: signing one module at a time", err)
+		return key
+	}
+	return batch
+}
+
+// warning is for packages that have something to say.
+func warning(u *ui) func(string) { return func(text string) { u.Note("warning: %s", text) } }
+
 func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
+	batch, err := choice("rsa", cmp.Or(o.rsa, "single"), "single", "batch")
+	if err != nil {
+		return nil, err
+	}
 	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
 		KeyOf:         agent.KeyOf,
@@ -48,7 +75,13 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 			u.Note("%s", note)
 		},
 	})
-	return pair, nameInsecureFlag(err)
+	if err != nil {
+		return nil, nameInsecureFlag(err)
+	}
+	if batch {
+		pair.Signer = inBatches(u, pair.Signer)
+	}
+	return pair, nil
 }
 
 // newSigner returns the signer for a key and its certificate. Its errors name certFile.

@@ -38,6 +38,7 @@ or in which a line is missing, doubled, moved or changed.`,
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
 	addKeyID(flags, &o.keyID)
+	o.addRSA(flags)
 	addOutputFile(flags, &o.output, "the signatures")
 	addQuiet(flags, u)
 	o.jobs.addFlag(flags)

@@ -878,3 +878,36 @@ func FuzzRequests(f *testing.F) {
 type closedListener struct{ net.Listener }
 
 func (closedListener) Close() error { return nil }
+
+// TestConnections checks that requests one after the other use the same connection, and
+// that many at once have one each.
+func TestConnections(t *testing.T) {
+	t.Parallel()
+	agent := startAgent(t, nil).dial(t)
+	signer := agent.Pair().Signer
+	for i := range 5 {
+		if _, err := signer.Sign(nil, sum(fmt.Sprint(i)), crypto.SHA256); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(agent.idle); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+	var group sync.WaitGroup
+	for i := range 4 * maxCalls() {
+		group.Go(func() {
+			digest := sum(fmt.Sprint(i))
+			signature, err := signer.Sign(nil, digest, crypto.SHA256)
+			if err != nil || !verifies(agent.cert, crypto.SHA256, digest, signature) {
+				t.Errorf("wrong signature, or none: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	if n := len(agent.idle); n > maxCalls() {
+		t.Errorf("%d connections, at most %d are of use", n, maxCalls())
+	}
+	if err := agent.Close(); err != nil || len(agent.idle) != 0 {
+		t.Errorf("%d connections after the end, error %v", len(agent.idle), err)
+	}
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -44,9 +45,8 @@ type Client struct {
 	unfit  error       // why its key must not sign
 	proven atomic.Bool // a signature has shown that it has the certificate's key
 
-	// pool holds the idle connections, and nil for each that may still be made. More
-	// than a few for each processor would gain nothing.
-	pool chan *clientConn
+	calls chan struct{}    // holds one for each request under way
+	idle  chan *clientConn // has room for the connections of all of them
 }
 
 type clientConn struct {
@@ -72,10 +72,8 @@ func Dial(dir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Client{dir: dir, socket: socket, pool: make(chan *clientConn, 2*runtime.GOMAXPROCS(0))}
-	for range cap(a.pool) {
-		a.pool <- nil
-	}
+	a := &Client{dir: dir, socket: socket,
+		calls: make(chan struct{}, maxCalls()), idle: make(chan *clientConn, maxCalls())}
 	response, err := a.call(wireRequest{Op: "certificate"})
 	if err == nil {
 		a.cert, err = x509.ParseCertificate(response.Certificate)
@@ -237,8 +235,18 @@ func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 
 // call sends a request and returns the response to it.
 func (a *Client) call(request wireRequest) (response wireResponse, err error) {
-	conn := <-a.pool
-	defer func() { a.pool <- conn }()
+	a.calls <- struct{}{}
+	defer func() { <-a.calls }()
+	var conn *clientConn
+	select {
+	case conn = <-a.idle:
+	default:
+	}
+	defer func() {
+		if conn != nil {
+			a.idle <- conn
+		}
+	}()
 	drop := func() { conn.Close(); conn = nil }
 	if conn != nil && time.Since(conn.used) > poolTimeout {
 		drop()
@@ -330,6 +338,22 @@ func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a},
 
 type remoteKey struct{ agent *Client }
 
+// maxCalls is how many requests are under way at once: a few for each processor, and as
+// many as an agent that signs in batches makes of them.
+func maxCalls() int {
+	procs := runtime.GOMAXPROCS(0)
+	return 2*procs + rsabatch.BatchSize*(procs+2)
+}
+
+// BatchSize returns how many signatures the agent may make in the time of one. It signs
+// with RSA in batches, if its processor can.
+func (s remoteKey) BatchSize() int {
+	if _, ok := s.agent.cert.PublicKey.(*rsa.PublicKey); ok {
+		return rsabatch.BatchSize
+	}
+	return 1
+}
+
 func (s remoteKey) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
 
 func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -392,17 +416,14 @@ func (a *Client) Forget() error {
 // Close closes the connections. The agent does not end.
 func (a *Client) Close() error {
 	var err error
-	for range cap(a.pool) {
+	for {
 		select {
-		case conn := <-a.pool:
-			if conn != nil {
-				err = errors.Join(err, conn.Close())
-			}
-			a.pool <- nil
-		default: // in use
+		case conn := <-a.idle:
+			err = errors.Join(err, conn.Close())
+		default: // the others are in use
+			return err
 		}
 	}
-	return err
 }
 
 // KeyOf returns the key for a file that holds a certificate, if an agent with that

@@ -31,6 +31,7 @@ import (
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 )
@@ -72,7 +73,7 @@ type Status struct {
 	Signatures      int       `json:"signatures"`
 	MemoryLocked    bool      `json:"memory_locked"`
 	MemoryHidden    bool      `json:"memory_hidden"`     // from its user's other processes, since its first instruction
-	Warning         string    `json:"warning,omitempty"` // swap may get to see the key
+	Warning         string    `json:"warning,omitempty"` // swap may get to see the key, or it made a wrong signature
 }
 
 // server is the agent in its own process.
@@ -82,7 +83,7 @@ type server struct {
 	born     time.Time
 	deadline time.Duration // of the clock that sinceBoot reads
 	locked   bool
-	warning  string // why the key may be written to swap
+	warning  string // why the key may be written to swap, say. mu guards it once the agent answers
 
 	runtimeDir string // of the socket
 	randomDir  bool   // runtimeDir is this agent's own, and goes with it
@@ -168,10 +169,21 @@ func (s *server) makeKey() error {
 	if err != nil {
 		return err
 	}
-	s.key, s.cert = pair.Signer, pair.Certificate
+	// Requests that come in at the same time share a batch.
+	s.key, s.cert = rsabatch.Signer(pair.Signer, s.warn), pair.Certificate
 	s.born = time.Now().UTC().Truncate(time.Second)
 	s.deadline = sinceBoot() + s.Lifetime
 	return nil
+}
+
+// warn adds to the warning of the status.
+func (s *server) warn(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.warning != "" {
+		text = s.warning + "; " + text
+	}
+	s.warning = text
 }
 
 func (s *server) certificatePEM() []byte {
