@@ -207,6 +207,7 @@ func TestEmptyPassphrase(t *testing.T) {
 // TestPassphraseOfAnyBytes has a passphrase that is not UTF-8, which PKCS #12
 // must turn into UTF-16 nevertheless.
 func TestPassphraseOfAnyBytes(t *testing.T) {
+	testmod.Slow(t, "it encrypts a key with every kind of passphrase")
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
 	plain, cert := key.Files(t)

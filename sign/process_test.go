@@ -143,7 +143,7 @@ func TestKill(t *testing.T) {
 		plain  = 80
 		linked = 10 // files of several names
 	)
-	kills := testmod.Rounds(50, 5)
+	kills := testmod.Rounds(50, 3)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

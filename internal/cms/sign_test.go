@@ -359,6 +359,7 @@ func TestSignConcurrently(t *testing.T) {
 
 // openssl cms writes the same message if all optional parts are disabled.
 func TestSignAsOpenSSL(t *testing.T) {
+	testmod.Slow(t, "it runs openssl for every key and hash")
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
 	k := testmod.NewKey(t, "rsa:3072")

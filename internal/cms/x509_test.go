@@ -109,6 +109,7 @@ func TestParseX509Trailing(t *testing.T) {
 // TestOddCertificates signs with certificates that crypto/x509 rejects. The message is
 // the one that the kernel's sign-file writes.
 func TestOddCertificates(t *testing.T) {
+	testmod.Slow(t, "it makes many certificates")
 	key := testmod.NewKey(t, "rsa:2048")
 	keyFile, _ := key.Files(t)
 	signFile := testmod.SignFile(t)

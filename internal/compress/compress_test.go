@@ -206,6 +206,7 @@ func TestWritten(t *testing.T) {
 }
 
 func TestLevels(t *testing.T) {
+	testmod.Slow(t, "it compresses at every level")
 	t.Parallel()
 	data := machineCode(t, 250_000)
 	for _, c := range []struct {

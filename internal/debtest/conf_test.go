@@ -20,6 +20,7 @@ func config(t testing.TB, conf, name string) result {
 // A configuration may contain a passphrase or a key by mistake. No message shows its
 // content.
 func TestHooksShowNoSecret(t *testing.T) {
+	testmod.Slow(t, "it runs the hooks with every kind of mistake")
 	t.Parallel()
 	const secret = "c0rrect/h0rse"
 	for line, want := range map[string]string{

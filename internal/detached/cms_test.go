@@ -99,6 +99,7 @@ func TestWithOpenSSL(t *testing.T) {
 
 // TestOtherMessages rejects messages that openssl makes with other options.
 func TestOtherMessages(t *testing.T) {
+	testmod.Slow(t, "it makes messages with openssl in many ways")
 	t.Parallel()
 	rsa, ec := testmod.NewKey(t, "rsa:2048"), testmod.NewKey(t, "ecdsa:p256")
 	trusted := []*x509.Certificate{rsa.Certificate, ec.Certificate}

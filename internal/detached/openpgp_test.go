@@ -194,6 +194,7 @@ func TestWithGPG(t *testing.T) {
 
 // TestSubkeys signs with the same subkey as gpg.
 func TestSubkeys(t *testing.T) {
+	testmod.Slow(t, "it makes keys with gpg")
 	t.Parallel()
 	g := newGPG(t)
 	primary := g.make("Offline <off@example.org>", "rsa3072", "cert", "")
@@ -314,6 +315,7 @@ func TestKeyLifetime(t *testing.T) {
 // TestOtherSignatures rejects everything except a detached signature of a file by one
 // signer.
 func TestOtherSignatures(t *testing.T) {
+	testmod.Slow(t, "it makes signatures with gpg and openssl in many ways")
 	t.Parallel()
 	g := newGPG(t)
 	key := g.make("Kernel <k@example.org>", "rsa3072", "sign", "")

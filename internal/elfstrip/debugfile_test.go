@@ -76,6 +76,7 @@ func TestLink(t *testing.T) {
 
 // TestDebugFile compares a debug file with its module, section by section.
 func TestDebugFile(t *testing.T) {
+	testmod.Slow(t, "it compares with the files of objcopy for many modules")
 	inputs := modules(t)
 	dir := sourceDir(t)
 	for name, command := range compiled {

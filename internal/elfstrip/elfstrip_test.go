@@ -381,6 +381,7 @@ func compile(t testing.TB, dir, command string) []byte {
 }
 
 func TestStripCompiled(t *testing.T) {
+	testmod.Slow(t, "it compiles modules of many shapes")
 	program := testmod.Program(t, "strip", "binutils")
 	dir := sourceDir(t)
 	for name, command := range compiled {
