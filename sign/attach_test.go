@@ -135,6 +135,7 @@ func TestTwoPhases(t *testing.T) {
 
 // ECDSA signatures differ each time, and openssl takes them.
 func TestTwoPhasesECDSA(t *testing.T) {
+	testmod.Slow(t, "TestManifest and TestAttachRefuses are fast")
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
 	plain := filepath.Join("..", "testdata", "modules", "armhf", "plain")

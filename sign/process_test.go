@@ -125,6 +125,7 @@ func killAfter(t testing.TB, cmd *exec.Cmd, progress io.Reader, steps int, pause
 // A run that is killed leaves every module old or new, and the next one does the
 // rest and clears away what it left.
 func TestKill(t *testing.T) {
+	testmod.Slow(t, "it kills a run again and again")
 	if base := child(); base != "" {
 		signer := loadSigner(t, base)
 		tree := openTree(t, Source{Roots: []string{filepath.Join(base, "tree")}})
@@ -143,7 +144,7 @@ func TestKill(t *testing.T) {
 		plain  = 80
 		linked = 10 // files of several names
 	)
-	kills := testmod.Rounds(50, 3)
+	kills := 50
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

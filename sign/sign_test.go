@@ -401,6 +401,7 @@ func signatureOf(b []byte) []byte {
 
 // Who has nothing to do with this project verifies what it signs.
 func TestOthersVerify(t *testing.T) {
+	testmod.Slow(t, "it runs openssl for every key and hash")
 	t.Parallel()
 	openssl := testmod.Program(t, "openssl", "openssl")
 	dir := directory(t)

@@ -133,6 +133,7 @@ func TestBlockedOpen(t *testing.T) {
 
 // TestBlockedStdout interrupts a command whose results nobody reads.
 func TestBlockedStdout(t *testing.T) {
+	testmod.Slow(t, "it waits for commands that wait")
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root sees what a process waits for")

@@ -20,6 +20,7 @@ import (
 // Two phases on all modules of a kernel: what signs gets the manifest and nothing
 // else, and the result is what signing at once writes.
 func TestTwoPhasesOfKernel(t *testing.T) {
+	testmod.Slow(t, "it reads the modules of a kernel")
 	kernels := testmod.Kernels(t)
 	i := slices.IndexFunc(kernels, func(k testmod.Kernel) bool { return strings.HasSuffix(k.Modules[0], ".ko") })
 	if i < 0 {
