@@ -48,6 +48,40 @@ func findKey(data []byte) (pemBlock, error) {
 	return pemBlock{}, noKey(data, other)
 }
 
+// IsPrivateKey reports whether a file holds a private key, in any form that has a name
+// among the reasons of a [LoadError]: PEM, also with lost line breaks, DER, PKCS #12,
+// OpenSSH's, PuTTY's and OpenPGP's. The data may be cut off after the key. It is for
+// programs that are about to replace the file.
+func IsPrivateKey(data []byte) bool {
+	if bytes.Contains(data, []byte("-----BEGIN")) && bytes.Contains(data, []byte("PRIVATE KEY")) {
+		return true
+	}
+	_, reason := describeDER(data)
+	return reason == ErrDER || reason == ErrPKCS12 || isSecretPacket(data) ||
+		bytes.HasPrefix(data, []byte("PuTTY-User-Key-File-"))
+}
+
+// isSecretPacket reports whether data begins with a packet of OpenPGP that has a secret key
+// (RFC 9580, 4.2 and 5.5.3).
+func isSecretPacket(data []byte) bool {
+	if len(data) < 12 || data[0]&0x80 == 0 {
+		return false
+	}
+	tag, body := data[0]&0x3f, data[2:]
+	switch {
+	case data[0]&0x40 == 0: // the old form, with a length of 1, 2 or 4 bytes
+		tag = tag >> 2
+		body = data[1+1<<(data[0]&3):]
+	case data[1] >= 192 && data[1] < 224:
+		body = data[3:]
+	case data[1] == 255:
+		body = data[6:]
+	}
+	const secretKey, secretSubkey = 5, 7
+	// A version, the time of the key's making, and an algorithm.
+	return (tag == secretKey || tag == secretSubkey) && len(body) > 5 && body[0] >= 3 && body[0] <= 6 && body[5] < 32
+}
+
 // noKey says what is in a file instead of a private key. The first PEM block, if there
 // is any, is of another kind.
 func noKey(data []byte, first keyfile.Block) error {

@@ -24,7 +24,7 @@ func TestCompletedValues(t *testing.T) {
 		"compress": func(s string) error { _, err := sign.ParseFormat(s); return err },
 		"sync":     func(s string) error { _, err := sign.ParseSync(s); return err },
 		"modsign hashlist build format": func(s string) error {
-			return (&hashlistBuildOptions{format: s}).check()
+			return (&hashlistBuildOptions{format: s}).check(nil)
 		},
 	} {
 		for _, value := range values[flag] {

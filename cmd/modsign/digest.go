@@ -60,7 +60,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.check("digest", args); err != nil {
 		return err
 	}
-	if err := checkOutput("--output", o.output); err != nil {
+	if err := checkOutput("--output", o.output, args...); err != nil {
 		return err
 	}
 	kernel, err := o.kernel(args)

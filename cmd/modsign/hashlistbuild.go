@@ -29,6 +29,7 @@ type hashlistBuildOptions struct {
 	proofs  bool
 	append  bool
 	strip   string
+	strips  bool // strip is given, and may be empty
 	jobs    jobsFlag
 	wait    bool
 }
@@ -54,7 +55,10 @@ INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes fr
 		Example: `  modsign hashlist build /lib/modules/6.12.0 > hashes
   modsign hashlist build --objtree . --format merkle --section root.bin --proofs
   modsign hashlist build --format merkle --section root.bin --append /tmp/stage/lib/modules/6.12.0`,
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.strips = cmd.Flags().Changed("strip")
+			return o.run(cmd.Context(), u, args)
+		},
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -75,7 +79,7 @@ INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes fr
 	return cmd
 }
 
-func (o *hashlistBuildOptions) check() error {
+func (o *hashlistBuildOptions) check(args []string) error {
 	merkle := o.format == string(hashlist.FormatMerkle)
 	switch {
 	case o.format != string(hashlist.FormatList) && !merkle:
@@ -93,8 +97,8 @@ func (o *hashlistBuildOptions) check() error {
 		return usagef("--source %s: the file name must end in .c (C), .S or .s (assembler)", o.source)
 	}
 	for _, err := range []error{
-		checkOutput("--output", o.output, o.section, o.source), checkOutput("--section", o.section, o.source),
-		checkOutput("--source", o.source),
+		checkOutput("--output", o.output, append(args, o.section, o.source)...),
+		checkOutput("--section", o.section, append(args, o.source)...), checkOutput("--source", o.source, args...),
 	} {
 		if err != nil {
 			return err
@@ -104,7 +108,7 @@ func (o *hashlistBuildOptions) check() error {
 }
 
 func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) error {
-	if err := o.check(); err != nil {
+	if err := o.check(args); err != nil {
 		return err
 	}
 	source, options, err := o.modules(u, args)
@@ -147,7 +151,7 @@ func (o *hashlistBuildOptions) objtreeModules(args []string) (hashlist.Source, h
 	if err != nil {
 		return hashlist.Source{}, hashlist.BuildOptions{}, err
 	}
-	if o.strip != "" {
+	if o.strips {
 		tree.Vars.Line = map[string]string{"INSTALL_MOD_STRIP": o.strip}
 	}
 	source, options, err := kbuildrun.HashSource(tree)

@@ -48,6 +48,9 @@ func (o *keyOptions) addRSA(flags *pflag.FlagSet) {
 // inBatches returns a key that signs as --rsa batch says. Where it cannot, it says why, and
 // returns the key itself.
 func inBatches(u *ui, key crypto.Signer) crypto.Signer {
+	if _, ok := key.(interface{ BatchSize() int }); ok { // an agent's
+		return key
+	}
 	single, _ := key.(*rsa.PrivateKey)
 	batch, err := rsabatch.New(single, warning(u))
 	if err != nil {
@@ -62,6 +65,9 @@ func warning(u *ui) func(string) { return func(text string) { u.Note("warning: %
 
 func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
+	if belongsToModules(o.key) {
+		return nil, usagef("--key: %s has the name of a file of modules, which signing replaces: rename the key", o.key)
+	}
 	batch, err := choice("rsa", cmp.Or(o.rsa, "single"), "single", "batch")
 	if err != nil {
 		return nil, err

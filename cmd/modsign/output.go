@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,26 +11,26 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/keygen"
 )
 
 // checkOutput refuses a file for a result if writing it would destroy what the command
-// reads, a module, or a private key. The flag, or what else names the file, is for the
-// error.
-func checkOutput(flag, path string, inputs ...string) error {
+// reads or writes besides, a module, or a private key. The flag, or what else names the
+// file, is for the error.
+func checkOutput(flag, path string, others ...string) error {
 	if path == "" {
 		return nil
 	}
-	for _, input := range inputs {
-		if input != "" && isSameFile(path, input) {
-			return usagef("%s: %s is also read or written by this command as %s: name another file", flag, path, input)
+	target := whereTo(path)
+	for _, other := range others {
+		if other != "" && (isSameFile(path, other) || target == whereTo(other)) {
+			return usagef("%s: %s is also read or written by this command as %s: name another file", flag, path, other)
 		}
 	}
-	info, err := os.Stat(path)
-	if err != nil || !info.Mode().IsRegular() {
-		return nil // nothing to destroy, or writing says what is wrong
-	}
-	if strings.HasSuffix(strings.TrimSuffix(path, compress.FromName(path).Suffix()), ".ko") {
-		return usagef("%s: %s is a module, which would be lost: name another file", flag, path)
+	for _, name := range []string{path, target} {
+		if belongsToModules(name) {
+			return usagef("%s: %s has the name of a file of modules, which would be lost: name another file", flag, name)
+		}
 	}
 	if holdsPrivateKey(path) {
 		return usagef("%s: %s holds a private key, which would be lost: name another file, or remove it first", flag, path)
@@ -38,34 +38,63 @@ func checkOutput(flag, path string, inputs ...string) error {
 	return nil
 }
 
-// isSameFile reports whether two paths lead to one file, or will once they are written.
+// belongsToModules reports whether a file is by its name a module, a signature or a proof
+// of one, or their list.
+func belongsToModules(path string) bool {
+	name := filepath.Base(path)
+	module := strings.TrimSuffix(name, compress.FromName(name).Suffix())
+	return strings.HasSuffix(module, ".ko") || strings.HasSuffix(name, ".ko.p7s") || name == "modules.order"
+}
+
+// whereTo returns where a path leads, over links that lead to nothing too.
+func whereTo(path string) string {
+	for range 40 { // links that the kernel follows
+		// Not filepath.Split of a clean path: in link/../name the dots count from where the
+		// link leads.
+		dir, name := filepath.Split(path)
+		if real, err := filepath.EvalSymlinks(cmp.Or(dir, ".")); err == nil {
+			dir = real
+		}
+		path = filepath.Join(dir, name)
+		link, err := os.Readlink(path)
+		switch {
+		case err != nil:
+			if abs, err := filepath.Abs(path); err == nil {
+				path = abs
+			}
+			return path
+		case filepath.IsAbs(link):
+			path = link
+		default:
+			path = dir + "/" + link
+		}
+	}
+	return path
+}
+
 func isSameFile(a, b string) bool {
 	infoA, errA := os.Stat(a)
 	infoB, errB := os.Stat(b)
-	if errA == nil && errB == nil {
-		return os.SameFile(infoA, infoB)
-	}
-	if errA == nil || errB == nil || filepath.Base(a) != filepath.Base(b) {
-		return false
-	}
-	dirA, errA := os.Stat(filepath.Dir(a))
-	dirB, errB := os.Stat(filepath.Dir(b))
-	return errA == nil && errB == nil && os.SameFile(dirA, dirB)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
-// holdsPrivateKey reports whether a file has a private key in PEM or in OpenPGP's armour.
+// holdsPrivateKey reports whether a path leads to a file with a private key.
 func holdsPrivateKey(path string) bool {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return false
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return false // as writing will say
 	}
 	defer f.Close()
 	head, _ := io.ReadAll(io.LimitReader(f, 1<<20)) // keys are smaller
-	return bytes.Contains(head, []byte("-----BEGIN")) && bytes.Contains(head, []byte("PRIVATE KEY"))
+	return keygen.IsPrivateKey(head)
 }
 
-// mayBeEmpty are the flags for which nothing is a value: the variant without a name.
-var mayBeEmpty = map[string]bool{"variant": true}
+// mayBeEmpty are the flags for which nothing is a value: the variant without a name, and an
+// INSTALL_MOD_STRIP that strips nothing.
+var mayBeEmpty = map[string]bool{"variant": true, "strip": true}
 
 // checkEmpty refuses flags and arguments that are empty, as those of a script are whose
 // variable is not set: without them the command may do another thing than the script says.

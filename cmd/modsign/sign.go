@@ -102,7 +102,7 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 
 // check refuses what makes no sense together.
 func (o *signOptions) check(args []string) error {
-	if err := checkOutput("--cert-out", o.certOut); err != nil {
+	if err := checkOutput("--cert-out", o.certOut, args...); err != nil {
 		return err
 	}
 	switch {

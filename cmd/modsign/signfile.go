@@ -156,6 +156,12 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if _, err := os.Stat(module); err != nil {
 		return err
 	}
+	switch {
+	case certPath == "": // an agent's or a key's file has one, but the kernel's program opens this
+		return errors.New("the name of the certificate's file is empty")
+	case isSameFile(dest, keyPath) || isSameFile(dest, certPath):
+		return fmt.Errorf("%s: the destination is the file of the key or certificate, which would be lost", dest)
+	}
 	keepSecrets()
 	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
 	pair, err := keygen.Load(keyPath, certPath, load)
