@@ -73,7 +73,8 @@ func TestIsPrivateKeyOfOthers(t *testing.T) {
 	})
 	run := func(args ...string) []byte {
 		t.Helper()
-		cmd := exec.Command(gpg, append([]string{"--batch", "--pinentry-mode=loopback", "--passphrase=", "--quiet"}, args...)...)
+		options := []string{"--batch", "--pinentry-mode=loopback", "--passphrase=", "--quiet"}
+		cmd := exec.Command(gpg, append(options, args...)...)
 		cmd.Env = append(os.Environ(), "GNUPGHOME="+home)
 		out, err := cmd.Output()
 		if err != nil {
