@@ -122,8 +122,9 @@ func TestCopyUnsigned(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if info.Mode() != want.Mode() || !bytes.Equal(read(t, filepath.Join(out, name)), read(t, filepath.Join(stock, name))) {
-				t.Errorf("%s has mode %v, and by cp %v", name, info.Mode(), want.Mode())
+			same := bytes.Equal(read(t, filepath.Join(out, name)), read(t, filepath.Join(stock, name)))
+			if info.Mode() != want.Mode() || !same {
+				t.Errorf("%s has mode %v, and by cp %v; the same bytes: %t", name, info.Mode(), want.Mode(), same)
 			}
 		}
 		for _, dir := range []string{out, stock} {

@@ -111,9 +111,16 @@ func (d *Driver) copyModules(ctx context.Context, tree *kbuild.Tree, s installSt
 		DebugOptions: sign.DebugOptions{StripDebug: c.strips, StripProgram: stripProgram(tree)},
 	})
 	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("%w: modules are missing in %s; run make modules_install again", context.Cause(ctx), c.destination)
+		return c.interrupted(ctx)
 	}
 	return err
+}
+
+// interrupted is the error of an install that was interrupted after Kbuild has removed the
+// old modules.
+func (c *copying) interrupted(ctx context.Context) error {
+	return fmt.Errorf("%w: not all modules are installed in %s; run make modules_install again",
+		context.Cause(ctx), c.destination)
 }
 
 // forExternal reports whether a directory below MODLIB is one of those that Kbuild has for

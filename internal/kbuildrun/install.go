@@ -246,7 +246,11 @@ func (d *Driver) installModules(ctx context.Context, tree *kbuild.Tree, step Ste
 		c = nil
 	}
 	if c != nil {
-		if failed != nil && (!d.Flags.KeepGoing || ctx.Err() != nil) {
+		if ctx.Err() != nil {
+			return c.interrupted(ctx)
+		}
+		if failed != nil && !d.Flags.KeepGoing {
+			d.Front.Say("warning: the modules are not installed in %s: run make modules_install again", m.destination)
 			return failed
 		}
 		return d.both(failed, d.copyModules(ctx, tree, s, c))
@@ -256,12 +260,30 @@ func (d *Driver) installModules(ctx context.Context, tree *kbuild.Tree, step Ste
 	}
 	err := context.Cause(ctx)
 	if err == nil {
-		err = d.finishModules(ctx, tree, s, m, sign.WriteOptions{Extend: true})
+		o := sign.WriteOptions{Extend: true}
+		if s.signs {
+			o.Mode = m.newMode()
+		}
+		err = d.finishModules(ctx, tree, s, m, o)
 	}
 	if err != nil && len(m.names) > 0 {
 		d.Front.Say("warning: modules in %s may be unsigned: run make modules_install again", m.destination)
 	}
 	return d.both(failed, err)
+}
+
+// newMode is the mode that sign-file leaves, which writes new files, and nil if the modules
+// that Kbuild has copied have that mode already.
+func (m modules) newMode() *fs.FileMode {
+	umask := syscall.Umask(0)
+	syscall.Umask(umask)
+	mode := fs.FileMode(0o666 &^ umask)
+	for _, name := range m.names {
+		if info, err := os.Lstat(filepath.Join(m.destination, name)); err == nil && info.Mode() != mode {
+			return &mode
+		}
+	}
+	return nil
 }
 
 // both joins the error of make, which has said why it failed, and that of modsign.

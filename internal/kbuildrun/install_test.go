@@ -100,7 +100,7 @@ func TestInstallInterrupted(t *testing.T) {
 		cancel(cause)
 		return errors.New("1 module left unchanged")
 	})
-	want := "interrupted: modules are missing in " + modlib + "/kernel; run make modules_install again"
+	want := "interrupted: not all modules are installed in " + modlib + "/kernel; run make modules_install again"
 	if !errors.Is(err, cause) || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
 	}

@@ -58,7 +58,8 @@ func TestUnfinishedAtOnce(t *testing.T) {
 	var group sync.WaitGroup
 	var want []string
 	for i := range 8 {
-		stays, goes := Mark{Dir: filepath.Join(h.Srctree, fmt.Sprint("stays", i))}, Mark{Dir: filepath.Join(h.Srctree, fmt.Sprint("goes", i))}
+		stays := Mark{Dir: filepath.Join(h.Srctree, fmt.Sprint("stays", i))}
+		goes := Mark{Dir: filepath.Join(h.Srctree, fmt.Sprint("goes", i))}
 		want = append(want, stays.Dir)
 		group.Go(func() {
 			for _, err := range []error{
