@@ -45,10 +45,11 @@ func makeBuild(t *testing.T) (build string, names []string) {
 	return build, []string{"twin.ko", "sub/b.ko", "behind/c.ko", "sub/link.ko", "a.ko"}
 }
 
-// TestCopy compares with what cp makes of a build's modules.
+// TestCopy compares with what cp and sign-file make of a build's modules.
 func TestCopy(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
-	cp := testmod.Program(t, "cp", "coreutils")
+	cp, signFile := testmod.Program(t, "cp", "coreutils"), testmod.SignFile(t)
+	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	for _, format := range []Format{None, XZ} {
 		build, names := makeBuild(t)
 		before := snapshot(t, build)
@@ -59,6 +60,7 @@ func TestCopy(t *testing.T) {
 					t.Fatal(err)
 				}
 				testmod.Run(t, cp, filepath.Join(build, name), filepath.Join(stock, name))
+				testmod.Run(t, signFile, "sha256", key, cert, filepath.Join(stock, name))
 			}
 			start := time.Now().Add(-time.Second)
 			summary, results := sign(t, signer, Source{
@@ -83,8 +85,7 @@ func TestCopy(t *testing.T) {
 				if info.Mode() != want.Mode() || info.ModTime().Before(start) || info.Sys().(*syscall.Stat_t).Nlink != 1 {
 					t.Errorf("%s: %v, %v", name, info.Mode(), info.ModTime())
 				}
-				payload := read(t, filepath.Join(stock, name))
-				if got := decompressed(t, format, read(t, path)); !bytes.Equal(got, signed(t, signer, payload)) {
+				if got := decompressed(t, format, read(t, path)); !bytes.Equal(got, read(t, filepath.Join(stock, name))) {
 					t.Errorf("%s is not the signed module", name)
 				}
 			}
@@ -96,8 +97,72 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestCopyOver has the output of an earlier run: a plain file hands on its mode, and other
-// forms of the module go.
+// TestCopyUnsigned compares with what cp alone makes of a build's modules.
+func TestCopyUnsigned(t *testing.T) {
+	cp := testmod.Program(t, "cp", "coreutils")
+	build, names := makeBuild(t)
+	out, stock := t.TempDir(), t.TempDir()
+	for range 2 { // over what is there too
+		for _, name := range names {
+			if err := os.MkdirAll(filepath.Join(stock, filepath.Dir(name)), 0o777); err != nil {
+				t.Fatal(err)
+			}
+			testmod.Run(t, cp, filepath.Join(build, name), filepath.Join(stock, name))
+		}
+		summary, _ := sign(t, nil, Source{Roots: []string{build}, Names: names, Output: out, Copy: true}, Options{})
+		if summary.Skipped != len(names) {
+			t.Errorf("%+v", summary)
+		}
+		for _, name := range names {
+			info, err := os.Stat(filepath.Join(out, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := os.Stat(filepath.Join(stock, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			same := bytes.Equal(read(t, filepath.Join(out, name)), read(t, filepath.Join(stock, name)))
+			if info.Mode() != want.Mode() || !same {
+				t.Errorf("%s has mode %v, and by cp %v; the same bytes: %t", name, info.Mode(), want.Mode(), same)
+			}
+		}
+		for _, dir := range []string{out, stock} {
+			if err := os.Chmod(filepath.Join(dir, "a.ko"), 0o604); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestCopyDefaultList has a directory whose default access list decides on the mode.
+func TestCopyDefaultList(t *testing.T) {
+	signer, signFile := newSigner(t, "rsa:2048", crypto.SHA256, false), testmod.SignFile(t)
+	key, cert := testmod.NewKey(t, "rsa:2048").Files(t)
+	setfacl := testmod.Program(t, "setfacl", "acl")
+	build, _ := makeBuild(t)
+	out, stock := t.TempDir(), t.TempDir()
+	for _, dir := range []string{out, stock} {
+		testmod.Run(t, setfacl, "-d", "-m", "u::rw,g::rw,o::-", dir)
+	}
+	put(t, filepath.Join(stock, "a.ko"), read(t, filepath.Join(build, "a.ko")))
+	testmod.Run(t, signFile, "sha256", key, cert, filepath.Join(stock, "a.ko"))
+	sign(t, signer, Source{Roots: []string{build}, Names: []string{"a.ko"}, Output: out, Copy: true}, Options{})
+	got, err := os.Stat(filepath.Join(out, "a.ko"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(filepath.Join(stock, "a.ko"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Mode() != want.Mode() {
+		t.Errorf("mode is %v, and by sign-file %v", got.Mode(), want.Mode())
+	}
+}
+
+// TestCopyOver has the output of an earlier run: a plain file is replaced by a new one, and
+// other forms of the module go.
 func TestCopyOver(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	build, names := makeBuild(t)
@@ -127,8 +192,8 @@ func TestCopyOver(t *testing.T) {
 		want   string
 		notes  int
 	}{
-		{None, "[twin.ko 604 twin.ko.bak 644]", 1},
-		{None, "[twin.ko 604 twin.ko.bak 644]", 0},
+		{None, "[twin.ko 644 twin.ko.bak 644]", 1},
+		{None, "[twin.ko 644 twin.ko.bak 644]", 0},
 		{XZ, "[twin.ko.bak 644 twin.ko.xz 644]", 1},
 		{XZ, "[twin.ko.bak 644 twin.ko.xz 644]", 0},
 		{None, "[twin.ko 644 twin.ko.bak 644]", 1},
@@ -146,21 +211,59 @@ func TestCopyOver(t *testing.T) {
 	}
 }
 
+// TestCopyKeepsForms has other forms of a module that may be somebody else's.
+func TestCopyKeepsForms(t *testing.T) {
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA256, false)
+	build, names := makeBuild(t)
+	out := t.TempDir()
+	other := filepath.Join(out, "twin.ko.zst")
+	put(t, other, []byte("somebody else's"))
+	summary, _ := sign(t, signer, Source{
+		Roots: []string{build}, Names: names[:1], Output: out, Copy: true, KeepForms: true,
+	}, Options{})
+	want := []string{"warning: " + other + " exists beside twin.ko: remove the outdated one"}
+	if summary.Signed != 1 || !slices.Equal(summary.Notes, want) || string(read(t, other)) != "somebody else's" {
+		t.Errorf("%+v, want the notes %q", summary, want)
+	}
+}
+
+// TestCopyFails has names that cannot be copied among others: they fail alone.
+func TestCopyFails(t *testing.T) {
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA256, false)
+	build, names := makeBuild(t)
+	symlink(t, "nowhere", filepath.Join(build, "dangling.ko"))
+	symlink(t, "sub", filepath.Join(build, "directory.ko"))
+	if err := unix.Mkfifo(filepath.Join(build, "fifo.ko"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	bad := []string{"gone.ko", "none/gone.ko", "a.ko/b.ko", "dangling.ko", "directory.ko", "fifo.ko"}
+	out := t.TempDir()
+	summary, results := sign(t, signer, Source{
+		Roots: []string{build}, Names: append(bad, names...), Output: out, Copy: true,
+	}, Options{})
+	if summary.Signed != len(names) || summary.Failed != len(bad) {
+		t.Errorf("%+v", summary)
+	}
+	for i, name := range bad {
+		if r := results[i]; r.Err == nil || r.Name != name || r.Path == "" {
+			t.Errorf("%s: %+v", name, r)
+		}
+		if _, err := os.Lstat(filepath.Join(out, name)); err == nil {
+			t.Errorf("%s is there", name)
+		}
+	}
+}
+
 // TestCopyRefuses has sources that cannot be copied.
 func TestCopyRefuses(t *testing.T) {
 	build, _ := makeBuild(t)
-	symlink(t, "nowhere", filepath.Join(build, "dangling.ko"))
-	symlink(t, "sub", filepath.Join(build, "directory.ko"))
 	out := filepath.Join(t.TempDir(), "out")
 	for name, source := range map[string]Source{
-		"none":         {Output: out},
-		"no output":    {Names: []string{"a.ko"}},
-		"above":        {Names: []string{"a.ko"}, Output: out, Below: "../x"},
-		"itself":       {Names: []string{"a.ko"}, Output: build},
-		"gone":         {Names: []string{"gone.ko"}, Output: out},
-		"not plain":    {Names: []string{"sub/b.ko.xz"}, Output: out},
-		"dangling.ko":  {Names: []string{"dangling.ko"}, Output: out},
-		"directory.ko": {Names: []string{"directory.ko"}, Output: out},
+		"none":      {Output: out},
+		"no output": {Names: []string{"a.ko"}},
+		"above":     {Names: []string{"a.ko"}, Output: out, Below: "../x"},
+		"itself":    {Names: []string{"a.ko"}, Output: build},
+		"not plain": {Names: []string{"sub/b.ko.xz"}, Output: out},
 	} {
 		source.Roots, source.Copy = []string{build}, true
 		if tree, err := Open(t.Context(), source); err == nil {

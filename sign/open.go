@@ -33,12 +33,16 @@ type Source struct {
 	// is followed.
 	Below string
 	// Copy has the Output get what cp(1) makes of the Names: Names are followed if they
-	// are, or lie behind, symbolic links, and may lie in the same tree as the Output. Each
-	// becomes a file of its own, with the module's mode less the umask, the time of now and
-	// no attributes, and belongs to the caller. A plain file that is replaced hands on its
-	// mode, owner and attributes instead. Other forms of the module, as dummy.ko.xz beside
-	// dummy.ko, are removed. The options on modes, times, owners and attributes do not count.
+	// are, or lie behind, symbolic links, and may lie in the same tree as the Output. Names
+	// that cannot be read fail alone. Each module becomes a file of its own, with the time of
+	// now and no attributes, and belongs to the caller. If it is signed, its mode is 0666 less
+	// the umask, as of a file that scripts/sign-file has written. Otherwise its mode is the
+	// module's less the umask, and a plain file that is replaced hands on its mode, owner and
+	// attributes. Other forms of the module, as dummy.ko.xz beside dummy.ko, are removed. The
+	// options on modes, times, owners and attributes do not count.
 	Copy bool
+	// KeepForms has Copy leave other forms of the modules, and name them in the summary.
+	KeepForms bool
 	// Compress is the new format of modules that are not compressed: dummy.ko becomes
 	// dummy.ko.xz, which replaces a file of that name, and then dummy.ko is removed. A
 	// kill leaves both names at worst, and the next run does the rest. Compressed modules

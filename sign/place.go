@@ -84,12 +84,15 @@ func (w *work) create(write func(io.Writer) error) error {
 		if err := dirs[i].CheckFile(name.to.name()); err != nil {
 			return err
 		}
-		if !w.source.Copy {
+		if !w.source.Copy || w.source.KeepForms {
 			w.noteForms(dirs[i], name.to.name())
 		}
 	}
 	perm := fs.FileMode(0o600)
-	if w.source.Copy {
+	switch {
+	case w.signsCopy():
+		perm = 0o666
+	case w.source.Copy:
 		perm = w.module.Info.Mode().Perm()
 	}
 	out, err := atomicfile.CreateIn(dirs[0], names[0].to.name(), perm)
@@ -118,7 +121,7 @@ func (w *work) create(write func(io.Writer) error) error {
 	if dropped {
 		w.droppedXattrs.Add(1)
 	}
-	if w.source.Copy && w.usedOutput {
+	if w.source.Copy && w.usedOutput && !w.source.KeepForms {
 		return w.removeForms(dirs[0], names[0].to.name())
 	}
 	return nil
@@ -133,8 +136,8 @@ func (w *work) inherit(out *atomicfile.File, dir *dirfd.Dir) (dropped bool, err 
 		})
 	}
 	name := w.job.names[0].to.name()
-	if !w.usedOutput || compress.FromName(name) != compress.None {
-		return false, nil // xz and its kind make a new file
+	if w.signsCopy() || !w.usedOutput || compress.FromName(name) != compress.None {
+		return false, nil // sign-file makes a new file, and so do xz and its kind
 	}
 	old, err := dir.Open(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -146,6 +149,13 @@ func (w *work) inherit(out *atomicfile.File, dir *dirfd.Dir) (dropped bool, err 
 		return false, err
 	}
 	return out.Inherit(old, info, atomicfile.Inherit{NewMTime: true, BestEffort: true})
+}
+
+// signsCopy reports whether the new file is a copy with a signature. Kbuild has sign-file
+// write it, which makes a new file and ignores the mode of the module.
+func (w *work) signsCopy() bool {
+	_, proves := w.trailers.(proofs)
+	return w.source.Copy && w.result.Action == Signed && !proves
 }
 
 // unchanged returns an error if the module is not the one that was opened any more.

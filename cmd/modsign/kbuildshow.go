@@ -56,9 +56,9 @@ func kbuildShow(u *ui, o *kbuildTree) error {
 	if err := showHook(u, hook); err != nil {
 		return err
 	}
-	dirs, err := kbuildrun.Unfinished(hook.Objtree)
-	for _, dir := range dirs {
-		treeField(u, "unfinished", dir)
+	marks, err := kbuildrun.Unfinished(hook.Objtree)
+	for _, mark := range marks {
+		treeField(u, "unfinished", mark.String())
 	}
 	return err
 }

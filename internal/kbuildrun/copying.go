@@ -22,35 +22,24 @@ const noModules = "modules="
 // A copying is an install of modules that are read from the build and written once, where
 // Kbuild would copy each, and have one program after the other write it again.
 type copying struct {
-	names       []string
-	destination string
-	strips      bool
-	before      map[string]identity // modules that an earlier install has left
+	modules
+	strips bool
+	before map[string]identity // modules that an earlier install has left
 }
 
 // newCopying prepares the copying of a tree's modules. It returns nil if they are left to
-// Kbuild: if one is missing, which Kbuild says in its own words, and if a program strips
-// them as only that program does.
-func (d *Driver) newCopying(ctx context.Context, tree *kbuild.Tree, s installStep) *copying {
-	names, err := tree.Modules()
-	if err != nil || len(names) == 0 {
+// Kbuild, because a program strips them as only that program does.
+func (d *Driver) newCopying(ctx context.Context, tree *kbuild.Tree, s installStep, m modules) *copying {
+	if len(m.names) == 0 {
 		return nil
 	}
-	destination, err := tree.Destination()
-	if err != nil {
-		return nil
-	}
-	c := &copying{names: names, destination: destination, strips: s.strips}
+	c := &copying{modules: m, strips: s.strips}
 	strip, _ := tree.Vars.Lookup("INSTALL_MOD_STRIP")
 	switch {
 	case s.strips || strip == "":
 	case strip == "1" && d.isGNUStrip(ctx, stripProgram(tree)):
 		c.strips = true
 	default:
-		return nil
-	}
-	missing := func(name string) bool { return !exists(filepath.Join(tree.ModulesDir(), name)) }
-	if slices.ContainsFunc(names, missing) {
 		return nil
 	}
 	c.before = c.installed()
@@ -100,13 +89,9 @@ func (c *copying) overtaken() bool {
 
 // copyModules installs the modules and takes the step with them.
 func (d *Driver) copyModules(ctx context.Context, tree *kbuild.Tree, s installStep, c *copying) error {
-	format, err := compression(tree)
-	if err != nil {
-		return err
-	}
 	source := sign.Source{
-		Roots: []string{tree.ModulesDir()}, Names: c.names, Output: c.destination, Copy: true, Compress: format,
-		Wait: func(e *sign.LockedError) { d.Front.Note("waiting for another install: %v", e) },
+		Roots: []string{tree.ModulesDir()}, Names: c.names, Output: c.destination, Copy: true,
+		Compress: c.format, KeepForms: d.ExtMod != "" && !forExternal(c.below), Wait: d.waiting,
 	}
 	if d.ExtMod == "" {
 		// Kbuild has removed this directory: a link of its name is not the user's.
@@ -119,12 +104,30 @@ func (d *Driver) copyModules(ctx context.Context, tree *kbuild.Tree, s installSt
 	defer modules.Close()
 	var l *lines
 	if !d.Flags.Silent {
-		l = &lines{out: bufio.NewWriter(d.System.Stdout), signs: s.signs, strips: c.strips, format: format}
+		l = &lines{out: bufio.NewWriter(d.System.Stdout), signs: s.signs, strips: c.strips, format: c.format}
 	}
-	return s.do(modules, l, sign.Options{
+	err = s.do(modules, l, sign.Options{
 		WriteOptions: sign.WriteOptions{Jobs: d.jobs(), Sync: sign.SyncNone},
 		DebugOptions: sign.DebugOptions{StripDebug: c.strips, StripProgram: stripProgram(tree)},
 	})
+	if err != nil && ctx.Err() != nil {
+		return c.interrupted(ctx)
+	}
+	return err
+}
+
+// interrupted is the error of an install that was interrupted after Kbuild has removed the
+// old modules.
+func (c *copying) interrupted(ctx context.Context) error {
+	return fmt.Errorf("%w: not all modules are installed in %s; run make modules_install again",
+		context.Cause(ctx), c.destination)
+}
+
+// forExternal reports whether a directory below MODLIB is one of those that Kbuild has for
+// external modules. Elsewhere another form of a module may be the kernel's own.
+func forExternal(below string) bool {
+	first, _, _ := strings.Cut(below, "/")
+	return first == "updates" || first == "extra"
 }
 
 // lines are those that Kbuild prints of what it does to modules, which people search logs

@@ -52,18 +52,18 @@ func (d *Driver) Run(ctx context.Context, goals []string) error {
 // warnUnfinished warns of modules that an interrupted install may have left unsigned,
 // unless they are about to be installed again.
 func (d *Driver) warnUnfinished(goals []string) error {
-	dirs, err := Unfinished(d.Objtree)
-	if err != nil || len(dirs) == 0 {
+	marks, err := Unfinished(d.Objtree)
+	if err != nil || len(marks) == 0 {
 		return err
 	}
-	var target string
+	var next Mark
 	if tree, err := d.tree(); err == nil && slices.Contains(goals, "modules_install") {
-		target, _ = tree.ModLib()
+		next, _ = markOf(tree)
 	}
-	for _, dir := range dirs {
-		if dir != target {
-			d.Front.Say("warning: an earlier make modules_install did not finish, and modules in %s may be unsigned: "+
-				"run it again", dir)
+	for _, m := range marks {
+		if m != next {
+			d.Front.Say("warning: an earlier %s did not finish, and modules in %s may be unsigned or missing: "+
+				"run it again", m.command(), m.Dir)
 		}
 	}
 	return nil

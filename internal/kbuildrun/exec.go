@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/modsign/modsign/kbuild"
@@ -59,9 +61,12 @@ func (d *Driver) depmod(ctx context.Context, tree *kbuild.Tree) error {
 	name, _ := tree.Vars.Lookup("DEPMOD")
 	name = cmp.Or(name, "depmod")
 	program, err := lookPath(name)
-	if err != nil {
+	if (errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist)) && !isCommandLine(name) {
 		d.Front.Say("warning: depmod is left out: no program %s (Debian's package kmod has it)", name)
 		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("DEPMOD is not a program: %w", err)
 	}
 	args := []string{"-ae", "-F", "System.map"}
 	if root := tree.InstallModPath(); root != "" {
@@ -78,8 +83,21 @@ func (d *Driver) depmod(ctx context.Context, tree *kbuild.Tree) error {
 // lookPath finds a program, also in /sbin, which is not in everyone's PATH.
 func lookPath(name string) (string, error) {
 	program, err := exec.LookPath(name)
-	if err != nil {
-		return exec.LookPath(filepath.Join("/sbin", name))
+	if errors.Is(err, exec.ErrNotFound) && !strings.Contains(name, "/") {
+		if inSbin, err := exec.LookPath(filepath.Join("/sbin", name)); err == nil {
+			return inSbin, nil
+		}
 	}
-	return program, nil
+	return program, err
+}
+
+// isCommandLine reports whether a name is that of a program with arguments. Kbuild finds
+// the program and then fails to run it by the whole name.
+func isCommandLine(name string) bool {
+	words := strings.Fields(name)
+	if len(words) < 2 {
+		return false
+	}
+	_, err := lookPath(words[0])
+	return err == nil
 }

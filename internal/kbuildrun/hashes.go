@@ -168,6 +168,11 @@ func (d *Driver) verifyInstalled(ctx context.Context, tree *kbuild.Tree) error {
 	if err != nil {
 		return err
 	}
+	lock, err := d.lockInstalls(ctx, modlib) // another install may have begun
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
 	order, err := kbuild.InstalledModules(modlib)
 	if err != nil {
 		return err

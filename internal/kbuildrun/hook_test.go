@@ -246,32 +246,3 @@ func TestHookUnderMake(t *testing.T) {
 		}
 	}
 }
-
-func TestUnfinished(t *testing.T) {
-	h := newTrees(t)
-	first, second := filepath.Join(h.Srctree, "first"), filepath.Join(h.Srctree, "second")
-	for _, dir := range []string{first, second, first} {
-		if err := MarkInstallStarted(h.Objtree, dir); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.MkdirAll(dir, 0o777); err != nil {
-			t.Fatal(err)
-		}
-	}
-	dirs, err := Unfinished(h.Objtree)
-	if err != nil || strings.Join(dirs, " ") != second+" "+first {
-		t.Errorf("unfinished are %v, %v", dirs, err)
-	}
-	if err := os.RemoveAll(second); err != nil {
-		t.Fatal(err)
-	}
-	if dirs, err := Unfinished(h.Objtree); err != nil || strings.Join(dirs, " ") != first {
-		t.Errorf("unfinished are %v, %v, of which only %s is there", dirs, err, first)
-	}
-	if err := MarkInstallDone(h.Objtree, first); err != nil {
-		t.Fatal(err)
-	}
-	if got := list(t, h.Objtree); got != "" {
-		t.Errorf("left over: %s", got)
-	}
-}

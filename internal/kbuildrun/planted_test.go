@@ -21,7 +21,7 @@ func TestPlanted(t *testing.T) {
 		settings:          (*Hook).Enable,
 		Dir:               (*Hook).Enable,
 		"scripts":         (*Hook).PlaceSignFile,
-		unfinished:        func(h *Hook) error { return MarkInstallStarted(h.Objtree, h.Objtree) },
+		unfinished:        func(h *Hook) error { return MarkInstallStarted(t.Context(), h.Objtree, Mark{Dir: h.Objtree}) },
 		HashList:          func(h *Hook) error { return WriteHashList(h.Objtree, []byte("x")) },
 		"disable":         (*Hook).Disable,
 		"remove":          func(h *Hook) error { return Remove(h.Objtree, Certificate) },

@@ -102,7 +102,8 @@ func FindNames(root string, names []string) ([]Entry, error) {
 
 // FollowNames is [FindNames] as cp(1) reads files: it follows symbolic links, to
 // directories and to modules, and takes no compressed file for a plain one. An Entry
-// behind a link has the Path that the link leads to, and no Base.
+// behind a link has the Path that the link leads to, and no Base. A name that leads to
+// nothing, or to something other than a regular file, is an Entry with Err set.
 func FollowNames(root string, names []string) ([]Entry, error) {
 	return findNames(root, names, true)
 }
@@ -126,11 +127,11 @@ func findNames(root string, names []string, follow bool) ([]Entry, error) {
 		}
 		seen[name] = true
 		switch err := checkDir(filepath.Join(real, filepath.Dir(name)), dirs); {
-		case errors.Is(err, fs.ErrNotExist):
-			entries = append(entries, Entry{Rel: name, Err: err})
-			continue
 		case errors.Is(err, errLink) && follow:
 			entries = append(entries, behindLink(filepath.Join(root, name), name))
+			continue
+		case errors.Is(err, fs.ErrNotExist), err != nil && follow:
+			entries = append(entries, Entry{Path: filepath.Join(root, name), Rel: name, Err: err})
 			continue
 		case errors.Is(err, errLink):
 			at, _ := filepath.EvalSymlinks(filepath.Join(real, filepath.Dir(name)))
@@ -160,12 +161,12 @@ func findNames(root string, names []string, follow bool) ([]Entry, error) {
 	found := make([]Entry, 0, len(entries))
 	for _, e := range entries {
 		switch {
+		case e.Err == nil || follow:
+			found = append(found, e)
 		case errors.Is(e.Err, fs.ErrNotExist):
 			missing = append(missing, e.Rel)
-		case e.Err != nil:
-			return nil, e.Err
 		default:
-			found = append(found, e)
+			return nil, e.Err
 		}
 	}
 	if len(missing) > 0 {
