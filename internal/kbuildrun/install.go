@@ -156,7 +156,9 @@ func (d *Driver) checkBuilt(tree *kbuild.Tree, m modules) error {
 	for _, name := range m.names {
 		path := filepath.Join(tree.ModulesDir(), name)
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			err := fmt.Errorf("%s: not built, but listed in modules.order: nothing is installed", path)
+			// The words of make, which people look for.
+			err := fmt.Errorf("No rule to make target '%s', needed by '%s': nothing is installed", //nolint:staticcheck
+				path, filepath.Join(m.destination, name))
 			return &HintError{err, "run make first, or make -k modules_install for the other modules"}
 		}
 	}
