@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/keygen"
 )
 
 // TestWidth checks that a client has no more requests under way than an agent and its own
@@ -61,7 +62,7 @@ func TestMoreRequestsThanConnections(t *testing.T) {
 		}, 2, maxCalls},
 	} {
 		t.Run(name, func(t *testing.T) {
-			run := c.start(agentCommand(t, nil))
+			run := c.start(agentCommand(t, func(o *Options) { o.Algorithm = keygen.ECDSAP256 }))
 			var group sync.WaitGroup
 			requests := 2 * c.wide
 			for i := range c.clients {
@@ -133,8 +134,7 @@ func TestGivingWay(t *testing.T) {
 
 // TestHangups has a peer that hangs up on three connections without an answer: the client
 // sends the request again. It does not after half an answer: that request may be done.
-func TestHangups(t *testing.T) {
-	t.Parallel()
+func TestHangups(t *testing.T) { // alone: where many others work, it may give up
 	run := startAgent(t, nil)
 	agent := run.dial(t)
 	socket := agent.socket
@@ -151,8 +151,10 @@ func TestHangups(t *testing.T) {
 			if err != nil {
 				return
 			}
-			conn.Read(make([]byte, 1)) // the rest is lost
-			if i == 3 {
+			if i < 3 {
+				conn.Read(make([]byte, 1)) // the rest is lost
+			} else {
+				bufio.NewReader(conn).ReadSlice('\n')
 				conn.Write([]byte(`{"sig`))
 			}
 			conn.Close()
