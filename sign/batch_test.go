@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -49,6 +51,45 @@ func TestBatches(t *testing.T) {
 	}
 	if summary := mustSign(t, signer, Source{Roots: []string{dir}}, Options{}); summary.Signed != g.want {
 		t.Errorf("%d of %d modules signed", summary.Signed, g.want)
+	}
+}
+
+// TestJobsFitDescriptors signs more modules at once, on many processors, than there are
+// descriptors for.
+func TestJobsFitDescriptors(t *testing.T) {
+	const descriptors, modules = 256, 400
+	if base := child(); base != "" {
+		runtime.GOMAXPROCS(24)
+		limit := unix.Rlimit{Cur: descriptors, Max: descriptors}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		signer := loadSigner(t, base)
+		signer.batch = 8
+		for _, jobs := range []int{0, modules} {
+			if s := mustSign(t, signer, Source{Roots: []string{filepath.Join(base, "tree")}}, Options{
+				WriteOptions: WriteOptions{Jobs: jobs},
+			}); s.Signed != modules {
+				t.Errorf("%d jobs: %d of %d modules signed", jobs, s.Signed, modules)
+			}
+		}
+		return
+	}
+	base := t.TempDir()
+	saveSigner(t, base)
+	for i := range modules {
+		put(t, filepath.Join(base, "tree", fmt.Sprintf("%d.ko", i)), testmod.ELF())
+	}
+	finish(t, again(t, base))
+}
+
+func TestFitting(t *testing.T) {
+	for _, c := range []struct{ n, descriptors, want int }{
+		{4, 1 << 20, 4}, {1296, 1 << 20, 1296}, {256, 1024, 64}, {256, 256, 16}, {4, 40, 2}, {4, 3, 1},
+	} {
+		if got := fitting(c.n, c.descriptors); got != c.want {
+			t.Errorf("%d jobs, %d descriptors: %d, want %d", c.n, c.descriptors, got, c.want)
+		}
 	}
 }
 

@@ -19,7 +19,8 @@ type ReadOptions struct {
 	Report  Report
 }
 
-// WriteOptions are those of all work that writes modules.
+// WriteOptions are those of all work that writes modules. At most one module for 16 file
+// descriptors of the process is processed at once, whatever Jobs says.
 type WriteOptions struct {
 	Jobs       int          // modules processed at once; 0: twice the number of processors, and more for batches
 	MaxSize    int64        // limit for a decompressed module in bytes; 0: 2 GiB

@@ -156,7 +156,7 @@ func (t *Tree) complete(r *run) {
 func (r *run) do(ctx context.Context, jobs []*job) error {
 	// The largest first, so that none of them begins when all others are done.
 	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
-	err := batch.Each(ctx, len(jobs), r.jobs(), func(i int) error {
+	err := batch.Each(ctx, len(jobs), fitting(r.jobs(), dirfd.MaxOpen()), func(i int) error {
 		for _, part := range r.parts(jobs[i]) {
 			start := time.Now()
 			result := r.module(ctx, part)
@@ -178,7 +178,16 @@ func (r *run) jobs() int {
 	if s, ok := r.trailers.(signatures); ok {
 		return s.jobs(r.Jobs)
 	}
-	return r.Jobs
+	return batch.Jobs(r.Jobs)
+}
+
+// descriptorsOfJob is more than a job needs: about six, and the connection of a key agent,
+// or the pipes of a compressor.
+const descriptorsOfJob = 16
+
+// fitting returns how many of n modules this process can have open at once.
+func fitting(n, descriptors int) int {
+	return max(1, min(n, descriptors/descriptorsOfJob))
 }
 
 // module works on the module of a job.

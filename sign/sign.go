@@ -101,7 +101,8 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 
 // jobs returns how many signatures to make at once if the caller asks for n. Those that
 // wait for a key that signs in batches need no processor: while each processor makes a
-// batch, one gathers, and the modules of another are written.
+// batch, one gathers, and the modules of another are written. A key that takes fewer calls
+// at once lets the others wait.
 func (s *Signer) jobs(n int) int {
 	if n > 0 || s.batch <= 1 {
 		return batch.Jobs(n)

@@ -176,11 +176,48 @@ func TestFaults(t *testing.T) {
 			t.Errorf("fault %d: notes %q, fast way closed: %v", i, notes, closed.Load())
 		}
 
-		// Another key of the process does not go that way.
-		other := newKey(k.key, nopower{e}, closed, nil)
-		if _, err := other.Sign(rand.Reader, batch[0].digest, crypto.SHA256); err != nil {
-			t.Error(err)
+		// Another key of the process does not go that way, and says so too.
+		notes = nil
+		other := newKey(k.key, nopower{e}, closed, func(note string) { notes = append(notes, note) })
+		for range 2 {
+			if _, err := other.Sign(rand.Reader, batch[0].digest, crypto.SHA256); err != nil {
+				t.Error(err)
+			}
 		}
+		if len(notes) != 1 {
+			t.Errorf("fault %d: another key notes %q", i, notes)
+		}
+	}
+}
+
+// spoiling changes a caller's digest when the last product of the first batch is computed.
+type spoiling struct {
+	engine
+	modulus *modulus
+	digest  []byte
+}
+
+func (s *spoiling) mul(z, x, y []uint64, m *modulus, q []uint64) {
+	if s.modulus != nil && m == s.modulus {
+		clear(s.digest)
+	}
+	s.engine.mul(z, x, y, m, q)
+}
+
+// TestChangedDigest has a caller that changes its digest while it is signed: this is no
+// fault of the processor.
+func TestChangedDigest(t *testing.T) {
+	e, _ := fastest(t)
+	s := &spoiling{engine: e}
+	k := batchKey(t, 2048, s)
+	digest := randomBytes(32)
+	s.modulus, s.digest = k.private.n, bytes.Clone(digest)
+	signature, err := k.Sign(rand.Reader, s.digest, crypto.SHA256)
+	if err != nil || rsa.VerifyPKCS1v15(&k.key.PublicKey, crypto.SHA256, digest, signature) != nil {
+		t.Errorf("wrong signature, or none: %v", err)
+	}
+	if !bytes.Equal(s.digest, make([]byte, 32)) || k.faulty.Load() {
+		t.Errorf("digest changed: %x, fast way closed: %v", s.digest, k.faulty.Load())
 	}
 }
 

@@ -48,6 +48,7 @@ type Key struct {
 	private *private
 	spaces  sync.Pool // of *workspace
 	note    func(string)
+	noted   atomic.Bool
 	faulty  *atomic.Bool // the fast way is closed
 
 	mu      sync.Mutex
@@ -77,7 +78,8 @@ var selfTested = sync.OnceValue(func() error {
 })
 
 // New returns a Key for a private key that crypto/rsa accepts. note, which may be nil, is
-// told once if a wrong signature was made and kept back. The first call in a process tests
+// told once if a wrong signature was made and kept back, with this key or another one of
+// the process. The first call in a process tests
 // the arithmetic. The error is one of this package, or wraps it.
 func New(key *rsa.PrivateKey, note func(string)) (*Key, error) {
 	if fips140.Enabled() {
@@ -100,14 +102,15 @@ func New(key *rsa.PrivateKey, note func(string)) (*Key, error) {
 }
 
 // Signer returns a [Key] for the private key, or the private key itself where New returns
-// an error. Of these it notes the failed self-test, which no processor should have.
+// an error. Of these it notes the failed self-test and the wrong signature, which no
+// processor should have.
 func Signer(key crypto.Signer, note func(string)) crypto.Signer {
 	if key, ok := key.(*rsa.PrivateKey); ok {
 		batched, err := New(key, note)
 		if err == nil {
 			return batched
 		}
-		if errors.Is(err, ErrSelfTest) && note != nil {
+		if (errors.Is(err, ErrSelfTest) || errors.Is(err, ErrFault)) && note != nil {
 			note(err.Error())
 		}
 	}
@@ -155,8 +158,9 @@ func (k *Key) BatchSize() int { return BatchSize }
 // as PSS, crypto/rsa does. It waits for other batches of the key, and for no time.
 func (k *Key) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	_, pss := opts.(*rsa.PSSOptions)
+	digest = bytes.Clone(digest) // a caller that changes its own must not look like a fault
 	message := pad(opts.HashFunc(), digest, k.private.size)
-	if pss || message == nil || k.faulty.Load() {
+	if pss || message == nil || k.closed() {
 		return k.key.Sign(random, digest, opts)
 	}
 	r := &request{hash: opts.HashFunc(), digest: digest, message: message, done: make(chan struct{})}
@@ -195,9 +199,21 @@ func (k *Key) run(batch []*request) {
 	}
 }
 
+// closed reports whether the fast way is closed, and notes that once.
+func (k *Key) closed() bool {
+	if !k.faulty.Load() {
+		return false
+	}
+	if !k.noted.Swap(true) && k.note != nil {
+		k.note("a signature made in a batch was wrong, and was kept back: crypto/rsa signs from here on; " +
+			"the processor or its memory may be faulty")
+	}
+	return true
+}
+
 // sign makes the signatures of a batch, and checks them.
 func (k *Key) sign(batch []*request) {
-	if k.faulty.Load() || !k.try(batch) {
+	if k.closed() || !k.try(batch) {
 		for _, r := range batch {
 			r.signature, r.err = rsa.SignPKCS1v15(nil, k.key, r.hash, r.digest)
 		}
@@ -216,10 +232,8 @@ func (k *Key) try(batch []*request) bool {
 	k.spaces.Put(space)
 	for i, r := range batch {
 		if !k.correct(r, signatures[i]) {
-			if !k.faulty.Swap(true) && k.note != nil {
-				k.note("a signature made in a batch was wrong, and was kept back: crypto/rsa signs from here on; " +
-					"the processor or its memory may be faulty")
-			}
+			k.faulty.Store(true)
+			k.closed()
 			return false
 		}
 	}

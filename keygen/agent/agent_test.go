@@ -841,6 +841,7 @@ func FuzzRequests(f *testing.F) {
 			digests: make(Digests), ended: make(chan struct{}), listener: closedListener{},
 		}
 		ours, theirs := net.Pipe()
+		s.conns.add(theirs)
 		go func() {
 			s.converse(theirs)
 			theirs.Close()
@@ -894,7 +895,7 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%d connections, want 1", n)
 	}
 	var group sync.WaitGroup
-	for i := range 4 * maxCalls() {
+	for i := range 4 * cap(agent.calls) {
 		group.Go(func() {
 			digest := sum(fmt.Sprint(i))
 			signature, err := signer.Sign(nil, digest, crypto.SHA256)
@@ -904,8 +905,8 @@ func TestConnections(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if n := len(agent.idle); n > maxCalls() {
-		t.Errorf("%d connections, at most %d are of use", n, maxCalls())
+	if n := len(agent.idle); n > cap(agent.calls) {
+		t.Errorf("%d connections, at most %d are of use", n, cap(agent.calls))
 	}
 	if err := agent.Close(); err != nil || len(agent.idle) != 0 {
 		t.Errorf("%d connections after the end, error %v", len(agent.idle), err)

@@ -22,7 +22,6 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/keyfile"
-	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -42,12 +41,18 @@ type Client struct {
 	dir    string
 	socket string
 	cert   *x509.Certificate
+	batch  int         // how many signatures the agent makes in the time of one, or 0
 	unfit  error       // why its key must not sign
 	proven atomic.Bool // a signature has shown that it has the certificate's key
 
 	calls chan struct{}    // holds one for each request under way
 	idle  chan *clientConn // has room for the connections of all of them
 }
+
+// maxCalls is how many requests a client has under way at once. They fill eight batches,
+// which are more than a machine that also reads and writes the modules makes at the same
+// time, and four clients have room in one agent.
+const maxCalls = maxConnections / 4
 
 type clientConn struct {
 	net.Conn
@@ -62,6 +67,8 @@ const (
 	promptTimeout = 10 * time.Second
 	// A connection that was idle so long may be closed by the agent soon.
 	poolTimeout = idleTimeout / 2
+	// A busy agent has room again soon.
+	retryPause = 10 * time.Millisecond
 )
 
 // Dial connects to the agent of a directory. The agent must run as the owner of the
@@ -72,8 +79,7 @@ func Dial(dir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Client{dir: dir, socket: socket,
-		calls: make(chan struct{}, maxCalls()), idle: make(chan *clientConn, maxCalls())}
+	a := &Client{dir: dir, socket: socket, calls: make(chan struct{}, 1), idle: make(chan *clientConn, maxCalls)}
 	response, err := a.call(wireRequest{Op: "certificate"})
 	if err == nil {
 		a.cert, err = x509.ParseCertificate(response.Certificate)
@@ -82,6 +88,8 @@ func Dial(dir string) (*Client, error) {
 		a.Close()
 		return nil, err
 	}
+	a.batch = response.Batch
+	a.calls = make(chan struct{}, width(runtime.GOMAXPROCS(0), a.batch, dirfd.MaxOpen()))
 	published, err := publishedCertificate(dir)
 	if err != nil {
 		a.unfit = err
@@ -189,9 +197,20 @@ func NewestReceipt(dir string) (string, error) {
 	return d.Path(name), err
 }
 
+// width returns how many requests to have under way: a few for each processor, and as
+// many as an agent that signs in batches makes of them. Most descriptors are left to who
+// brings the digests.
+func width(procs, batch, descriptors int) int {
+	n := 2 * procs
+	if batch > 1 {
+		n += batch * (procs + 2)
+	}
+	return max(1, min(n, maxCalls, descriptors/4))
+}
+
 // connect waits for an agent that has no room for a connection yet.
 func (a *Client) connect(timeout time.Duration) (net.Conn, error) {
-	for end := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(timeout); ; time.Sleep(retryPause) {
 		conn, err := net.DialTimeout("unix", a.socket, timeout)
 		if !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
@@ -252,21 +271,29 @@ func (a *Client) call(request wireRequest) (response wireResponse, err error) {
 		drop()
 	}
 	if conn != nil {
-		// An agent that hung up on an idle client has not read the request.
 		if response, err = conn.roundTrip(request); isHangup(err) {
 			drop()
 		}
 	}
-	if conn == nil {
+	// An agent that hangs up has not done the request: others needed the place. One that
+	// exited cannot be dialed.
+	for end := time.Now().Add(timeoutOf(request)); conn == nil; {
 		if conn, err = a.dial(timeoutOf(request)); err != nil {
 			return wireResponse{}, err
 		}
-		response, err = conn.roundTrip(request)
+		if response, err = conn.roundTrip(request); isHangup(err) && time.Now().Before(end) {
+			drop()
+			time.Sleep(retryPause)
+		}
 	}
 	switch {
 	case isHangup(err):
 		drop()
-		return wireResponse{}, noAgent(a.dir) // the agent exited during the request
+		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: it has had no room for a request for %v", a.dir,
+			timeoutOf(request))
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		drop()
+		return wireResponse{}, noAgent(a.dir) // the agent exited during the answer
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		drop()
 		return wireResponse{}, fmt.Errorf("key agent in %s does not answer: nothing came within %v", a.dir,
@@ -316,6 +343,9 @@ func (c *clientConn) roundTrip(request wireRequest) (response wireResponse, err 
 			err := json.Unmarshal(line, &response)
 			return response, err
 		}
+		if isHangup(err) && len(line) > 0 {
+			return response, io.ErrUnexpectedEOF
+		}
 		if !errors.Is(err, bufio.ErrBufferFull) || len(line) > maxResponse {
 			return response, errors.Join(writeErr, err)
 		}
@@ -338,21 +368,8 @@ func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a},
 
 type remoteKey struct{ agent *Client }
 
-// maxCalls is how many requests are under way at once: a few for each processor, and as
-// many as an agent that signs in batches makes of them.
-func maxCalls() int {
-	procs := runtime.GOMAXPROCS(0)
-	return 2*procs + rsabatch.BatchSize*(procs+2)
-}
-
-// BatchSize returns how many signatures the agent may make in the time of one. It signs
-// with RSA in batches, if its processor can.
-func (s remoteKey) BatchSize() int {
-	if _, ok := s.agent.cert.PublicKey.(*rsa.PublicKey); ok {
-		return rsabatch.BatchSize
-	}
-	return 1
-}
+// BatchSize returns how many signatures the agent makes in the time of one.
+func (s remoteKey) BatchSize() int { return max(1, s.agent.batch) }
 
 func (s remoteKey) Public() crypto.PublicKey { return s.agent.cert.PublicKey }
 

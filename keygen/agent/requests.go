@@ -22,16 +22,19 @@ import (
 // The protocol, on a stream socket: the client writes a request, the agent its
 // response, each one JSON object on a line; then the next.
 //
-//	{"op":"certificate"}                               {"certificate":"<base64 of the DER>"}
+//	{"op":"certificate"}                               {"certificate":"<base64 of the DER>","batch":8}
 //	{"op":"sign","hash":"sha512","digest":"<base64>"}  {"signature":"<base64>"}
 //	{"op":"status"}                                    {"status":{...}}
 //	{"op":"installed"}                                 {}
 //	{"op":"forget"}                                    {}, and the connection ends when the process has
 //	whatever fails                                     {"error":"..."}, with "gone":true when the key is
 //
-// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The agent hangs up after a line that is
-// not a request, and on a client that is silent for a minute, or for less when others
-// need its place.
+// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The batch is how many signatures the
+// agent makes in the time of one, if that is more than one. The agent hangs up after a line
+// that is not a request, and on a client that is silent for a minute, or for less when
+// others need its place. A request that it began to process gets an answer. If an agent
+// that lives on hangs up without one, it did nothing, and the client sends the request
+// again on a new connection.
 type wireRequest struct {
 	Op     string `json:"op"`
 	Hash   string `json:"hash,omitempty"`
@@ -42,6 +45,7 @@ type wireResponse struct {
 	Error       string  `json:"error,omitempty"`
 	Gone        bool    `json:"gone,omitempty"`
 	Certificate []byte  `json:"certificate,omitempty"`
+	Batch       int     `json:"batch,omitempty"`
 	Signature   []byte  `json:"signature,omitempty"`
 	Status      *Status `json:"status,omitempty"`
 }
@@ -102,13 +106,16 @@ func (s *server) converse(conn net.Conn) bool {
 			return true
 		}
 		s.answering.RLock()
-		s.conns.busy(conn, true)
+		if !s.conns.take(conn) {
+			s.answering.RUnlock()
+			return true
+		}
 		response := s.answer(request)
-		s.conns.busy(conn, false)
 		if request.Op == "forget" {
 			s.conns.remove(conn) // it is the process's end that closes it
 		}
 		err = respond(conn, response)
+		s.conns.answered(conn)
 		s.answering.RUnlock()
 		if err != nil {
 			return true
@@ -152,7 +159,7 @@ func (s *server) answer(request wireRequest) (response wireResponse) {
 	var err error
 	switch request.Op {
 	case "certificate":
-		response.Certificate = s.cert.Raw
+		response.Certificate, response.Batch = s.cert.Raw, s.batch
 	case "sign":
 		response.Signature, err = s.sign(request.Hash, request.Digest)
 	case "status":

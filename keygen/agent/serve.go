@@ -80,6 +80,7 @@ type Status struct {
 type server struct {
 	Options
 	cert     *x509.Certificate
+	batch    int // how many signatures the key makes in the time of one, or 0
 	born     time.Time
 	deadline time.Duration // of the clock that sinceBoot reads
 	locked   bool
@@ -171,6 +172,9 @@ func (s *server) makeKey() error {
 	}
 	// Requests that come in at the same time share a batch.
 	s.key, s.cert = rsabatch.Signer(pair.Signer, s.warn), pair.Certificate
+	if key, ok := s.key.(*rsabatch.Key); ok {
+		s.batch = key.BatchSize()
+	}
 	s.born = time.Now().UTC().Truncate(time.Second)
 	s.deadline = sinceBoot() + s.Lifetime
 	return nil
