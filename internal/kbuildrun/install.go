@@ -156,8 +156,8 @@ func (d *Driver) checkBuilt(tree *kbuild.Tree, m modules) error {
 	for _, name := range m.names {
 		path := filepath.Join(tree.ModulesDir(), name)
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			// The words of make, which people look for.
-			err := fmt.Errorf("No rule to make target '%s', needed by '%s': nothing is installed", //nolint:staticcheck
+			//lint:ignore ST1005 These are the words of make, which people look for.
+			err := fmt.Errorf("No rule to make target '%s', needed by '%s': nothing is installed",
 				path, filepath.Join(m.destination, name))
 			return &HintError{err, "run make first, or make -k modules_install for the other modules"}
 		}
