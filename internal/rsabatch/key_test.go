@@ -54,6 +54,9 @@ func randomBytes(n int) []byte {
 
 // TestSignatures compares signatures with those of crypto/rsa.
 func TestSignatures(t *testing.T) {
+	if raceDetector {
+		t.Skip("arithmetic of one goroutine: the race detector sees nothing in it")
+	}
 	e, isProcessor := fastest(t)
 	digests := testmod.Rounds(24, 8)
 	if isProcessor {
@@ -93,6 +96,9 @@ func TestSignatures(t *testing.T) {
 // TestPower compares the operation with math/big where padded digests do not come: at 0,
 // 1, the edges of the primes and of the modulus, with limbs of ones.
 func TestPower(t *testing.T) {
+	if raceDetector {
+		t.Skip("arithmetic of one goroutine: the race detector sees nothing in it")
+	}
 	testmod.Slow(t, "of keys of all sizes")
 	e, _ := fastest(t)
 	for _, bits := range sizes {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package rsabatch
+
+const raceDetector = false
