@@ -234,6 +234,7 @@ func openError(source Source) error {
 // What the programs of the kernel's build would have made of the signed module is
 // made, and stands where they would have put it.
 func TestCompress(t *testing.T) {
+	testmod.Slow(t, "it compresses many modules")
 	needRoot(t)
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	plain := slices.DeleteFunc(

@@ -474,6 +474,7 @@ func verifyPKCS7(sig, content []byte, cert *x509.Certificate) error {
 
 // The repository's own modules of every machine and compression.
 func TestCompressed(t *testing.T) {
+	testmod.Slow(t, "it compresses many modules")
 	modinfo := testmod.Program(t, "modinfo", "kmod")
 	// Debian 12 builds it so.
 	withoutGzip := bytes.Contains(testmod.Run(t, modinfo, "--version"), []byte("-ZLIB"))

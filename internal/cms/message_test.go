@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 // parts are the elements of a message, each with its tag. A test replaces some.
@@ -361,6 +363,7 @@ func TestParseFields(t *testing.T) {
 // Parse rejects every truncation. Every changed bit is rejected too, except those that
 // the kernel ignores: these are known, and the message is then not canonical.
 func TestEveryBit(t *testing.T) {
+	testmod.Slow(t, "it flips every bit of signatures")
 	t.Parallel()
 	for _, test := range []struct{ file, cert string }{
 		{"kernel-rsa2048.p7s", "rsa2048"}, {"kernel-rsa2048-keyid.p7s", "rsa2048"}, {"kernel-p256.p7s", "p256"},

@@ -31,6 +31,7 @@ func debugFile(t testing.TB, b []byte) []byte {
 
 // TestLink compares with strip --strip-debug followed by objcopy --add-gnu-debuglink.
 func TestLink(t *testing.T) {
+	testmod.Slow(t, "it runs objcopy for many modules")
 	inputs := modules(t)
 	dir := sourceDir(t)
 	for _, name := range []string{"linked", "groups", "macros in groups", "odd"} {
@@ -172,6 +173,7 @@ func checkReaders(t *testing.T, module, debug, objcopy []byte) {
 // TestDebuggers has gdb find the debug file of a stripped module in both ways, and
 // resolve lines with it.
 func TestDebuggers(t *testing.T) {
+	testmod.Slow(t, "it starts debuggers")
 	gdb := testmod.Program(t, "gdb", "gdb")
 	dir := sourceDir(t)
 	for _, flags := range testmod.Few(

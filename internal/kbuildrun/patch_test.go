@@ -129,6 +129,7 @@ func edit(t *testing.T, path, old, new string) {
 }
 
 func TestPatch(t *testing.T) {
+	testmod.Slow(t, "it copies a source and patches it in many ways")
 	t.Parallel()
 	source := patchable(t)
 	before := contents(t, source)

@@ -89,6 +89,7 @@ func refuses(t *testing.T, out string, code, want int, words ...string) {
 }
 
 func TestModSign(t *testing.T) {
+	testmod.Slow(t, "it runs rpmbuild")
 	t.Parallel()
 	key, other := testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	private, cert := key.Files(t)

@@ -119,6 +119,7 @@ var packers = []struct {
 // TestPackings makes boot images as arch/x86/boot does: a kernel packed with each
 // compressor, followed by its size, after the setup header of a real image.
 func TestPackings(t *testing.T) {
+	testmod.Slow(t, "it packs kernels in every way")
 	kernels := testmod.Kernels(t)
 	k := kernels[len(kernels)-1]
 	im := realKernel(t, k)

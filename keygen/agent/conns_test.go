@@ -48,6 +48,7 @@ func TestBatchOfAgent(t *testing.T) {
 // TestMoreRequestsThanConnections has clients with more requests at once than the agent
 // has connections. Each gets its answer, and the agent signs none of them twice.
 func TestMoreRequestsThanConnections(t *testing.T) {
+	testmod.Slow(t, "it makes hundreds of signatures")
 	t.Parallel()
 	for name, c := range map[string]struct {
 		start   func(*exec.Cmd, Options) *agentRun
