@@ -11,17 +11,20 @@ import (
 
 var dudect = flag.Duration("dudect", 0, "measure for so long whether the time of an exponentiation depends on secrets")
 
-// TestTiming measures exponentiations with fixed and with random secrets, in random order,
+// BenchmarkTiming measures exponentiations with fixed and with random secrets, in random order,
 // and compares the times with Welch's test: the method of dudect (Reparaz, Balasch and
 // Verbauwhede, 2017). It runs when asked for, on a quiet machine:
 //
-//	go test ./internal/rsabatch -run TestTiming -v -dudect 5m
-func TestTiming(t *testing.T) {
+//	go test ./internal/rsabatch -run "^$" -bench Timing -dudect 5m
+func BenchmarkTiming(b *testing.B) {
 	if *dudect == 0 {
-		t.Skip("measures with -dudect DURATION")
+		b.Skip("measures with -dudect DURATION")
 	}
-	e := processor(t)
-	k := newPrivate(testKey(t, 2048), e)
+	e, ok := processor(b)
+	if !ok {
+		return
+	}
+	k := newPrivate(testKey(b, 2048), e)
 	w := newWorkspace(k.p.limbs())
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	random := func(v []uint64) {
@@ -59,9 +62,9 @@ func TestTiming(t *testing.T) {
 			times[class] = append(times[class], float64(time.Since(start)))
 		}
 		worst := worstWelch(times)
-		t.Logf("%s: %d measurements, |t| = %.2f", secret, len(times[0])+len(times[1]), worst)
+		b.Logf("%s: %d measurements, |t| = %.2f", secret, len(times[0])+len(times[1]), worst)
 		if worst > 10 { // dudect takes that for certain, and 4.5 for a suspicion
-			t.Errorf("the time of an exponentiation depends on the %s", secret)
+			b.Errorf("the time of an exponentiation depends on the %s", secret)
 		}
 	}
 }
@@ -111,7 +114,7 @@ func meanAndError(sample []float64) (mean, squared float64) {
 	return mean, squared
 }
 
-// TestWelch checks the statistics of TestTiming with numbers that are made up.
+// TestWelch checks the statistics of BenchmarkTiming with numbers that are made up.
 func TestWelch(t *testing.T) {
 	// The means are 3 and 5, the variances 2.5 and 10.
 	if got := welch([]float64{1, 2, 3, 4, 5}, []float64{1, 3, 5, 7, 9}); math.Abs(got+2/math.Sqrt(2.5)) > 1e-9 {
