@@ -81,8 +81,8 @@ type Tree struct {
 
 // Open finds the modules of a source and locks what will be written. A second run over
 // the same files gets a [*LockedError], which names the holder. Open removes what a
-// killed run has left. If the context ends while Open waits for
-// another run (see Source.Wait), the error is its cause.
+// killed run has left. If the context ends while Open waits for another run (see
+// Source.Wait), the error is its cause.
 func Open(ctx context.Context, source Source) (*Tree, error) {
 	t := &Tree{source: source}
 	if err := t.open(ctx); err != nil {

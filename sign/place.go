@@ -154,8 +154,7 @@ func (w *work) inherit(out *atomicfile.File, dir *dirfd.Dir) (dropped bool, err 
 // signsCopy reports whether the new file is a copy with a signature. Kbuild has sign-file
 // write it, which makes a new file and ignores the mode of the module.
 func (w *work) signsCopy() bool {
-	_, proves := w.trailers.(proofs)
-	return w.source.Copy && w.result.Action == Signed && !proves
+	return w.source.Copy && w.result.Action == Signed && w.trailers.isNewFile()
 }
 
 // unchanged returns an error if the module is not the one that was opened any more.

@@ -156,7 +156,7 @@ func (t *Tree) complete(r *run) {
 func (r *run) do(ctx context.Context, jobs []*job) error {
 	// The largest first, so that none of them begins when all others are done.
 	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
-	err := batch.Each(ctx, len(jobs), fitting(r.jobs(), dirfd.MaxOpen()), func(i int) error {
+	err := batch.Each(ctx, len(jobs), fitting(r.trailers.jobs(r.Jobs), dirfd.MaxOpen()), func(i int) error {
 		for _, part := range r.parts(jobs[i]) {
 			start := time.Now()
 			result := r.module(ctx, part)
@@ -170,15 +170,6 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 	})
 	r.queue.Close()
 	return err
-}
-
-// jobs returns how many modules to work on at once. What they hold in memory has a limit
-// of its own.
-func (r *run) jobs() int {
-	if s, ok := r.trailers.(signatures); ok {
-		return s.jobs(r.Jobs)
-	}
-	return batch.Jobs(r.Jobs)
 }
 
 // descriptorsOfJob is more than a job needs: about six, and the connection of a key agent,

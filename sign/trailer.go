@@ -5,6 +5,7 @@ import (
 	"hash"
 	"io"
 
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/module"
 )
 
@@ -21,6 +22,11 @@ type trailerSource interface {
 	action(changed bool) Action
 	// byName reports whether names of the same file have different digests.
 	byName() bool
+	// jobs returns how many modules to work on at once if the caller asks for n.
+	jobs(n int) int
+	// isNewFile reports whether Kbuild has a program write the module anew for this trailer,
+	// as sign-file does.
+	isNewFile() bool
 }
 
 // trailer is a message and its kind. The zero value is no trailer.
@@ -41,6 +47,17 @@ func (t trailer) bytes() []byte {
 type signs struct{}
 
 func (signs) action(bool) Action { return Signed }
+func (signs) jobs(n int) int     { return batch.Jobs(n) }
+func (signs) isNewFile() bool    { return true }
+
+// signsNot is embedded in the sources that make no trailer.
+type signsNot struct{}
+
+func (signsNot) begin(string) hash.Hash                  { return nil }
+func (signsNot) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
+func (signsNot) byName() bool                            { return false }
+func (signsNot) jobs(n int) int                          { return batch.Jobs(n) }
+func (signsNot) isNewFile() bool                         { return false }
 
 // signatures are made by a Signer.
 type signatures struct {
@@ -56,6 +73,8 @@ func (s signatures) trailer(_ string, digest []byte) (trailer, error) {
 }
 
 func (signatures) byName() bool { return false }
+
+func (s signatures) jobs(n int) int { return s.Signer.jobs(n) }
 
 // A Prover makes proofs, which stand in the place of signatures for a kernel that knows
 // its modules by their hashes. A proof leads from the hash of a module to the root of a
@@ -83,14 +102,10 @@ func (p proofs) trailer(name string, sum []byte) (trailer, error) {
 
 func (proofs) byName() bool { return true }
 
+func (proofs) isNewFile() bool { return false }
+
 // noTrailer leaves modules unsigned.
-type noTrailer struct{}
-
-func (noTrailer) begin(string) hash.Hash { return nil }
-
-func (noTrailer) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
-
-func (noTrailer) byName() bool { return false }
+type noTrailer struct{ signsNot }
 
 func (noTrailer) action(changed bool) Action {
 	if changed {
@@ -100,13 +115,12 @@ func (noTrailer) action(changed bool) Action {
 }
 
 // digests are what a run is for that places nothing.
-type digests struct{ hash crypto.Hash }
+type digests struct {
+	signsNot
+	hash crypto.Hash
+}
 
 func (d digests) begin(string) hash.Hash { return d.hash.New() }
-
-func (digests) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
-
-func (digests) byName() bool { return false }
 
 func (digests) action(bool) Action { return Digested }
 

@@ -59,7 +59,7 @@ func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions)
 	if !hashed.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
-	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{hashed}, last: stageMake})
+	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake})
 }
 
 // reading are the options of a run that writes nothing.
