@@ -58,12 +58,8 @@ func thisSystem() kbuildrun.System {
 
 // fromDriver gives an error of the driver its exit code and its hint.
 func fromDriver(err error) error {
-	// Of an error that has a status, all has been said.
-	if e, ok := errors.AsType[interface {
-		error
-		Status() int
-	}](err); ok {
-		return exitStatus(e.Status())
+	if code, said := kbuildrun.StatusOf(err); said {
+		return exitStatus(code)
 	}
 	if e, ok := errors.AsType[*kbuildrun.HintError](err); ok {
 		return withHint(err, "%s", e.Hint)

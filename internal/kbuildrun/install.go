@@ -293,10 +293,7 @@ func (d *Driver) both(failed, err error) error {
 	if failed == nil || err == nil {
 		return cmp.Or(failed, err)
 	}
-	if _, said := errors.AsType[interface {
-		error
-		Status() int
-	}](err); !said {
+	if _, said := StatusOf(err); !said {
 		d.Front.Say("%v", err)
 	}
 	return failed
