@@ -99,15 +99,13 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 	return s.cms.Sign(h.Sum(nil))
 }
 
-// jobs returns how many signatures to make at once if the caller asks for n. Those that
-// wait for a key that signs in batches need no processor: while each processor makes a
-// batch, one gathers, and the modules of another are written. A key that takes fewer calls
-// at once lets the others wait.
+// jobs returns how many signatures to make at once if the caller asks for n. A key that
+// takes fewer calls at once lets the others wait.
 func (s *Signer) jobs(n int) int {
-	if n > 0 || s.batch <= 1 {
-		return batch.Jobs(n)
+	if n > 0 {
+		return n
 	}
-	return batch.Jobs(0) + s.batch*(runtime.GOMAXPROCS(0)+2)
+	return batch.Filling(runtime.GOMAXPROCS(0), s.batch)
 }
 
 // check returns an error for a Signer that NewSigner did not make.

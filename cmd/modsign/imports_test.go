@@ -56,7 +56,7 @@ var mayImport = map[string][]string{
 	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},
 	"keygen/agent": {
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
-		"internal/module", "internal/rsabatch", "internal/undump", "keygen",
+		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",

@@ -20,7 +20,18 @@ func Jobs(n int) int {
 	if n > 0 {
 		return n
 	}
-	return 2 * runtime.GOMAXPROCS(0)
+	return Filling(runtime.GOMAXPROCS(0), 1)
+}
+
+// Filling returns how many items to process at once on so many processors, if one step makes
+// size results in the time of one: while each processor makes a batch, one batch gathers,
+// and the items of another are read and written.
+func Filling(processors, size int) int {
+	n := 2 * processors
+	if size > 1 {
+		n += size * (processors + 2)
+	}
+	return n
 }
 
 // Each calls work for 0 to n-1, at most jobs at a time (see [Jobs]), and returns when

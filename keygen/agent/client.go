@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/keyfile"
@@ -200,12 +201,8 @@ func NewestReceipt(dir string) (string, error) {
 // width returns how many requests to have under way: a few for each processor, and as
 // many as an agent that signs in batches makes of them. Most descriptors are left to who
 // brings the digests.
-func width(procs, batch, descriptors int) int {
-	n := 2 * procs
-	if batch > 1 {
-		n += batch * (procs + 2)
-	}
-	return max(1, min(n, maxCalls, descriptors/4))
+func width(procs, size, descriptors int) int {
+	return max(1, min(batch.Filling(procs, size), maxCalls, descriptors/4))
 }
 
 // connect waits for an agent that has no room for a connection yet.
