@@ -84,6 +84,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -172,6 +173,15 @@ func KeyName(public crypto.PublicKey) string {
 type Pair struct {
 	Signer      crypto.Signer
 	Certificate *x509.Certificate
+}
+
+// Close closes the Signer if that is an io.Closer, as keys in a keystore are. Nothing signs
+// after it.
+func (p *Pair) Close() error {
+	if closer, ok := p.Signer.(io.Closer); ok {
+		return closer.Close()
+	}
+	return nil
 }
 
 // Generate makes a private key and its self-signed certificate. RSA4096 takes

@@ -212,7 +212,7 @@ func (a attached) begin(string) hash.Hash { return a.hash.New() }
 
 func (attached) byName() bool { return false }
 
-func (a attached) trailer(name string, digest []byte) (trailer, error) {
+func (a attached) trailer(name string, _ int64, digest []byte) (trailer, error) {
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
 			const differs = "not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x"

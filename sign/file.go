@@ -43,7 +43,7 @@ func File(ctx context.Context, signer *Signer, src, dst string, opts FileOptions
 
 	sig := opts.Signature
 	if signer != nil {
-		if sig, err = signer.Sign(in.payload(ctx, size)); err == nil {
+		if sig, err = signer.signAs(filepath.ToSlash(filepath.Clean(src)), in.payload(ctx, size)); err == nil {
 			err = in.unchanged()
 		}
 		if err != nil {

@@ -86,7 +86,7 @@ func (s *Signer) SignManifest(
 	var mu sync.Mutex
 	done := 0
 	err := batch.Each(ctx, len(m), s.jobs(opts.Jobs), func(i int) error {
-		message, err := s.signDigest(&m[i])
+		message, err := s.signLine(&m[i])
 		if err != nil {
 			return fmt.Errorf("%s: %w", m[i].Path, err)
 		}
@@ -105,9 +105,9 @@ func (s *Signer) SignManifest(
 	return signed, nil
 }
 
-func (s *Signer) signDigest(d *manifest.Digest) ([]byte, error) {
+func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
 	if hash := s.cms.Hash(); d.Hash != hash {
 		return nil, fmt.Errorf("its digest is %s, and the signer is for %s", cms.HashName(d.Hash), cms.HashName(hash))
 	}
-	return s.cms.Sign(d.Sum)
+	return s.signDigest(d.Path, d.Size, d.Sum)
 }

@@ -82,10 +82,28 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	return s, nil
 }
 
+// A Subject is what a signature is for. It is the crypto.SignerOpts with which a [Signer]
+// calls its key, so that a key can tell a signing service about the module, keep a record,
+// or refuse.
+type Subject struct {
+	Hash crypto.Hash
+	Path string // of the module in its tree, without a compression suffix; may be empty
+	Size int64  // bytes of the payload
+}
+
+// HashFunc returns the hash of the digest.
+func (s *Subject) HashFunc() crypto.Hash { return s.Hash }
+
+// Module returns the path and the size, for keys in packages that do not know this one.
+func (s *Subject) Module() (path string, size int64) { return s.Path, s.Size }
+
 // Sign reads a payload to its end and returns its detached signature: a CMS
 // SignedData message in DER, as in an appended signature and in the .p7s files of
 // sign-file -p.
-func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
+func (s *Signer) Sign(payload io.Reader) ([]byte, error) { return s.signAs("", payload) }
+
+// signAs is Sign for a payload with a name.
+func (s *Signer) signAs(name string, payload io.Reader) ([]byte, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -93,10 +111,15 @@ func (s *Signer) Sign(payload io.Reader) ([]byte, error) {
 		return nil, errors.New("no payload to sign is given")
 	}
 	h := s.cms.Hash().New()
-	if _, err := module.Copy(h, payload); err != nil {
+	size, err := module.Copy(h, payload)
+	if err != nil {
 		return nil, err
 	}
-	return s.cms.Sign(h.Sum(nil))
+	return s.signDigest(name, size, h.Sum(nil))
+}
+
+func (s *Signer) signDigest(path string, size int64, digest []byte) ([]byte, error) {
+	return s.cms.Sign(digest, &Subject{Hash: s.cms.Hash(), Path: path, Size: size})
 }
 
 // jobs returns how many signatures to make at once if the caller asks for n. A key that

@@ -15,8 +15,8 @@ type trailerSource interface {
 	// begin starts the digest of the module with a name in the tree. It returns nil if
 	// the trailer does not depend on the module's bytes.
 	begin(name string) hash.Hash
-	// trailer returns the trailer of the module with this name and digest.
-	trailer(name string, digest []byte) (trailer, error)
+	// trailer returns the trailer of the module with this name, payload size and digest.
+	trailer(name string, size int64, digest []byte) (trailer, error)
 	// action names what has been done with a module that has its trailer. changed tells
 	// that its payload is not the old file.
 	action(changed bool) Action
@@ -54,7 +54,7 @@ func (signs) isNewFile() bool    { return true }
 type signsNot struct{}
 
 func (signsNot) begin(string) hash.Hash                  { return nil }
-func (signsNot) trailer(string, []byte) (trailer, error) { return trailer{}, nil }
+func (signsNot) trailer(string, int64, []byte) (trailer, error) { return trailer{}, nil }
 func (signsNot) byName() bool                            { return false }
 func (signsNot) jobs(n int) int                          { return batch.Jobs(n) }
 func (signsNot) isNewFile() bool                         { return false }
@@ -67,8 +67,8 @@ type signatures struct {
 
 func (s signatures) begin(string) hash.Hash { return s.cms.Hash().New() }
 
-func (s signatures) trailer(_ string, digest []byte) (trailer, error) {
-	message, err := s.cms.Sign(digest)
+func (s signatures) trailer(name string, size int64, digest []byte) (trailer, error) {
+	message, err := s.signDigest(name, size, digest)
 	return trailer{module.TypePKCS7, message}, err
 }
 
@@ -95,7 +95,7 @@ type proofs struct {
 
 func (p proofs) begin(name string) hash.Hash { return orFailing(p.NewHash(name)) }
 
-func (p proofs) trailer(name string, sum []byte) (trailer, error) {
+func (p proofs) trailer(name string, _ int64, sum []byte) (trailer, error) {
 	proof, err := p.Proof(name, sum)
 	return trailer{module.TypeMerkle, proof}, err
 }
@@ -137,7 +137,7 @@ func (w *work) trailer(dst io.Writer) (trailer, error) {
 	if h != nil {
 		w.result.Digest = h.Sum(nil)
 	}
-	t, err := w.trailers.trailer(name, w.result.Digest)
+	t, err := w.trailers.trailer(name, w.result.Payload, w.result.Digest)
 	w.result.Signature = len(t.message)
 	return t, err
 }

@@ -29,7 +29,7 @@ func signature(t testing.TB, key *testmod.Key, payload []byte) []byte {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(payload)
-	sig, err := signer.Sign(sum[:])
+	sig, err := signer.Sign(sum[:], nil)
 	if err != nil {
 		t.Fatal(err)
 	}

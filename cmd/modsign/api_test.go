@@ -11,7 +11,9 @@ import (
 )
 
 // publicPackages are what programs outside of this module may import.
-var publicPackages = []string{"sign", "sign/manifest", "verify", "keygen", "keygen/agent", "kbuild", "hashlist"}
+var publicPackages = []string{
+	"sign", "sign/manifest", "verify", "keygen", "keygen/agent", "keygen/keystore", "kbuild", "hashlist",
+}
 
 func docOf(t *testing.T, name string) string {
 	return string(testmod.Run(t, "go", "doc", "-C", "../..", "-all", "./"+name))

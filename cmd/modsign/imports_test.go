@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
-		"keygen/agent", "sign", "sign/manifest", "verify",
+		"keygen/agent", "keygen/keystore", "sign", "sign/manifest", "verify",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -58,6 +58,7 @@ var mayImport = map[string][]string{
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
+	"keygen/keystore": {"internal/cms", "keygen"},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",

@@ -31,7 +31,7 @@ func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signatur
 		}
 		return nil, errors.New("the signature is for another digest")
 	}
-	return s.Sign(digest)
+	return s.Sign(digest, nil)
 }
 
 // madeAlready is a private key that returns one existing signature.

@@ -98,12 +98,19 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 // Hash returns the digest algorithm for [Signer.Sign].
 func (s *Signer) Hash() crypto.Hash { return s.digest.hash }
 
-// Sign returns the CMS message for data with this digest.
-func (s *Signer) Sign(digest []byte) ([]byte, error) {
+// Sign returns the CMS message for data with this digest. The key gets opts, which may
+// be nil: its hash is that of the Signer.
+func (s *Signer) Sign(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if opts == nil {
+		opts = s.digest.hash
+	}
+	if opts.HashFunc() != s.digest.hash {
+		return nil, fmt.Errorf("options for %s, and the signer is for %s", HashName(opts.HashFunc()), s.digest.name)
+	}
 	if len(digest) != s.digest.hash.Size() {
 		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), s.digest.name, s.digest.hash.Size())
 	}
-	signature, err := s.key.Sign(rand.Reader, digest, s.digest.hash)
+	signature, err := s.key.Sign(rand.Reader, digest, opts)
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}

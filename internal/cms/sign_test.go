@@ -45,7 +45,7 @@ func sign(t testing.TB, key crypto.Signer, cert *x509.Certificate, h crypto.Hash
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := s.Sign(sum(h, data))
+	der, err := s.Sign(sum(h, data), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,10 +272,10 @@ func TestSignToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Sign(make([]byte, 32)); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := s.Sign(make([]byte, 32), nil); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v, want %s", err, test.want)
 		}
-		if _, err := s.Sign(make([]byte, 20)); err == nil || !strings.Contains(err.Error(),
+		if _, err := s.Sign(make([]byte, 20), nil); err == nil || !strings.Contains(err.Error(),
 			"digest of 20 bytes: sha256 has 32") {
 			t.Error(err)
 		}
@@ -348,7 +348,7 @@ func TestSignConcurrently(t *testing.T) {
 			data := fmt.Append(nil, i)
 			want := sign(t, k.Private, k.Certificate, crypto.SHA512, false, data)
 			for range 4 {
-				if got, err := s.Sign(sum(crypto.SHA512, data)); err != nil || !bytes.Equal(got, want) {
+				if got, err := s.Sign(sum(crypto.SHA512, data), nil); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("%d: %v", i, err)
 				}
 			}
@@ -387,7 +387,7 @@ func BenchmarkSign(b *testing.B) {
 		b.Run(algorithm, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := s.Sign(digest); err != nil {
+				if _, err := s.Sign(digest, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -46,6 +46,18 @@ func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, err
 	return nil
 }
 
+// Verifies reports whether a signature is one of a module's kind (PKCS #1 v1.5, or ECDSA in
+// strict DER) of a digest, by the private key of the public one.
+func Verifies(public crypto.PublicKey, h crypto.Hash, digest, signature []byte) bool {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, digest, signature)
+	}
+	return false
+}
+
 // verifyRSA returns 0 or the errno that the kernel's rsa-pkcs1pad.c returns.
 func verifyRSA(key *rsa.PublicKey, h crypto.Hash, sum, sig []byte) syscall.Errno {
 	if rsa.VerifyPKCS1v15(key, h, sum, sig) == nil {

@@ -144,7 +144,7 @@ func TestOddCertificates(t *testing.T) {
 						t.Fatal(err)
 					}
 					sum := sha256.Sum256(data)
-					got, err := signer.Sign(sum[:])
+					got, err := signer.Sign(sum[:], nil)
 					if err != nil {
 						t.Fatal(err)
 					}

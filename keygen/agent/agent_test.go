@@ -899,7 +899,7 @@ func TestConnections(t *testing.T) {
 		group.Go(func() {
 			digest := sum(fmt.Sprint(i))
 			signature, err := signer.Sign(nil, digest, crypto.SHA256)
-			if err != nil || !verifies(agent.cert, crypto.SHA256, digest, signature) {
+			if err != nil || !cms.Verifies(agent.cert.PublicKey, crypto.SHA256, digest, signature) {
 				t.Errorf("wrong signature, or none: %v", err)
 			}
 		})

@@ -3,7 +3,6 @@ package agent
 import (
 	"bufio"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
@@ -383,22 +382,12 @@ func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		return nil, err
 	}
 	if !s.agent.proven.Load() {
-		if !verifies(s.agent.cert, h, digest, response.Signature) {
+		if !cms.Verifies(s.agent.cert.PublicKey, h, digest, response.Signature) {
 			return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
 		}
 		s.agent.proven.Store(true)
 	}
 	return response.Signature, nil
-}
-
-func verifies(cert *x509.Certificate, h crypto.Hash, digest, signature []byte) bool {
-	switch key := cert.PublicKey.(type) {
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(key, digest, signature)
-	}
-	return false
 }
 
 // Status returns the state of the agent.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen"
 )
@@ -74,7 +75,7 @@ func TestMoreRequestsThanConnections(t *testing.T) {
 					group.Go(func() {
 						digest := sum(fmt.Sprint(i, j))
 						signature, err := signer.Sign(nil, digest, crypto.SHA256)
-						if err != nil || !verifies(agent.cert, crypto.SHA256, digest, signature) {
+						if err != nil || !cms.Verifies(agent.cert.PublicKey, crypto.SHA256, digest, signature) {
 							t.Errorf("wrong signature, or none: %v", err)
 						}
 					})

@@ -1,0 +1,172 @@
+// Package keystore opens private keys that are not files: keys in a token, a TPM, a
+// signing service, or behind a program that signs.
+//
+// [Open] takes a URI and returns a [Key], a crypto.Signer for packages sign and
+// hashlist. The first part of the URI names the kind of store ([Schemes]).
+//
+// Every signature is checked with the key's certificate before anybody sees it: a
+// signature that the certificate does not verify is an error that wraps [ErrWrong].
+// A signature is made once: after an error, nothing is tried again with another PIN.
+package keystore
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/keygen"
+)
+
+// ErrWrong reports a signature that is not one of the certificate's key.
+var ErrWrong = errors.New("the signature is not valid for the certificate")
+
+// Options are the options of [Open].
+type Options struct {
+	// Certificate is that of the key. It may be nil only where the store has it, too.
+	Certificate *x509.Certificate
+
+	// PIN returns the PIN or passphrase of the key. Open calls it at most once, and only
+	// where the URI leads to none. It may be nil.
+	PIN keygen.Passphrase
+
+	// LookupEnv looks up a variable of the environment, and Environ is the environment of
+	// programs that Open starts. With nil there is none.
+	LookupEnv func(string) (string, bool)
+	Environ   []string
+
+	// Note takes remarks that are not errors, for people to read. Several goroutines may
+	// call it. It may be nil.
+	Note func(string)
+}
+
+// A Key is an open key in a store. Several goroutines may use it at once.
+type Key struct {
+	store storedKey
+	uri   string
+	cert  *x509.Certificate
+}
+
+// storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
+// PKCS #1 v1.5, or ECDSA's as a SEQUENCE of r and s, which the caller checks. Several
+// goroutines call it at once. It ends when the context of Open does.
+type storedKey interface {
+	crypto.Signer
+	io.Closer
+}
+
+// A store is a kind of place for keys. Its errors do not name the URI.
+type store struct {
+	scheme string
+	usage  string // the form of its URIs
+	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
+}
+
+var stores = []store{}
+
+// Schemes returns the forms of URI that [Open] takes, for people to read.
+func Schemes() []string {
+	var usages []string
+	for _, s := range stores {
+		usages = append(usages, s.usage)
+	}
+	return usages
+}
+
+// IsURI reports whether the name of a key is a URI of one of the stores, and not a file's.
+// A file of such a name can be given as "./NAME".
+func IsURI(name string) bool { return storeOf(name) != nil }
+
+func storeOf(uri string) *store {
+	scheme, _, found := strings.Cut(uri, ":")
+	i := slices.IndexFunc(stores, func(s store) bool { return strings.EqualFold(s.scheme, scheme) })
+	if !found || i < 0 {
+		return nil
+	}
+	return &stores[i]
+}
+
+// Open opens a key by its URI. The key is good until ctx ends or Close is called. An error
+// names the URI, without the secrets that it may hold.
+func Open(ctx context.Context, uri string, o Options) (*Key, error) {
+	s := storeOf(uri)
+	if s == nil {
+		return nil, errors.New("not the URI of a key: want one of " + strings.Join(Schemes(), ", "))
+	}
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	if o.LookupEnv == nil {
+		o.LookupEnv = func(string) (string, bool) { return "", false }
+	}
+	k := &Key{uri: Redact(uri), cert: o.Certificate}
+	stored, err := s.open(ctx, uri, o)
+	if err != nil {
+		return nil, k.named(err)
+	}
+	k.store = stored
+	if store, ok := stored.(interface{ Certificate() *x509.Certificate }); ok && k.cert == nil {
+		k.cert = store.Certificate()
+	}
+	if err := k.check(); err != nil {
+		stored.Close()
+		return nil, k.named(err)
+	}
+	return k, nil
+}
+
+// check checks that there is a certificate, and that it is the key's.
+func (k *Key) check() error {
+	if k.cert == nil {
+		return keygen.ErrNoCertificate
+	}
+	public, ok := k.store.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(k.cert.PublicKey) {
+		return keygen.ErrMismatch
+	}
+	return nil
+}
+
+// Redact returns a URI without what may be secret, for messages.
+func Redact(uri string) string {
+	return uri
+}
+
+func (k *Key) named(err error) error { return fmt.Errorf("%s: %w", k.uri, err) }
+
+// Certificate returns the certificate of the key: the one of [Options], or the store's.
+func (k *Key) Certificate() *x509.Certificate { return k.cert }
+
+// Public returns the public key.
+func (k *Key) Public() crypto.PublicKey { return k.cert.PublicKey }
+
+// BatchSize returns how many signatures the store makes in the time of one, for callers of
+// Sign that wait at the same time.
+func (k *Key) BatchSize() int {
+	if store, ok := k.store.(interface{ BatchSize() int }); ok {
+		return max(1, store.BatchSize())
+	}
+	return 1
+}
+
+// Sign signs a digest, as RSA PKCS #1 v1.5 or ECDSA, and checks the signature. Opts may
+// tell the store about the module, too, as sign.Subject does. The random reader is ignored.
+func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	signature, err := k.store.Sign(nil, digest, opts)
+	if err == nil && !cms.Verifies(k.cert.PublicKey, opts.HashFunc(), digest, signature) {
+		err = ErrWrong
+	}
+	if err != nil {
+		return nil, k.named(err)
+	}
+	return signature, nil
+}
+
+// Close logs out and ends what was started for the key. The error is that of the store
+// about anything it has done so far.
+func (k *Key) Close() error { return k.store.Close() }
