@@ -16,8 +16,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
@@ -67,7 +69,9 @@ type store struct {
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
 }
 
-var stores = []store{}
+var stores = []store{
+	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
+}
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
 func Schemes() []string {
@@ -132,9 +136,49 @@ func (k *Key) check() error {
 	return nil
 }
 
-// Redact returns a URI without what may be secret, for messages.
+// Redact returns a URI without a PIN that stands in it (pin-value of pkcs11:), and without
+// control characters, for messages. What follows the PIN is left out, too, up to an
+// attribute that is known: the URI may be malformed, and the PIN may hold anything.
 func Redact(uri string) string {
-	return uri
+	var b strings.Builder
+	hidden := false
+	for rest := uri; rest != ""; {
+		separator := ""
+		if strings.IndexByte(";?&", rest[0]) >= 0 {
+			separator, rest = rest[:1], rest[1:]
+		}
+		end := strings.IndexAny(rest, ";?&")
+		if end < 0 {
+			end = len(rest)
+		}
+		name, _, _ := strings.Cut(rest[:end], "=")
+		switch name = lenientName(name); {
+		case strings.Contains(name, "pin-value"):
+			if hidden = true; strings.HasPrefix(name, "pkcs11:") {
+				separator += "pkcs11:"
+			}
+			b.WriteString(separator + "pin-value=(not shown)")
+		case hidden && !slices.Contains([]string{"pin-source", "module-path", "module-name"}, name):
+		default:
+			hidden = false
+			b.WriteString(separator + rest[:end])
+		}
+		rest = rest[end:]
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(b.String(), "?"))
+}
+
+// lenientName is what the writer of an attribute may have meant.
+func lenientName(name string) string {
+	if decoded, err := url.PathUnescape(name); err == nil {
+		name = decoded
+	}
+	return strings.ToLower(strings.TrimSpace(name))
 }
 
 func (k *Key) named(err error) error { return fmt.Errorf("%s: %w", k.uri, err) }
