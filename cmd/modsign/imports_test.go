@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"internal/module":    {"internal/compress", "internal/dirfd"},
 	"internal/onetime":   {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
 	"internal/perjob":    nil,
+	"internal/pkcs11":    {"internal/cms", "internal/keyfile"},
 	"internal/rsabatch":  nil,
 	"internal/siglayout": {"internal/module"},
 	"internal/terminal":  nil,
@@ -58,7 +59,7 @@ var mayImport = map[string][]string{
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
-	"keygen/keystore": {"internal/cms", "keygen"},
+	"keygen/keystore": {"internal/cms", "internal/pkcs11", "keygen"},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",

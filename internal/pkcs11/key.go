@@ -62,9 +62,11 @@ func (s *session) privateKeys(u *URI) ([]privateKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		k := privateKey{token: s.token, handle: object, id: values[attrID], label: string(values[attrLabel]), kind: ^uint64(0)}
+		k := privateKey{token: s.token, handle: object, id: values[attrID], label: string(values[attrLabel])}
 		if kind := values[attrKeyType]; len(kind) == 8 {
 			k.kind = binary.BigEndian.Uint64(kind)
+		} else {
+			return nil, fmt.Errorf("the token does not tell the type of the key %v", k)
 		}
 		keys = append(keys, k)
 	}

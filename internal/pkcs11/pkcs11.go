@@ -18,6 +18,7 @@ import (
 	"io"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -354,9 +355,14 @@ func (k *Key) signWith(s *signSession, data []byte) ([]byte, error) {
 	signature, err := s.sign(data, k)
 	if s.conn.broken != nil {
 		k.cancel(s.conn.broken) // for all that wait
+	} else if e, ok := errors.AsType[*Error](err); ok && slices.Contains(gone, e.RV) {
+		k.cancel(err)
 	}
 	return signature, err
 }
+
+// Lost reports whether the key signs nothing more.
+func (k *Key) Lost() bool { return k.ctx.Err() != nil }
 
 // sign makes one signature.
 func (s *signSession) sign(data []byte, k *Key) ([]byte, error) {

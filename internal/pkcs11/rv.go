@@ -16,7 +16,7 @@ func (rv RV) String() string {
 	return fmt.Sprintf("CKR_ 0x%x", uint64(rv))
 }
 
-// The results that a caller tells apart.
+// The results that are told apart.
 const (
 	rvOK                   RV = 0x00
 	rvAttributeSensitive   RV = 0x11
@@ -29,6 +29,19 @@ const (
 	rvBufferTooSmall       RV = 0x150
 	rvVendorDefined        RV = 0x80000000
 )
+
+// gone are the results after which a session signs nothing more.
+var gone = []RV{
+	0x32,  // CKR_DEVICE_REMOVED
+	0x60,  // CKR_KEY_HANDLE_INVALID
+	0x82,  // CKR_OBJECT_HANDLE_INVALID
+	0xb0,  // CKR_SESSION_CLOSED
+	0xb3,  // CKR_SESSION_HANDLE_INVALID
+	0xe0,  // CKR_TOKEN_NOT_PRESENT
+	0xe1,  // CKR_TOKEN_NOT_RECOGNIZED
+	0x101, // CKR_USER_NOT_LOGGED_IN
+	0x190, // CKR_CRYPTOKI_NOT_INITIALIZED
+}
 
 // rvNames are those of PKCS #11 3.0 and of 3.2, which added a few.
 var rvNames = map[RV]string{

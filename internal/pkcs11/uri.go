@@ -45,7 +45,7 @@ func ParseURI(text string) (*URI, error) {
 	}
 	path, query, hasQuery := strings.Cut(text[len(scheme):], "?")
 	u := &URI{path: make(map[string]string)}
-	err := eachAttribute(path, ";", pathCharacters, func(name, value string) error {
+	err := eachAttribute(path, ";", func(name, value string) error {
 		if slices.Contains(queryAttributes, name) {
 			return fmt.Errorf("attribute %s belongs behind the question mark", name)
 		}
@@ -55,14 +55,17 @@ func ParseURI(text string) (*URI, error) {
 		if _, twice := u.path[name]; twice {
 			return fmt.Errorf("attribute %s stands twice", name)
 		}
-		u.path[name] = value
-		return checkAttribute(name, value)
+		var err error
+		if u.path[name], err = decode(name, value, pathCharacters); err != nil {
+			return err
+		}
+		return checkAttribute(name, u.path[name])
 	})
 	if err != nil || !hasQuery {
 		return u, err
 	}
 	seen := make(map[string]bool)
-	err = eachAttribute(query, "&", queryCharacters, func(name, value string) error {
+	err = eachAttribute(query, "&", func(name, value string) error {
 		if slices.Contains(pathAttributes, name) {
 			return fmt.Errorf("attribute %s belongs before the question mark", name)
 		}
@@ -76,6 +79,10 @@ func ParseURI(text string) (*URI, error) {
 			return fmt.Errorf("attribute %s stands twice", name)
 		}
 		seen[name] = true
+		value, err := decode(name, value, queryCharacters)
+		if err != nil {
+			return err
+		}
 		return u.setQuery(name, value)
 	})
 	if err == nil && u.PINSource != "" && seen["pin-value"] {
@@ -102,8 +109,8 @@ const (
 	queryCharacters = available + "/?|"
 )
 
-// eachAttribute calls f for each attribute of a list, with its decoded value.
-func eachAttribute(list, separator, allowed string, f func(name, value string) error) error {
+// eachAttribute calls f for each attribute of a list.
+func eachAttribute(list, separator string, f func(name, value string) error) error {
 	if list == "" {
 		return nil
 	}
@@ -112,18 +119,24 @@ func eachAttribute(list, separator, allowed string, f func(name, value string) e
 		if !found || name == "" || strings.Trim(name, unreserved) != "" {
 			return fmt.Errorf("attribute number %d is not of the form NAME=VALUE", number+1)
 		}
-		value, err := decodePercent(value, allowed)
-		if err == nil && name != "id" && name != "pin-value" && (!utf8.ValidString(value) || strings.Contains(value, "\x00")) {
-			err = errors.New("value is not text in UTF-8")
-		}
-		if err != nil {
-			return fmt.Errorf("attribute %s: %w", name, err)
-		}
 		if err := f(name, value); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// decode decodes the value of an attribute.
+func decode(name, value, allowed string) (string, error) {
+	value, err := decodePercent(value, allowed)
+	isBytes := name == "id" || name == "pin-value"
+	if err == nil && !isBytes && (!utf8.ValidString(value) || strings.Contains(value, "\x00")) {
+		err = errors.New("value is not text in UTF-8")
+	}
+	if err != nil {
+		return "", fmt.Errorf("attribute %s: %w", name, err)
+	}
+	return value, nil
 }
 
 // decodePercent decodes a value. The error quotes nothing of it.

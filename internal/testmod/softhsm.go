@@ -35,7 +35,7 @@ func NewSoftHSM(t testing.TB, labels ...string) *SoftHSM {
 	if err := os.Mkdir(tokens, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	conf := WriteFile(t, "softhsm2.conf", []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"))
+	conf := WriteFile(t, "softhsm2.conf", []byte("directories.tokendir = "+tokens+"\nlog.level = ERROR\n"))
 	s := &SoftHSM{Module: softHSMModule, Conf: conf}
 	for _, label := range labels {
 		s.run(t, "softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", "12345678")
@@ -86,7 +86,6 @@ func (s *SoftHSM) Serve(t testing.TB, program, token string) string {
 	path := filepath.Join(t.TempDir(), "socket")
 	cmd := exec.Command(program, "server", "--foreground", "--name", path, "--provider", s.Module, "pkcs11:token="+token)
 	cmd.Env = s.Environ()
-	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -170,7 +170,7 @@ func Redact(uri string) string {
 			if hidden = true; strings.HasPrefix(name, "pkcs11:") {
 				separator += "pkcs11:"
 			}
-			b.WriteString(separator + "pin-value=(not shown)")
+			b.WriteString(separator + "pin-value...")
 		case hidden && !slices.Contains([]string{"pin-source", "module-path", "module-name"}, name):
 		default:
 			hidden = false
