@@ -176,7 +176,6 @@ func TestErrors(t *testing.T) {
 	} {
 		x.set(same)
 		k := b.open(t, uri)
-		k.opening.Wait()
 		x.set(answering(test.f, test.body))
 		_, err := k.Sign(nil, make([]byte, 32), crypto.SHA256)
 		wantError(t, err, test.want, "")

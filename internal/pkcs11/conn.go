@@ -21,7 +21,8 @@ import (
 
 // A peer is a way to a module: a program to start for each connection, or a socket.
 type peer interface {
-	// dial connects. The connection breaks when ctx ends.
+	// dial connects. The connection breaks when ctx ends. The caller finishes a connection
+	// that comes with an error, too.
 	dial(ctx context.Context) (*conn, error)
 	// String names the peer in messages.
 	String() string
@@ -115,27 +116,30 @@ func (c *conn) check(d *decoder) error {
 	return nil
 }
 
-// fail ends the connection, and says why.
+// fail breaks the connection, and says why. After an interrupt, it does not wait for the
+// other side.
 func (c *conn) fail(err error) error {
 	if c.broken != nil {
 		return c.broken
 	}
-	c.stop()
 	c.close()
-	ended := c.ended()
 	switch {
 	case c.ctx.Err() != nil:
 		c.broken = context.Cause(c.ctx)
 	case errors.Is(err, errMalformed):
 		c.broken = fmt.Errorf("%v: %w", c.peer, err)
 	default:
-		c.broken = fmt.Errorf("%v: %w", c.peer, ended)
+		c.broken = fmt.Errorf("%v: %w", c.peer, c.ended())
 	}
 	return c.broken
 }
 
-// finish ends the connection in good order, as far as the other side does in a short time.
+// finish ends the connection in good order, as far as the other side does in a short time,
+// and waits for the end of the other side. It may be called on nil.
 func (c *conn) finish(login uint64) {
+	if c == nil {
+		return
+	}
 	if c.broken == nil {
 		timer := time.AfterFunc(patience, c.close)
 		if login != 0 {
@@ -172,6 +176,9 @@ func (p child) String() string {
 const allModules = "pkcs11:"
 
 func (p child) dial(ctx context.Context) (*conn, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	cmd := exec.Command(p.program, "remote", p.module)
 	cmd.Env = append([]string{}, p.env...) // nil would be the environment of this process
 	// An interrupt from the terminal is for this process alone, which ends the child.
@@ -197,11 +204,10 @@ func (p child) dial(ctx context.Context) (*conn, error) {
 	}
 	wait := sync.OnceValue(cmd.Wait)
 	c.ended = func() error {
+		// The module may be in the middle of a write to the token: SoftHSM loses a token
+		// when it is killed there.
 		kill := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 		defer kill.Stop()
-		if ctx.Err() != nil {
-			cmd.Process.Kill()
-		}
 		_ = wait() // the state says more
 		text := fmt.Sprintf("ended (%v)", cmd.ProcessState)
 		if line := stderr.lastLine(); line != "" {

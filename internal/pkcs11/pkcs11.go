@@ -16,11 +16,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/modsign/modsign/internal/keyfile"
 )
@@ -49,10 +49,11 @@ type Key struct {
 	cancel context.CancelCauseFunc
 	public crypto.PublicKey
 	cert   *x509.Certificate
-	always bool   // the token wants the PIN for each signature
-	pin    []byte // of those tokens, and until all connections are open
+	always bool // the token wants the PIN for each signature
+	pin    []byte
 
 	sessions chan *signSession // those that nobody uses
+	openMore func()            // opens the others
 	opening  sync.WaitGroup
 	count    int // of sessions; after opening
 	closing  sync.Once
@@ -126,11 +127,9 @@ func (k *Key) open(u *URI, c Config, t *token) error {
 	}
 	k.sessions = make(chan *signSession, connections)
 	k.add(s, key)
-	if connections > 1 {
-		k.opening.Go(func() { k.openMore(t, key, connections) })
-	} else if !k.always {
-		clear(k.pin)
-	}
+	k.openMore = sync.OnceFunc(func() {
+		k.opening.Go(func() { k.openOthers(t, key, connections-1) })
+	})
 	return nil
 }
 
@@ -154,16 +153,15 @@ func (k *Key) add(s *session, key privateKey) {
 	k.count++
 }
 
-// openMore opens the other connections, with the PIN that the first has proven to be
-// right. The key does without those that fail.
-func (k *Key) openMore(first *token, key privateKey, connections int) {
-	defer clear(k.pin)
-	for range connections - 1 {
+// openOthers opens more connections, with the PIN that the first has proven to be right.
+// The key does without those that fail.
+func (k *Key) openOthers(first *token, key privateKey, connections int) {
+	for range connections {
 		c, err := first.conn.peer.dial(k.ctx)
-		if err != nil {
-			return
+		if err == nil {
+			err = k.addFrom(c, first, key)
 		}
-		if k.addFrom(c, first, key) != nil {
+		if err != nil {
 			c.finish(0)
 			return
 		}
@@ -175,17 +173,12 @@ func (k *Key) addFrom(c *conn, first *token, key privateKey) error {
 	if err != nil {
 		return err
 	}
-	var same *token
-	for _, t := range tokens {
-		if t.slot == first.slot && maps.Equal(t.values, first.values) && t.flags == first.flags {
-			same = t
-		}
-	}
-	if same == nil {
+	tokens = slices.DeleteFunc(tokens, func(t *token) bool { return t.String() != first.String() || t.flags != first.flags })
+	if len(tokens) != 1 {
 		return errors.New("the token is gone, or has changed")
 	}
-	s, err := same.open()
-	if err == nil && same.flags&tokenLoginRequired != 0 {
+	s, err := tokens[0].open()
+	if err == nil && first.flags&tokenLoginRequired != 0 {
 		err = s.login(userNormal, k.pin)
 	}
 	if err != nil {
@@ -338,6 +331,12 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 			return nil, err
 		}
 	}
+	if k.ctx.Err() != nil {
+		return nil, context.Cause(k.ctx)
+	}
+	if len(k.sessions) == 0 { // this call would have to wait
+		k.openMore()
+	}
 	select {
 	case <-k.ctx.Done():
 		return nil, context.Cause(k.ctx)
@@ -414,11 +413,17 @@ func (s *signSession) sign(data []byte, k *Key) ([]byte, error) {
 // Close logs out and ends the connections.
 func (k *Key) Close() error {
 	k.closing.Do(func() {
+		timer := time.AfterFunc(patience, func() { k.cancel(errClosed) })
 		k.opening.Wait()
+		timer.Stop()
+		var group sync.WaitGroup
 		for range k.count {
-			s := <-k.sessions
-			s.conn.finish(s.handle)
+			group.Go(func() {
+				s := <-k.sessions
+				s.conn.finish(s.handle)
+			})
 		}
+		group.Wait()
 		clear(k.pin)
 		k.cancel(errClosed)
 	})

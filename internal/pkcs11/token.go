@@ -182,16 +182,14 @@ func findToken(ctx context.Context, u *URI, peers []peer) (*token, error) {
 	var seen []*token
 	for _, p := range peers {
 		c, err := p.dial(ctx)
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
 		var tokens []*token
 		if err == nil {
 			tokens, err = c.tokens()
 		}
 		if err != nil {
-			if c != nil && c.broken == nil {
-				c.finish(0)
+			c.finish(0)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
 			}
 			if first == nil {
 				first = err

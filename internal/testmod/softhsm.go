@@ -2,6 +2,7 @@ package testmod
 
 import (
 	"crypto/x509"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,12 +95,13 @@ func (s *SoftHSM) Serve(t testing.TB, program, token string) string {
 		cmd.Wait()
 	})
 	for range 1000 {
-		if _, err := os.Stat(path); err == nil {
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
 			return "unix:path=" + path
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatal("p11-kit server makes no socket")
+	t.Fatal("p11-kit server does not answer")
 	return ""
 }
 
