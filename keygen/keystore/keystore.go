@@ -67,7 +67,9 @@ type store struct {
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
 }
 
-var stores = []store{}
+var stores = []store{
+	{"exec", "exec:PROGRAM", openProgram},
+}
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
 func Schemes() []string {
