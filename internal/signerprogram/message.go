@@ -2,6 +2,7 @@ package signerprogram
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -87,7 +88,7 @@ func parseHello(line []byte) (inFlight int, err error) {
 	var kind string
 	var version uint64
 	var limit *int64
-	if err := errors.Join(m.get("message_type", &kind), m.get("version", &version),
+	if err := cmp.Or(m.get("message_type", &kind), m.get("version", &version),
 		m.get("max_in_flight", &limit)); err != nil {
 		return 0, err
 	}
@@ -119,7 +120,7 @@ func parseAnswer(line []byte) (answer, error) {
 	}
 	var kind, signature, text string
 	var id *uint64
-	if err := errors.Join(m.get("message_type", &kind), m.get("id", &id), m.get("signature", &signature),
+	if err := cmp.Or(m.get("message_type", &kind), m.get("id", &id), m.get("signature", &signature),
 		m.get("error", &text)); err != nil {
 		return answer{}, err
 	}

@@ -110,6 +110,16 @@ func Start(ctx context.Context, name string, o Options) (*Program, error) {
 // InFlight returns how many requests the program takes before it has answered the first.
 func (p *Program) InFlight() int { return cap(p.inFlight) }
 
+// Lost reports whether the program signs nothing more.
+func (p *Program) Lost() bool {
+	select {
+	case <-p.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
 // Sign returns the program's signature of a digest, which is not checked.
 func (p *Program) Sign(r *Request) ([]byte, error) {
 	select {
@@ -121,10 +131,7 @@ func (p *Program) Sign(r *Request) ([]byte, error) {
 		return nil, context.Cause(p.ctx)
 	}
 	answered := make(chan answer, 1)
-	p.writing.Lock()
-	id := p.register(answered)
-	p.writeLocked(r.line(id))
-	p.writing.Unlock()
+	p.write(r.line(p.register(answered)))
 	select {
 	case a := <-answered:
 		return a.signature, a.err
@@ -152,15 +159,11 @@ func (p *Program) register(answered chan<- answer) uint64 {
 	return p.last
 }
 
+// write writes a line. That the program has closed its input says little: it may be about
+// to end, and its exit status says more.
 func (p *Program) write(line []byte) {
 	p.writing.Lock()
 	defer p.writing.Unlock()
-	p.writeLocked(line)
-}
-
-// writeLocked writes a line. That the program has closed its input says little: it may be
-// about to end, and its exit status says more.
-func (p *Program) writeLocked(line []byte) {
 	if _, err := p.process.stdin.Write(line); err != nil {
 		time.AfterFunc(p.times.Linger, func() {
 			p.report(errors.New("the program has closed its standard input, but goes on running"))
@@ -205,6 +208,7 @@ func (p *Program) readOutput() {
 		}
 		if err != nil {
 			p.report(fmt.Errorf("line %d of the program's output %w: %q", number, err, words(string(line[:min(len(line), 100)]))))
+			p.process.stdout.Close() // so that the program does not wait for a reader
 			return
 		}
 	}
@@ -286,7 +290,11 @@ func (p *Program) watch() {
 		p.stop(err, err) // Sign need not wait for the program's end
 	}
 	p.process.stdin.Close()
-	if !p.process.endsWithin(p.times.Pause) {
+	pause := p.times.Pause
+	if regular { // it has had its time
+		pause = 0
+	}
+	if !p.process.endsWithin(pause) {
 		p.process.signal(syscall.SIGTERM)
 		p.process.endsWithin(p.times.Kill)
 	}
@@ -365,7 +373,7 @@ func (p *Program) ending(state *os.ProcessState, waitErr error, regular bool) (f
 		err = fmt.Errorf("%w: %q", err, p.lastSaid)
 	}
 	switch {
-	case !state.Success() || unanswered > 0:
+	case !state.Success() || unanswered > 0 || !p.saidHello():
 		return err, err
 	case p.cutOff != nil:
 		return p.cutOff, p.cutOff
