@@ -75,6 +75,7 @@ func TestParseHello(t *testing.T) {
 
 func TestParseAnswer(t *testing.T) {
 	t.Parallel()
+	full := strings.Repeat("ü", maxWords)
 	for line, want := range map[string]answer{
 		`{"id":1,"signature":"c2ln"}`:                                           {id: 1, signature: []byte("sig")},
 		`{ "signature" : "c2ln" , "id" : 18446744073709551615 , "error":null }`: {id: 1<<64 - 1, signature: []byte("sig")},
@@ -92,8 +93,8 @@ func TestParseAnswer(t *testing.T) {
 	for line, want := range map[string]string{
 		`{"id":3,"error":"no such key"}`:                               "the program refuses: no such key",
 		`{"id":3,"signature":"","error":"\u001b[2Jone\ntwo\u202e"}`:    "the program refuses: \ufffd[2Jone two\ufffd",
-		`{"id":3,"error":"` + strings.Repeat("ü", maxWords) + `"}`:     "the program refuses: " + strings.Repeat("ü", maxWords),
-		`{"id":3,"error":"` + strings.Repeat("ü", maxWords+1) + `"}`:   "the program refuses: " + strings.Repeat("ü", maxWords) + "...",
+		`{"id":3,"error":"` + full + `"}`:                              "the program refuses: " + full,
+		`{"id":3,"error":"` + full + `x"}`:                             "the program refuses: " + full + "...",
 		`{"message_type":"digest","id":3,"error":"  a\t b ","more":1}`: "the program refuses: a b",
 	} {
 		got, err := parseAnswer([]byte(line))
@@ -137,7 +138,8 @@ func TestParseAnswer(t *testing.T) {
 // be shown to people.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
-		`{"id":1,"signature":"c2ln"}`, `{"id":2,"error":"no such key"}`, `{"message_type":"module","id":1,"signature":"c2ln"}`,
+		`{"id":1,"signature":"c2ln"}`, `{"id":2,"error":"no such key"}`,
+		`{"message_type":"module","id":1,"signature":"c2ln"}`,
 		`{"message_type":"hello","version":1,"max_in_flight":8}`, `{"message_type":"hello","version":1}`,
 		`{"id":1,"signature":null,"error":"\u001b[31m\ud800"}`, `{"id":1e0}`, `[[[`, "\xff", ``, `null`, `{"id":1}{"id":2}`,
 	} {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -106,7 +107,7 @@ func startError(name string, err error) error {
 	case statErr == nil && info.IsDir():
 		return errors.New("a directory is no program")
 	case statErr == nil && errors.Is(err, fs.ErrPermission):
-		return say("chmod +x "+name, "the program cannot be started: it is not executable")
+		return say("chmod +x "+quote(name), "the program cannot be started: it is not executable")
 	case statErr == nil && errors.Is(err, fs.ErrNotExist):
 		return errors.New("the program cannot be started: the interpreter in its first line does not exist")
 	case errors.Is(err, syscall.ENOEXEC):
@@ -116,6 +117,16 @@ func startError(name string, err error) error {
 		err = e.Err // it names the program, as the caller does
 	}
 	return fmt.Errorf("the program cannot be started: %w", err)
+}
+
+var plainWord = regexp.MustCompile(`^[\w./+-]+$`)
+
+// quote returns a name for a shell's command line.
+func quote(name string) string {
+	if plainWord.MatchString(name) {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }
 
 // eachWords calls f for each line that is not blank, cut off after size bytes.

@@ -207,7 +207,8 @@ func (p *Program) readOutput() {
 			return
 		}
 		if err != nil {
-			p.report(fmt.Errorf("line %d of the program's output %w: %q", number, err, words(string(line[:min(len(line), 100)]))))
+			text := words(string(line[:min(len(line), 100)]))
+			p.report(fmt.Errorf("line %d of the program's output %w: %q", number, err, text))
 			p.process.stdout.Close() // so that the program does not wait for a reader
 			return
 		}

@@ -113,7 +113,8 @@ func start(t *testing.T, ctx context.Context, text string, o Options) (*Program,
 }
 
 func request(i int) *Request {
-	return &Request{Hash: "sha256", Digest: []byte{byte(i >> 8), byte(i)}, IsModule: true, Path: fmt.Sprintf("%d.ko", i), Size: 9}
+	path := fmt.Sprintf("%d.ko", i)
+	return &Request{Hash: "sha256", Digest: []byte{byte(i >> 8), byte(i)}, IsModule: true, Path: path, Size: 9}
 }
 
 // signAll makes n requests at once, and returns what came of them.
@@ -237,6 +238,7 @@ func TestNotStarted(t *testing.T) {
 		{dir + "/none", "the program cannot be started: no such file or directory", ""},
 		{dir, "a directory is no program", ""},
 		{plain, "the program cannot be started: it is not executable", "chmod +x " + plain},
+		{put("it's", "", 0o644), "not executable", "chmod +x '" + dir + `/it'\''s'`},
 		{put("text", "no program\n", 0o755), "the program cannot be started: unknown format", "#!/bin/sh"},
 		{put("lost", "#!/no/such/shell\n", 0o755), "the interpreter in its first line does not exist", ""},
 		{put("nul", "#!/bin/sh\n", 0o755) + "\x00", "the program cannot be started: invalid argument", ""},
