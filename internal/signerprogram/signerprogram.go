@@ -103,7 +103,7 @@ func Start(ctx context.Context, name string, o Options) (*Program, error) {
 		return p, nil
 	case <-p.stopped:
 		<-p.gone
-		return nil, p.err
+		return nil, p.failed()
 	}
 }
 
@@ -128,7 +128,7 @@ func (p *Program) Sign(r *Request) ([]byte, error) {
 	case <-p.stopped:
 		return nil, p.failed()
 	case <-p.ctx.Done():
-		return nil, context.Cause(p.ctx)
+		return nil, p.failed()
 	}
 	answered := make(chan answer, 1)
 	p.write(r.line(p.register(answered)))
@@ -136,8 +136,7 @@ func (p *Program) Sign(r *Request) ([]byte, error) {
 	case a := <-answered:
 		return a.signature, a.err
 	case <-p.stopped:
-	case <-p.ctx.Done():
-		return nil, context.Cause(p.ctx)
+	case <-p.ctx.Done(): // the program may have some time yet to end
 	}
 	select {
 	case a := <-answered: // its last
@@ -164,7 +163,7 @@ func (p *Program) register(answered chan<- answer) uint64 {
 func (p *Program) write(line []byte) {
 	p.writing.Lock()
 	defer p.writing.Unlock()
-	if _, err := p.process.stdin.Write(line); err != nil {
+	if _, err := p.process.stdin.Write(line); errors.Is(err, syscall.EPIPE) {
 		time.AfterFunc(p.times.Linger, func() {
 			p.report(errors.New("the program has closed its standard input, but goes on running"))
 		})
@@ -181,6 +180,9 @@ func (p *Program) report(fault error) {
 
 // failed returns why nothing is signed any more, and remembers that it was told.
 func (p *Program) failed() error {
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.atClose = nil

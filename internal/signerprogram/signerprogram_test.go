@@ -153,7 +153,7 @@ for line in sys.stdin:
 assert not requests
 print("\tbye \x1b[2J", os.environ, file=sys.stderr)
 sys.stderr.write("x" * 1000000 + "\n\n\nno end")
-`, Options{Certificate: []byte("certificate"), Env: []string{"PATH=" + os.Getenv("PATH"), "COLOUR=blue"}})
+`, Options{Certificate: []byte("certificate"), Env: []string{"COLOUR=blue", "PATH=" + os.Getenv("PATH")}})
 	if p.InFlight() != 5 {
 		t.Errorf("%d requests in flight", p.InFlight())
 	}
