@@ -167,9 +167,11 @@ func (m members) get(name string, value any) error {
 	return nil
 }
 
-// words returns a text of the program as one line for people, without its end if it is long.
-func words(text string) string {
-	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, string(utf8.RuneError))), " ")
+// words returns a text of the program for a message.
+func words(text string) string { return printable(strings.TrimSpace(text)) }
+
+// printable makes one line of a text, without its end if it is long.
+func printable(text string) string {
 	var b strings.Builder
 	n := 0
 	for _, r := range text {
@@ -177,7 +179,10 @@ func words(text string) string {
 			b.WriteString("...")
 			break
 		}
-		if !unicode.IsPrint(r) {
+		switch {
+		case unicode.IsSpace(r):
+			r = ' '
+		case !unicode.IsPrint(r):
 			r = utf8.RuneError
 		}
 		b.WriteRune(r)

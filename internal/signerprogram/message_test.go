@@ -95,7 +95,7 @@ func TestParseAnswer(t *testing.T) {
 		`{"id":3,"signature":"","error":"\u001b[2Jone\ntwo\u202e"}`:    "the program refuses: \ufffd[2Jone two\ufffd",
 		`{"id":3,"error":"` + full + `"}`:                              "the program refuses: " + full,
 		`{"id":3,"error":"` + full + `x"}`:                             "the program refuses: " + full + "...",
-		`{"message_type":"digest","id":3,"error":"  a\t b ","more":1}`: "the program refuses: a b",
+		`{"message_type":"digest","id":3,"error":"  a\t b ","more":1}`: "the program refuses: a  b",
 	} {
 		got, err := parseAnswer([]byte(line))
 		if err != nil || got.id != 3 || got.signature != nil || got.err == nil || got.err.Error() != want {

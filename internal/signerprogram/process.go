@@ -18,8 +18,9 @@ import (
 	"github.com/modsign/modsign/internal/keyfile"
 )
 
-// A process is a running program with pipes. It leads a process group, so that what it
-// starts can be ended with it.
+// A process is a running program with pipes. It leads a session, and so a process group,
+// so that what it starts can be ended with it. A terminal is out of its reach: otherwise
+// the system would stop it when it prompts.
 type process struct {
 	cmd                   *exec.Cmd
 	stdin, stdout, stderr *os.File
@@ -29,7 +30,7 @@ type process struct {
 func startProcess(name string, env []string) (*process, error) {
 	cmd := exec.Command(name)
 	cmd.Env = append([]string{}, env...) // nil would be the environment of this process
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var theirs, ours [3]*os.File
 	closeAll := func(files []*os.File) {
 		for _, f := range files {
@@ -134,7 +135,7 @@ func eachWords(r io.Reader, size int, f func(text string)) {
 	rest := false // of a long line
 	for lines := bufio.NewReaderSize(r, size); ; {
 		line, err := lines.ReadSlice('\n')
-		if text := words(string(line)); text != "" && !rest {
+		if text := strings.TrimRight(printable(string(line)), " "); text != "" && !rest {
 			f(text)
 		}
 		if rest = err == bufio.ErrBufferFull; err != nil && !rest {

@@ -252,7 +252,7 @@ func (p *Program) readWords() {
 	defer close(p.wordsEnd)
 	eachWords(p.process.stderr, maxWords, func(text string) {
 		p.mu.Lock()
-		p.lastSaid = text
+		p.lastSaid = words(text)
 		p.mu.Unlock()
 		p.note(p.name + ": " + text)
 	})

@@ -182,7 +182,7 @@ sys.stderr.write("x" * 1000000 + "\n\n\nno end")
 	}
 	said := notes.list()
 	if len(said) != 3 || !strings.Contains(said[0], "COLOUR") || strings.Contains(said[0], "HOME") ||
-		!strings.HasPrefix(said[0], p.name+": bye \ufffd[2J environ(") || said[2] != p.name+": no end" {
+		!strings.HasPrefix(said[0], p.name+":  bye \ufffd[2J environ(") || said[2] != p.name+": no end" {
 		t.Errorf("it said %q", said)
 	}
 	if len(said[1]) != len(p.name)+2+maxWords {
@@ -270,7 +270,7 @@ func TestNoHello(t *testing.T) {
 		{"exit", "exit 3", "^the program has ended before its hello: exit status 3$", patient},
 		{"exit 0", "exit", "^the program has ended before its hello: exit status 0$", patient},
 		{"words", "echo first >&2; printf 'no  token\\n\\n' >&2; exit 1",
-			`^the program has ended before its hello: exit status 1: "no token"$`, patient},
+			`^the program has ended before its hello: exit status 1: "no  token"$`, patient},
 		{"signal", "kill -9 $$", "^the program has ended before its hello: signal: killed$", patient},
 		{"usage", "echo usage: signer FILE; cat", `^line 1 of the program's output is not a JSON object: "usage: signer FILE"$`,
 			patient},
@@ -369,6 +369,8 @@ func TestClose(t *testing.T) {
 		times            Times
 	}{
 		{"good", sign, "^$", patient},
+		{"session", "read -r pid name state parent group session rest </proc/$$/stat\n" + sign + "[ $session = $$ ]", "^$",
+			patient},
 		{"failed", sign + "echo cannot log out >&2; exit 5",
 			`^the program has failed at its end: exit status 5: "cannot log out"$`, patient},
 		{"killed", sign + "kill -9 $$", `^the program has failed at its end: signal: killed$`, patient},
