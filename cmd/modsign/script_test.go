@@ -52,6 +52,8 @@ const passphrase = "horse-battery"
 //	cert.pem, cert.der
 //	other.pem, other.der   another one's key with its certificate, and the certificate
 //	rsa.pem, rsa.der       RSA-2048, the same, with the serial number 5a17
+//
+// and $SIGNERS is scripts/signer.
 func TestStories(t *testing.T) {
 	key, other, rsa := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	rsaCert := withSerial(t, rsa, 0x5a17)
@@ -81,11 +83,16 @@ func TestStories(t *testing.T) {
 		secrets = append(secrets, body[2], body[3], hex.EncodeToString(block.Bytes[len(block.Bytes)-16:]))
 	}
 	modules := testmodules(t)
+	signers, err := filepath.Abs("../../scripts/signer")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata",
 		UpdateScripts: *update,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Setenv("SIGNERS", signers)
 			for _, f := range files {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, f.name), f.data, f.mode); err != nil {
 					return err

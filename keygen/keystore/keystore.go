@@ -84,6 +84,7 @@ type store struct {
 
 var stores = []store{
 	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
+	{"exec", "exec:PROGRAM", openProgram},
 }
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
