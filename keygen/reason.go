@@ -56,6 +56,12 @@ const (
 	// ErrNoPKCS11 reports a PKCS #11 URI, which names a key in a token.
 	ErrNoPKCS11 Reason = "this build has no support for keys in a token (PKCS #11)"
 
+	// ErrNoTPM reports a key of a TPM without a way to open it ([LoadOptions]).
+	ErrNoTPM Reason = "private key is in a TPM, which is not supported here"
+
+	// ErrTPM reports a key of a TPM that could not be opened. A hint is in the error.
+	ErrTPM Reason = "private key in a TPM cannot be opened"
+
 	// ErrDER, ErrPKCS12, ErrOpenSSH, ErrPuTTY and ErrOpenPGP report a private key in
 	// another format than PEM with PKCS #8, PKCS #1 or SEC 1.
 	ErrDER     Reason = "private key is in DER"

@@ -131,6 +131,7 @@ func (o *keyOptions) keyOf() func(string, *x509.Certificate) (crypto.Signer, err
 // the options that they know.
 func loadKey(ctx context.Context, key, cert string, o keygen.LoadOptions) (*keygen.Pair, error) {
 	if !keystore.IsURI(key) {
+		o.OpenTPM = keystore.TPM(ctx, os.LookupEnv)
 		return keygen.Load(key, cert, o)
 	}
 	options := keystore.Options{PIN: o.Passphrase, LookupEnv: os.LookupEnv, Environ: os.Environ(), Note: o.Note}

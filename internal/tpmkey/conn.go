@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,7 +33,8 @@ const (
 type conn struct {
 	io.ReadWriteCloser
 	name string
-	lost error // why there is no speaking any more
+	lost error       // why there is no speaking any more
+	dead atomic.Bool // lost is set
 }
 
 // dial connects to the TPM that a TCTI names, in the form of tpm2-tss: device:PATH,
@@ -146,6 +148,7 @@ func (c *conn) exchange(command []byte) (_ []byte, err error) {
 		if err != nil { // what comes later may be the response to this command
 			err = fmt.Errorf("connection with the TPM at %s is lost: %w", c.name, err)
 			c.lost = err
+			c.dead.Store(true)
 		}
 	}()
 	if socket, ok := c.ReadWriteCloser.(net.Conn); ok {

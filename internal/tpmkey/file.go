@@ -17,10 +17,8 @@ import (
 	"github.com/modsign/modsign/internal/keyfile"
 )
 
-// PEMType is the label of the PEM block of a [File].
-const PEMType = "TSS2 PRIVATE KEY"
-
-// A File is a TPMKey of draft-bottomley-tpm2-keys that signs:
+// A File is a TPMKey of draft-bottomley-tpm2-keys that signs, the contents of a PEM block
+// of [keyfile.TPMKey]:
 //
 //	TPMKey ::= SEQUENCE {
 //	    type        OBJECT IDENTIFIER,

@@ -395,6 +395,9 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	})
 }
 
+// Lost reports whether the connection with the TPM is lost.
+func (k *Key) Lost() bool { return k.device.conn.dead.Load() }
+
 // Close removes the key from the TPM's memory and ends the connection.
 func (k *Key) Close() error { return k.close() }
 

@@ -298,8 +298,8 @@ func readFile(t *testing.T, path string) *File {
 		t.Fatal(err)
 	}
 	block, _ := pem.Decode(data)
-	if block == nil || block.Type != PEMType {
-		t.Fatalf("%s: not a block %s", path, PEMType)
+	if block == nil || block.Type != keyfile.TPMKey {
+		t.Fatalf("%s: not a block %s", path, keyfile.TPMKey)
 	}
 	f, err := Parse(block.Bytes)
 	if err != nil {
@@ -356,7 +356,7 @@ func TestOpenSSL(t *testing.T) {
 	for _, a := range []Algorithm{RSA2048, ECDSAP256, ECDSAP384} {
 		f := mustCreate(t, tpm.TCTI, a, "")
 		path := filepath.Join(dir, "ours")
-		block := pem.EncodeToMemory(&pem.Block{Type: PEMType, Bytes: f.Marshal()})
+		block := pem.EncodeToMemory(&pem.Block{Type: keyfile.TPMKey, Bytes: f.Marshal()})
 		if err := os.WriteFile(path, block, 0o600); err != nil {
 			t.Fatal(err)
 		}
