@@ -46,6 +46,7 @@ var mayImport = map[string][]string{
 	"internal/rsabatch":  nil,
 	"internal/siglayout": {"internal/module"},
 	"internal/terminal":  nil,
+	"internal/tpmkey":    {"internal/keyfile"},
 	"internal/undump":    nil,
 	"internal/vmlinux":   {"internal/compress"},
 	"internal/kbuildrun": {
@@ -58,7 +59,7 @@ var mayImport = map[string][]string{
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
-	"keygen/keystore": {"internal/cms", "keygen"},
+	"keygen/keystore": {"internal/cms", "internal/keyfile", "internal/tpmkey", "keygen"},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",
@@ -82,6 +83,7 @@ var mayImport = map[string][]string{
 var doors = map[string][]string{
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
 	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/google/go-tpm/tpm2":   {"internal/tpmkey"},
 	"github.com/klauspost/compress":   {"internal/compress"},
 	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
 	"github.com/rogpeppe/go-internal": {},
@@ -91,7 +93,7 @@ var doors = map[string][]string{
 	"github.com/ulikunitz/xz":         {"internal/compress"},
 	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
-	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
+	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sync/semaphore":     {"internal/module"},

@@ -71,7 +71,7 @@ The kernel does not check how long a certificate is valid.`,
 	flags.StringVar(&o.subject, "subject", "", "subject `NAME`, as for openssl req -subj: /O=.../CN=...")
 	flags.IntVar(&o.days, "days", 0, "number of `DAYS` the certificate is valid (default: 36500)")
 	o.hash.addFlag(flags)
-	flags.Lookup("hash").Usage = "hash `NAME` for the certificate (default: the configuration's, else sha512)"
+	flags.Lookup("hash").Usage = "hash `NAME` for the certificate (default: configuration's, else sha512)"
 	flags.StringVar(&o.config, "config", "", "certificate profile `FILE`, an x509.genkey")
 	flags.BoolVar(&o.tpm, "tpm", false, "make the key in the TPM 2.0 of this machine")
 	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "with --tpm: new key's passphrase in line 1 of `FILE`")

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,8 +32,7 @@ const (
 type conn struct {
 	io.ReadWriteCloser
 	name string
-	lost error       // why there is no speaking any more
-	dead atomic.Bool // lost is set
+	lost error // why there is no speaking any more
 }
 
 // dial connects to the TPM that a TCTI names, in the form of tpm2-tss: device:PATH,
@@ -146,9 +144,11 @@ func (c *conn) exchange(command []byte) (_ []byte, err error) {
 	}
 	defer func() {
 		if err != nil { // what comes later may be the response to this command
+			if op, ok := errors.AsType[*net.OpError](err); ok {
+				err = op.Err
+			}
 			err = fmt.Errorf("connection with the TPM at %s is lost: %w", c.name, err)
 			c.lost = err
-			c.dead.Store(true)
 		}
 	}()
 	if socket, ok := c.ReadWriteCloser.(net.Conn); ok {

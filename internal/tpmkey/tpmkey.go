@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -287,6 +288,7 @@ type Key struct {
 	*File
 	device *device
 	handle tpm2.AuthHandle
+	lost   atomic.Bool
 	close  func() error
 }
 
@@ -387,16 +389,22 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if len(digest) != h.Size() {
 		return nil, errors.New("digest is not of the hash's size")
 	}
-	return run(k.device, func() ([]byte, error) {
+	return run(k.device, func() (signature []byte, err error) {
 		if curve, ok := k.key.(*ecdsa.PublicKey); ok {
-			return k.signECDSA(digest, curve.Params().BitSize)
+			signature, err = k.signECDSA(digest, curve.Params().BitSize)
+		} else {
+			signature, err = k.signRSA(digest, h)
 		}
-		return k.signRSA(digest, h)
+		if err != nil {
+			k.lost.Store(true)
+		}
+		return signature, err
 	})
 }
 
-// Lost reports whether the connection with the TPM is lost.
-func (k *Key) Lost() bool { return k.device.conn.dead.Load() }
+// Lost reports whether the TPM has failed to sign. What it has refused once, as for a hash
+// that it does not know, it refuses again.
+func (k *Key) Lost() bool { return k.lost.Load() }
 
 // Close removes the key from the TPM's memory and ends the connection.
 func (k *Key) Close() error { return k.close() }

@@ -228,13 +228,16 @@ func TestKilled(t *testing.T) {
 	f := mustCreate(t, tpm.TCTI, RSA2048, "secret")
 	k := mustOpen(t, tpm.TCTI, f, "secret")
 	digest := digestOf(crypto.SHA256, "")
-	if _, err := k.Sign(nil, digest, crypto.SHA256); err != nil {
-		t.Fatal(err)
+	if _, err := k.Sign(nil, digest, crypto.SHA256); err != nil || k.Lost() {
+		t.Fatal(err, k.Lost())
 	}
 	tpm.Kill()
 	for range 2 {
 		if _, err := k.Sign(nil, digest, crypto.SHA256); err == nil || !strings.Contains(err.Error(), "is lost") {
 			t.Errorf("killed: %v", err)
+		}
+		if !k.Lost() {
+			t.Error("killed: the key is not lost")
 		}
 	}
 	k.Close()
@@ -336,7 +339,8 @@ func TestOpenSSL(t *testing.T) {
 		{"p521", "", []string{"EC", "-pkeyopt", "group:P-521"}},
 	} {
 		path := filepath.Join(dir, test.name)
-		runPeer(t, tpm, "openssl", append([]string{"genpkey", "-provider", "tpm2", "-out", path, "-algorithm"}, test.args...)...)
+		genpkey := []string{"genpkey", "-provider", "tpm2", "-out", path, "-algorithm"}
+		runPeer(t, tpm, "openssl", append(genpkey, test.args...)...)
 		f := readFile(t, path)
 		if f.NeedsPassphrase() != (test.passphrase != "") {
 			t.Errorf("%s: NeedsPassphrase is %v", test.name, f.NeedsPassphrase())
@@ -422,7 +426,8 @@ func TestTools(t *testing.T) {
 		"decrypt|userwithauth|sensitivedataorigin":         "not for signatures",
 		"sign|sensitivedataorigin":                         "policy",
 	} {
-		tool("tpm2_create", "-C", "0x81000001", "-u", in("pub"), "-r", in("priv"), "-G", algorithmFor(attributes), "-a", attributes)
+		tool("tpm2_create", "-C", "0x81000001", "-u", in("pub"), "-r", in("priv"), "-G", algorithmFor(attributes),
+			"-a", attributes)
 		tool("tpm2_encodeobject", "-C", "0x81000001", "-u", in("pub"), "-r", in("priv"), "-o", in("refused"))
 		data, err := os.ReadFile(in("refused"))
 		if err != nil {
