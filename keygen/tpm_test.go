@@ -27,7 +27,7 @@ var _ io.Closer = closing{}
 // return it closes.
 func TestLoadTPM(t *testing.T) {
 	t.Parallel()
-	key, other := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p256")
+	key, other := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p384")
 	block := pem.EncodeToMemory(&pem.Block{Type: keyfile.TPMKey, Bytes: []byte("contents")})
 	path := keyFile(t, append(block, key.CertPEM...))
 
