@@ -374,12 +374,24 @@ func (d *device) checkPassphrase(key tpm2.AuthHandle) error {
 	}.Execute(d.conn)
 	_ = end() // as flush
 	if errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth) {
-		return &keyfile.HintError{
-			Err:  fmt.Errorf("%w (%w)", ErrPassphrase, err),
-			Hint: "the TPM counts wrong passphrases and locks itself after a few: tpm2_getcap properties-variable",
-		}
+		return &keyfile.HintError{Err: fmt.Errorf("%w (%w)", ErrPassphrase, err), Hint: d.tries()}
 	}
 	return explain("to check the passphrase", err)
+}
+
+// tries tells how many wrong passphrases the TPM has counted, and where it stops.
+func (d *device) tries() string {
+	response, err := tpm2.GetCapability{
+		Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTLockoutCounter), PropertyCount: 2,
+	}.Execute(d.conn)
+	if err == nil {
+		list, err := response.CapabilityData.Data.TPMProperties()
+		if err == nil && len(list.TPMProperty) == 2 && list.TPMProperty[1].Property == tpm2.TPMPTMaxAuthFail {
+			return fmt.Sprintf("the TPM locks its keys with a passphrase after %d wrong ones; it has counted %d",
+				list.TPMProperty[1].Value, list.TPMProperty[0].Value)
+		}
+	}
+	return "the TPM locks its keys with a passphrase after a few wrong ones: tpm2_getcap properties-variable"
 }
 
 // Sign returns the signature of a digest: RSA PKCS #1 v1.5, or ECDSA as a SEQUENCE of r and

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/testmod"
 )
@@ -420,6 +422,37 @@ func TestTools(t *testing.T) {
 		t.Error(err)
 	}
 	k.Close()
+
+	// A key that the TPM lets anybody guess at: its passphrase is wrong in other words.
+	guessable := make("noda", "-G", "ecc256", "-p", "abc", "-a",
+		"sign|userwithauth|sensitivedataorigin|fixedtpm|fixedparent|noda")
+	if _, err := Open(t.Context(), tpm.TCTI, guessable, []byte("abd")); !errors.Is(err, ErrPassphrase) ||
+		!strings.Contains(hintOf(err), "counted 0") {
+		t.Errorf("a wrong passphrase: %v, hint %q", err, hintOf(err))
+	}
+
+	// Parents that are made anew: the two templates of the format.
+	for kind, isRSA := range map[string]bool{"rsa2048": true, "ecc256": false} {
+		tool("tpm2_createprimary", "-C", "o", "-G", kind, "-c", in("derived"), "-a",
+			"restricted|decrypt|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda")
+		tool("tpm2_create", "-C", in("derived"), "-u", in("pub"), "-r", in("priv"), "-G", "ecc256")
+		f := &File{emptyAuth: true, rsaParent: isRSA, parent: tpm2.TPMRHOwner}
+		for name, contents := range map[string]*[]byte{"pub": &f.public, "priv": &f.private} {
+			data, err := os.ReadFile(in(name))
+			if err != nil || !sized(contents, data) {
+				t.Fatal(name, err)
+			}
+		}
+		again, err := Parse(f.Marshal())
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := mustOpen(t, tpm.TCTI, again, "")
+		if _, err := k.Sign(nil, digest, crypto.SHA384); err != nil {
+			t.Errorf("below %s: %v", kind, err)
+		}
+		k.Close()
+	}
 
 	for attributes, want := range map[string]string{
 		"sign|restricted|userwithauth|sensitivedataorigin": "restricted",
