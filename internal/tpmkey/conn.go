@@ -128,7 +128,7 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 			return nil, err
 		}
 		switch tpm2.TPMRC(binary.BigEndian.Uint32(response[6:])) {
-		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
+		case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
 			if wait < 5*time.Second {
 				time.Sleep(wait)
 				continue
