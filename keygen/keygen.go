@@ -51,8 +51,9 @@
 //
 // # What is loaded
 //
-// [Load] reads the files that the kernel's sign-file reads, and those of keys in a TPM. In a PEM file it uses the
-// first block of a private key of any kind and skips all other blocks:
+// [Load] reads the files that the kernel's sign-file reads, and those of keys in a TPM.
+// In a PEM file it uses the first block of a private key of any kind and skips all other
+// blocks:
 //
 //	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958)
 //	ENCRYPTED PRIVATE KEY  PKCS #8 under PBES2 (RFC 8018): PBKDF2 with HMAC and
@@ -64,8 +65,8 @@
 //	EC PRIVATE KEY         SEC 1 (RFC 5915), with a named curve
 //	TSS2 PRIVATE KEY       a key of a TPM 2.0 (draft-bottomley-tpm2-keys)
 //
-// The two before the last may have OpenSSL's old encryption (Proc-Type and DEK-Info headers:
-// RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
+// The two before the last may have OpenSSL's old encryption (Proc-Type and DEK-Info
+// headers: RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
 // P-521. A certificate is PEM or DER.
 //
 // # Limits

@@ -41,7 +41,7 @@ type device struct {
 
 func open(ctx context.Context, tcti string) (*device, error) {
 	c, err := dial(ctx, tcti)
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
