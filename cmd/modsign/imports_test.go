@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"internal/undump":        nil,
 	"internal/vmlinux":       {"internal/compress"},
 	"internal/signerprogram": {"internal/keyfile"},
+	"internal/tpmkey":        {"internal/keyfile"},
 	"internal/kbuildrun": {
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
 		"keygen/keystore", "sign", "hashlist",
@@ -61,7 +62,8 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"keygen/keystore": {
-		"internal/cms", "internal/keyfile", "internal/pkcs11", "internal/signerprogram", "keygen",
+		"internal/cms", "internal/keyfile", "internal/pkcs11", "internal/signerprogram", "internal/tpmkey",
+		"keygen",
 	},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
@@ -86,6 +88,7 @@ var mayImport = map[string][]string{
 var doors = map[string][]string{
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
 	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/google/go-tpm/tpm2":   {"internal/tpmkey"},
 	"github.com/klauspost/compress":   {"internal/compress"},
 	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
 	"github.com/rogpeppe/go-internal": {},
@@ -95,7 +98,7 @@ var doors = map[string][]string{
 	"github.com/ulikunitz/xz":         {"internal/compress"},
 	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
-	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "keygen"},
+	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sync/semaphore":     {"internal/module"},

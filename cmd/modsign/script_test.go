@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,6 +107,7 @@ func TestStories(t *testing.T) {
 			"json":   func(ts *testscript.TestScript, _ bool, args []string) { normalJSON(ts, args, rsa) },
 			"hint":   runHint,
 			"full":   runFull,
+			"tpm":    startTPMs(t),
 			"kernel": func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv("KVER", makeKernel(t, ts, args)) },
 		},
 	})
@@ -189,6 +191,33 @@ func runCommand(ts *testscript.TestScript, neg bool, args []string, secrets []st
 			if !strings.HasPrefix(line, "modsign: ") && !strings.HasPrefix(line, "Passphrase for ") && line != "\n" {
 				ts.Fatalf("a line on stderr without modsign's name before it: %q", line)
 			}
+		}
+	}
+}
+
+// startTPMs returns the command "tpm new|kill|restart": a story's TPM, for modsign and for
+// the programs that come with TPMs.
+func startTPMs(t *testing.T) func(*testscript.TestScript, bool, []string) {
+	var mu sync.Mutex
+	tpms := make(map[string]*testmod.SWTPM)
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 1 {
+			ts.Fatalf("usage: tpm new|kill|restart")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		story := ts.Getenv("WORK")
+		switch args[0] {
+		case "new":
+			tpms[story] = testmod.StartSWTPM(t)
+			ts.Setenv("TPM2TOOLS_TCTI", tpms[story].TCTI)
+			ts.Setenv("TPM2OPENSSL_TCTI", tpms[story].TCTI)
+		case "kill":
+			tpms[story].Kill()
+		case "restart":
+			tpms[story].Start(t)
+		default:
+			ts.Fatalf("no such thing to do with a TPM: %s", args[0])
 		}
 	}
 }
