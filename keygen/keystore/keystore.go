@@ -80,7 +80,10 @@ type store struct {
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
 }
 
-var stores = []store{}
+var stores = []store{
+	{"vault", "vault:MOUNT/KEY", openVault},
+	{"gpg", "gpg:KEYGRIP", openGPG},
+}
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
 func Schemes() []string {
