@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
@@ -129,6 +130,11 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	number, ok := hashNumbers[opts.HashFunc()]
 	if !ok || len(digest) != opts.HashFunc().Size() {
 		return nil, fmt.Errorf("gpg-agent does not sign digests of %v", opts.HashFunc())
+	}
+	if _, ok := k.public.(*rsa.PublicKey); ok && number >= hashNumbers[crypto.SHA3_224] {
+		// Libgcrypt (seen in 1.10) leaves the identifier of the hash out.
+		return nil, fmt.Errorf("gpg-agent makes no valid RSA signatures of %v digests: choose sha256, sha384 or sha512",
+			opts.HashFunc())
 	}
 	if key, ok := k.public.(*ecdsa.PublicKey); ok && len(digest) < min(64, (key.Params().BitSize+7)/8) {
 		return nil, fmt.Errorf("gpg-agent signs with ECDSA on %s no digest as short as %v's: choose a longer hash",
