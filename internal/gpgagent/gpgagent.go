@@ -109,8 +109,8 @@ func (k *Key) start(options []string) error {
 // Public returns the public key.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// Lost reports whether a signature has failed. Nothing is signed after that: the agent would
-// ask for the same PIN again, once for each module.
+// Lost reports whether a signature has failed. After an error of the agent nothing is signed:
+// it would ask for the same PIN again, once for each module.
 func (k *Key) Lost() bool { return k.lost.Load() }
 
 // Close closes the connection, which ends a pinentry that is open.
@@ -125,20 +125,31 @@ var hashNumbers = map[crypto.Hash]int{
 	crypto.SHA3_224: 312, crypto.SHA3_256: 313, crypto.SHA3_384: 314, crypto.SHA3_512: 315,
 }
 
+// check returns an error for a hash of which no signature of this key is valid.
+func (k *Key) check(digest []byte, hash crypto.Hash) error {
+	number, ok := hashNumbers[hash]
+	if !ok || len(digest) != hash.Size() {
+		return fmt.Errorf("gpg-agent does not sign digests of %v", hash)
+	}
+	switch key := k.public.(type) {
+	case *rsa.PublicKey:
+		if number >= hashNumbers[crypto.SHA3_224] { // Libgcrypt (seen in 1.10) leaves the identifier of the hash out
+			return fmt.Errorf("gpg-agent makes no valid RSA signatures of %v digests: choose sha256, sha384 or sha512", hash)
+		}
+	case *ecdsa.PublicKey:
+		if len(digest) < min(64, (key.Params().BitSize+7)/8) {
+			return fmt.Errorf("gpg-agent signs with ECDSA on %s no digest as short as %v's: choose a longer hash",
+				key.Params().Name, hash)
+		}
+	}
+	return nil
+}
+
 // Sign returns a signature of the digest, which nobody has checked.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	number, ok := hashNumbers[opts.HashFunc()]
-	if !ok || len(digest) != opts.HashFunc().Size() {
-		return nil, fmt.Errorf("gpg-agent does not sign digests of %v", opts.HashFunc())
-	}
-	if _, ok := k.public.(*rsa.PublicKey); ok && number >= hashNumbers[crypto.SHA3_224] {
-		// Libgcrypt (seen in 1.10) leaves the identifier of the hash out.
-		return nil, fmt.Errorf("gpg-agent makes no valid RSA signatures of %v digests: choose sha256, sha384 or sha512",
-			opts.HashFunc())
-	}
-	if key, ok := k.public.(*ecdsa.PublicKey); ok && len(digest) < min(64, (key.Params().BitSize+7)/8) {
-		return nil, fmt.Errorf("gpg-agent signs with ECDSA on %s no digest as short as %v's: choose a longer hash",
-			key.Params().Name, opts.HashFunc())
+	if err := k.check(digest, opts.HashFunc()); err != nil {
+		k.lost.Store(true) // the next module has the same hash
+		return nil, err
 	}
 	select {
 	case k.turn <- struct{}{}:
@@ -149,7 +160,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if k.failed != nil {
 		return nil, k.failed
 	}
-	signature, err := k.sign(number, digest)
+	signature, err := k.sign(hashNumbers[opts.HashFunc()], digest)
 	if err != nil {
 		k.failed = explain(err)
 		k.lost.Store(true)

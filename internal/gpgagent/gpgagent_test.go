@@ -85,7 +85,8 @@ func TestAnswers(t *testing.T) {
 		"cancelled": {"ERR 83886179 Operation cancelled <Pinentry>\n", "gpg-agent: Operation cancelled <Pinentry>", ""},
 		"no pinentry": {"ERR 67108949 No pinentry <GPG Agent>\n", "gpg-agent: No pinentry <GPG Agent>",
 			"export GPG_TTY=$(tty)"},
-		"no card":    {"S PROGRESS x\n# a comment\nERR 100663408 Card not present <SCD>\n", "Card not present", "gpg --card-status"},
+		"no card": {"S PROGRESS x\n# a comment\nERR 100663408 Card not present <SCD>\n",
+			"Card not present", "gpg --card-status"},
 		"no text":    {"ERR 1\n", "gpg-agent: error 1", ""},
 		"escapes":    {"ERR 1 a\x1b[31mb\n", "gpg-agent: a[31mb", ""},
 		"no code":    {"ERR x\n", "does not keep to its protocol", ""},
@@ -132,13 +133,16 @@ func TestOpenAnswers(t *testing.T) {
 		answers    []string
 		want, hint string
 	}{
-		"no key":   {[]string{"OK\n", "ERR 67141713 No such file or directory <GPG Agent>\n"}, "no key of this keygrip", listKeys},
-		"ed25519":  {[]string{"OK\n", "D (10:public-key(3:ecc(5:curve7:Ed25519)(1:q1:x)))\nOK\n"}, `on the curve "Ed25519"`, ""},
-		"dsa":      {[]string{"OK\n", "D (10:public-key(3:dsa(1:p1:x)))\nOK\n"}, `of type "dsa"`, ""},
-		"no point": {[]string{"OK\n", "D (10:public-key(3:ecc(5:curve10:NIST P-256)(1:q1:x)))\nOK\n"}, "damaged", ""},
-		"tiny":     {[]string{"OK\n", "D (10:public-key(3:rsa(1:n1:x)(1:e1:\x03)))\nOK\n"}, "damaged", ""},
-		"refused":  {[]string{"ERR 1 no entry\n"}, "gpg-agent: no entry", ""},
-		"gone":     {nil, "closed the connection", ""},
+		"no key": {[]string{"OK\n", "ERR 67141713 No such file or directory <GPG Agent>\n"},
+			"no key of this keygrip", listKeys},
+		"ed25519": {[]string{"OK\n", "D (10:public-key(3:ecc(5:curve7:Ed25519)(1:q1:x)))\nOK\n"},
+			`on the curve "Ed25519"`, ""},
+		"dsa": {[]string{"OK\n", "D (10:public-key(3:dsa(1:p1:x)))\nOK\n"}, `of type "dsa"`, ""},
+		"no point": {[]string{"OK\n", "D (10:public-key(3:ecc(5:curve10:NIST P-256)(1:q1:x)))\nOK\n"},
+			"damaged", ""},
+		"tiny":    {[]string{"OK\n", "D (10:public-key(3:rsa(1:n1:x)(1:e1:\x03)))\nOK\n"}, "damaged", ""},
+		"refused": {[]string{"ERR 1 no entry\n"}, "gpg-agent: no entry", ""},
+		"gone":    {nil, "closed the connection", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -146,7 +150,8 @@ func TestOpenAnswers(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("%v, want %q", err, c.want)
 			}
-			if e, ok := errors.AsType[*keyfile.HintError](err); ok != (c.hint != "") || ok && !strings.Contains(e.Hint, c.hint) {
+			e, ok := errors.AsType[*keyfile.HintError](err)
+			if ok != (c.hint != "") || ok && !strings.Contains(e.Hint, c.hint) {
 				t.Errorf("%v: want the hint %q", err, c.hint)
 			}
 		})
@@ -162,7 +167,8 @@ func TestParseURI(t *testing.T) {
 	grip := strings.Repeat("0123456789abcdef", 3)[:40]
 	for uri, ok := range map[string]bool{
 		"gpg:" + grip: true, "GPG:" + strings.ToUpper(grip): true,
-		"gpg:": false, "gpg:" + grip[1:]: false, "gpg:" + grip + "0": false, "gpg:" + grip[1:] + "g": false, "gpg:me@example.org": false,
+		"gpg:": false, "gpg:" + grip[1:]: false, "gpg:" + grip + "0": false, "gpg:" + grip[1:] + "g": false,
+		"gpg:me@example.org": false,
 	} {
 		got, err := ParseURI(uri)
 		if ok != (err == nil) || ok && got != strings.ToUpper(grip) {

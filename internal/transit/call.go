@@ -23,6 +23,7 @@ import (
 // Signing twice does no harm.
 const (
 	maxTries     = 7
+	openTries    = 3 // nothing is begun yet
 	firstPause   = 250 * time.Millisecond
 	longestPause = 8 * time.Second
 	callTimeout  = time.Minute     // of one try
@@ -48,8 +49,9 @@ func (e *answerError) Error() string {
 	return what
 }
 
-// call makes a request, repeats it where that may help, and returns the answer.
-func (k *Key) call(method, operation string, body []byte) ([]byte, error) {
+// call makes a request, repeats it where that may help, so many times in all, and returns the
+// answer.
+func (k *Key) call(tries int, method, operation string, body []byte) ([]byte, error) {
 	start, next := time.Now(), firstPause
 	for try := 1; ; try++ {
 		answer, err := k.try(method, operation, body)
@@ -70,7 +72,7 @@ func (k *Key) call(method, operation string, body []byte) ([]byte, error) {
 		if answered {
 			wait = max(wait, e.after)
 		}
-		if try == maxTries || time.Since(start)+wait > giveUp {
+		if try == tries || time.Since(start)+wait > giveUp {
 			k.lost.Store(true)
 			return nil, fmt.Errorf("%w (given up after %d tries)", err, try)
 		}

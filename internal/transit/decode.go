@@ -138,9 +138,12 @@ func decodeKey(data []byte) (*description, error) {
 
 // find reads the key, if the token may, and chooses the version that has the public key.
 func (k *Key) find() error {
-	data, err := k.call(http.MethodGet, "keys", nil)
+	data, err := k.call(openTries, http.MethodGet, "keys", nil)
 	if e, ok := err.(*answerError); ok && e.status == http.StatusForbidden && k.c.Token != "" {
 		return nil // a policy may allow to sign and no more
+	}
+	if e, ok := errors.AsType[*connectionError](err); ok && !e.final {
+		return withHint(err, "set VAULT_ADDR, if the server is another one")
 	}
 	if err != nil {
 		return k.explain(err)

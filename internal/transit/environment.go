@@ -25,11 +25,17 @@ type Environment func(name string) (string, bool)
 
 // get returns the value of BAO_NAME, or else of VAULT_NAME, as OpenBao's own client does.
 func (e Environment) get(name string) string {
-	if value, ok := e("BAO_" + name); ok {
-		return value
+	return e.either("BAO_"+name, "VAULT_"+name)
+}
+
+// either returns the value of the first variable that is not empty.
+func (e Environment) either(names ...string) string {
+	for _, name := range names {
+		if value, _ := e(name); value != "" {
+			return value
+		}
 	}
-	value, _ := e("VAULT_" + name)
-	return value
+	return ""
 }
 
 var errForm = errors.New("want vault:MOUNT/KEY, such as vault:transit/modules, or vault:MOUNT/KEY?key_version=N")
@@ -54,7 +60,7 @@ func ParseURI(uri string) (mount, name string, version int, err error) {
 	}
 	mount, name = path[:slash], path[slash+1:]
 	for part := range strings.SplitSeq(mount, "/") {
-		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, isBlank) {
 			return "", "", 0, errForm
 		}
 	}
@@ -63,6 +69,8 @@ func ParseURI(uri string) (mount, name string, version int, err error) {
 	}
 	return mount, name, version, nil
 }
+
+func isBlank(r rune) bool { return r <= ' ' || r == 0x7f }
 
 // FromEnvironment returns a Config without key, as the variables VAULT_* of Vault's own client
 // say, and BAO_* of OpenBao's, which go before.
@@ -262,14 +270,6 @@ func proxyFor(env Environment, server *url.URL) (*url.URL, error) {
 		return nil, fmt.Errorf("%s: want http://HOST:PORT", name)
 	}
 	return u, nil
-}
-
-func (e Environment) either(upper, lower string) string {
-	if value, _ := e(upper); value != "" {
-		return value
-	}
-	value, _ := e(lower)
-	return value
 }
 
 // bypasses reports whether NO_PROXY names a server: its host, a domain that it is in, its

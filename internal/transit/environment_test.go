@@ -69,28 +69,39 @@ func TestFromEnvironment(t *testing.T) {
 		"token file": {map[string]string{"HOME": home}, "https://127.0.0.1:8200", "hvs.home", "", ""},
 		"vault": {map[string]string{"HOME": home, "VAULT_ADDR": "https://v:1", "VAULT_TOKEN": "hvs.a"},
 			"https://v:1", "hvs.a", "", ""},
-		"bao": {map[string]string{"VAULT_ADDR": "https://v:1", "BAO_ADDR": "https://b:1", "VAULT_TOKEN": "hvs.a", "BAO_TOKEN": "s.b"},
-			"https://b:1", "s.b", "", ""},
-		"bao's token file": {map[string]string{"BAO_TOKEN_PATH": tokenFile}, "https://127.0.0.1:8200", "hvs.home", "", ""},
-		"no token there":   {map[string]string{"HOME": "/nonexistent"}, "https://127.0.0.1:8200", "", "", ""},
-		"agent":            {map[string]string{"VAULT_ADDR": "http://127.0.0.1:8100"}, "http://127.0.0.1:8100", "", "", ""},
+		"bao": {map[string]string{
+			"VAULT_ADDR": "https://v:1", "BAO_ADDR": "https://b:1", "VAULT_TOKEN": "hvs.a", "BAO_TOKEN": "s.b",
+		}, "https://b:1", "s.b", "", ""},
+		"bao's token file": {map[string]string{"BAO_TOKEN_PATH": tokenFile},
+			"https://127.0.0.1:8200", "hvs.home", "", ""},
+		"no token there": {map[string]string{"HOME": "/nonexistent"}, "https://127.0.0.1:8200", "", "", ""},
+		"agent": {map[string]string{"VAULT_ADDR": "http://127.0.0.1:8100"},
+			"http://127.0.0.1:8100", "", "", ""},
 		"plain": {map[string]string{"VAULT_ADDR": "http://v.example:8200", "VAULT_TOKEN": "hvs.a"},
 			"http://v.example:8200", "hvs.a", "the token goes to v.example:8200 unencrypted", ""},
-		"skip": {map[string]string{"VAULT_SKIP_VERIFY": "1"}, "https://127.0.0.1:8200", "", "VAULT_SKIP_VERIFY: the server is not verified", ""},
+		"skip": {map[string]string{"VAULT_SKIP_VERIFY": "1"}, "https://127.0.0.1:8200", "",
+			"VAULT_SKIP_VERIFY: the server is not verified", ""},
 
-		"password":   {map[string]string{"VAULT_ADDR": "https://u:s3cret@v"}, "", "", "", "VAULT_ADDR: want https://HOST:PORT"},
-		"no URL":     {map[string]string{"VAULT_ADDR": "v.example:8200"}, "", "", "", "VAULT_ADDR: want https://HOST:PORT"},
-		"damaged":    {map[string]string{"VAULT_ADDR": "https://s3cret%zz"}, "", "", "", "VAULT_ADDR: want"},
-		"two lines":  {map[string]string{"VAULT_TOKEN": "s3cret\nX: y"}, "", "", "", "VAULT_TOKEN holds no token"},
-		"directory":  {map[string]string{"BAO_TOKEN_PATH": home}, "", "", "", home + ": is a directory"},
-		"no CA":      {map[string]string{"VAULT_CACERT": "/nonexistent"}, "", "", "", "VAULT_CACERT: /nonexistent: no such file"},
-		"CA no PEM":  {map[string]string{"VAULT_CACERT": tokenFile}, "", "", "", "VAULT_CACERT: " + tokenFile + ": no certificate in PEM"},
-		"CAs no PEM": {map[string]string{"VAULT_CAPATH": home}, "", "", "", "VAULT_CAPATH: " + home + ": no certificate"},
-		"half pair":  {map[string]string{"VAULT_CLIENT_CERT": tokenFile}, "", "", "", "want both"},
+		"password": {map[string]string{"VAULT_ADDR": "https://u:s3cret@v"},
+			"", "", "", "VAULT_ADDR: want https://HOST:PORT"},
+		"no URL": {map[string]string{"VAULT_ADDR": "v.example:8200"},
+			"", "", "", "VAULT_ADDR: want https://HOST:PORT"},
+		"damaged":   {map[string]string{"VAULT_ADDR": "https://s3cret%zz"}, "", "", "", "VAULT_ADDR: want"},
+		"two lines": {map[string]string{"VAULT_TOKEN": "s3cret\nX: y"}, "", "", "", "VAULT_TOKEN holds no token"},
+		"directory": {map[string]string{"BAO_TOKEN_PATH": home}, "", "", "", home + ": is a directory"},
+		"no CA": {map[string]string{"VAULT_CACERT": "/nonexistent"},
+			"", "", "", "VAULT_CACERT: /nonexistent: no such file"},
+		"CA no PEM": {map[string]string{"VAULT_CACERT": tokenFile},
+			"", "", "", "VAULT_CACERT: " + tokenFile + ": no certificate in PEM"},
+		"CAs no PEM": {map[string]string{"VAULT_CAPATH": home},
+			"", "", "", "VAULT_CAPATH: " + home + ": no certificate"},
+		"half pair": {map[string]string{"VAULT_CLIENT_CERT": tokenFile}, "", "", "", "want both"},
 		"pair": {map[string]string{"VAULT_CLIENT_CERT": tokenFile, "VAULT_CLIENT_KEY": tokenFile}, "", "", "",
 			"is not the unencrypted PEM key of"},
-		"skip what": {map[string]string{"VAULT_SKIP_VERIFY": "s3cret"}, "", "", "", "VAULT_SKIP_VERIFY: want true or false"},
-		"proxy":     {map[string]string{"VAULT_PROXY_ADDR": "http://u:s3cret%zz"}, "", "", "", "VAULT_PROXY_ADDR: want"},
+		"skip what": {map[string]string{"VAULT_SKIP_VERIFY": "s3cret"},
+			"", "", "", "VAULT_SKIP_VERIFY: want true or false"},
+		"proxy": {map[string]string{"VAULT_PROXY_ADDR": "http://u:s3cret%zz"},
+			"", "", "", "VAULT_PROXY_ADDR: want"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -127,7 +138,8 @@ func TestTLS(t *testing.T) {
 	server.TLS = requiring(client.Certificate)
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	ca := testmod.WriteFile(t, "ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}
+	ca := testmod.WriteFile(t, "ca.pem", pem.EncodeToMemory(block))
 	for name, c := range map[string]struct {
 		variables map[string]string
 		want      string
@@ -138,7 +150,8 @@ func TestTLS(t *testing.T) {
 		"skip":      {map[string]string{"VAULT_SKIP_VERIFY": "true"}, ""},
 		"no CA":     {nil, "unknown authority"},
 		"no name":   {map[string]string{"VAULT_CACERT": ca, "VAULT_TLS_SERVER_NAME": "vault.test"}, "vault.test"},
-		"no client": {map[string]string{"VAULT_CACERT": ca, "VAULT_CLIENT_CERT": "", "VAULT_CLIENT_KEY": ""}, "no answer from"},
+		"no client": {map[string]string{"VAULT_CACERT": ca, "VAULT_CLIENT_CERT": "", "VAULT_CLIENT_KEY": ""},
+			"no answer from"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -168,17 +181,20 @@ func TestProxy(t *testing.T) {
 		variables map[string]string
 		want      string
 	}{
-		"none":        {nil, ""},
-		"own":         {map[string]string{"VAULT_PROXY_ADDR": "http://p:1", "NO_PROXY": "*"}, "http://p:1"},
-		"old":         {map[string]string{"VAULT_HTTP_PROXY": "p:1"}, "http://p:1"},
-		"general":     {map[string]string{"HTTPS_PROXY": "http://p:1"}, "http://p:1"},
-		"lower":       {map[string]string{"https_proxy": "http://p:1"}, "http://p:1"},
-		"all":         {map[string]string{"HTTPS_PROXY": "http://p:1", "no_proxy": "a, *"}, ""},
-		"domain":      {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".Example.com"}, ""},
-		"host":        {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "vault.example.com:8200"}, ""},
-		"other port":  {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "vault.example.com:1"}, "http://p:1"},
-		"other":       {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "ault.example.com,10.0.0.0/8"}, "http://p:1"},
-		"network":     {map[string]string{"VAULT_ADDR": "https://10.1.2.3", "HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, ""},
+		"none":    {nil, ""},
+		"own":     {map[string]string{"VAULT_PROXY_ADDR": "http://p:1", "NO_PROXY": "*"}, "http://p:1"},
+		"old":     {map[string]string{"VAULT_HTTP_PROXY": "p:1"}, "http://p:1"},
+		"general": {map[string]string{"HTTPS_PROXY": "http://p:1"}, "http://p:1"},
+		"lower":   {map[string]string{"https_proxy": "http://p:1"}, "http://p:1"},
+		"all":     {map[string]string{"HTTPS_PROXY": "http://p:1", "no_proxy": "a, *"}, ""},
+		"domain":  {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".Example.com"}, ""},
+		"host":    {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "vault.example.com:8200"}, ""},
+		"other port": {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "vault.example.com:1"},
+			"http://p:1"},
+		"other": {map[string]string{"HTTPS_PROXY": "http://p:1", "NO_PROXY": "ault.example.com,10.0.0.0/8"},
+			"http://p:1"},
+		"network": {map[string]string{"VAULT_ADDR": "https://10.1.2.3", "HTTPS_PROXY": "p:1", "NO_PROXY": "10.0.0.0/8"},
+			""},
 		"own machine": {map[string]string{"VAULT_ADDR": "https://127.0.0.1", "HTTPS_PROXY": "http://p:1"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

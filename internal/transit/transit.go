@@ -216,7 +216,7 @@ func (k *Key) post(body signRequest) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer, err := k.call(http.MethodPost, "sign", data)
+	answer, err := k.call(maxTries, http.MethodPost, "sign", data)
 	if err != nil {
 		return nil, k.explain(err)
 	}

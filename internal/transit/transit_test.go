@@ -167,7 +167,8 @@ func TestPartialFailure(t *testing.T) {
 		{hash: "sha2-256", digest: digestOf(crypto.SHA256, 2), done: make(chan struct{})},
 	}
 	p.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
-		io.WriteString(w, `{"data":{"batch_results":[{"error":"quota of `+testToken+` is used up\n"},{"signature":"vault:v1:QUJD"}]}}`)
+		io.WriteString(w, `{"data":{"batch_results":[{"error":"quota of `+testToken+` is used up\n"},`+
+			`{"signature":"vault:v1:QUJD"}]}}`)
 		return true
 	}
 	k.sign(sent)
@@ -220,7 +221,7 @@ func TestRefusals(t *testing.T) {
 				vaulttest.Refuse(w, http.StatusServiceUnavailable, "Vault is sealed")
 				return true
 			}
-		}, "server answers 503 Service Unavailable: Vault is sealed (given up after 7 tries)", "vault operator unseal"},
+		}, "server answers 503 Service Unavailable: Vault is sealed (given up after 3 tries)", "vault operator unseal"},
 		"no API": {func(_ *testing.T, p *peer) {
 			p.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
 				io.WriteString(w, "<html>Welcome</html>")
@@ -295,6 +296,10 @@ func TestRotated(t *testing.T) {
 	}
 }
 
+func refuse(status int, messages ...string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, status, messages...) }
+}
+
 // TestRetries lets requests fail a few times.
 func TestRetries(t *testing.T) {
 	t.Parallel()
@@ -302,21 +307,21 @@ func TestRetries(t *testing.T) {
 		fail  func(w http.ResponseWriter, r *http.Request)
 		tries int32 // until there is an error; 0: it passes
 	}{
-		"429":     {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 429, "rate limit quota exceeded") }, 0},
-		"412":     {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 412) }, 0},
-		"500":     {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 500, "internal error") }, 0},
+		"429":     {refuse(429, "rate limit quota exceeded"), 0},
+		"412":     {refuse(412), 0},
+		"500":     {refuse(500, "internal error"), 0},
 		"502":     {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>Bad Gateway", 502) }, 0},
-		"503":     {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 503, "Vault is sealed") }, 0},
+		"503":     {refuse(503, "Vault is sealed"), 0},
 		"dropped": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 0},
 		"half": {func(w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, `{"data":{"batch_results":[`)
 			w.(http.Flusher).Flush()
 			panic(http.ErrAbortHandler)
 		}, 0},
-		"400": {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 400, "bad") }, 1},
-		"403": {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 403, "permission denied") }, 1},
-		"404": {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 404) }, 1},
-		"501": {func(w http.ResponseWriter, _ *http.Request) { vaulttest.Refuse(w, 501, "Vault is not initialized") }, 1},
+		"400": {refuse(400, "bad"), 1},
+		"403": {refuse(403, "permission denied"), 1},
+		"404": {refuse(404), 1},
+		"501": {refuse(501, "Vault is not initialized"), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

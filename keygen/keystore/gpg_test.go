@@ -116,7 +116,8 @@ func TestGPG(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, hash := range []crypto.Hash{
-			crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512,
+			crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512,
+			crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512,
 		} {
 			_, err := key.Sign(nil, make([]byte, hash.Size()), hash)
 			want := ""
@@ -182,7 +183,8 @@ func TestGPGRefusals(t *testing.T) {
 	}
 	defer key.Close()
 	digest := sha256.Sum256(nil)
-	if _, err = key.Sign(nil, digest[:], crypto.SHA256); err == nil || !strings.HasPrefix(err.Error(), "gpg-agent: No pinentry") {
+	_, err = key.Sign(nil, digest[:], crypto.SHA256)
+	if err == nil || !strings.HasPrefix(err.Error(), "gpg-agent: No pinentry") {
 		t.Errorf("no pinentry: %v", err)
 	}
 }
@@ -274,7 +276,9 @@ func TestGPGInterrupt(t *testing.T) {
 // TestWithoutSecrets has the environment of an agent that modsign starts.
 func TestWithoutSecrets(t *testing.T) {
 	t.Parallel()
-	got := withoutSecrets([]string{"HOME=/h", "KBUILD_SIGN_PIN=x", "VAULT_TOKEN=x", "BAO_TOKEN=x", "AWS_SECRET_ACCESS_KEY=x", "GNUPGHOME=/g"})
+	got := withoutSecrets([]string{
+		"HOME=/h", "KBUILD_SIGN_PIN=x", "VAULT_TOKEN=x", "BAO_TOKEN=x", "AWS_SECRET_ACCESS_KEY=x", "GNUPGHOME=/g",
+	})
 	if want := []string{"HOME=/h", "GNUPGHOME=/g"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -6,8 +6,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -29,15 +31,15 @@ const vaultToken = "hvs.token-of-the-tests"
 func newVault(t *testing.T, versions ...string) (*vaulttest.Server, func(string) (string, bool)) {
 	t.Helper()
 	s := vaulttest.New(vaultToken)
-	kinds := map[string]string{"rsa:2048": "rsa-2048", "rsa:4096": "rsa-4096", "ecdsa:p256": "ecdsa-p256", "ecdsa:p384": "ecdsa-p384"}
 	for _, algorithm := range versions {
-		s.AddVersion("modules", kinds[algorithm], testmod.NewKey(t, algorithm).Private)
+		s.AddVersion("modules", strings.Replace(algorithm, ":", "-", 1), testmod.NewKey(t, algorithm).Private)
 	}
 	server := httptest.NewUnstartedServer(s)
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	ca := testmod.WriteFile(t, "ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}
+	ca := testmod.WriteFile(t, "ca.pem", pem.EncodeToMemory(block))
 	variables := map[string]string{"VAULT_ADDR": server.URL, "VAULT_CACERT": ca, "VAULT_TOKEN": vaultToken}
 	return s, func(name string) (string, bool) {
 		value, ok := variables[name]
@@ -111,21 +113,26 @@ func TestVaultRefusals(t *testing.T) {
 	}
 }
 
-// TestVaultWrongSignature lets the server answer with the signatures of a batch in a wrong order.
+// TestVaultWrongSignature lets the server answer with a signature of another digest.
 func TestVaultWrongSignature(t *testing.T) {
 	t.Parallel()
-	server, env := newVault(t, "ecdsa:p256")
-	cert := testmod.NewKey(t, "ecdsa:p256").Certificate
-	key, err := Open(t.Context(), "vault:transit/modules", Options{Certificate: cert, LookupEnv: env})
+	server, env := newVault(t, "rsa:2048")
+	pair := testmod.NewKey(t, "rsa:2048")
+	key, err := Open(t.Context(), "vault:transit/modules", Options{Certificate: pair.Certificate, LookupEnv: env})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer key.Close()
+	other, digest := sha256.Sum256([]byte("other")), sha256.Sum256(nil)
+	signature, err := pair.Private.Sign(rand.Reader, other[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
 	server.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
-		io.WriteString(w, `{"data":{"batch_results":[{"signature":"vault:v1:MEQCIGxvbG9sb2xvbG9sb2xvbG9sb2xvbG9sb2xvbG9sb2xvAiBsb2xvbG9sb2xvbG9sb2xvbG9sb2xvbG9sb2xvbG9sbw=="}]}}`)
+		fmt.Fprintf(w, `{"data":{"batch_results":[{"signature":"vault:v1:%s"}]}}`,
+			base64.StdEncoding.EncodeToString(signature))
 		return true
 	}
-	digest := sha256.Sum256(nil)
 	if _, err := key.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, ErrWrong) {
 		t.Errorf("%v, want ErrWrong", err)
 	}
@@ -154,7 +161,8 @@ func TestVaultLost(t *testing.T) {
 	}
 	expired.Store(true)
 	_, err = key.Sign(nil, digest[:], crypto.SHA256)
-	if e, ok := errors.AsType[*Error](err); !ok || !e.Lost() || !strings.Contains(err.Error(), "permission denied; invalid token") {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !e.Lost() || !strings.Contains(err.Error(), "permission denied; invalid token") {
 		t.Errorf("%v", err)
 	}
 }
