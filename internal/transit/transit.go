@@ -2,7 +2,7 @@
 // OpenBao, over HTTPS.
 //
 // [Open] returns a [Key]. Calls of Sign that wait at the same time share a request: up to
-// four requests are under way, with up to [BatchSize] digests each, and no call waits for
+// four requests are under way, with up to 512 digests each, and no call waits for
 // others to come.
 //
 // The token goes into the header of a request and nowhere else. A redirect is followed from
@@ -20,6 +20,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,12 +28,11 @@ import (
 )
 
 const (
-	// BatchSize is the largest number of digests in a request. Vault's own limit is the
-	// size of a request, 32 MiB.
-	BatchSize = 512
-
+	// maxBatch is the largest number of digests in a request. Vault's own limit is the size
+	// of a request, 32 MiB.
+	maxBatch    = 512
 	maxRequests = 4       // under way at once; the server makes the signatures of one one after the other
-	maxAnswer   = 4 << 20 // bytes; BatchSize signatures of RSA-4096 have less than 1 MiB
+	maxAnswer   = 4 << 20 // bytes; maxBatch signatures of RSA-4096 have less than 1 MiB
 )
 
 // Config says where a key is, and how to get there.
@@ -102,8 +102,12 @@ func newKey(ctx context.Context, c Config) *Key {
 // Public returns the public key of the certificate, which every signature has to fit.
 func (k *Key) Public() crypto.PublicKey { return k.c.Public }
 
-// BatchSize returns how many signatures one request makes.
-func (k *Key) BatchSize() int { return BatchSize }
+// BatchSize returns how many calls of Sign make sense at once for each processor, of which
+// callers have some in excess: all together fill the requests.
+func (k *Key) BatchSize() int {
+	batches := runtime.GOMAXPROCS(0) + 2
+	return (maxRequests*maxBatch + batches - 1) / batches
+}
 
 // Lost reports whether the server was given up, or takes the token no more.
 func (k *Key) Lost() bool { return k.lost.Load() }
@@ -172,7 +176,7 @@ func (k *Key) next() []*request {
 		return nil
 	}
 	n := 1
-	for n < min(len(k.waiting), BatchSize) && k.waiting[n].hash == k.waiting[0].hash {
+	for n < min(len(k.waiting), maxBatch) && k.waiting[n].hash == k.waiting[0].hash {
 		n++
 	}
 	batch := k.waiting[:n:n]

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,7 +139,7 @@ func TestRequests(t *testing.T) {
 	k := p.mustOpen(t)
 	before := len(p.Requests())
 	const modules = 4000
-	err := batch.Each(t.Context(), modules, batch.Filling(2, k.BatchSize()), func(i int) error {
+	err := batch.Each(t.Context(), modules, batch.Filling(runtime.GOMAXPROCS(0), k.BatchSize()), func(i int) error {
 		return signOne(k, crypto.SHA256, i)
 	})
 	if err != nil {
@@ -151,7 +152,7 @@ func TestRequests(t *testing.T) {
 		most = max(most, r.Digests)
 	}
 	t.Logf("%d digests in %d requests, %d in the largest", digests, len(requests), most)
-	if digests != modules || most > BatchSize || len(requests) > 100 {
+	if digests != modules || most > maxBatch || len(requests) > 100 {
 		t.Errorf("%d digests in %d requests of at most %d", digests, len(requests), most)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,7 +57,7 @@ func TestVault(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := batch.Each(t.Context(), 2000, batch.Filling(2, key.BatchSize()), func(i int) error {
+		if err := batch.Each(t.Context(), 2000, batch.Filling(runtime.GOMAXPROCS(0), key.BatchSize()), func(i int) error {
 			digest := sha256.Sum256([]byte{byte(i), byte(i >> 8)})
 			_, err := key.Sign(nil, digest[:], crypto.SHA256)
 			return err
