@@ -26,8 +26,8 @@ const (
 	openTries    = 3 // nothing is begun yet
 	firstPause   = 250 * time.Millisecond
 	longestPause = 8 * time.Second
-	callTimeout  = time.Minute     // of one try
-	giveUp       = 2 * time.Minute // no try begins later
+	callTimeout  = 100 * time.Second // of one try; Vault itself ends a request after 90 seconds
+	giveUp       = 2 * time.Minute   // no try begins later
 	maxRedirects = 2
 )
 
@@ -63,9 +63,6 @@ func (k *Key) call(tries int, method, operation string, body []byte) ([]byte, er
 		}
 		e, answered := err.(*answerError)
 		if !passes(err) {
-			if !answered || e.status == http.StatusForbidden {
-				k.lost.Store(true)
-			}
 			return nil, err
 		}
 		wait := next/2 + rand.N(next/2) // others were refused at the same time
@@ -73,7 +70,6 @@ func (k *Key) call(tries int, method, operation string, body []byte) ([]byte, er
 			wait = max(wait, e.after)
 		}
 		if try == tries || time.Since(start)+wait > giveUp {
-			k.lost.Store(true)
 			return nil, fmt.Errorf("%w (given up after %d tries)", err, try)
 		}
 		k.noted.Do(func() { k.c.Note(fmt.Sprintf("%s: %v: trying again", k.c.Address.Host, err)) })

@@ -109,7 +109,7 @@ func (k *Key) BatchSize() int {
 	return (maxRequests*maxBatch + batches - 1) / batches
 }
 
-// Lost reports whether the server was given up, or takes the token no more.
+// Lost reports whether a request has failed for good. Those for other modules would, too.
 func (k *Key) Lost() bool { return k.lost.Load() }
 
 // Close ends the requests under way.
@@ -222,6 +222,7 @@ func (k *Key) post(body signRequest) ([]result, error) {
 	}
 	answer, err := k.call(maxTries, http.MethodPost, "sign", data)
 	if err != nil {
+		k.lost.Store(true)
 		return nil, k.explain(err)
 	}
 	return decodeResults(answer, len(body.Batch), k.version)

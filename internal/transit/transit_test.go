@@ -343,7 +343,7 @@ func TestRetries(t *testing.T) {
 			if c.tries != 0 && (err == nil || tries.Load() != c.tries) {
 				t.Errorf("%d tries: %v", tries.Load(), err)
 			}
-			if want := name == "403"; k.Lost() != want {
+			if want := c.tries != 0; k.Lost() != want {
 				t.Errorf("lost: %v, want %v", k.Lost(), want)
 			}
 			if c.tries == 0 && strings.Count(p.notes.String(), "trying again") != 1 {

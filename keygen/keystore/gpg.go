@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 
@@ -22,16 +23,32 @@ func openGPG(ctx context.Context, uri string, o Options) (storedKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := gpgagent.Open(ctx, gpgagent.Config{Socket: socket, Keygrip: grip, Options: pinentryOptions(o.LookupEnv)})
+	key, err := gpgagent.Open(ctx, gpgagent.Config{
+		Socket: socket, Keygrip: grip, Options: pinentryOptions(o.LookupEnv, terminal()),
+	})
 	if err != nil {
 		return nil, err
 	}
 	return key, nil
 }
 
+// terminal returns the name of the terminal that this process has, or "".
+func terminal() string {
+	for _, fd := range []string{"0", "1", "2"} {
+		name, err := os.Readlink("/proc/self/fd/" + fd)
+		if err == nil && (strings.HasPrefix(name, "/dev/pts/") || strings.HasPrefix(name, "/dev/tty")) {
+			return name
+		}
+	}
+	return ""
+}
+
 // pinentryOptions tells the agent where to ask for a PIN, as gpg does.
-func pinentryOptions(lookup func(string) (string, bool)) []string {
+func pinentryOptions(lookup func(string) (string, bool), terminal string) []string {
 	var options []string
+	if tty, _ := lookup("GPG_TTY"); tty == "" && terminal != "" {
+		options = append(options, "ttyname="+terminal)
+	}
 	for _, o := range [][2]string{
 		{"GPG_TTY", "ttyname="}, {"TERM", "ttytype="}, {"DISPLAY", "display="}, {"XAUTHORITY", "xauthority="},
 		{"WAYLAND_DISPLAY", "putenv=WAYLAND_DISPLAY="}, {"XDG_SESSION_TYPE", "putenv=XDG_SESSION_TYPE="},

@@ -273,6 +273,72 @@ func TestGPGInterrupt(t *testing.T) {
 	}
 }
 
+// TestGPGPinentry has a pinentry that writes down what it is asked.
+func TestGPGPinentry(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ answer, want string }{
+		"passphrase": {"D horse-battery", ""},
+		"cancelled":  {"ERR 83886179 Operation cancelled", "gpg-agent: Operation cancelled"},
+	} {
+		h := newGPGHome(t)
+		uri := h.newKey(t, "rsa2048", "horse-battery")
+		log := h.dir + "/log"
+		end := "echo OK"
+		if c.want != "" {
+			end = ":"
+		}
+		pinentry := "#!/bin/sh\necho OK\nwhile read -r line; do\necho \"$line\" >>" + log + "\n" +
+			"case $line in GETPIN*) echo '" + c.answer + "'; " + end + ";; *) echo OK;; esac\ndone\n"
+		if err := os.WriteFile(h.dir+"/pinentry", []byte(pinentry), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		conf := "pinentry-program " + h.dir + "/pinentry\n"
+		if err := os.WriteFile(h.dir+"/gpg-agent.conf", []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		testmod.Run(t, "env", "GNUPGHOME="+h.dir, "gpgconf", "--kill", "gpg-agent")
+		o := h.options(new(x509.Certificate))
+		o.LookupEnv = func(name string) (string, bool) {
+			value, ok := map[string]string{"GPG_TTY": "/dev/pts/77", "TERM": "vt\n52"}[name]
+			return value, ok
+		}
+		key, err := openGPG(t.Context(), uri, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer key.Close()
+		digest := sha256.Sum256(nil)
+		for range 5 {
+			_, err := key.Sign(nil, digest[:], crypto.SHA256)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)) {
+				t.Errorf("%s: %v, want %q", name, err, c.want)
+			}
+		}
+		asked, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(asked)
+		if strings.Count(text, "GETPIN") != 1 || !strings.Contains(text, "OPTION ttyname=/dev/pts/77\n") ||
+			!strings.Contains(text, "modsign signs kernel modules%0Awith the key "+uri[4:]) {
+			t.Errorf("%s: the pinentry was asked\n%s", name, text)
+		}
+	}
+}
+
+// TestPinentryOptions has the terminal of a process whose user has not set GPG_TTY.
+func TestPinentryOptions(t *testing.T) {
+	t.Parallel()
+	lookup := func(name string) (string, bool) {
+		value, ok := map[string]string{"TERM": "xterm", "DISPLAY": ":0\nKILLAGENT", "WAYLAND_DISPLAY": "w"}[name]
+		return value, ok
+	}
+	got := pinentryOptions(lookup, "/dev/pts/3")
+	if want := []string{"ttyname=/dev/pts/3", "ttytype=xterm", "putenv=WAYLAND_DISPLAY=w"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 // TestWithoutSecrets has the environment of an agent that modsign starts.
 func TestWithoutSecrets(t *testing.T) {
 	t.Parallel()
