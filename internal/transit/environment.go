@@ -77,6 +77,9 @@ func isBlank(r rune) bool { return r <= ' ' || r == 0x7f }
 func FromEnvironment(env Environment, note func(string)) (Config, error) {
 	c := Config{Namespace: env.get("NAMESPACE"), Note: note}
 	var err error
+	if len(c.Namespace) > 1000 || strings.ContainsFunc(c.Namespace, isBlank) {
+		return c, errors.New("VAULT_NAMESPACE: want a path without blanks")
+	}
 	if c.Address, err = address(env, note); err != nil {
 		return c, err
 	}

@@ -114,7 +114,9 @@ func (k *Key) Lost() bool { return k.lost.Load() }
 
 // Close ends the requests under way.
 func (k *Key) Close() error {
+	k.mu.Lock() // nobody begins a request after that
 	k.cancel(errors.New("key is closed"))
+	k.mu.Unlock()
 	k.done.Wait()
 	if t, ok := k.c.Transport.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
