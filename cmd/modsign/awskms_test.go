@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -227,4 +228,20 @@ func TestAWSKMS(t *testing.T) {
 			t.Errorf("%v\n%s", err, p.stderr.String())
 		}
 	})
+}
+
+// kmsServer is the program "kms-server DIR", which serves the API of AWS KMS with one RSA key,
+// of the certificate DIR/cert.pem, at an address that it writes to DIR/addr when it is ready.
+func kmsServer() {
+	dir := os.Args[1]
+	private, err := storyKey(filepath.Join(dir, "key"), "rsa-2048")
+	if err == nil {
+		server := httptest.NewServer(&awsKMS{key: private})
+		err = writeAddress(dir, server.URL)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kms-server:", err)
+		os.Exit(1)
+	}
+	select {}
 }

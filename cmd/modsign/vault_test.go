@@ -46,9 +46,6 @@ func vaultServer() {
 
 func serveVault(dir string, args []string) error {
 	s := vaulttest.New(vaultToken)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	var crash, busy, signed atomic.Int64
 	crash.Store(-1)
 	version := 0
@@ -90,14 +87,18 @@ func serveVault(dir string, args []string) error {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	if err := errors.Join(
-		os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644),
-		os.WriteFile(filepath.Join(dir, "addr.new"), []byte(server.URL), 0o644),
-		os.Rename(filepath.Join(dir, "addr.new"), filepath.Join(dir, "addr")),
-	); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644), writeAddress(dir, server.URL)); err != nil {
 		return err
 	}
 	select {}
+}
+
+// writeAddress writes DIR/addr whole, for the command await.
+func writeAddress(dir, address string) error {
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "addr.new"), []byte(address), 0o644),
+		os.Rename(filepath.Join(dir, "addr.new"), filepath.Join(dir, "addr")),
+	)
 }
 
 func appendLine(file, line string) {
@@ -109,6 +110,9 @@ func appendLine(file, line string) {
 
 // storyKey returns the private key of a file, or makes it and its certificate.
 func storyKey(path, kind string) (crypto.Signer, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
 	data, err := os.ReadFile(path + ".key")
 	if err == nil {
 		block, _ := pem.Decode(data)
@@ -134,7 +138,7 @@ func storyKey(path, kind string) (crypto.Signer, error) {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(0x5a17), Subject: pkix.Name{CommonName: "modsign test key in Vault"},
+		SerialNumber: big.NewInt(0x5a17), Subject: pkix.Name{CommonName: "modsign test key of a service"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), SubjectKeyId: []byte(filepath.Base(path)),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 	}
