@@ -87,7 +87,10 @@ func serveVault(dir string, args []string) error {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644), writeAddress(dir, server.URL)); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644); err != nil {
+		return err
+	}
+	if err := writeAddress(dir, server.URL); err != nil {
 		return err
 	}
 	select {}
