@@ -9,6 +9,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -46,14 +46,12 @@ type Key struct {
 	lost   atomic.Bool
 }
 
-var isKeygrip = regexp.MustCompile(`^[0-9A-Fa-f]{40}$`)
-
 const listKeys = "gpg --list-secret-keys --with-keygrip"
 
 // ParseURI parses "gpg:KEYGRIP".
 func ParseURI(uri string) (keygrip string, err error) {
 	_, keygrip, _ = strings.Cut(uri, ":")
-	if !isKeygrip.MatchString(keygrip) {
+	if grip, err := hex.DecodeString(keygrip); err != nil || len(grip) != 20 {
 		return "", &keyfile.HintError{Err: errors.New("want gpg:KEYGRIP, with 40 hexadecimal digits"), Hint: listKeys}
 	}
 	return strings.ToUpper(keygrip), nil

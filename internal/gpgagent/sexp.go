@@ -89,10 +89,17 @@ func (e sexp) inner(name string) sexp {
 	return e.list[1]
 }
 
-var curves = map[string]elliptic.Curve{
-	"NIST P-256": elliptic.P256(), "nistp256": elliptic.P256(),
-	"NIST P-384": elliptic.P384(), "nistp384": elliptic.P384(),
-	"NIST P-521": elliptic.P521(), "nistp521": elliptic.P521(),
+// curveOf returns the curve of a name, or nil.
+func curveOf(name string) elliptic.Curve {
+	switch name {
+	case "NIST P-256", "nistp256":
+		return elliptic.P256()
+	case "NIST P-384", "nistp384":
+		return elliptic.P384()
+	case "NIST P-521", "nistp521":
+		return elliptic.P521()
+	}
+	return nil
 }
 
 // parsePublic parses (public-key (rsa (n N)(e E))) or (public-key (ecc (curve C)(q Q))).
@@ -110,8 +117,8 @@ func parsePublic(data []byte) (crypto.PublicKey, error) {
 		}
 		return &rsa.PublicKey{N: n, E: int(exponent.Int64())}, nil
 	case "ecc", "ecdsa":
-		curve, ok := curves[string(key.value("curve"))]
-		if !ok {
+		curve := curveOf(string(key.value("curve")))
+		if curve == nil {
 			return nil, fmt.Errorf("key is on the curve %.30q; modules are signed with RSA or ECDSA (P-256, P-384, P-521)",
 				key.value("curve"))
 		}

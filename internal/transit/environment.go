@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -40,8 +39,15 @@ func (e Environment) either(names ...string) string {
 
 var errForm = errors.New("want vault:MOUNT/KEY, such as vault:transit/modules, or vault:MOUNT/KEY?key_version=N")
 
-// The engine takes no other name of a key.
-var keyName = regexp.MustCompile(`^\w(([\w.-]+)?\w)?$`)
+// isKeyName reports whether the engine takes a name of a key.
+func isKeyName(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(r rune) bool { return !isWord(r) && r != '.' && r != '-' }) &&
+		isWord(rune(name[0])) && isWord(rune(name[len(name)-1]))
+}
+
+func isWord(r rune) bool {
+	return r == '_' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'
+}
 
 // ParseURI parses "vault:MOUNT/KEY?key_version=N". The version is 0 if it is not there.
 func ParseURI(uri string) (mount, name string, version int, err error) {
@@ -64,7 +70,7 @@ func ParseURI(uri string) (mount, name string, version int, err error) {
 			return "", "", 0, errForm
 		}
 	}
-	if !keyName.MatchString(name) {
+	if !isKeyName(name) {
 		return "", "", 0, errForm
 	}
 	return mount, name, version, nil

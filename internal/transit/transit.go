@@ -138,7 +138,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if !ok || len(digest) != opts.HashFunc().Size() {
 		return nil, fmt.Errorf("transit engines do not sign digests of %v", opts.HashFunc())
 	}
-	r := &request{hash: hash, digest: digest, done: make(chan struct{})}
+	r := &request{hash: hash, digest: bytes.Clone(digest), done: make(chan struct{})}
 	k.mu.Lock()
 	if k.ctx.Err() != nil {
 		k.mu.Unlock()
