@@ -89,7 +89,7 @@ func FromEnvironment(env Environment, note func(string)) (Config, error) {
 	if c.Address, err = address(env, note); err != nil {
 		return c, err
 	}
-	if c.Token, err = token(env); err != nil {
+	if c.Token, err = token(env, note); err != nil {
 		return c, err
 	}
 	config, err := tlsConfig(env, note)
@@ -136,7 +136,7 @@ func isLoopback(host string) bool {
 }
 
 // token returns the token, or "" if there is none.
-func token(env Environment) (string, error) {
+func token(env Environment, note func(string)) (string, error) {
 	if text := strings.TrimSpace(env.get("TOKEN")); text != "" {
 		return checkToken("VAULT_TOKEN", text)
 	}
@@ -154,6 +154,9 @@ func token(env Environment) (string, error) {
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, pathless(err))
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+		note("warning: " + path + ": others than its owner can get at the token: chmod 600 " + path)
 	}
 	return checkToken(path, strings.TrimSpace(string(data)))
 }

@@ -60,6 +60,7 @@ func TestFromEnvironment(t *testing.T) {
 	if err := os.WriteFile(tokenFile, []byte("hvs.home\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	open := testmod.WriteFile(t, "token", []byte("hvs.open\n"))
 	for name, c := range map[string]struct {
 		variables            map[string]string
 		address, token, note string
@@ -74,6 +75,8 @@ func TestFromEnvironment(t *testing.T) {
 		}, "https://b:1", "s.b", "", ""},
 		"bao's token file": {map[string]string{"BAO_TOKEN_PATH": tokenFile},
 			"https://127.0.0.1:8200", "hvs.home", "", ""},
+		"open token file": {map[string]string{"VAULT_TOKEN_PATH": open}, "https://127.0.0.1:8200", "hvs.open",
+			"chmod 600 " + open, ""},
 		"no token there": {map[string]string{"HOME": "/nonexistent"}, "https://127.0.0.1:8200", "", "", ""},
 		"agent": {map[string]string{"VAULT_ADDR": "http://127.0.0.1:8100"},
 			"http://127.0.0.1:8100", "", "", ""},
