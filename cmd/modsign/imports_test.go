@@ -30,6 +30,8 @@ var mayImport = map[string][]string{
 	"internal/elfstrip":   nil,
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
+	"internal/gpgagent":   {"internal/keyfile"},
+	"internal/transit":    {"internal/keyfile"},
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
@@ -62,8 +64,8 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"keygen/keystore": {
-		"internal/cms", "internal/keyfile", "internal/pkcs11", "internal/signerprogram", "internal/tpmkey",
-		"keygen",
+		"internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11", "internal/signerprogram",
+		"internal/tpmkey", "internal/transit", "keygen",
 	},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
@@ -81,6 +83,7 @@ var mayImport = map[string][]string{
 	"internal/kerneltest/init": nil,
 	"internal/rpmtest":         nil,
 	"internal/debtest":         nil,
+	"internal/vaulttest":       nil,
 }
 
 // doors says which packages may import what others have written, each by as few

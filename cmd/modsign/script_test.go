@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		os.Setenv("GORACE", "atexit_sleep_ms=10") // instead of a second at the end of every process
 	}
-	programs := map[string]func(){"modsign": main}
+	programs := map[string]func(){"modsign": main, "vault-server": vaultServer, "kms-server": kmsServer}
 	for name := range programNames {
 		programs[name] = main
 	}
@@ -76,7 +76,7 @@ func TestStories(t *testing.T) {
 		},
 		{"rsa.der", rsaCert, 0o644},
 	}
-	secrets := []string{passphrase}
+	secrets := []string{passphrase, vaultToken}
 	for _, k := range []*testmod.Key{key, other, rsa} {
 		block, _ := pem.Decode(k.KeyPEM)
 		body := strings.Split(string(k.KeyPEM), "\n")
@@ -102,13 +102,15 @@ func TestStories(t *testing.T) {
 			return writeTree(filepath.Join(env.WorkDir, "tree"), modules)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"run":    func(ts *testscript.TestScript, neg bool, args []string) { runCommand(ts, neg, args, secrets) },
-			"await":  await,
-			"json":   func(ts *testscript.TestScript, _ bool, args []string) { normalJSON(ts, args, rsa) },
-			"hint":   runHint,
-			"full":   runFull,
-			"tpm":    startTPMs(t),
-			"kernel": func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv("KVER", makeKernel(t, ts, args)) },
+			"run":     func(ts *testscript.TestScript, neg bool, args []string) { runCommand(ts, neg, args, secrets) },
+			"await":   await,
+			"json":    func(ts *testscript.TestScript, _ bool, args []string) { normalJSON(ts, args, rsa) },
+			"hint":    runHint,
+			"full":    runFull,
+			"tpm":     startTPMs(t),
+			"kernel":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv("KVER", makeKernel(t, ts, args)) },
+			"value":   func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv(args[0], ts.ReadFile(args[1])) },
+			"gpghome": func(ts *testscript.TestScript, _ bool, _ []string) { gpgHome(ts) },
 		},
 	})
 }
@@ -230,6 +232,20 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s did not come", args[0])
+}
+
+// gpgHome is "gpghome": it sets GNUPGHOME to a new directory with a short path, since the
+// socket of an agent is in it.
+func gpgHome(ts *testscript.TestScript) {
+	dir, err := os.MkdirTemp("/tmp", "gpg")
+	ts.Check(err)
+	ts.Setenv("GNUPGHOME", dir)
+	ts.Defer(func() {
+		cmd := exec.Command("gpgconf", "--kill", "all")
+		cmd.Env = append(os.Environ(), "GNUPGHOME="+dir)
+		_ = cmd.Run() // it may be gone
+		os.RemoveAll(dir)
+	})
 }
 
 var duration = regexp.MustCompile(`"seconds":[0-9.e-]+`)

@@ -89,6 +89,8 @@ type store struct {
 var stores = []store{
 	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
 	{"exec", "exec:PROGRAM", openProgram},
+	{"vault", "vault:MOUNT/KEY", openVault},
+	{"gpg", "gpg:KEYGRIP", openGPG},
 }
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
