@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // ReadOptions are those of work that reads modules and writes nothing.
@@ -59,6 +60,10 @@ type Options struct {
 	DebugOptions // not with Detached
 	Existing     Existing
 	Detached     bool // write NAME.ko.p7s beside each module and leave the module as it is
+	// Policy, if it is not nil, says which modules may be signed. Sign reads all modules
+	// first, and signs none if the policy refuses one. It asks again about each module when
+	// it signs it.
+	Policy *policy.Policy
 }
 
 // AttachOptions are those of [Tree.Attach].

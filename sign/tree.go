@@ -9,7 +9,8 @@ import (
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
 // those, Report.Result names them, and the error is [ErrIncomplete]. Any other error
-// ended the run: the context's cause, or a failure to flush to disk.
+// ended the run: the context's cause, a failure to flush to disk, or a [*RefusedError] of
+// Options.Policy, before the first module was signed.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
 	if err := first(signer.check(), opts.Existing.check()); err != nil {
 		return Summary{}, err
@@ -17,11 +18,23 @@ func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary,
 	if opts.Detached && (opts.StripDebug || opts.SplitDebug != "") {
 		return Summary{}, errors.New("detached signatures leave the modules as they are: they cannot be stripped as well")
 	}
-	return t.run(ctx, task{
+	k := task{
 		WriteOptions: opts.WriteOptions, DebugOptions: opts.DebugOptions,
 		existing: opts.Existing, detached: opts.Detached,
 		trailers: signatures{Signer: signer}, last: t.lastStage(opts.DryRun, stagePrepare),
-	})
+	}
+	if opts.Policy != nil {
+		if t.allowed != opts.Policy {
+			if err := t.CheckPolicy(ctx, signer, opts); err != nil {
+				return Summary{}, err
+			}
+		}
+		if k.last == stagePlace {
+			// What is signed may not be what was checked: it is checked again.
+			k.guard = &guard{policy: opts.Policy, hash: signer.cms.Hash()}
+		}
+	}
+	return t.run(ctx, k)
 }
 
 // RemoveSignatures removes all signatures of every module. A module without a signature

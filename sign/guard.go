@@ -1,0 +1,109 @@
+package sign
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"sync/atomic"
+	"time"
+
+	"github.com/modsign/modsign/internal/failures"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/sign/policy"
+)
+
+// guard has a policy judge the modules of a run. A nil guard allows everything.
+type guard struct {
+	policy *policy.Policy
+	hash   crypto.Hash // of the signatures
+	files  atomic.Int64
+}
+
+// CheckPolicy has Options.Policy judge all modules that [Tree.Sign] would sign with the same
+// arguments. If the policy refuses any, the error is a [*RefusedError]. A module that fails
+// for another reason will fail again. Sign calls CheckPolicy unless it was called before. Of
+// the Report, it calls Progress alone.
+func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) error {
+	if err := first(t.check(), signer.check(), opts.Existing.check()); err != nil || opts.Policy == nil {
+		return err
+	}
+	g := &guard{policy: opts.Policy, hash: signer.cms.Hash()}
+	if err := g.policy.CheckRun(time.Now(), g.hash, 0); err != nil {
+		return &RefusedError{Errs: []error{err}}
+	}
+	k := task{
+		WriteOptions: ReadOptions{Jobs: opts.Jobs, MaxSize: opts.MaxSize}.reading(), DebugOptions: opts.DebugOptions,
+		existing: opts.Existing, trailers: judgements{}, guard: g, last: stagePrepare,
+	}
+	if g.policy.NeedsSHA256() {
+		k.last = stageMake
+	}
+	var refused []error
+	k.Report.Progress = opts.Report.Progress
+	k.Report.Result = func(r Result) {
+		if _, ok := errors.AsType[*policy.RefusedError](r.Err); ok {
+			refused = append(refused, failures.Name(r.Path, r.Err))
+		}
+	}
+	if _, err := t.run(ctx, k); err != nil && !errors.Is(err, ErrIncomplete) {
+		return err
+	}
+	if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Load())); err != nil {
+		refused = append(refused, err)
+	}
+	if len(refused) > 0 {
+		return &RefusedError{Errs: refused}
+	}
+	t.allowed = opts.Policy
+	return nil
+}
+
+// judgements are what a run is for that only asks a policy.
+type judgements struct{ signsNot }
+
+func (judgements) action(bool) Action { return Digested }
+
+// begin begins the SHA-256 of a module, or returns nil if the policy does not need it.
+func (g *guard) begin() hash.Hash {
+	if g == nil || !g.policy.NeedsSHA256() {
+		return nil
+	}
+	return sha256.New()
+}
+
+// allow asks the policy about the module, under each of its names. The hash is what begin
+// has begun.
+func (w *work) allow(sum hash.Hash) error {
+	g := w.guard
+	if g == nil {
+		return nil
+	}
+	if w.last == stagePlace { // the clock goes on, and what was skipped may not be signed any more
+		if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Add(1))); err != nil {
+			return err
+		}
+	}
+	var m policy.Module
+	if sum != nil {
+		m.SHA256 = sum.Sum(nil)
+	}
+	var err error
+	if m.Tags, err = module.Modinfo(w.content.at, w.content.atSize); err != nil {
+		return err
+	}
+	if m.Tags == nil {
+		m.Tags = []string{} // there are none
+	}
+	for _, name := range w.job.names {
+		m.Path = name.name
+		if err := g.policy.Check(&m); err != nil {
+			return err
+		}
+	}
+	if w.last < stagePlace {
+		g.files.Add(1)
+	}
+	return nil
+}
