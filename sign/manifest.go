@@ -127,6 +127,9 @@ func (s *Signer) checkManifest(m manifest.Manifest, p *policy.Policy) error {
 	if p == nil {
 		return nil
 	}
+	if err := p.CheckManifest(s.cms.Hash()); err != nil {
+		return &RefusedError{Errs: []error{err}}
+	}
 	var refused []error
 	if err := p.CheckRun(time.Now(), s.cms.Hash(), len(m)); err != nil {
 		refused = append(refused, err)

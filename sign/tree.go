@@ -9,8 +9,8 @@ import (
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
 // those, Report.Result names them, and the error is [ErrIncomplete]. Any other error
-// ended the run: the context's cause, a failure to flush to disk, or a [*RefusedError] of
-// Options.Policy, before the first module was signed.
+// ended the run: the context's cause, a failure to flush to disk, a [*KeyLostError], or a
+// [*RefusedError] of Options.Policy, before the first module was signed.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
 	if err := first(signer.check(), opts.Existing.check()); err != nil {
 		return Summary{}, err

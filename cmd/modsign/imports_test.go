@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
-		"keygen/agent", "keygen/keystore", "sign", "sign/manifest", "verify",
+		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -49,8 +49,8 @@ var mayImport = map[string][]string{
 	"internal/undump":    nil,
 	"internal/vmlinux":   {"internal/compress"},
 	"internal/kbuildrun": {
-		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent", "sign",
-		"hashlist",
+		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
+		"keygen/keystore", "sign", "hashlist",
 	},
 	"kbuild": {"internal/module"},
 	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},
@@ -58,12 +58,15 @@ var mayImport = map[string][]string{
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
+	"keygen/audit":    {"internal/cms"},
 	"keygen/keystore": {"internal/cms", "keygen"},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",
+		"sign/policy",
 	},
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
+	"sign/policy":   {"internal/cms"},
 	"verify": {
 		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
@@ -99,7 +102,7 @@ var doors = map[string][]string{
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
-		"sign",
+		"keygen/audit", "sign",
 	},
 	"golang.org/x/term": {"internal/terminal"},
 

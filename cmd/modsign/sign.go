@@ -11,6 +11,7 @@ import (
 
 	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/audit"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -25,6 +26,8 @@ type signOptions struct {
 	detached      bool
 	debug         debugFlags
 	refuseUnsplit string
+	policy        policyFlag
+	audit         auditFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -95,6 +98,8 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, leave the module")
 	flags.BoolVar(&o.debug.strip, "strip-debug", false, "remove debug information first, as strip --strip-debug does")
 	o.debug.addSplit(flags)
+	o.policy.addFlag(flags)
+	o.audit.addFlag(flags)
 	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "fail if `DIR` lacks the debug file of a module")
 	o.compress.addFlag(flags)
 	o.treeOptions.addFlags(flags, u)
@@ -103,6 +108,9 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 // check refuses what makes no sense together.
 func (o *signOptions) check(args []string) error {
 	if err := checkOutput("--cert-out", o.certOut, args...); err != nil {
+		return err
+	}
+	if err := checkOutput("--audit", string(o.audit), o.recordless(args)...); err != nil {
 		return err
 	}
 	switch {
@@ -132,7 +140,7 @@ func isRoot(dir string) bool {
 }
 
 // run refuses all that it can before it loads the key, and the key before it writes.
-func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
+func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error) {
 	if o.oneTime {
 		hideFromStart(u)
 	}
@@ -144,10 +152,19 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
+	var log *audit.Log
+	if !o.dryRun { // which signs nothing
+		if log, err = o.audit.open(); err != nil {
+			return err
+		}
+	}
+	defer log.Close()
 	pair, err := o.pair(ctx, u)
 	if err != nil {
 		return err
 	}
+	recordIn(log, pair)
+	defer closeKey(pair, &err)
 	said, err := p.kernel.accept(u, o.certFile(), pair.Certificate, o.forceUntrusted)
 	if err != nil {
 		return err
@@ -164,8 +181,13 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.checkUnsplit(ctx, tree); err != nil {
 		return err
 	}
-	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...), xattr: true}
+	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes.all(), said...), xattr: true}
 	w.how = signedWith(pair.Certificate, hash)
+	if p.options.Policy != nil {
+		if err := o.checkPolicy(ctx, u, tree, signer, p.options); err != nil {
+			return err
+		}
+	}
 	do := func() error {
 		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	}
@@ -189,9 +211,27 @@ func (o *signOptions) plan(args []string) (signPlan, error) {
 	if err != nil {
 		return p, err
 	}
+	if p.options.Policy, err = o.policy.read(); err != nil {
+		return p, err
+	}
 	p.options.Detached = o.detached
 	p.options.DebugOptions, err = o.debug.options()
 	return p, err
+}
+
+// recordless are the files and directories that must not be the record of signatures.
+func (o *signOptions) recordless(args []string) []string {
+	return append([]string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}, args...)
+}
+
+// checkPolicy has the policy judge all modules, before anything is written.
+func (o *signOptions) checkPolicy(
+	ctx context.Context, u *ui, tree *sign.Tree, signer *sign.Signer, options sign.Options,
+) error {
+	options.Report = sign.Report{Progress: treeProgress(u, "checking")}
+	err := tree.CheckPolicy(ctx, signer, options)
+	u.Progress(true, nil)
+	return refusedBy(u, options.Policy, err)
 }
 
 // checkUnsplit checks --refuse-unsplit.

@@ -16,6 +16,8 @@ type signDigestsOptions struct {
 	keyID  bool
 	output string
 	jobs   jobsFlag
+	policy policyFlag
+	audit  auditFlag
 }
 
 func newSignDigestsCommand(u *ui) *cobra.Command {
@@ -39,13 +41,15 @@ or in which a line is missing, doubled, moved or changed.`,
 	o.keyOptions.addFlags(flags)
 	addKeyID(flags, &o.keyID)
 	o.addRSA(flags)
+	o.policy.addFlag(flags)
+	o.audit.addFlag(flags)
 	addOutputFile(flags, &o.output, "the signatures")
 	addQuiet(flags, u)
 	o.jobs.addFlag(flags)
 	return cmd
 }
 
-func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) error {
+func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err error) {
 	switch {
 	case o.key == "":
 		return usagef("no key: give --key FILE")
@@ -59,14 +63,29 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err := checkOutput("--output", o.output, file, o.key, o.cert, o.passphraseFile); err != nil {
 		return err
 	}
+	others := []string{file, o.key, o.cert, o.passphraseFile, string(o.policy), o.output}
+	if err := checkOutput("--audit", string(o.audit), others...); err != nil {
+		return err
+	}
+	policy, err := o.policy.read()
+	if err != nil {
+		return err
+	}
 	m, err := readManifest(u, file)
 	if err != nil {
 		return err
 	}
+	log, err := o.audit.open()
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	pair, err := o.load(ctx, u)
 	if err != nil {
 		return err
 	}
+	recordIn(log, pair)
+	defer closeKey(pair, &err)
 	warnUnloadable(u, o.certFile(), pair.Certificate)
 	hash := m[0].Hash
 	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
@@ -77,10 +96,12 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	progress := func(done, total int) {
 		u.Progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
 	}
-	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: progress})
+	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{
+		Jobs: int(o.jobs), Progress: progress, Policy: policy,
+	})
 	u.Progress(true, nil)
 	if err != nil {
-		return err
+		return refusedBy(u, policy, err)
 	}
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err

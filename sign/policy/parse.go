@@ -23,6 +23,7 @@ const (
 	version = "1"
 
 	maxSize    = 1 << 20 // bytes of a policy
+	maxLine    = 8 << 10 // bytes of a line
 	maxModules = 1 << 24 // beyond, the number is not an honest one
 )
 
@@ -100,6 +101,8 @@ func parseLine(n int, line []byte) (rule, error) {
 		return r, errors.New("the line is not UTF-8")
 	case bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029' }):
 		return r, errors.New("the line has a control character, such as the carriage return of a DOS file")
+	case len(text) > maxLine:
+		return r, fmt.Errorf("the line has more than %d bytes", maxLine)
 	case !whole:
 		return r, errors.New("the file is cut off: its last line has no line feed")
 	}

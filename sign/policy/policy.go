@@ -47,6 +47,10 @@ type rule struct {
 	match          func(string) bool // for keywords that may stand several times
 }
 
+// tags are the keywords about tags of the same name. The tag name is no such keyword, as
+// the file of a module tells its name too.
+var tags = []string{"vermagic", "license"}
+
 // A Module is what is known of a module that is to be signed.
 type Module struct {
 	Path   string   // in its tree, with slashes, without the suffix of a compression
@@ -80,9 +84,6 @@ func (r *rule) refusal(p *Policy, format string, args ...any) error {
 	return &RefusedError{Policy: p.name, Line: r.line, Keyword: r.keyword, Reason: fmt.Sprintf(format, args...)}
 }
 
-// NeedsTags reports whether Check needs the tags of a module. A manifest does not have them.
-func (p *Policy) NeedsTags() bool { return p.has("vermagic") || p.has("license") }
-
 // NeedsSHA256 reports whether Check needs the SHA-256 of a module.
 func (p *Policy) NeedsSHA256() bool { return p.list != "" }
 
@@ -97,6 +98,20 @@ func (p *Policy) CheckRun(now time.Time, hash crypto.Hash, modules int) error {
 	}
 	if p.modules > 0 && modules > p.modules {
 		return p.refusal("max-modules", "%d modules are to be signed, and %d may be", modules, p.modules)
+	}
+	return nil
+}
+
+// CheckManifest returns a [*RefusedError] if the policy asks what a manifest of digests with
+// this hash does not tell about its modules.
+func (p *Policy) CheckManifest(hash crypto.Hash) error {
+	for _, tag := range tags {
+		if p.has(tag) {
+			return p.refusal(tag, "a manifest does not tell it")
+		}
+	}
+	if p.NeedsSHA256() && hash != crypto.SHA256 {
+		return p.refusal("list", "it has SHA-256, and the digests of the manifest are %s", cms.HashName(hash))
 	}
 	return nil
 }
@@ -118,7 +133,7 @@ func (p *Policy) Check(m *Module) error {
 			return err
 		}
 	}
-	for _, tag := range []string{"vermagic", "license"} {
+	for _, tag := range tags {
 		if err := p.checkTag(m, tag); err != nil {
 			return err
 		}
