@@ -23,8 +23,9 @@ type guard struct {
 
 // CheckPolicy has Options.Policy judge all modules that [Tree.Sign] would sign with the same
 // arguments. If the policy refuses any, the error is a [*RefusedError]. A module that fails
-// for another reason will fail again. Sign calls CheckPolicy unless it was called before. Of
-// the Report, it calls Progress alone.
+// for another reason will fail again. Sign calls CheckPolicy unless it was called before.
+// Report.Result gets the modules that are refused, in the order of the error's Errs, in which
+// a refusal of the whole run is the last one.
 func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) error {
 	if err := first(t.check(), signer.check(), opts.Existing.check()); err != nil || opts.Policy == nil {
 		return err
@@ -40,15 +41,22 @@ func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) er
 	if g.policy.NeedsSHA256() {
 		k.last = stageMake
 	}
-	var refused []error
+	var results []Result
 	k.Report.Progress = opts.Report.Progress
 	k.Report.Result = func(r Result) {
 		if _, ok := errors.AsType[*policy.RefusedError](r.Err); ok {
-			refused = append(refused, failures.Name(r.Path, r.Err))
+			results = append(results, r)
 		}
 	}
 	if _, err := t.run(ctx, k); err != nil && !errors.Is(err, ErrIncomplete) {
 		return err
+	}
+	var refused []error
+	for _, r := range results {
+		refused = append(refused, failures.Name(r.Path, r.Err))
+		if opts.Report.Result != nil {
+			opts.Report.Result(r)
+		}
 	}
 	if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Load())); err != nil {
 		refused = append(refused, err)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"crypto"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -55,20 +57,52 @@ func (p policyFlag) read() (*policy.Policy, error) {
 	return read, read.SetList(text, sums)
 }
 
-// refusedBy says what a policy refuses. Other errors stay as they are.
-func refusedBy(u *ui, p *policy.Policy, err error) error {
+// checkManifest refuses a policy that asks what a manifest of digests with a hash does not
+// tell.
+func checkManifest(p *policy.Policy, hash crypto.Hash) error {
+	if p == nil {
+		return nil
+	}
+	err := p.CheckManifest(hash)
+	if err == nil {
+		return nil
+	}
+	return &failure{
+		code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err),
+		hint: "sign where the modules are, or name a hash list of them and take the digests with --hash sha256",
+	}
+}
+
+// checkPolicy has a policy judge all modules that will be signed. The modules that it refuses
+// are results.
+func checkPolicy(
+	ctx context.Context, u *ui, tree *sign.Tree, signer *sign.Signer, options sign.Options,
+) error {
+	named := 0
+	options.Report = sign.Report{Progress: treeProgress(u, "checking"), Result: func(r sign.Result) {
+		named++
+		if u.JSON {
+			u.Object(newJSONSigned(r))
+		}
+		u.Say("%s", describe(r.Path, r.Err))
+	}}
+	err := tree.CheckPolicy(ctx, signer, options)
+	u.Progress(true, nil)
+	return refusedBy(u, options.Policy, err, named)
+}
+
+// refusedBy says what a policy refuses, but for what has been said. Other errors stay as they
+// are.
+func refusedBy(u *ui, p *policy.Policy, err error, said int) error {
 	refused, ok := errors.AsType[*sign.RefusedError](err)
 	if p == nil || !ok {
 		return err
 	}
-	f := &failure{code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err)}
-	if n := len(refused.Errs); n > 1 {
-		for _, err := range refused.Errs {
-			u.Say("%s", err)
-		}
-		if !u.JSON {
-			f.err = fmt.Errorf("refused %d times by %s: nothing was signed", n, p.Name())
-		}
+	if len(refused.Errs) == 1 && said == 0 {
+		return &failure{code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err)}
 	}
-	return f
+	for _, err := range refused.Errs[said:] {
+		u.Say("%s", err)
+	}
+	return &failure{code: exitRefused, err: fmt.Errorf("%s does not allow this: nothing was signed", p.Name())}
 }

@@ -183,8 +183,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	}
 	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes.all(), said...), xattr: true}
 	w.how = signedWith(pair.Certificate, hash)
-	if p.options.Policy != nil {
-		if err := o.checkPolicy(ctx, u, tree, signer, p.options); err != nil {
+	if p.options.Policy != nil { // before the certificate of a one-time key is written
+		if err := checkPolicy(ctx, u, tree, signer, p.options); err != nil {
 			return err
 		}
 	}
@@ -222,16 +222,6 @@ func (o *signOptions) plan(args []string) (signPlan, error) {
 // recordless are the files and directories that must not be the record of signatures.
 func (o *signOptions) recordless(args []string) []string {
 	return append([]string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}, args...)
-}
-
-// checkPolicy has the policy judge all modules, before anything is written.
-func (o *signOptions) checkPolicy(
-	ctx context.Context, u *ui, tree *sign.Tree, signer *sign.Signer, options sign.Options,
-) error {
-	options.Report = sign.Report{Progress: treeProgress(u, "checking")}
-	err := tree.CheckPolicy(ctx, signer, options)
-	u.Progress(true, nil)
-	return refusedBy(u, options.Policy, err)
 }
 
 // checkUnsplit checks --refuse-unsplit.

@@ -75,6 +75,10 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	if err != nil {
 		return err
 	}
+	hash := m[0].Hash
+	if err := checkManifest(policy, hash); err != nil {
+		return err
+	}
 	log, err := o.audit.open()
 	if err != nil {
 		return err
@@ -87,7 +91,6 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	recordIn(log, pair)
 	defer closeKey(pair, &err)
 	warnUnloadable(u, o.certFile(), pair.Certificate)
-	hash := m[0].Hash
 	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
@@ -101,7 +104,7 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	})
 	u.Progress(true, nil)
 	if err != nil {
-		return refusedBy(u, policy, err)
+		return refusedBy(u, policy, err, 0)
 	}
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err

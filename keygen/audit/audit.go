@@ -91,7 +91,7 @@ func (e *Error) Error() string {
 	if p, ok := errors.AsType[*os.PathError](err); ok { // its path is said
 		err = p.Err
 	}
-	return fmt.Sprintf("%s: signature not recorded: %v", e.Path, err)
+	return fmt.Sprintf("signature not recorded: %s: %v", e.Path, err)
 }
 
 func (e *Error) Unwrap() error { return e.Err }
@@ -211,17 +211,21 @@ func (l *Log) write(lines [][]byte) error {
 }
 
 // isTorn reports whether the file ends within a line, as after a run that was killed, or
-// found the disk full.
+// found the disk full. A line that another process is writing looks like that too, for a
+// moment. If it lasts longer, the worst is an empty line.
 func (l *Log) isTorn() (bool, error) {
-	info, err := l.file.Stat()
-	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
-		return false, err
+	for range 5 {
+		info, err := l.file.Stat()
+		if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+			return false, err
+		}
+		var last [1]byte
+		if _, err := l.file.ReadAt(last[:], info.Size()-1); err != nil || last[0] == '\n' {
+			return false, err
+		}
+		time.Sleep(time.Millisecond)
 	}
-	var last [1]byte
-	if _, err := l.file.ReadAt(last[:], info.Size()-1); err != nil {
-		return false, err
-	}
-	return last[0] != '\n', nil
+	return true, nil
 }
 
 // A Key signs as another one does, and records each signature.
