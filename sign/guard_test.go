@@ -146,7 +146,8 @@ func TestPolicyChecksAgain(t *testing.T) {
 	if !errors.Is(err, ErrIncomplete) || summary.Signed != 1 || len(key.seen) != 1 || key.seen[0].Path != "b.ko" {
 		t.Errorf("%v: %+v, the key has seen %v", err, summary, key.seen)
 	}
-	if !strings.HasPrefix(failed["a.ko"], "refused by p:3: license: ") || !strings.HasPrefix(failed["c.ko"], "refused by p:4: list: ") {
+	if !strings.HasPrefix(failed["a.ko"], "refused by p:3: license: ") ||
+		!strings.HasPrefix(failed["c.ko"], "refused by p:4: list: ") {
 		t.Errorf("failed: %v", failed)
 	}
 }
@@ -215,7 +216,8 @@ func TestPolicyCountsFiles(t *testing.T) {
 		}
 	}
 	signer := newSigner(t, "ecdsa:p256", crypto.SHA512, false)
-	if s := mustSign(t, signer, Source{Roots: []string{dir}}, Options{Policy: policyOf(t, "path **", "max-modules 1")}); s.Signed != 4 {
+	opts := Options{Policy: policyOf(t, "path **", "max-modules 1")}
+	if s := mustSign(t, signer, Source{Roots: []string{dir}}, opts); s.Signed != 4 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -238,15 +240,20 @@ func TestPolicyOfManifest(t *testing.T) {
 	}{
 		{crypto.SHA512, policyOf(t, "path **"), nil},
 		{crypto.SHA256, listed("list l", [32]byte{}), nil},
-		{crypto.SHA256, listed("list l", [32]byte{1}), []string{"a/b.ko: refused by p:2: list: l does not have", "c.ko: refused by p:2: list: "}},
-		{crypto.SHA512, listed("list l", [32]byte{}), []string{"refused by p:2: list: it has SHA-256, and the digests of the manifest are sha512"}},
+		{crypto.SHA256, listed("list l", [32]byte{1}),
+			[]string{"a/b.ko: refused by p:2: list: l does not have", "c.ko: refused by p:2: list: "}},
+		{crypto.SHA512, listed("list l", [32]byte{}),
+			[]string{"refused by p:2: list: it has SHA-256, and the digests of the manifest are sha512"}},
 		{crypto.SHA512, policyOf(t, "path a/*"), []string{`c.ko: refused by p:2: path: the path "c.ko" is not "a/*"`}},
 		{crypto.SHA512, policyOf(t, "name b"), []string{`c.ko: refused by p:2: name: the name "c" is not "b"`}},
 		{crypto.SHA512, policyOf(t, "path **", "max-modules 1", "not-name c"),
 			[]string{"refused by p:3: max-modules: 2 modules", "c.ko: refused by p:4: not-name: "}},
-		{crypto.SHA512, policyOf(t, "path **", "vermagic *"), []string{"refused by p:3: vermagic: a manifest does not tell it"}},
-		{crypto.SHA512, policyOf(t, "path **", "license GPL"), []string{"refused by p:3: license: a manifest does not tell it"}},
-		{crypto.SHA1, policyOf(t, "path **", "hash sha512", "hash sha256"), []string{`refused by p:3: hash: the hash "sha1" is in none of 2 lines`}},
+		{crypto.SHA512, policyOf(t, "path **", "vermagic *"),
+			[]string{"refused by p:3: vermagic: a manifest does not tell it"}},
+		{crypto.SHA512, policyOf(t, "path **", "license GPL"),
+			[]string{"refused by p:3: license: a manifest does not tell it"}},
+		{crypto.SHA1, policyOf(t, "path **", "hash sha512", "hash sha256"),
+			[]string{`refused by p:3: hash: the hash "sha1" is in none of 2 lines`}},
 	} {
 		_, key := tokenSigner(t, 100, nil)
 		signer := ofHash(t, key, test.hash)

@@ -67,6 +67,21 @@ it if DIR is usr/lib/debug of the installed system.
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
 lives on, choose it yourself. One-time keys use it wherever they can.
 
+--policy FILE says what may be signed with the key. Sign checks all modules before it
+signs the first, names those that the policy refuses, and then signs none. A policy
+has lines such as these; docs/policy.md describes all of them:
+
+  policy 1
+  path **/kernel/drivers/net/**
+  not-path **/staging/**
+  vermagic 6.12.0-4-* SMP *
+  license GPL
+  max-modules 200
+  expires 2027-06-30
+
+--audit FILE gets a line of JSON for each signature, which is on disk before the module
+is replaced. If it cannot be written, the run ends.
+
 --sync says when modules are flushed to disk: tree is one syncfs at the end, file is
 an fsync before each rename, none leaves it to the system. --hash takes the names of
 CONFIG_MODULE_SIG_HASH.`,

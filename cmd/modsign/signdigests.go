@@ -28,7 +28,8 @@ func newSignDigestsCommand(u *ui) *cobra.Command {
 		Long: `Sign-digests runs where the key is. It reads a manifest that modsign digest wrote, from
 a file or from stdin, and writes the signatures for modsign attach. It never sees a
 module and signs whatever digests the manifest holds: accept manifests only from a sender
-that you trust.
+that you trust, or under a --policy (docs/policy.md). With a hash list in it, sign-digests
+signs known modules alone. --audit FILE gets a line of JSON for each signature.
 
 It checks the whole manifest before it reads the key, and rejects one that is cut off,
 or in which a line is missing, doubled, moved or changed.`,

@@ -99,7 +99,7 @@ func parseLine(n int, line []byte) (rule, error) {
 	switch {
 	case !utf8.Valid(text) || bytes.ContainsRune(text, utf8.RuneError):
 		return r, errors.New("the line is not UTF-8")
-	case bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029' }):
+	case bytes.ContainsFunc(text, isControl):
 		return r, errors.New("the line has a control character, such as the carriage return of a DOS file")
 	case len(text) > maxLine:
 		return r, fmt.Errorf("the line has more than %d bytes", maxLine)
@@ -122,6 +122,10 @@ func parseLine(n int, line []byte) (rule, error) {
 		return r, errors.New("the value has a tab in it")
 	}
 	return r, nil
+}
+
+func isControl(r rune) bool {
+	return unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029'
 }
 
 func isSpace(r rune) bool { return r == ' ' || r == '\t' }
@@ -223,7 +227,8 @@ func parseList(p *Policy, r *rule) error {
 }
 
 func parseListSum(p *Policy, r *rule) error {
-	if sum, err := hex.DecodeString(r.value); err != nil || len(sum) != sha256.Size || strings.ToLower(r.value) != r.value {
+	sum, err := hex.DecodeString(r.value)
+	if err != nil || len(sum) != sha256.Size || hex.EncodeToString(sum) != r.value {
 		return errors.New("want 64 hexadecimal digits, with small letters, as sha256sum prints them")
 	}
 	p.listSum = r.value
@@ -260,13 +265,18 @@ func (p *Policy) SetList(text []byte, hashes [][sha256.Size]byte) error {
 	case p.list == "":
 		return fmt.Errorf("%s names no hash list", p.name)
 	case p.listSum != "" && p.listSum != hex.EncodeToString(sum[:]):
-		return fmt.Errorf("%s:%d: list-sha256: the SHA-256 of %s is %x", p.name, p.rules["list-sha256"][0].line, p.list, sum)
+		return p.wrong("list-sha256", "the SHA-256 of %s is %x", p.list, sum)
 	case len(hashes) == 0:
-		return fmt.Errorf("%s:%d: list: %s lists no module: the policy allows nothing", p.name, p.rules["list"][0].line, p.list)
+		return p.wrong("list", "%s lists no module: the policy allows nothing", p.list)
 	}
 	p.hashes = make(map[[sha256.Size]byte]bool, len(hashes))
 	for _, hash := range hashes {
 		p.hashes[hash] = true
 	}
 	return nil
+}
+
+// wrong is the error of what the rule with a keyword names.
+func (p *Policy) wrong(keyword, format string, args ...any) error {
+	return fmt.Errorf("%s:%d: %s: "+format, append([]any{p.name, p.rules[keyword][0].line, keyword}, args...)...)
 }

@@ -114,14 +114,17 @@ func TestRefusals(t *testing.T) {
 	if err := p.CheckRun(noon, crypto.SHA256, 2); err != nil {
 		t.Errorf("the good run: %v", err)
 	}
+	late := noon.Add(12 * time.Hour)
+	list, license := parse(t, "path **", "list x"), parse(t, "path **", "license GPL")
+	ends := parse(t, "path **", "expires 2027-06-30T12:00:00Z")
 	for want, err := range map[string]error{
 		`:10: hash: the hash "sha1" is in none of 2 lines`:                     p.CheckRun(noon, crypto.SHA1, 2),
 		`:13: max-modules: 3 modules are to be signed, and 2 may be`:           p.CheckRun(noon, crypto.SHA256, 3),
-		`:14: expires: the policy has expired; it is 2027-07-01T00:00:00Z now`: p.CheckRun(noon.Add(12*time.Hour), crypto.SHA256, 1),
+		`:14: expires: the policy has expired; it is 2027-07-01T00:00:00Z now`: p.CheckRun(late, crypto.SHA256, 1),
 		`:7: vermagic: a manifest does not tell it`:                            p.CheckManifest(crypto.SHA256),
-		`:3: list: it has SHA-256, and the digests of the manifest are sha512`: parse(t, "path **", "list x").CheckManifest(crypto.SHA512),
-		`:3: license: a manifest does not tell it`:                             parse(t, "path **", "license GPL").CheckManifest(crypto.SHA512),
-		`:3: expires: the policy has expired; it is 2027-06-30T12:00:00Z now`:  parse(t, "path **", "expires 2027-06-30T12:00:00Z").CheckRun(noon, crypto.SHA256, 1),
+		`:3: list: it has SHA-256, and the digests of the manifest are sha512`: list.CheckManifest(crypto.SHA512),
+		`:3: license: a manifest does not tell it`:                             license.CheckManifest(crypto.SHA512),
+		`:3: expires: the policy has expired; it is 2027-06-30T12:00:00Z now`:  ends.CheckRun(noon, crypto.SHA256, 1),
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
@@ -174,59 +177,62 @@ func TestParse(t *testing.T) {
 		t.Error(err)
 	}
 	long := strings.Repeat("#\n", 1<<19) + "#"
-	for text, want := range map[string]string{
-		"":              `p:1: the file is empty`,
-		"# nothing\n\n": `p:2: the file is empty`,
-		"path **\n":     `p:1: not a policy: its first line is "policy 1"`,
-		"policy 2\n":    `p:1: not a policy`,
-		"policy\n":      `p:1: not a policy`,
-		"-----BEGIN PRIVATE KEY-----\nMIIsecret\n": `p:1: not a policy: its first line is "policy 1", apart from comments`,
-		"policy 1\n": `p:1: the policy does not say which modules it allows: want path, name or list`,
-		"policy 1\nvermagic *\nexpires 2030-01-01\n":                       `p:3: the policy does not say which modules`,
-		"policy 1\npolicy 1\n":                                             `p:2: a second line policy`,
-		"policy 1\npath **\nPath a\n":                                      `p:3: unknown keyword "Path": want one of expires, hash, `,
-		"policy 1\npaths **\n":                                             `p:2: unknown keyword "paths"`,
-		"policy 1\npath\n":                                                 `p:2: path without a value`,
-		"policy 1\npath # all\n":                                           `p:2: path without a value`,
-		"policy 1\npath **\nname a":                                        `p:3: the file is cut off: its last line has no line feed`,
-		"policy 1\r\npath **\r\n":                                          `p:1: the line has a control character, such as the carriage return`,
-		"policy 1\npath \xff\n":                                            `p:2: the line is not UTF-8`,
-		"policy 1\npath \ufffd\n":                                          `p:2: the line is not UTF-8`,
-		"\ufeffpolicy 1\n":                                                 `p:1: not a policy`,
-		"policy 1\npath a\tb\n":                                            `p:2: the value has a tab in it`,
-		"policy 1\npath a\npath b\npath a\n":                               `p:4: path is in line 2 already`,
-		"policy 1\npath /lib/**\n":                                         `p:2: path: the pattern "/lib/**" has an empty part`,
-		"policy 1\npath a//b\n":                                            `p:2: path: the pattern "a//b" has an empty part`,
-		"policy 1\npath a/\n":                                              `p:2: path: the pattern "a/" has an empty part`,
-		"policy 1\npath ../a\n":                                            `p:2: path: the pattern "../a" has an empty part, or the part . or ..`,
-		"policy 1\npath a/**.ko\n":                                         `p:2: path: the pattern "a/**.ko" has ** beside other characters`,
-		"policy 1\npath [ab].ko\n":                                         `p:2: path: patterns have the wildcards * and ? alone`,
-		"policy 1\npath {a,b}.ko\n":                                        `p:2: path: patterns have`,
-		"policy 1\npath a\\*.ko\n":                                         `p:2: path: patterns have`,
-		"policy 1\npath **\nnot-path **\n":                                 `p:3: not-path: ** is every path: the policy allows nothing`,
-		"policy 1\nname net/a\n":                                           `p:2: name: a name has no slash`,
-		"policy 1\nname a.ko\n":                                            `p:2: name: the name of a module has no suffix .ko`,
-		"policy 1\nname **\n":                                              `p:2: name: the pattern "**" has **, which is for paths alone`,
-		"policy 1\npath **\nnot-name *\n":                                  `p:3: not-name: * is every name: the policy allows nothing`,
-		"policy 1\npath **\nvermagic 6.[0-9]\n":                            `p:3: vermagic: patterns have`,
-		"policy 1\npath **\nhash md5\n":                                    `p:3: hash: hash "md5": `,
-		"policy 1\npath **\nhash SHA512\n":                                 `p:3: hash: "SHA512" is called sha512`,
-		"policy 1\npath **\nmax-modules 0\n":                               `p:3: max-modules: want a number of modules from 1`,
-		"policy 1\npath **\nmax-modules 010\n":                             `p:3: max-modules: want`,
-		"policy 1\npath **\nmax-modules 1 2\n":                             `p:3: max-modules: want`,
-		"policy 1\npath **\nmax-modules 1\nmax-modules 2\n":                `p:4: max-modules is in line 3 already`,
-		"policy 1\npath **\nexpires 2027-02-30\n":                          `p:3: expires: want a day such as`,
-		"policy 1\npath **\nexpires tomorrow\n":                            `p:3: expires: want a day`,
-		"policy 1\npath **\nexpires 2027-06-30T12:00:00+02:00\n":           `p:3: expires: want a day`,
-		"policy 1\npath **\nexpires 2027-06-30\nexpires 2028-06-30\n":      `p:4: expires is in line 3 already`,
-		"policy 1\nlist a\nlist b\n":                                       `p:3: list is in line 2 already`,
-		"policy 1\nlist ./a\n":                                             `p:2: list: "./a" is not in its shortest form`,
-		"policy 1\npath **\nlist-sha256 " + strings.Repeat("0", 64) + "\n": `p:3: list-sha256 without a list`,
-		"policy 1\nlist a\nlist-sha256 " + strings.Repeat("A", 64) + "\n":  `p:3: list-sha256: want 64 hexadecimal digits`,
-		"policy 1\nlist a\nlist-sha256 0011\n":                             `p:3: list-sha256: want 64 hexadecimal digits`,
-		"policy 1\npath " + strings.Repeat("a", 9000) + "\n":               `p:2: the line has more than 8192 bytes`,
-		long: `p: the policy has more than 1048576 bytes`,
+	for _, test := range [][2]string{
+		{"", `p:1: the file is empty`},
+		{"# nothing\n\n", `p:2: the file is empty`},
+		{"path **\n", `p:1: not a policy: its first line is "policy 1"`},
+		{"policy 2\n", `p:1: not a policy`},
+		{"policy\n", `p:1: not a policy`},
+		{"-----BEGIN PRIVATE KEY-----\nMIIsecret\n",
+			`p:1: not a policy: its first line is "policy 1", apart from comments`},
+		{"policy 1\n", `p:1: the policy does not say which modules it allows: want path, name or list`},
+		{"policy 1\nvermagic *\nexpires 2030-01-01\n", `p:3: the policy does not say which modules`},
+		{"policy 1\npolicy 1\n", `p:2: a second line policy`},
+		{"policy 1\npath **\nPath a\n", `p:3: unknown keyword "Path": want one of expires, hash, `},
+		{"policy 1\npaths **\n", `p:2: unknown keyword "paths"`},
+		{"policy 1\npath\n", `p:2: path without a value`},
+		{"policy 1\npath # all\n", `p:2: path without a value`},
+		{"policy 1\npath **\nname a", `p:3: the file is cut off: its last line has no line feed`},
+		{"policy 1\r\npath **\r\n", `p:1: the line has a control character, such as the carriage return`},
+		{"policy 1\npath \xff\n", `p:2: the line is not UTF-8`},
+		{"policy 1\npath \ufffd\n", `p:2: the line is not UTF-8`},
+		{"\ufeffpolicy 1\n", `p:1: not a policy`},
+		{"policy 1\npath a\tb\n", `p:2: the value has a tab in it`},
+		{"policy 1\npath a\npath b\npath a\n", `p:4: path is in line 2 already`},
+		{"policy 1\npath /lib/**\n", `p:2: path: the pattern "/lib/**" has an empty part`},
+		{"policy 1\npath a//b\n", `p:2: path: the pattern "a//b" has an empty part`},
+		{"policy 1\npath a/\n", `p:2: path: the pattern "a/" has an empty part`},
+		{"policy 1\npath ../a\n", `p:2: path: the pattern "../a" has an empty part, or the part . or ..`},
+		{"policy 1\npath a/**.ko\n", `p:2: path: the pattern "a/**.ko" has ** beside other characters`},
+		{"policy 1\npath [ab].ko\n", `p:2: path: patterns have the wildcards * and ? alone`},
+		{"policy 1\npath {a,b}.ko\n", `p:2: path: patterns have`},
+		{"policy 1\npath a\\*.ko\n", `p:2: path: patterns have`},
+		{"policy 1\npath **\nnot-path **\n", `p:3: not-path: ** is every path: the policy allows nothing`},
+		{"policy 1\nname net/a\n", `p:2: name: a name has no slash`},
+		{"policy 1\nname a.ko\n", `p:2: name: the name of a module has no suffix .ko`},
+		{"policy 1\nname **\n", `p:2: name: the pattern "**" has **, which is for paths alone`},
+		{"policy 1\npath **\nnot-name *\n", `p:3: not-name: * is every name: the policy allows nothing`},
+		{"policy 1\npath **\nvermagic 6.[0-9]\n", `p:3: vermagic: patterns have`},
+		{"policy 1\npath **\nhash md5\n", `p:3: hash: hash "md5": `},
+		{"policy 1\npath **\nhash SHA512\n", `p:3: hash: "SHA512" is called sha512`},
+		{"policy 1\npath **\nmax-modules 0\n", `p:3: max-modules: want a number of modules from 1`},
+		{"policy 1\npath **\nmax-modules 010\n", `p:3: max-modules: want`},
+		{"policy 1\npath **\nmax-modules 1 2\n", `p:3: max-modules: want`},
+		{"policy 1\npath **\nmax-modules 1\nmax-modules 2\n", `p:4: max-modules is in line 3 already`},
+		{"policy 1\npath **\nexpires 2027-02-30\n", `p:3: expires: want a day such as`},
+		{"policy 1\npath **\nexpires tomorrow\n", `p:3: expires: want a day`},
+		{"policy 1\npath **\nexpires 2027-06-30T12:00:00+02:00\n", `p:3: expires: want a day`},
+		{"policy 1\npath **\nexpires 2027-06-30\nexpires 2028-06-30\n", `p:4: expires is in line 3 already`},
+		{"policy 1\nlist a\nlist b\n", `p:3: list is in line 2 already`},
+		{"policy 1\nlist ./a\n", `p:2: list: "./a" is not in its shortest form`},
+		{"policy 1\npath **\nlist-sha256 " + strings.Repeat("0", 64) + "\n", `p:3: list-sha256 without a list`},
+		{"policy 1\nlist a\nlist-sha256 " + strings.Repeat("A", 64) + "\n",
+			`p:3: list-sha256: want 64 hexadecimal digits`},
+		{"policy 1\nlist a\nlist-sha256 0011\n", `p:3: list-sha256: want 64 hexadecimal digits`},
+		{"policy 1\npath " + strings.Repeat("a", 9000) + "\n", `p:2: the line has more than 8192 bytes`},
+		{long, `p: the policy has more than 1048576 bytes`},
 	} {
+		text, want := test[0], test[1]
 		p, err := Parse("p", strings.NewReader(text))
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%.80q: got %v, want %s", text, err, want)
@@ -244,11 +250,11 @@ func TestSetList(t *testing.T) {
 	if p.List() != "kernel.hashes" || !p.NeedsSHA256() {
 		t.Errorf("list %q", p.List())
 	}
-	one := [][32]byte{{1}}
+	one, other := [][32]byte{{1}}, parse(t, "path **")
 	for want, err := range map[string]error{
-		"test.policy:3: list-sha256: the SHA-256 of kernel.hashes is ":                  p.SetList([]byte("another"), one),
-		"test.policy:2: list: kernel.hashes lists no module: the policy allows nothing": p.SetList(text, nil),
-		"test.policy names no hash list":                                                parse(t, "path **").SetList(text, one),
+		"test.policy:3: list-sha256: the SHA-256 of kernel.hashes is ":          p.SetList([]byte("another"), one),
+		"test.policy:2: list: kernel.hashes lists no module: the policy allows": p.SetList(text, nil),
+		"test.policy names no hash list":                                        other.SetList(text, one),
 	} {
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
