@@ -97,12 +97,12 @@ func (w *work) allow(sum hash.Hash) error {
 	if sum != nil {
 		m.SHA256 = sum.Sum(nil)
 	}
-	var err error
-	if m.Tags, err = module.Modinfo(w.content.at, w.content.atSize); err != nil {
-		return err
-	}
-	if m.Tags == nil {
-		m.Tags = []string{} // there are none
+	if g.policy.NeedsTags() {
+		tags, err := module.Modinfo(w.content.at, w.content.atSize)
+		if err != nil {
+			return err
+		}
+		m.Tags = append([]string{}, tags...) // none are not unknown
 	}
 	for _, name := range w.job.names {
 		m.Path = name.name

@@ -84,6 +84,11 @@ func (r *rule) refusal(p *Policy, format string, args ...any) error {
 	return &RefusedError{Policy: p.name, Line: r.line, Keyword: r.keyword, Reason: fmt.Sprintf(format, args...)}
 }
 
+// NeedsTags reports whether Check looks at the tags of a module.
+func (p *Policy) NeedsTags() bool {
+	return p.has("vermagic") || p.has("license") || p.has("name") || p.has("not-name")
+}
+
 // NeedsSHA256 reports whether Check needs the SHA-256 of a module.
 func (p *Policy) NeedsSHA256() bool { return p.list != "" }
 
