@@ -58,8 +58,8 @@ func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) er
 			opts.Report.Result(r)
 		}
 	}
-	if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Load())); err != nil {
-		refused = append(refused, err)
+	if e, ok := errors.AsType[*RefusedError](g.checkCount()); ok {
+		refused = append(refused, e.Errs...)
 	}
 	if len(refused) > 0 {
 		return &RefusedError{Errs: refused}
@@ -79,6 +79,14 @@ func (g *guard) begin() hash.Hash {
 		return nil
 	}
 	return sha256.New()
+}
+
+// checkCount has the policy judge how many files it has allowed.
+func (g *guard) checkCount() error {
+	if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Load())); err != nil {
+		return &RefusedError{Errs: []error{err}}
+	}
+	return nil
 }
 
 // allow asks the policy about the module, under each of its names. The hash is what begin

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -272,6 +273,35 @@ func TestPolicyOfManifest(t *testing.T) {
 		}
 		if len(key.seen) > 0 && len(test.want) > 0 {
 			t.Errorf("%q: the key signed %v", test.want, key.seen)
+		}
+	}
+}
+
+// TestPolicyOfDigests takes digests of modules that a policy allows, and of no others.
+func TestPolicyOfDigests(t *testing.T) {
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.ko"), testmod.ELF())
+	put(t, filepath.Join(dir, "b.ko.xz"), compressed(t, compress.XZ, made(t, "license=GPL", "license=MIT")))
+	tree := openTree(t, Source{Roots: []string{dir}, DryRun: true})
+	digests := func(lines ...string) (manifest.Manifest, error) {
+		return tree.Manifest(t.Context(), crypto.SHA512, ReadOptions{Policy: policyOf(t, lines...)})
+	}
+	want, err := tree.Manifest(t.Context(), crypto.SHA512, ReadOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := digests("path **", "license GPL", "license MIT", "max-modules 2")
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v: %v", err, got)
+	}
+	m, err := digests("path **", "license GPL")
+	if e, ok := errors.AsType[*policy.RefusedError](err); !ok || !errors.Is(err, ErrIncomplete) || e.Line != 3 || m != nil {
+		t.Errorf("%v: %v", err, m)
+	}
+	for _, lines := range []string{"path **\nmax-modules 1", "path **\nhash sha256", "path **\nexpires 2020-01-01"} {
+		m, err := digests(lines)
+		if e, ok := errors.AsType[*RefusedError](err); !ok || len(e.Errs) != 1 || m != nil {
+			t.Errorf("%s: %v, %v", lines, err, m)
 		}
 	}
 }

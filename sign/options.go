@@ -18,6 +18,9 @@ type ReadOptions struct {
 	Jobs    int   // modules read at once; 0: twice the number of processors
 	MaxSize int64 // limit for a decompressed module in bytes; 0: 2 GiB
 	Report  Report
+	// Policy, if it is not nil, says which modules may be read for their digests: the others
+	// fail.
+	Policy *policy.Policy
 }
 
 // WriteOptions are those of all work that writes modules. At most one module for 16 file

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
@@ -67,12 +68,24 @@ func (t *Tree) Prove(ctx context.Context, p Prover, opts ProveOptions) (Summary,
 }
 
 // Digest reads every module and writes nothing: the Results that Report gets hold the
-// digests that Sign would sign.
+// digests that Sign would sign. If the policy refuses the whole run, the error is a
+// [*RefusedError].
 func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions) (Summary, error) {
 	if !hashed.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
-	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake})
+	k := task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake}
+	if opts.Policy != nil {
+		if err := opts.Policy.CheckRun(time.Now(), hashed, 0); err != nil {
+			return Summary{}, &RefusedError{Errs: []error{err}}
+		}
+		k.guard = &guard{policy: opts.Policy, hash: hashed}
+	}
+	summary, err := t.run(ctx, k)
+	if k.guard != nil && err == nil {
+		err = k.guard.checkCount()
+	}
+	return summary, err
 }
 
 // reading are the options of a run that writes nothing.

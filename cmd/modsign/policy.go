@@ -69,7 +69,7 @@ func checkManifest(p *policy.Policy, hash crypto.Hash) error {
 	}
 	return &failure{
 		code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err),
-		hint: "sign where the modules are, or name a hash list of them and take the digests with --hash sha256",
+		hint: "modsign digest --policy asks it where the modules are; here, name a hash list, and take SHA-256 digests",
 	}
 }
 

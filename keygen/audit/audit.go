@@ -116,7 +116,7 @@ func Open(path string, o Options) (*Log, error) {
 		file.Close()
 		return nil, err
 	}
-	if info.Size() == 0 {
+	if info.Mode().IsRegular() && info.Size() == 0 {
 		syncName(path)
 	}
 	return &Log{file: file, caller: caller(o)}, nil
