@@ -61,7 +61,7 @@ func TestPolicyRefuses(t *testing.T) {
 			"fs/e.ko: refused by p:2: path: ", `fs/link.ko: refused by p:2: path: the path "fs/link.ko" is not`,
 			`net/a.ko: refused by p:2: path: the path "fs/link.ko" is not "net/*"`, // it is the same file
 		}},
-		{"path **\nnot-path net/b.*", []string{`net/b.ko.xz: refused by p:3: not-path: the path "net/b.ko" is "net/b.*"`}},
+		{"path **\nnot-path net/b.*", []string{`net/b.ko.xz: refused by p:3: not-path: the path "net/b.ko" fits "net/b.*"`}},
 		{"path **\nnot-name evil", []string{`fs/d.ko.gz: refused by p:3: not-name: the name "evil"`}},
 		{"path **\nlicense GPL", []string{
 			"fs/e.ko: refused by p:3: license: the module has no license",
@@ -295,7 +295,8 @@ func TestPolicyOfDigests(t *testing.T) {
 		t.Errorf("%v: %v", err, got)
 	}
 	m, err := digests("path **", "license GPL")
-	if e, ok := errors.AsType[*policy.RefusedError](err); !ok || !errors.Is(err, ErrIncomplete) || e.Line != 3 || m != nil {
+	e, ok := errors.AsType[*policy.RefusedError](err)
+	if !ok || !errors.Is(err, ErrIncomplete) || e.Line != 3 || m != nil {
 		t.Errorf("%v: %v", err, m)
 	}
 	for _, lines := range []string{"path **\nmax-modules 1", "path **\nhash sha256", "path **\nexpires 2020-01-01"} {

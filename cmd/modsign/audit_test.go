@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +68,54 @@ func TestRecordOfKilled(t *testing.T) {
 		if seen, again := recorded(t, record); len(seen) != modules || again != torn {
 			t.Errorf("%d modules in the record, and %d lines that are not whole, before %d", len(seen), again, torn)
 		}
+	}
+}
+
+var (
+	flushed = regexp.MustCompile(`(?m)fdatasync(\(\d+<.*/record>| resumed>)\)\s+= 0$`)
+	renamed = regexp.MustCompile(`(?m)renameat2?\(.*\.ko"`)
+)
+
+// TestRecordFirst looks at the system calls of a run that signs one module after the other:
+// the line of each is on disk before the module is replaced.
+func TestRecordFirst(t *testing.T) {
+	t.Parallel()
+	strace := testmod.Program(t, "strace", "strace")
+	keyFile, certFile := testmod.NewKey(t, "ecdsa:p256").Files(t)
+	dir := t.TempDir()
+	record, tree, trace := filepath.Join(dir, "record"), filepath.Join(dir, "tree"), filepath.Join(dir, "trace")
+	if err := writeTree(tree, testmodules(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(tree, "zst/hello.ko.zst")); err != nil {
+		t.Fatal(err)
+	}
+	program, err := exec.LookPath("modsign")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := wait(t, exec.Command(strace, "-f", "-y", "-qq", "-e", "trace=fdatasync,renameat,renameat2", "-o", trace, program,
+		"sign", "-q", "-j", "1", "--compress", "none", "--key", keyFile, "--cert", certFile, "--audit", record, tree))
+	if r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	calls, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flushes, renames := 0, 0
+	for line := range strings.Lines(string(calls)) {
+		switch {
+		case flushed.MatchString(line):
+			flushes++
+		case renamed.MatchString(line):
+			if renames++; flushes < renames {
+				t.Errorf("module %d is replaced before its line is on disk: %s", renames, line)
+			}
+		}
+	}
+	if flushes != 3 || renames != 3 {
+		t.Errorf("%d flushes and %d modules, want 3 of each\n%s", flushes, renames, calls)
 	}
 }
 

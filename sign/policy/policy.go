@@ -163,7 +163,7 @@ func (p *Policy) oneOf(keyword, what, value string) error {
 func (p *Policy) noneOf(keyword, what, value string) error {
 	for _, r := range p.rules[keyword] {
 		if r.match(value) {
-			return r.refusal(p, "%s %q is %q", what, value, r.value)
+			return r.refusal(p, "%s %q fits %q", what, value, r.value)
 		}
 	}
 	return nil
