@@ -61,6 +61,10 @@ func TestPolicyRefuses(t *testing.T) {
 			"fs/e.ko: refused by p:2: path: ", `fs/link.ko: refused by p:2: path: the path "fs/link.ko" is not`,
 			`net/a.ko: refused by p:2: path: the path "fs/link.ko" is not "net/*"`, // it is the same file
 		}},
+		{"path fs/*", []string{
+			`fs/link.ko: refused by p:2: path: the path "net/a.ko" is not "fs/*"`, // it is the same file
+			`net/a.ko: refused by p:2: path: the path "net/a.ko" is not "fs/*"`, "net/b.ko.xz: refused by p:2: path: ",
+		}},
 		{"path **\nnot-path net/b.*", []string{`net/b.ko.xz: refused by p:3: not-path: the path "net/b.ko" fits "net/b.*"`}},
 		{"path **\nnot-name evil", []string{`fs/d.ko.gz: refused by p:3: not-name: the name "evil"`}},
 		{"path **\nlicense GPL", []string{

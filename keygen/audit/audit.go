@@ -103,8 +103,8 @@ func (e *Error) Lost() bool { return true }
 // to something else than a file or a character device is an error. Open writes nothing:
 // whether the disk has room is seen at the first line.
 func Open(path string, o Options) (*Log, error) {
-	// Without O_NONBLOCK it would wait for the reader of a FIFO.
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK|unix.O_NOCTTY, 0o600)
+	// To read as well is needed for the last byte, and opens a FIFO without waiting.
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,8 @@ func TestOpenRefuses(t *testing.T) {
 // any after it.
 func TestFull(t *testing.T) {
 	key := testmod.NewKey(t, "ecdsa:p256")
-	k := open(t, "/dev/full").Key(key.Private, key.Certificate)
+	full := open(t, "/dev/full")
+	k := full.Key(key.Private, key.Certificate)
 	for range 2 {
 		signature, err := k.Sign(nil, make([]byte, 32), subject{"a.ko", 1})
 		lost, ok := errors.AsType[*Error](err)
@@ -188,6 +189,10 @@ func TestFull(t *testing.T) {
 			err.Error() != "signature not recorded: /dev/full: no space left on device" {
 			t.Errorf("%x, %v", signature, err)
 		}
+	}
+	full.file = open(t, filepath.Join(t.TempDir(), "record")).file // there is room again
+	if signature, err := k.Sign(nil, make([]byte, 32), subject{"a.ko", 1}); err == nil {
+		t.Errorf("after a failure: %x", signature)
 	}
 	k = open(t, "/dev/null").Key(key.Private, key.Certificate)
 	if _, err := k.Sign(nil, make([]byte, 32), subject{"a.ko", 1}); err != nil {
