@@ -53,11 +53,11 @@ func (signs) isNewFile() bool    { return true }
 // signsNot is embedded in the sources that make no trailer.
 type signsNot struct{}
 
-func (signsNot) begin(string) hash.Hash                  { return nil }
+func (signsNot) begin(string) hash.Hash                         { return nil }
 func (signsNot) trailer(string, int64, []byte) (trailer, error) { return trailer{}, nil }
-func (signsNot) byName() bool                            { return false }
-func (signsNot) jobs(n int) int                          { return batch.Jobs(n) }
-func (signsNot) isNewFile() bool                         { return false }
+func (signsNot) byName() bool                                   { return false }
+func (signsNot) jobs(n int) int                                 { return batch.Jobs(n) }
+func (signsNot) isNewFile() bool                                { return false }
 
 // signatures are made by a Signer.
 type signatures struct {
@@ -128,14 +128,17 @@ func (digests) action(bool) Action { return Digested }
 // dst is not nil: the bytes that are hashed are the bytes that are written.
 func (w *work) trailer(dst io.Writer) (trailer, error) {
 	name := w.job.names[0].name
-	h := w.trailers.begin(name)
-	if out := both(h, dst); out != nil {
+	h, sum := w.trailers.begin(name), w.guard.begin()
+	if out := both(h, both(sum, dst)); out != nil {
 		if err := w.content.copyTo(out); err != nil {
 			return trailer{}, err
 		}
 	}
 	if h != nil {
 		w.result.Digest = h.Sum(nil)
+	}
+	if err := w.allow(sum); err != nil {
+		return trailer{}, err
 	}
 	t, err := w.trailers.trailer(name, w.result.Payload, w.result.Digest)
 	w.result.Signature = len(t.message)

@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
-		"keygen/agent", "keygen/keystore", "sign", "sign/manifest", "verify",
+		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -67,11 +67,14 @@ var mayImport = map[string][]string{
 		"internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11", "internal/signerprogram",
 		"internal/tpmkey", "internal/transit", "keygen",
 	},
+	"keygen/audit": {"internal/cms"},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",
+		"sign/policy",
 	},
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
+	"sign/policy":   {"internal/cms"},
 	"verify": {
 		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
@@ -110,6 +113,8 @@ var doors = map[string][]string{
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
+		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
+		"keygen/audit", "sign",
 	},
 	"golang.org/x/term": {"internal/terminal"},
 
