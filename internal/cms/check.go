@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 )
 
@@ -72,20 +73,8 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 // If the kernel could use a key and this package cannot, the error is Unsupported.
 // Check does not know the hashes of certificates on the kernel's blacklist (tbs:).
 func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
-	if m.HasContent {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EBADMSG,
-			Reason: "the signed content is inside the message",
-			Dmesg:  "PKCS#7 signature with non-detached data"}
-	}
-	if m.authenticode {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
-			Reason: "content type is not data",
-			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
-	}
-	if m.Signers[0].HasAttributes {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
-			Reason: "signed attributes, which no module may have",
-			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
+	if err := m.acceptable(); err != nil {
+		return nil, err
 	}
 	sums := make(map[crypto.Hash][]byte)
 	k := checker{
@@ -120,6 +109,25 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 		}
 	}
 	return k.trust(trusted)
+}
+
+// acceptable returns an error if no module may have the message, whoever has signed it.
+func (m *Message) acceptable() error {
+	switch {
+	case m.HasContent:
+		return &Error{Kind: Malformed, Errno: syscall.EBADMSG,
+			Reason: "the signed content is inside the message",
+			Dmesg:  "PKCS#7 signature with non-detached data"}
+	case m.authenticode:
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: "content type is not data",
+			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
+	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes }):
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: "signed attributes, which no module may have",
+			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
+	}
+	return nil
 }
 
 // checker is the state of one Check.
