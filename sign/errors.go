@@ -42,6 +42,26 @@ type (
 	OwnerError = atomicfile.OwnerError
 )
 
+// A KeyLostError reports that the key signs nothing more, as when its token was pulled out
+// or its agent has ended. It ended the run: the modules that are left are as they were.
+//
+// A key tells by a method Lost() bool of its error, or of an error that this wraps.
+type KeyLostError struct {
+	Err error
+}
+
+func (e *KeyLostError) Error() string { return e.Err.Error() }
+func (e *KeyLostError) Unwrap() error { return e.Err }
+
+// isLost reports whether an error of a key says that it signs nothing more.
+func isLost(err error) bool {
+	lost, ok := errors.AsType[interface {
+		error
+		Lost() bool
+	}](err)
+	return ok && lost.Lost()
+}
+
 // A RefusedError reports that signatures and modules do not match. Each of its Errs names
 // a signature or a module. Nothing was written.
 type RefusedError struct {

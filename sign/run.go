@@ -154,6 +154,8 @@ func (t *Tree) complete(r *run) {
 }
 
 func (r *run) do(ctx context.Context, jobs []*job) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	// The largest first, so that none of them begins when all others are done.
 	slices.SortStableFunc(jobs, func(a, b *job) int { return cmp.Compare(b.size, a.size) })
 	err := batch.Each(ctx, len(jobs), fitting(r.trailers.jobs(r.Jobs), dirfd.MaxOpen()), func(i int) error {
@@ -161,6 +163,9 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 			start := time.Now()
 			result := r.module(ctx, part)
 			result.Duration = time.Since(start)
+			if isLost(result.Err) { // every other module would fail alike
+				end(&KeyLostError{result.Err})
+			}
 			// What an interrupt prevented did not fail.
 			if result.Err == nil || ctx.Err() == nil {
 				r.finish(part, result)

@@ -9,7 +9,7 @@ import (
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
 // those, Report.Result names them, and the error is [ErrIncomplete]. Any other error
-// ended the run: the context's cause, or a failure to flush to disk.
+// ended the run: the context's cause, a failure to flush to disk, or a [*KeyLostError].
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
 	if err := first(signer.check(), opts.Existing.check()); err != nil {
 		return Summary{}, err

@@ -13,6 +13,7 @@ import (
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/detached"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/keystore"
 )
 
 // The signature of a list lies beside it, with the suffix that users of gpg and openssl
@@ -125,14 +126,18 @@ func (o *hashlistSignOptions) signOpenPGP(ctx context.Context, u *ui, data []byt
 	return signature, key.Name(), nil
 }
 
-func (o *hashlistSignOptions) signCMS(ctx context.Context, u *ui, data []byte) ([]byte, string, error) {
+func (o *hashlistSignOptions) signCMS(
+	ctx context.Context, u *ui, data []byte,
+) (signature []byte, name string, err error) {
+	o.lists = true
 	pair, err := o.load(ctx, u)
 	if err != nil {
 		return nil, "", err
 	}
-	signature, err := detached.SignCMS(data, pair.Signer, pair.Certificate)
+	defer closeKey(pair, &err)
+	signature, err = detached.SignCMS(data, pair.Signer, pair.Certificate)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w", o.key, err)
+		return nil, "", fmt.Errorf("%s: %w", keystore.Redact(o.key), err)
 	}
 	return signature, pair.Certificate.Subject.CommonName, nil
 }

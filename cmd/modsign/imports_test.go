@@ -49,8 +49,8 @@ var mayImport = map[string][]string{
 	"internal/undump":    nil,
 	"internal/vmlinux":   {"internal/compress"},
 	"internal/kbuildrun": {
-		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent", "sign",
-		"hashlist",
+		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
+		"keygen/keystore", "sign", "hashlist",
 	},
 	"kbuild": {"internal/module"},
 	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},

@@ -28,7 +28,7 @@ kernel. Hash-based module integrity needs one: see modsign hashlist and kbuild p
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newKbuildEnableCommand(u), newKbuildDisableCommand(u), newKbuildShowCommand(u),
-		newKbuildInstallCommand(), newKbuildPatchCommand(u), newKbuildMakeCommand(u))
+		newKbuildInstallCommand(u), newKbuildPatchCommand(u), newKbuildMakeCommand(u))
 	return cmd
 }
 

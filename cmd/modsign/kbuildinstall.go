@@ -9,7 +9,7 @@ import (
 	"github.com/modsign/modsign/internal/kbuildrun"
 )
 
-func newKbuildInstallCommand() *cobra.Command {
+func newKbuildInstallCommand(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:   "install [ARGUMENT OF MAKE...]",
 		Short: "Run make modules_install as with the hook, without the hook",
@@ -24,13 +24,13 @@ and depmod is called once. It writes no GNUmakefile, and so suits scripts.`,
 			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
 				return cmd.Help()
 			}
-			return kbuildInstall(cmd.Context(), args)
+			return kbuildInstall(cmd.Context(), u, args)
 		},
 	}
 }
 
-func kbuildInstall(ctx context.Context, args []string) error {
-	system := thisSystem()
+func kbuildInstall(ctx context.Context, u *ui, args []string) error {
+	system := thisSystem(u)
 	err := system.InstallOnce(ctx, args)
 	if _, ok := errors.AsType[*kbuildrun.ExitError](err); ok {
 		return exitStatus(exitError) // make's 2 has another meaning here

@@ -40,18 +40,20 @@ the calling make come in MAKEFLAGS, as for any make below make.`,
 func kbuildMake(ctx context.Context, u *ui, d kbuildrun.Driver, goals []string) error {
 	d.Flags = kbuildrun.ParseMakeFlags(os.Getenv("MAKEFLAGS"))
 	u.Quiet = d.Flags.Silent
-	d.System, d.Front = thisSystem(), kbuildFront{u}
+	d.System, d.Front = thisSystem(u), kbuildFront{u}
 	return fromDriver(d.Run(ctx, goals))
 }
 
 // thisSystem is what the driver may use of this process.
-func thisSystem() kbuildrun.System {
+func thisSystem(u *ui) kbuildrun.System {
 	return kbuildrun.System{
 		Environ: os.Environ(), LookupEnv: os.LookupEnv,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		LoadKey: func(path string) (*keygen.Pair, error) {
+		LoadKey: func(ctx context.Context, key, cert string) (*keygen.Pair, error) {
 			keepSecrets()
-			return keygen.Load(path, "", keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf})
+			return loadKey(ctx, key, cert, keygen.LoadOptions{
+				Passphrase: buildPIN, KeyOf: agent.KeyOf, Note: func(text string) { u.Note("%s", text) },
+			})
 		},
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/keygen/keystore"
 )
 
 func newKbuildShowCommand(u *ui) *cobra.Command {
@@ -124,8 +124,8 @@ func showKey(tree *kbuild.Tree) string {
 	switch {
 	case key == "":
 		return "none"
-	case strings.HasPrefix(key, "pkcs11:"):
-		return "in a token (PKCS #11): Kbuild signs itself" // the URI may hold a PIN
+	case keystore.IsURI(key):
+		return keystore.Redact(key)
 	case key != kbuild.DefaultKey:
 		return key
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/keygen/keystore"
 )
 
 // keyHints says what to do about a file of a key or certificate. FILE stands for its
@@ -33,6 +34,9 @@ var fileInHint = regexp.MustCompile(`\bFILE\b`)
 
 // keyHint says what to do about an error of package keygen, or nothing.
 func keyHint(err error) string {
+	if e, ok := errors.AsType[*keystore.Error](err); ok {
+		return storeHint(e)
+	}
 	e, ok := errors.AsType[*keygen.LoadError](err)
 	if !ok {
 		return ""
@@ -48,6 +52,20 @@ func keyHint(err error) string {
 		hint = "the next make makes a new key, and links its certificate into the kernel"
 	}
 	return fileInHint.ReplaceAllLiteralString(hint, quote(e.Path))
+}
+
+// storeHint says what to do about a key that is not a file.
+func storeHint(e *keystore.Error) string {
+	if mendable, ok := errors.AsType[*keyfile.HintError](e); ok {
+		return mendable.Hint
+	}
+	switch {
+	case errors.Is(e, keygen.ErrNoPassphrase):
+		return keyHints[keygen.ErrNoPassphrase]
+	case errors.Is(e, keygen.ErrNoCertificate):
+		return "give the certificate's file (--cert)"
+	}
+	return ""
 }
 
 func insecureHint(e *keygen.InsecureError) string {

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/keygen/keystore"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -28,12 +31,32 @@ type keyOptions struct {
 	passphraseFile string
 	allowInsecure  bool
 	rsa            string // how RSA signs: see addRSA
+	lists          bool   // what is signed is no module
 
-	notes []string // the remarks of load
+	notes notes // the remarks about the key
+}
+
+// notes are remarks of several goroutines.
+type notes struct {
+	mu    sync.Mutex
+	texts []string
+}
+
+func (n *notes) add(text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.texts = append(n.texts, text)
+}
+
+// all returns the notes so far.
+func (n *notes) all() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.texts)
 }
 
 func (o *keyOptions) addFlags(flags *pflag.FlagSet) {
-	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM)")
+	flags.StringVarP(&o.key, "key", "k", "", "sign with the private key in `FILE` (PEM), or by its URI")
 	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE`, PEM or DER (default: the key's file)")
 	flags.StringVar(&o.passphraseFile, "passphrase-file", "",
 		"passphrase in line 1 of `FILE` (else KBUILD_SIGN_PIN or prompt)")
@@ -65,19 +88,19 @@ func warning(u *ui) func(string) { return func(text string) { u.Note("warning: %
 
 func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	keepSecrets()
-	if belongsToModules(o.key) {
+	if belongsToModules(o.key) && !keystore.IsURI(o.key) {
 		return nil, usagef("--key: %s has the name of a file of modules, which signing replaces: rename the key", o.key)
 	}
 	batch, err := choice("rsa", cmp.Or(o.rsa, "single"), "single", "batch")
 	if err != nil {
 		return nil, err
 	}
-	pair, err := keygen.Load(o.key, o.cert, keygen.LoadOptions{
+	pair, err := loadKey(ctx, o.key, o.cert, keygen.LoadOptions{
 		AllowInsecure: o.allowInsecure,
-		KeyOf:         agent.KeyOf,
+		KeyOf:         o.keyOf(),
 		Passphrase:    func() ([]byte, error) { return o.passphrase(ctx, u, o.key) },
 		Note: func(note string) {
-			o.notes = append(o.notes, note)
+			o.notes.add(note)
 			u.Note("%s", note)
 		},
 	})
@@ -90,6 +113,48 @@ func (o *keyOptions) load(ctx context.Context, u *ui) (*keygen.Pair, error) {
 	return pair, nil
 }
 
+// keyOf leads from a certificate to its agent, whose key signs modules alone, as its receipt
+// promises.
+func (o *keyOptions) keyOf() func(string, *x509.Certificate) (crypto.Signer, error) {
+	if !o.lists {
+		return agent.KeyOf
+	}
+	return func(path string, cert *x509.Certificate) (crypto.Signer, error) {
+		if key, err := agent.KeyOf(path, cert); key == nil || err != nil {
+			return nil, err
+		}
+		return nil, errors.New("a key agent signs modules alone")
+	}
+}
+
+// loadKey loads a key from its file or, if it has a URI, opens it until ctx ends. Both take
+// the options that they know.
+func loadKey(ctx context.Context, key, cert string, o keygen.LoadOptions) (*keygen.Pair, error) {
+	if !keystore.IsURI(key) {
+		return keygen.Load(key, cert, o)
+	}
+	options := keystore.Options{PIN: o.Passphrase, LookupEnv: os.LookupEnv, Environ: os.Environ(), Note: o.Note}
+	if cert != "" {
+		certs, err := keygen.LoadCertificates(cert)
+		if err != nil {
+			return nil, err
+		}
+		options.Certificate = certs[0]
+	}
+	opened, err := keystore.Open(ctx, key, options)
+	if err != nil {
+		return nil, err
+	}
+	return &keygen.Pair{Signer: opened, Certificate: opened.Certificate()}, nil
+}
+
+// closeKey closes a key at the end of a command, whose error it may be.
+func closeKey(pair *keygen.Pair, err *error) {
+	if closing := pair.Close(); *err == nil {
+		*err = closing
+	}
+}
+
 // newSigner returns the signer for a key and its certificate. Its errors name certFile.
 func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash, UseKeyID: keyID})
@@ -100,7 +165,7 @@ func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool)
 }
 
 // certFile returns the name of the certificate's file.
-func (o *keyOptions) certFile() string { return cmp.Or(o.cert, o.key) }
+func (o *keyOptions) certFile() string { return cmp.Or(o.cert, keystore.Redact(o.key)) }
 
 // refuseUnloadable refuses a certificate that no kernel loads, for the modules of an
 // installed kernel: it can be enrolled nowhere, and the next run may skip the modules
@@ -141,7 +206,11 @@ func (o *keyOptions) passphrase(ctx context.Context, u *ui, key string) ([]byte,
 	if !u.Asks() {
 		return nil, keygen.ErrNoPassphrase
 	}
-	return u.Passphrase(ctx, "Passphrase for "+key+":")
+	what := "Passphrase"
+	if keystore.IsURI(key) {
+		what = "PIN"
+	}
+	return u.Passphrase(ctx, what+" for "+keystore.Redact(key)+":")
 }
 
 // buildPIN returns the passphrase of a kernel's build, which does not prompt.

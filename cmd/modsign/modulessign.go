@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen/keystore"
 )
 
 type modulesSignOptions struct {
@@ -39,6 +40,9 @@ and DIR.`,
 			if len(args) == 0 {
 				return usagef("nothing to sign: name the directory of the installed modules, DIR/lib/modules/KVER")
 			}
+			if o.variant != "" && keystore.IsURI(o.key) {
+				return usagef("--variant chooses between key files: give the --key of the variant itself")
+			}
 			if cmd.Flags().Changed("variant") {
 				args = o.chooseVariant(args)
 			} else if !cmd.Flags().Changed("key") {
@@ -54,7 +58,7 @@ and DIR.`,
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
 	key := flags.Lookup("key")
-	key.Usage = "sign with the private key in `FILE`"
+	key.Usage = "sign with the key in `FILE` or a URI"
 	key.DefValue, o.key = kbuild.DefaultKey, kbuild.DefaultKey
 	flags.StringVar(&o.variant, "variant", "", "sign the kernel `NAME` of a package with its own key")
 	o.signOptions.addFlags(flags, u)

@@ -132,7 +132,7 @@ func isRoot(dir string) bool {
 }
 
 // run refuses all that it can before it loads the key, and the key before it writes.
-func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
+func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error) {
 	if o.oneTime {
 		hideFromStart(u)
 	}
@@ -148,6 +148,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
+	defer closeKey(pair, &err)
 	said, err := p.kernel.accept(u, o.certFile(), pair.Certificate, o.forceUntrusted)
 	if err != nil {
 		return err
@@ -164,7 +165,7 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.checkUnsplit(ctx, tree); err != nil {
 		return err
 	}
-	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes, said...), xattr: true}
+	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes.all(), said...), xattr: true}
 	w.how = signedWith(pair.Certificate, hash)
 	do := func() error {
 		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })

@@ -45,7 +45,7 @@ or in which a line is missing, doubled, moved or changed.`,
 	return cmd
 }
 
-func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) error {
+func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err error) {
 	switch {
 	case o.key == "":
 		return usagef("no key: give --key FILE")
@@ -67,6 +67,7 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) erro
 	if err != nil {
 		return err
 	}
+	defer closeKey(pair, &err)
 	warnUnloadable(u, o.certFile(), pair.Certificate)
 	hash := m[0].Hash
 	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)

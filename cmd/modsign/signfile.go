@@ -141,7 +141,7 @@ func signFile(args []string, stderr io.Writer) int {
 	return exitDone
 }
 
-func (a *signFileArgs) run(warn func(string, ...any)) error {
+func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 	ctx := context.Background()      // a signal kills sign-file, as it kills the kernel's
 	args := append(a.positional, "") // no <dest> is an empty one
 	if a.raw {
@@ -163,8 +163,11 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 		return fmt.Errorf("%s: the destination is the file of the key or certificate, which would be lost", dest)
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
-	pair, err := keygen.Load(keyPath, certPath, load)
+	load := keygen.LoadOptions{
+		Passphrase: buildPIN, KeyOf: agent.KeyOf,
+		Note: func(text string) { warn("%s", terminal.Printable(text)) },
+	}
+	pair, err := loadKey(ctx, keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
 		// The kernel's program signs with it, so this one has to; but it warns.
 		if perjob.First(os.Getenv("XDG_RUNTIME_DIR"), keyPath) {
@@ -177,6 +180,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
+	defer closeKey(pair, &err)
 	hash, err := cms.HashByName(hashName)
 	if err != nil {
 		return err

@@ -48,14 +48,17 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	for _, dir := range summary.StaleIndexes {
 		w.ui.Hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
 	}
+	left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
+	_, lost := errors.AsType[*sign.KeyLostError](err)
 	switch {
 	case err != nil && errors.Is(err, context.Cause(ctx)) && ctx.Err() != nil:
-		left := summary.Modules - summary.Signed - summary.Stripped - summary.Skipped - summary.Failed
 		if left == 0 {
 			return errInterrupted
 		}
 		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it",
 			errInterrupted, plural(left, "module"))
+	case lost && left > 0:
+		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it", err, plural(left, "module"))
 	case errors.Is(err, sign.ErrIncomplete): // the modules are named above
 		return exitStatus(exitSome)
 	}

@@ -3,8 +3,6 @@ package detached
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -20,12 +18,6 @@ import (
 
 // SignCMS returns a signature of the content, in DER.
 func SignCMS(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
-	switch key.(type) {
-	case *rsa.PrivateKey, *ecdsa.PrivateKey:
-	default:
-		// An agent's key signs only modules and its receipt, as the receipt promises.
-		return nil, errors.New("only an RSA or ECDSA private key in a file can sign")
-	}
 	data, err := pkcs7.NewSignedData(content)
 	if err != nil {
 		return nil, err

@@ -19,8 +19,9 @@ type System struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 
-	// LoadKey loads the key in a file, with the passphrase of the build.
-	LoadKey func(path string) (*keygen.Pair, error)
+	// LoadKey loads the key in a file, or opens the key with a URI until ctx ends, with the
+	// passphrase of the build. The file of a certificate may be empty.
+	LoadKey func(ctx context.Context, key, cert string) (*keygen.Pair, error)
 }
 
 // A Pass does something to all modules of a tree.

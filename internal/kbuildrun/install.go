@@ -29,7 +29,7 @@ func (d *Driver) install(ctx context.Context, step Step) error {
 	return d.installSigned(ctx, tree, step)
 }
 
-func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step) error {
+func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step) (err error) {
 	config, installs := tree.Config, step.Work == Install
 	if !signs(config, installs) {
 		return d.installUnsigned(ctx, config, step)
@@ -37,13 +37,6 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 	modlib, err := tree.ModLib()
 	if err != nil {
 		return err
-	}
-	if strings.HasPrefix(config.SigKey(), "pkcs11:") {
-		d.Front.Note("modsign has no support for keys in a token (PKCS #11): Kbuild signs and compresses the modules itself")
-		if d.idle() && installs {
-			return nil
-		}
-		return d.make(ctx, step.Goals)
 	}
 	if d.idle() {
 		// Kbuild removes the installed modules even when make -n asks what it would do.
@@ -56,7 +49,7 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		return nil
 	}
 
-	key, err := d.signingKey(tree)
+	key, err := d.signingKey(ctx, tree)
 	if err != nil {
 		if d.ExtMod == "" || !installs {
 			return err
@@ -64,6 +57,11 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		d.Front.Unsigned(d.ExtMod, err)
 		return d.make(ctx, step.Goals, "CONFIG_MODULE_SIG_ALL=")
 	}
+	defer func() {
+		if closing := key.pair.Close(); err == nil {
+			err = closing
+		}
+	}()
 	do := func(modules *sign.Tree, l *lines, o sign.Options) error {
 		return d.Front.Sign(ctx, key.pair, key.hash, o, l.through(func(o sign.Options) (sign.Summary, error) {
 			return modules.Sign(ctx, key.signer, o)

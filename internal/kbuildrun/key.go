@@ -15,6 +15,7 @@ import (
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/keygen/keystore"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -134,37 +135,57 @@ type signingKey struct {
 	signer *sign.Signer
 }
 
-func (d *Driver) signingKey(tree *kbuild.Tree) (*signingKey, error) {
-	path, pair, err := d.loadKey(tree)
+func (d *Driver) signingKey(ctx context.Context, tree *kbuild.Tree) (*signingKey, error) {
+	path, pair, err := d.loadKey(ctx, tree)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.checkLinked(path, pair, tree); err != nil {
+	key := &signingKey{pair: pair}
+	if err := d.fit(key, path, tree); err != nil {
+		pair.Close()
 		return nil, err
 	}
-	hash, err := cms.HashByName(tree.Config.SigHash())
-	if err != nil {
-		return nil, fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
-	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return &signingKey{pair, hash, signer}, nil
+	return key, nil
 }
 
-// loadKey loads the configured key, and returns the path by which errors name it.
-func (d *Driver) loadKey(tree *kbuild.Tree) (path string, pair *keygen.Pair, err error) {
+// fit makes the signer of a key, if it is the one for the tree.
+func (d *Driver) fit(key *signingKey, path string, tree *kbuild.Tree) (err error) {
+	if err := d.checkLinked(path, key.pair, tree); err != nil {
+		return err
+	}
+	if key.hash, err = cms.HashByName(tree.Config.SigHash()); err != nil {
+		return fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
+	}
+	key.signer, err = sign.NewSigner(key.pair.Signer, key.pair.Certificate, sign.SignerOptions{Hash: key.hash})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// linkedCertificate is the certificate that Kbuild links into the kernel.
+const linkedCertificate = "certs/signing_key.x509"
+
+// loadKey loads the configured key, and returns the name by which errors name it.
+func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, pair *keygen.Pair, err error) {
 	path = tree.Config.SigKey()
 	oneTime := path == kbuild.DefaultKey
-	if oneTime && exists(d.path(Certificate)) {
+	switch {
+	case oneTime && exists(d.path(Certificate)):
 		path = Certificate
 		pair, err = d.agentPair()
-	} else { // the tree may have been built before modsign was enabled in it
+	case keystore.IsURI(path):
+		linked := d.path(linkedCertificate)
+		if !exists(linked) { // the headers of an installed kernel: the store may have it
+			linked = ""
+		}
+		pair, err = d.System.LoadKey(ctx, path, linked)
+		path = keystore.Redact(path)
+	default: // the tree may have been built before modsign was enabled in it
 		if !filepath.IsAbs(path) {
 			path = d.path(path)
 		}
-		pair, err = d.System.LoadKey(path)
+		pair, err = d.System.LoadKey(ctx, path, "")
 	}
 	if _, gone := errors.AsType[*agent.UnavailableError](err); gone || oneTime && errors.Is(err, fs.ErrNotExist) {
 		return path, nil, d.keyGone()
@@ -187,11 +208,11 @@ func (d *Driver) agentPair() (*keygen.Pair, error) {
 
 // checkLinked checks that a key is the one that the kernel was linked with.
 func (d *Driver) checkLinked(path string, pair *keygen.Pair, tree *kbuild.Tree) error {
-	linked, err := keygen.LoadCertificates(d.path("certs/signing_key.x509"))
+	linked, err := keygen.LoadCertificates(d.path(linkedCertificate))
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err == nil && !linked[0].Equal(pair.Certificate):
-		err := fmt.Errorf("%s is not the key that this kernel was linked with (certs/signing_key.x509)", path)
+		err := fmt.Errorf("%s is not the key that this kernel was linked with (%s)", path, linkedCertificate)
 		return &HintError{err, "run make, which links the kernel with it, then install again"}
 	case missing && tree.Config.SigKey() == kbuild.DefaultKey: // make clean was here
 		return d.keyGone()

@@ -36,6 +36,9 @@ func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("no key agent in %s: %s", e.Dir, e.Reason)
 }
 
+// Lost tells package sign that the key signs nothing more.
+func (e *UnavailableError) Lost() bool { return true }
+
 // Client is a connection to a key agent. It is safe for concurrent use.
 type Client struct {
 	dir    string

@@ -14,7 +14,6 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -22,6 +21,19 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
 )
+
+// An Error is about a key, which it names.
+type Error struct {
+	URI  string // without the secrets that it may hold
+	Err  error
+	lost bool
+}
+
+func (e *Error) Error() string { return e.URI + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Lost reports whether the key signs nothing more, as when its token was pulled out.
+func (e *Error) Lost() bool { return e.lost }
 
 // ErrWrong reports a signature that is not one of the certificate's key.
 var ErrWrong = errors.New("the signature is not valid for the certificate")
@@ -54,7 +66,8 @@ type Key struct {
 
 // storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
 // PKCS #1 v1.5, or ECDSA's as a SEQUENCE of r and s, which the caller checks. Several
-// goroutines call it at once. It ends when the context of Open does.
+// goroutines call it at once. It ends when the context of Open does. A
+// method Lost() bool, which need not be there, tells that Sign will only fail from now on.
 type storedKey interface {
 	crypto.Signer
 	io.Closer
@@ -92,7 +105,7 @@ func storeOf(uri string) *store {
 }
 
 // Open opens a key by its URI. The key is good until ctx ends or Close is called. An error
-// names the URI, without the secrets that it may hold.
+// about the key is an [*Error].
 func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	s := storeOf(uri)
 	if s == nil {
@@ -137,7 +150,10 @@ func Redact(uri string) string {
 	return uri
 }
 
-func (k *Key) named(err error) error { return fmt.Errorf("%s: %w", k.uri, err) }
+func (k *Key) named(err error) error {
+	store, ok := k.store.(interface{ Lost() bool })
+	return &Error{URI: k.uri, Err: err, lost: ok && store.Lost()}
+}
 
 // Certificate returns the certificate of the key: the one of [Options], or the store's.
 func (k *Key) Certificate() *x509.Certificate { return k.cert }
@@ -169,4 +185,9 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 
 // Close logs out and ends what was started for the key. The error is that of the store
 // about anything it has done so far.
-func (k *Key) Close() error { return k.store.Close() }
+func (k *Key) Close() error {
+	if err := k.store.Close(); err != nil {
+		return k.named(err)
+	}
+	return nil
+}
