@@ -81,6 +81,8 @@ func (s *Signer) SignManifest(
 		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
 	case len(m) == 0:
 		return nil, errors.New("no module to sign")
+	case len(s.cms) > 1:
+		return nil, errors.New("a manifest is signed by one signer: NewAttachment refuses signatures of several")
 	}
 	signed := make(manifest.Signatures, len(m))
 	var mu sync.Mutex
@@ -106,8 +108,8 @@ func (s *Signer) SignManifest(
 }
 
 func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
-	if hash := s.cms.Hash(); d.Hash != hash {
+	if hash := s.cms[0].Hash(); d.Hash != hash {
 		return nil, fmt.Errorf("its digest is %s, and the signer is for %s", cms.HashName(d.Hash), cms.HashName(hash))
 	}
-	return s.signDigest(d.Path, d.Size, d.Sum)
+	return s.signDigests(d.Path, d.Size, [][]byte{d.Sum})
 }

@@ -11,7 +11,7 @@ import (
 // those, Report.Result names them, and the error is [ErrIncomplete]. Any other error
 // ended the run: the context's cause, a failure to flush to disk, or a [*KeyLostError].
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
-	if err := first(signer.check(), opts.Existing.check()); err != nil {
+	if err := first(signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil {
 		return Summary{}, err
 	}
 	if opts.Detached && (opts.StripDebug || opts.SplitDebug != "") {

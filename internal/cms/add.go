@@ -7,6 +7,10 @@ import (
 	"slices"
 )
 
+// ErrMixed reports signers of which one is named by issuer and serial number and another by
+// subject key identifier.
+var ErrMixed = errors.New("the kernel rejects a message that names signers in two ways")
+
 // Add returns a message with the signers of m and those of added, a message over the same
 // data without certificates. A signer of added takes the place of the same one in m, with
 // whatever digest. All else of m stays as it is, byte for byte; bytes after m are left
@@ -36,13 +40,8 @@ func (m *Message) Add(added *Message) ([]byte, error) {
 		case (s.Version == 1) != (s.RawIssuer != nil):
 			// The kernel gives it the identifier of the signer before it.
 			return nil, fmt.Errorf("signer %s has no identifier of the kind that version %d requires", s, s.Version)
-		case s.Version == added.Version:
-		case s.Version == 1:
-			return nil, errors.New("the old signers are named by issuer and serial number, the new one by subject key " +
-				"identifier, and the kernel rejects a message with both")
-		default:
-			return nil, errors.New("the old signers are named by subject key identifier, the new one by issuer and " +
-				"serial number, and the kernel rejects a message with both")
+		case s.Version != added.Version:
+			return nil, fmt.Errorf("%w: %s and %s", ErrMixed, s, &added.Signers[0])
 		}
 	}
 	signers := slices.Concat(old.Signers, added.Signers)
@@ -53,7 +52,7 @@ func (m *Message) Add(added *Message) ([]byte, error) {
 	der := encodeMessage(added.Version, digestsOf(signers, slices.Concat(m.digests, added.digests)), m.content, m.between,
 		elements)
 	if _, err := Parse(der); err != nil {
-		return nil, fmt.Errorf("the kernel cannot parse a message with the old signers and the new one: %w", err)
+		return nil, fmt.Errorf("the kernel cannot parse the message with one more signer: %w", err)
 	}
 	return der, nil
 }

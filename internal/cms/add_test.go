@@ -106,8 +106,8 @@ func TestAddKeeps(t *testing.T) {
 		{"cms-two", false, ""},
 		{"cms-two-chains", false, ""},
 		{"cms-chain", false, ""},
-		{"kernel-rsa2048-keyid", false, "old signers are named by subject key identifier, the new one by issuer"},
-		{"kernel-p256", true, "old signers are named by issuer and serial number, the new one by subject key"},
+		{"kernel-rsa2048-keyid", false, "names signers in two ways: key id "},
+		{"kernel-p256", true, "names signers in two ways: issuer "},
 		{"cms-attributes-plain", false, "signed attributes"},
 		{"cms-content", false, "the signed content is inside"},
 	} {
