@@ -66,7 +66,8 @@ func signersBeside(message []byte, added *cms.Message) (int, error) {
 	return len(m.Signers) - len(added.Signers), nil
 }
 
-// tryAdd is addTo for a dry run, in which there is no signature yet.
+// tryAdd is addTo before there is a signature: for dry runs, and so that no key signs what
+// is refused.
 func (w *work) tryAdd() error {
 	if w.old == nil {
 		return nil

@@ -60,9 +60,12 @@ func (w *work) do(ctx context.Context) error {
 	if w.result.Action != Digested && !w.detached {
 		w.result.Removed = w.layers
 	}
+	if err := w.tryAdd(); err != nil {
+		return err
+	}
 	switch w.last {
 	case stagePrepare:
-		return w.tryAdd()
+		return nil
 	case stageMake:
 		if _, err := w.trailer(nil); err != nil {
 			return err

@@ -96,7 +96,7 @@ func (h hashFlag) ofKernel(kernel *kernel) (crypto.Hash, error) {
 type existingFlag string
 
 func (e *existingFlag) addFlag(flags *pflag.FlagSet) {
-	addChoice(flags, (*string)(e), "existing", "replace", "`POLICY` for signed modules: replace (default), skip, refuse or add")
+	addChoice(flags, (*string)(e), "existing", "replace", "`POLICY` if signed: replace (default), skip, refuse or add")
 }
 
 func (e existingFlag) existing() (sign.Existing, error) {

@@ -42,8 +42,8 @@ type jsonSigned struct {
 func newJSONSigned(r sign.Result) jsonSigned {
 	o := jsonSigned{
 		Type: "module", Path: r.Path, Action: string(r.Action), Output: r.Output, Format: r.Format.String(),
-		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, Kept: r.Kept, LinkOf: r.LinkOf, Seconds: r.Duration.Seconds(),
-		Debug: r.Debug, DebugFile: r.DebugFile, ByProgram: r.ByProgram,
+		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, Kept: r.Kept, LinkOf: r.LinkOf,
+		Seconds: r.Duration.Seconds(), Debug: r.Debug, DebugFile: r.DebugFile, ByProgram: r.ByProgram,
 	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()

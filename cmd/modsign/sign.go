@@ -92,7 +92,7 @@ CONFIG_MODULE_SIG_HASH.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
-	repeat(flags, "key", &o.key, &o.more.keys, "sign with the private key in `FILE` (PEM), or by its URI (repeatable)")
+	repeat(flags, "key", &o.key, &o.more.keys, "sign with the private key in `FILE`, or by its URI (repeatable)")
 	repeat(flags, "cert", &o.cert, &o.more.certs, "certificate `FILE`, one for each key (default: the key's file)")
 	flags.BoolVar(&o.oneTime, "one-time", false, "make a key, sign with it, keep only its certificate")
 	flags.BoolVar(&o.add, "add", false, "keep other signers of signed modules (short for --existing add)")

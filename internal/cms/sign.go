@@ -95,10 +95,18 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 	return s, nil
 }
 
-// Draft returns a message in the form of the Signer's, with a signature of zeros. No
-// message of the Signer is longer.
+// Draft returns a message as Sign does, with zeros for a signature. No message of the
+// Signer is longer.
 func (s *Signer) Draft() []byte {
-	return encode(s.version, s.digest, s.sid, s.algorithm, make([]byte, 4096/8))
+	longest := 0
+	switch public := s.public.(type) {
+	case *rsa.PublicKey:
+		longest = public.Size()
+	case *ecdsa.PublicKey:
+		number := size((public.Curve.Params().BitSize + 8) / 8) // with a zero bit before it
+		longest = size(2 * number)
+	}
+	return encode(s.version, s.digest, s.sid, s.algorithm, make([]byte, longest))
 }
 
 // Hash returns the digest algorithm for [Signer.Sign].
