@@ -84,10 +84,10 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	return s, nil
 }
 
-// JoinSigners returns a Signer that makes one message with the signatures of all: a kernel
-// that trusts one of them loads the module, unless another one is revoked. All have to name
-// their certificates in the same way, and each certificate may occur once. The hashes may
-// differ. Only such a message, of several signers, is beyond what sign-file writes.
+// JoinSigners returns a Signer that makes one message with the signatures of all signers,
+// which sign-file cannot do. A kernel that trusts one of them loads the module, unless it
+// has revoked another one. All signers have to name their certificates in the same way, and
+// each certificate may occur once. The hashes may differ.
 func JoinSigners(signers ...*Signer) (*Signer, error) {
 	joined := new(Signer)
 	for _, s := range signers {
@@ -192,7 +192,8 @@ func (s *Signer) join(each func(*cms.Signer) ([]byte, error)) ([]byte, error) {
 	return joined, nil
 }
 
-// draft returns a message such as the Signer makes, at least as long, without signatures.
+// draft returns a message as the Signer makes, with zeros for signatures. No message of the
+// Signer is longer.
 func (s *Signer) draft() ([]byte, error) {
 	return s.join(func(c *cms.Signer) ([]byte, error) { return c.Draft(), nil })
 }

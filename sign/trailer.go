@@ -17,8 +17,8 @@ type trailerSource interface {
 	begin(name string) []hash.Hash
 	// trailer returns the trailer of the module with this name, payload size and digests.
 	trailer(name string, size int64, digests [][]byte) (trailer, error)
-	// draft returns a trailer as trailer would, with a message that is no shorter, before
-	// there is a digest. It is the zero value if there is none.
+	// draft returns a trailer with zeros for signatures, as long as the longest one, to see
+	// whether it can be added to an older one. The zero value tells nothing about that.
 	draft() (trailer, error)
 	// action names what has been done with a module that has its trailer. changed tells
 	// that its payload is not the old file.

@@ -67,8 +67,10 @@ type Result struct {
 }
 
 // SignerResult is the verdict that the module would have if this signer were the only one.
-// For several, the kernel's rule is: a module is rejected if one of them is Revoked or has
-// a BadSignature; otherwise one that is Trusted suffices.
+// The kernel rejects a module of several signers if one of them is Revoked or has a
+// BadSignature. Otherwise one that is Trusted suffices. (A signer that is Revoked because
+// its certificate is inside the message, and on the kernel's blacklist by its hash, does
+// not count.)
 type SignerResult struct {
 	Signer
 	Verdict     Verdict

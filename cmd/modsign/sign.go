@@ -124,7 +124,7 @@ func (o *signOptions) check(args []string) error {
 	if err := checkOutput("--cert-out", o.certOut, args...); err != nil {
 		return err
 	}
-	keys := len(o.more.keys) + 1
+	keys, adds := len(o.more.keys)+1, o.add || o.existing == "add"
 	switch {
 	case o.oneTime && o.key != "":
 		return usagef("--one-time and --key exclude each other")
@@ -138,11 +138,11 @@ func (o *signOptions) check(args []string) error {
 		return usagef("--cert-out and --key-type go with --one-time")
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would sign this machine's own modules with a key that no kernel knows")
-	case o.add && o.existing != "replace" && o.existing != "add":
+	case o.add && o.existing != "add" && o.existing != "replace":
 		return usagef("--add is short for --existing add: it excludes --existing %s", o.existing)
-	case (o.add || o.existing == "add") && o.detached:
+	case adds && o.detached:
 		return usagef("--detached leaves modules as they are: it excludes --add and --existing add")
-	case (o.add || o.existing == "add") && o.debug.removes():
+	case adds && o.debug.removes():
 		return usagef("old signatures do not match a module that is stripped: " +
 			"--strip-debug and --split-debug exclude --add and --existing add")
 	case len(o.more.certs)+1 != keys && (keys > 1 && o.cert != "" || len(o.more.certs) > 0):
