@@ -17,7 +17,7 @@ import (
 // guard has a policy judge the modules of a run. A nil guard allows everything.
 type guard struct {
 	policy *policy.Policy
-	hash   crypto.Hash // of the signatures
+	hashes []crypto.Hash // of the signatures
 	files  atomic.Int64
 }
 
@@ -27,11 +27,11 @@ type guard struct {
 // Report.Result gets the modules that are refused, in the order of the error's Errs, in which
 // a refusal of the whole run is the last one.
 func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) error {
-	if err := first(t.check(), signer.check(), opts.Existing.check()); err != nil || opts.Policy == nil {
+	if err := first(t.check(), signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil || opts.Policy == nil {
 		return err
 	}
-	g := &guard{policy: opts.Policy, hash: signer.cms.Hash()}
-	if err := g.policy.CheckRun(time.Now(), g.hash, 0); err != nil {
+	g := &guard{policy: opts.Policy, hashes: signer.hashes()}
+	if err := g.checkRun(0); err != nil {
 		return &RefusedError{Errs: []error{err}}
 	}
 	k := task{
@@ -83,8 +83,18 @@ func (g *guard) begin() hash.Hash {
 
 // checkCount has the policy judge how many files it has allowed.
 func (g *guard) checkCount() error {
-	if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Load())); err != nil {
+	if err := g.checkRun(g.files.Load()); err != nil {
 		return &RefusedError{Errs: []error{err}}
+	}
+	return nil
+}
+
+// checkRun has the policy judge a run with so many files at this time.
+func (g *guard) checkRun(files int64) error {
+	for _, hash := range g.hashes {
+		if err := g.policy.CheckRun(time.Now(), hash, int(files)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -97,7 +107,7 @@ func (w *work) allow(sum hash.Hash) error {
 		return nil
 	}
 	if w.last == stagePlace { // the clock goes on, and what was skipped may not be signed any more
-		if err := g.policy.CheckRun(time.Now(), g.hash, int(g.files.Add(1))); err != nil {
+		if err := g.checkRun(g.files.Add(1)); err != nil {
 			return err
 		}
 	}

@@ -88,6 +88,8 @@ func (s *Signer) SignManifest(
 		return nil, fmt.Errorf("negative Options.Jobs: %d", opts.Jobs)
 	case len(m) == 0:
 		return nil, errors.New("no module to sign")
+	case len(s.cms) > 1:
+		return nil, errors.New("a manifest is signed by one signer: NewAttachment refuses signatures of several")
 	}
 	if err := s.checkManifest(m, opts.Policy); err != nil {
 		return nil, err
@@ -116,10 +118,10 @@ func (s *Signer) SignManifest(
 }
 
 func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
-	if hash := s.cms.Hash(); d.Hash != hash {
+	if hash := s.cms[0].Hash(); d.Hash != hash {
 		return nil, fmt.Errorf("its digest is %s, and the signer is for %s", cms.HashName(d.Hash), cms.HashName(hash))
 	}
-	return s.signDigest(d.Path, d.Size, d.Sum)
+	return s.signDigests(d.Path, d.Size, [][]byte{d.Sum})
 }
 
 // checkManifest has a policy judge a manifest.
@@ -127,11 +129,11 @@ func (s *Signer) checkManifest(m manifest.Manifest, p *policy.Policy) error {
 	if p == nil {
 		return nil
 	}
-	if err := p.CheckManifest(s.cms.Hash()); err != nil {
+	if err := p.CheckManifest(s.cms[0].Hash()); err != nil {
 		return &RefusedError{Errs: []error{err}}
 	}
 	var refused []error
-	if err := p.CheckRun(time.Now(), s.cms.Hash(), len(m)); err != nil {
+	if err := p.CheckRun(time.Now(), s.cms[0].Hash(), len(m)); err != nil {
 		refused = append(refused, err)
 	}
 	for i := range m {

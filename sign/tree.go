@@ -13,7 +13,7 @@ import (
 // ended the run: the context's cause, a failure to flush to disk, a [*KeyLostError], or a
 // [*RefusedError] of Options.Policy, before the first module was signed.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
-	if err := first(signer.check(), opts.Existing.check()); err != nil {
+	if err := first(signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil {
 		return Summary{}, err
 	}
 	if opts.Detached && (opts.StripDebug || opts.SplitDebug != "") {
@@ -32,7 +32,7 @@ func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary,
 		}
 		if k.last == stagePlace {
 			// What is signed may not be what was checked: it is checked again.
-			k.guard = &guard{policy: opts.Policy, hash: signer.cms.Hash()}
+			k.guard = &guard{policy: opts.Policy, hashes: signer.hashes()}
 		}
 	}
 	return t.run(ctx, k)
@@ -79,7 +79,7 @@ func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions)
 		if err := opts.Policy.CheckRun(time.Now(), hashed, 0); err != nil {
 			return Summary{}, &RefusedError{Errs: []error{err}}
 		}
-		k.guard = &guard{policy: opts.Policy, hash: hashed}
+		k.guard = &guard{policy: opts.Policy, hashes: []crypto.Hash{hashed}}
 	}
 	summary, err := t.run(ctx, k)
 	if k.guard != nil && err == nil {
