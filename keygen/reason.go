@@ -57,6 +57,12 @@ const (
 	// LoadCertificates read files. Package keystore opens keys in tokens.
 	ErrNoPKCS11 Reason = "a PKCS #11 URI is given where the name of a file is wanted"
 
+	// ErrNoTPM reports a key of a TPM without a way to open it ([LoadOptions]).
+	ErrNoTPM Reason = "private key is in a TPM, which is not supported here"
+
+	// ErrTPM reports a key of a TPM that could not be opened. A hint is in the error.
+	ErrTPM Reason = "private key in a TPM cannot be opened"
+
 	// ErrDER, ErrPKCS12, ErrOpenSSH, ErrPuTTY and ErrOpenPGP report a private key in
 	// another format than PEM with PKCS #8, PKCS #1 or SEC 1.
 	ErrDER     Reason = "private key is in DER"

@@ -94,13 +94,24 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 	return a, nil
 }
 
+// oneSigner returns an error unless a message is as sign-file writes it.
+func oneSigner(m *cms.Message) error {
+	if _, err := m.Marshal(); err != nil {
+		return err
+	}
+	if n := len(m.Signers); n > 1 {
+		return fmt.Errorf("not as sign-file writes it: %d signers", n)
+	}
+	return nil
+}
+
 // checkSignature checks a signature against its digest.
 func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash) error {
 	m, err := cms.Parse(s.Message)
 	if err != nil {
 		return fmt.Errorf("not a signature that the kernel reads: %w", err)
 	}
-	if _, err := m.Marshal(); err != nil {
+	if err := oneSigner(m); err != nil {
 		return err
 	}
 	signer := &m.Signers[0]
@@ -169,7 +180,7 @@ func (t *Tree) CheckComplete(a *Attachment) error {
 // with that key. Unless [Tree.CheckComplete] is satisfied, it writes nothing. A module
 // that is not the signed one fails and stays as it is. A dry run compares the digests too.
 func (t *Tree) Attach(ctx context.Context, a *Attachment, opts AttachOptions) (Summary, error) {
-	if err := first(t.CheckComplete(a), opts.Existing.check()); err != nil {
+	if err := first(t.CheckComplete(a), opts.Existing.check(opts.Detached, DebugOptions{})); err != nil {
 		return Summary{}, err
 	}
 	return t.run(ctx, task{
@@ -208,11 +219,12 @@ type attached struct {
 	links map[string][]string // other names of the file with a name
 }
 
-func (a attached) begin(string) hash.Hash { return a.hash.New() }
+func (a attached) begin(string) []hash.Hash { return []hash.Hash{a.hash.New()} }
 
 func (attached) byName() bool { return false }
 
-func (a attached) trailer(name string, _ int64, digest []byte) (trailer, error) {
+func (a attached) trailer(name string, _ int64, digests [][]byte) (trailer, error) {
+	digest := digests[0]
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
 			const differs = "not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x"

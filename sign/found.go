@@ -163,7 +163,7 @@ func messageHash(message []byte) (crypto.Hash, error) {
 	if err != nil {
 		return 0, fmt.Errorf("not a signature that the kernel reads: %w", err)
 	}
-	if _, err := m.Marshal(); err != nil {
+	if err := oneSigner(m); err != nil {
 		return 0, err
 	}
 	return m.Signers[0].Hash, nil

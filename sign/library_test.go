@@ -417,7 +417,7 @@ func TestUnknownValues(t *testing.T) {
 		}
 	}
 	attachment := attachment(t, dir)
-	for _, existing := range []sign.Existing{3, 255} {
+	for _, existing := range []sign.Existing{4, 255} {
 		_, signed := tree.Sign(t.Context(), newSigner(t), sign.Options{Existing: existing})
 		_, attached := tree.Attach(t.Context(), attachment, sign.AttachOptions{Existing: existing})
 		refused(existing, signed, attached)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // ReadOptions are those of work that reads modules and writes nothing.
@@ -17,6 +18,9 @@ type ReadOptions struct {
 	Jobs    int   // modules read at once; 0: twice the number of processors
 	MaxSize int64 // limit for a decompressed module in bytes; 0: 2 GiB
 	Report  Report
+	// Policy, if it is not nil, says which modules may be read for their digests: the others
+	// fail.
+	Policy *policy.Policy
 }
 
 // WriteOptions are those of all work that writes modules. At most one module for 16 file
@@ -59,6 +63,10 @@ type Options struct {
 	DebugOptions // not with Detached
 	Existing     Existing
 	Detached     bool // write NAME.ko.p7s beside each module and leave the module as it is
+	// Policy, if it is not nil, says which modules may be signed. Sign reads all modules
+	// first, and signs none if the policy refuses one. It asks again about each module when
+	// it signs it.
+	Policy *policy.Policy
 }
 
 // AttachOptions are those of [Tree.Attach].
@@ -87,14 +95,22 @@ const (
 	Replace Existing = iota // all its signatures are removed
 	Skip                    // the module stays as it is
 	Refuse                  // the module fails with ErrSigned
+	// Add keeps the signers of the module's signature, and the signature gets the new ones
+	// beside them: as JoinSigners would make it. A signer that is there already is replaced.
+	// Add checks no signature, so that one that does not match the module stays, and the
+	// kernel then rejects the module. A module with a signature that cannot have another
+	// signer fails: one that the kernel cannot parse or that no module may have, one that
+	// names its signers in the other way, one on top of another one, or one of another
+	// kind, such as a proof. Add does not go with Detached and DebugOptions.
+	Add
 )
 
-var existingNames = []string{"replace", "skip", "refuse"}
+var existingNames = []string{"replace", "skip", "refuse", "add"}
 
-// String returns replace, skip or refuse.
+// String returns replace, skip, refuse or add.
 func (e Existing) String() string { return nameOf(e, existingNames) }
 
-// ParseExisting returns the Existing of a name: replace, skip or refuse.
+// ParseExisting returns the Existing of a name: replace, skip, refuse or add.
 func ParseExisting(s string) (Existing, error) { return parse[Existing](s, existingNames) }
 
 // Sync says when written files are flushed to disk.
@@ -185,9 +201,15 @@ func (o *WriteOptions) check() error {
 	return (&ReadOptions{Jobs: o.Jobs, MaxSize: o.MaxSize}).check()
 }
 
-func (e Existing) check() error {
-	if !isNamed(e, existingNames) {
+// check returns an error for a value that means nothing, and for Add where it cannot be.
+func (e Existing) check(detached bool, debug DebugOptions) error {
+	switch {
+	case !isNamed(e, existingNames):
 		return fmt.Errorf("unknown value of Options.Existing: %v", e)
+	case e == Add && detached:
+		return errors.New("detached signatures leave the modules as they are: nothing is added to the modules' own")
+	case e == Add && (debug.StripDebug || debug.SplitDebug != ""):
+		return errors.New("old signatures do not match a module that is stripped: none can be added to them")
 	}
 	return nil
 }

@@ -57,8 +57,9 @@ type Result struct {
 	Action    Action
 	Format    Format // as it was found
 	Removed   int    // number of signatures that were removed
+	Kept      int    // number of signers of the old signature that the new one has beside its own: see Add
 	Payload   int64  // bytes that are signed
-	Digest    []byte // of these bytes
+	Digest    []byte // of these bytes, by the hash of the first signer
 	Signature int    // bytes of the CMS message, or of the proof
 	Debug     int64  // bytes of debug information that were removed
 	DebugFile string // the debug file that was written
@@ -78,6 +79,7 @@ type Summary struct {
 	Failed         int
 	Replaced       int   // had a signature that was removed
 	Stacked        int   // had more than one
+	Added          int   // have signers of an older signature beside the new ones: see Add
 	Debug          int   // lost their debug information
 	DebugBytes     int64 // bytes of it
 	DebugFiles     int
@@ -133,5 +135,8 @@ func (s *Summary) count(r Result) {
 	}
 	if r.Removed > 1 {
 		s.Stacked++
+	}
+	if r.Kept > 0 {
+		s.Added++
 	}
 }

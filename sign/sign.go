@@ -20,7 +20,8 @@
 // Other work on a tree: [Tree.RemoveSignatures]; [Tree.StripDebug] for debug
 // information; [Tree.Prove] for kernels that check modules against a tree of hashes.
 // Where the key is on another machine, [Tree.Manifest], [Signer.SignManifest] and
-// [Tree.Attach] sign in three steps. [File] does what scripts/sign-file does.
+// [Tree.Attach] sign in three steps. [File] does what scripts/sign-file does. A policy of
+// package sign/policy says what may be signed.
 //
 // The package never prompts: load a key with package keygen, or pass any
 // crypto.Signer. It does not judge signatures: package verify does.
@@ -33,8 +34,10 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"hash"
 	"io"
 	"runtime"
+	"slices"
 
 	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
@@ -43,7 +46,7 @@ import (
 
 // A Signer signs modules. Several goroutines may use it at once if its key allows that.
 type Signer struct {
-	cms *cms.Signer
+	cms []*cms.Signer // several are those of JoinSigners
 	// batch is how many signatures the key makes at once in the time of one, or 0.
 	batch int
 }
@@ -75,11 +78,37 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	s := &Signer{cms: c}
+	s := &Signer{cms: []*cms.Signer{c}}
 	if key, ok := key.(interface{ BatchSize() int }); ok {
 		s.batch = key.BatchSize()
 	}
 	return s, nil
+}
+
+// JoinSigners returns a Signer that makes one message with the signatures of all signers,
+// which sign-file cannot do. A kernel that trusts one of them loads the module, unless it
+// has revoked another one. All signers have to name their certificates in the same way, and
+// each certificate may occur once. The hashes may differ.
+func JoinSigners(signers ...*Signer) (*Signer, error) {
+	joined := new(Signer)
+	for _, s := range signers {
+		if err := s.check(); err != nil {
+			return nil, err
+		}
+		joined.cms = append(joined.cms, s.cms...)
+		joined.batch = max(joined.batch, s.batch)
+	}
+	if err := joined.check(); err != nil {
+		return nil, err
+	}
+	draft, err := joined.draft()
+	if err != nil {
+		return nil, err
+	}
+	if m, err := cms.Parse(draft); err != nil || len(m.Signers) < len(joined.cms) {
+		return nil, errors.New("a certificate occurs twice among the signers")
+	}
+	return joined, nil
 }
 
 // A Subject is what a signature is for. It is the crypto.SignerOpts with which a [Signer]
@@ -110,16 +139,77 @@ func (s *Signer) signAs(name string, payload io.Reader) ([]byte, error) {
 	if isNil(payload) {
 		return nil, errors.New("no payload to sign is given")
 	}
-	h := s.cms.Hash().New()
-	size, err := module.Copy(h, payload)
+	hashes := s.newHashes()
+	size, err := module.Copy(tee(hashes, nil), payload)
 	if err != nil {
 		return nil, err
 	}
-	return s.signDigest(name, size, h.Sum(nil))
+	return s.signDigests(name, size, sums(hashes))
 }
 
-func (s *Signer) signDigest(path string, size int64, digest []byte) ([]byte, error) {
-	return s.cms.Sign(digest, &Subject{Hash: s.cms.Hash(), Path: path, Size: size})
+// hashes returns the hashes of the signers, each once.
+func (s *Signer) hashes() []crypto.Hash {
+	var hashes []crypto.Hash
+	for _, c := range s.cms {
+		if !slices.Contains(hashes, c.Hash()) {
+			hashes = append(hashes, c.Hash())
+		}
+	}
+	return hashes
+}
+
+// newHashes begins the digests for signDigests.
+func (s *Signer) newHashes() []hash.Hash {
+	var begun []hash.Hash
+	for _, h := range s.hashes() {
+		begun = append(begun, h.New())
+	}
+	return begun
+}
+
+// signDigests returns the message for a payload with digests of hashes.
+func (s *Signer) signDigests(path string, size int64, digests [][]byte) ([]byte, error) {
+	hashes := s.hashes()
+	return s.join(func(c *cms.Signer) ([]byte, error) {
+		digest := digests[slices.Index(hashes, c.Hash())]
+		return c.Sign(digest, &Subject{Hash: c.Hash(), Path: path, Size: size})
+	})
+}
+
+// join makes one message of those of all signers.
+func (s *Signer) join(each func(*cms.Signer) ([]byte, error)) ([]byte, error) {
+	var joined []byte
+	for i, c := range s.cms {
+		message, err := each(c)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			joined = message
+		} else if joined, err = addSigners(joined, message); err != nil {
+			return nil, err
+		}
+	}
+	return joined, nil
+}
+
+// draft returns a message as the Signer makes, with zeros for signatures. No message of the
+// Signer is longer.
+func (s *Signer) draft() ([]byte, error) {
+	return s.join(func(c *cms.Signer) ([]byte, error) { return c.Draft(), nil })
+}
+
+// addSigners adds the signers of one message to another one.
+func addSigners(message, added []byte) ([]byte, error) {
+	m, err := cms.Parse(message)
+	if err != nil {
+		return nil, err
+	}
+	a, err := cms.Parse(added)
+	if err != nil {
+		return nil, err
+	}
+	return m.Add(a)
 }
 
 // jobs returns how many signatures to make at once if the caller asks for n. A key that
@@ -133,7 +223,7 @@ func (s *Signer) jobs(n int) int {
 
 // check returns an error for a Signer that NewSigner did not make.
 func (s *Signer) check() error {
-	if s == nil || s.cms == nil {
+	if s == nil || len(s.cms) == 0 {
 		return errors.New("nothing to sign with: NewSigner makes a Signer")
 	}
 	return nil

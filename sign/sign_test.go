@@ -586,7 +586,7 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 func TestParse(t *testing.T) {
-	for i, name := range []string{"replace", "skip", "refuse"} {
+	for i, name := range []string{"replace", "skip", "refuse", "add"} {
 		if e, err := ParseExisting(name); err != nil || int(e) != i || e.String() != name {
 			t.Errorf("%s: %v, %v", name, e, err)
 		}
@@ -605,7 +605,7 @@ func TestParse(t *testing.T) {
 		if _, err := ParseFormat(name); err == nil || !strings.Contains(err.Error(), "none, gz, xz or zst") {
 			t.Errorf("%q: %v", name, err)
 		}
-		if _, err := ParseExisting(name); err == nil || !strings.Contains(err.Error(), "replace, skip or refuse") {
+		if _, err := ParseExisting(name); err == nil || !strings.Contains(err.Error(), "replace, skip, refuse or add") {
 			t.Errorf("%q: %v", name, err)
 		}
 		if _, err := ParseSync(name); err == nil || !strings.Contains(err.Error(), "tree, none or file") {

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"hash"
 	"io"
+	"slices"
 
 	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/module"
@@ -12,11 +13,14 @@ import (
 // A trailerSource makes what follows the payload of each module in a run: a signature,
 // a proof, or nothing. Several goroutines call it.
 type trailerSource interface {
-	// begin starts the digest of the module with a name in the tree. It returns nil if
+	// begin starts the digests of the module with a name in the tree. There is none if
 	// the trailer does not depend on the module's bytes.
-	begin(name string) hash.Hash
-	// trailer returns the trailer of the module with this name, payload size and digest.
-	trailer(name string, size int64, digest []byte) (trailer, error)
+	begin(name string) []hash.Hash
+	// trailer returns the trailer of the module with this name, payload size and digests.
+	trailer(name string, size int64, digests [][]byte) (trailer, error)
+	// draft returns a trailer with zeros for signatures, as long as the longest one, to see
+	// whether it can be added to an older one. The zero value tells nothing about that.
+	draft() (trailer, error)
 	// action names what has been done with a module that has its trailer. changed tells
 	// that its payload is not the old file.
 	action(changed bool) Action
@@ -46,18 +50,20 @@ func (t trailer) bytes() []byte {
 // signs is embedded in the sources whose modules count as signed.
 type signs struct{}
 
-func (signs) action(bool) Action { return Signed }
-func (signs) jobs(n int) int     { return batch.Jobs(n) }
-func (signs) isNewFile() bool    { return true }
+func (signs) action(bool) Action      { return Signed }
+func (signs) jobs(n int) int          { return batch.Jobs(n) }
+func (signs) isNewFile() bool         { return true }
+func (signs) draft() (trailer, error) { return trailer{}, nil }
 
 // signsNot is embedded in the sources that make no trailer.
 type signsNot struct{}
 
-func (signsNot) begin(string) hash.Hash                  { return nil }
-func (signsNot) trailer(string, int64, []byte) (trailer, error) { return trailer{}, nil }
-func (signsNot) byName() bool                            { return false }
-func (signsNot) jobs(n int) int                          { return batch.Jobs(n) }
-func (signsNot) isNewFile() bool                         { return false }
+func (signsNot) begin(string) []hash.Hash                         { return nil }
+func (signsNot) trailer(string, int64, [][]byte) (trailer, error) { return trailer{}, nil }
+func (signsNot) draft() (trailer, error)                          { return trailer{}, nil }
+func (signsNot) byName() bool                                     { return false }
+func (signsNot) jobs(n int) int                                   { return batch.Jobs(n) }
+func (signsNot) isNewFile() bool                                  { return false }
 
 // signatures are made by a Signer.
 type signatures struct {
@@ -65,10 +71,15 @@ type signatures struct {
 	*Signer
 }
 
-func (s signatures) begin(string) hash.Hash { return s.cms.Hash().New() }
+func (s signatures) begin(string) []hash.Hash { return s.newHashes() }
 
-func (s signatures) trailer(name string, size int64, digest []byte) (trailer, error) {
-	message, err := s.signDigest(name, size, digest)
+func (s signatures) trailer(name string, size int64, digests [][]byte) (trailer, error) {
+	message, err := s.signDigests(name, size, digests)
+	return trailer{module.TypePKCS7, message}, err
+}
+
+func (s signatures) draft() (trailer, error) {
+	message, err := s.Signer.draft()
 	return trailer{module.TypePKCS7, message}, err
 }
 
@@ -93,10 +104,10 @@ type proofs struct {
 	Prover
 }
 
-func (p proofs) begin(name string) hash.Hash { return orFailing(p.NewHash(name)) }
+func (p proofs) begin(name string) []hash.Hash { return []hash.Hash{orFailing(p.NewHash(name))} }
 
-func (p proofs) trailer(name string, _ int64, sum []byte) (trailer, error) {
-	proof, err := p.Proof(name, sum)
+func (p proofs) trailer(name string, _ int64, sums [][]byte) (trailer, error) {
+	proof, err := p.Proof(name, sums[0])
 	return trailer{module.TypeMerkle, proof}, err
 }
 
@@ -120,7 +131,7 @@ type digests struct {
 	hash crypto.Hash
 }
 
-func (d digests) begin(string) hash.Hash { return d.hash.New() }
+func (d digests) begin(string) []hash.Hash { return []hash.Hash{d.hash.New()} }
 
 func (digests) action(bool) Action { return Digested }
 
@@ -128,27 +139,53 @@ func (digests) action(bool) Action { return Digested }
 // dst is not nil: the bytes that are hashed are the bytes that are written.
 func (w *work) trailer(dst io.Writer) (trailer, error) {
 	name := w.job.names[0].name
-	h := w.trailers.begin(name)
-	if out := both(h, dst); out != nil {
+	hashes, sum := w.trailers.begin(name), w.guard.begin()
+	all := hashes
+	if sum != nil {
+		all = append(slices.Clip(hashes), sum)
+	}
+	if out := tee(all, dst); out != nil {
 		if err := w.content.copyTo(out); err != nil {
 			return trailer{}, err
 		}
 	}
-	if h != nil {
-		w.result.Digest = h.Sum(nil)
+	digests := sums(hashes)
+	if len(digests) > 0 {
+		w.result.Digest = digests[0]
 	}
-	t, err := w.trailers.trailer(name, w.result.Payload, w.result.Digest)
+	if err := w.allow(sum); err != nil {
+		return trailer{}, err
+	}
+	t, err := w.trailers.trailer(name, w.result.Payload, digests)
+	if err == nil {
+		err = w.addTo(&t)
+	}
 	w.result.Signature = len(t.message)
 	return t, err
 }
 
-// both writes to a hash and a writer, of which each may be nil. It is nil if both are.
-func both(h hash.Hash, w io.Writer) io.Writer {
-	switch {
-	case h == nil:
-		return w
-	case w == nil:
-		return h
+// tee writes to hashes and to a writer, which may be nil. It is nil if there is neither.
+func tee(hashes []hash.Hash, w io.Writer) io.Writer {
+	var writers []io.Writer
+	for _, h := range hashes {
+		writers = append(writers, h)
 	}
-	return io.MultiWriter(h, w)
+	if w != nil {
+		writers = append(writers, w)
+	}
+	switch len(writers) {
+	case 0:
+		return nil
+	case 1:
+		return writers[0]
+	}
+	return io.MultiWriter(writers...)
+}
+
+func sums(hashes []hash.Hash) [][]byte {
+	sums := make([][]byte, len(hashes))
+	for i, h := range hashes {
+		sums[i] = h.Sum(nil)
+	}
+	return sums
 }

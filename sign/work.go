@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
@@ -31,9 +32,10 @@ type work struct {
 	// nil if the module is only read.
 	dir     *dirfd.Dir
 	module  *module.File
-	layers  int     // signatures of the module
-	content content // what the new file begins with
-	early   []byte  // the trailer, if it was made before the new file
+	layers  int          // signatures of the module
+	old     *cms.Message // the signature that gets another signer; nil if there is none
+	content content      // what the new file begins with
+	early   []byte       // the trailer, if it was made before the new file
 }
 
 // do takes the module along the line, as far as the run goes.
@@ -43,7 +45,7 @@ func (w *work) do(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case w.layers == 0 || w.existing == Replace:
+	case w.layers == 0 || w.existing == Replace || w.existing == Add:
 	case w.existing == Skip:
 		return w.skip(ctx)
 	default:
@@ -58,9 +60,12 @@ func (w *work) do(ctx context.Context) error {
 	if w.result.Action != Digested && !w.detached {
 		w.result.Removed = w.layers
 	}
+	if err := w.tryAdd(); err != nil {
+		return err
+	}
 	switch w.last {
 	case stagePrepare:
-		return nil
+		return w.allow(nil)
 	case stageMake:
 		if _, err := w.trailer(nil); err != nil {
 			return err
@@ -91,6 +96,11 @@ func (w *work) open(ctx context.Context) (err error) {
 	}
 	w.layers = len(layers)
 	w.result.Payload = module.PayloadSize(layers, w.module.Size)
+	if w.existing == Add && w.layers > 0 {
+		if err := w.readOld(layers); err != nil {
+			return err
+		}
+	}
 	return module.CheckELF(w.module, w.result.Payload)
 }
 

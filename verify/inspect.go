@@ -152,18 +152,22 @@ func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
 		return err
 	}
 	d.Notes = append(d.Notes, message.Warnings()...)
-	for _, s := range message.Signers {
-		d.Signers = append(d.Signers, Signer{
-			Issuer:       s.Issuer(),
-			Serial:       hex.EncodeToString(s.Serial),
-			KeyID:        hex.EncodeToString(s.SubjectKeyID),
-			Hash:         s.HashName,
-			Algorithm:    s.Algorithm,
-			Size:         len(s.Signature),
-			HasAttribute: s.HasAttributes,
-		})
+	for i := range message.Signers {
+		d.Signers = append(d.Signers, signerOf(&message.Signers[i]))
 	}
 	return nil
+}
+
+func signerOf(s *cms.SignerInfo) Signer {
+	return Signer{
+		Issuer:       s.Issuer(),
+		Serial:       hex.EncodeToString(s.Serial),
+		KeyID:        hex.EncodeToString(s.SubjectKeyID),
+		Hash:         s.HashName,
+		Algorithm:    s.Algorithm,
+		Size:         len(s.Signature),
+		HasAttribute: s.HasAttributes,
+	}
 }
 
 // describeOld describes a signature in the format used before Linux 4.3, whose algorithms

@@ -26,6 +26,7 @@ type Keyring struct {
 	trusted  *cms.Keyring
 	revoked  *cms.Keyring
 	source   map[*cms.Certificate]string
+	hashes   []string // that kernels have on their blacklists
 	warnings []string
 }
 
@@ -151,6 +152,7 @@ func (k *Keyring) AddImage(path string) error {
 	if len(certs) == 0 {
 		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
+	k.hashes = append(k.hashes, lists.BlacklistHashes...)
 	k.add(certs, revoked, path)
 	return nil
 }
@@ -204,7 +206,11 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 	}
 	k.certs, k.bad = append(k.certs, trusted...), append(k.bad, revoked...)
 	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
+	k.revoked.Blacklist(k.blacklists)
 }
+
+// blacklists reports whether a kernel has a certificate on its blacklist.
+func (k *Keyring) blacklists(c *cms.Certificate) bool { return blacklisted(c, k.hashes) }
 
 // Len returns how many certificates the keyring trusts.
 func (k *Keyring) Len() int { return len(k.list()) }

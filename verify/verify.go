@@ -50,19 +50,33 @@ type Result struct {
 	Path    string // as it was found; empty for Module
 	Target  string // the file, if Path leads to it over symbolic links
 	Verdict Verdict
-	Signer  string // who signed it, as far as the signature tells
-	Source  string // of the certificate that trusts it: the path of a file, or the source given to Add
-	Layers  int    // the number of signatures; only the outermost counts
+	Signer  string         // who signed it, as far as the signature tells
+	Source  string         // of the certificate that trusts it: the path of a file, or the source given to Add
+	Layers  int            // the number of signatures; only the outermost counts
+	Signers []SignerResult // of the outermost signature, as far as it can be parsed
 
 	// Errno is the error of init_module(2) on a kernel that enforces signatures. Cause is
 	// the error inside the kernel that leads to it. Both are 0 for a module that is
 	// Trusted or Unreadable.
 	Errno, Cause syscall.Errno
-	Dmesg        []string // what that kernel logs
+	Dmesg        []string // what that kernel logs; for a Trusted module, about certificates on its blacklist
 	Tolerated    bool     // the signature does not keep a kernel that does not enforce signatures from loading it
 
 	Warnings []string // oddities that do not change the verdict
 	Err      error    // what is wrong; nil if the module is Trusted
+}
+
+// SignerResult is the verdict that the module would have if this signer were the only one.
+// The kernel rejects a module of several signers if one of them is Revoked or has a
+// BadSignature. Otherwise one that is Trusted suffices. (A signer that is Revoked because
+// its certificate is inside the message, and on the kernel's blacklist by its hash, does
+// not count.)
+type SignerResult struct {
+	Signer
+	Verdict     Verdict
+	Certificate string // as the kernel's log names it, if the key is known
+	Source      string // of that certificate, as Result.Source
+	Err         error  // what is wrong; nil if the signer is Trusted
 }
 
 // File verifies one module, over symbolic links too. Result.Err is nil only if the module
@@ -164,22 +178,24 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	if err == nil {
 		r.Signer = message.Signers[0].String()
 		r.Warnings = append(r.Warnings, message.Warnings()...)
-		digest := func(h crypto.Hash) ([]byte, error) {
-			sum := h.New()
-			_, err := module.Copy(sum, module.Reader(ctx, io.NewSectionReader(m, 0, outer.Offset)))
-			return sum.Sum(nil), err
-		}
+		digest := digester(ctx, io.NewSectionReader(m, 0, outer.Offset))
 		var cert *cms.Certificate
 		cert, err = message.Check(digest, keys.trusted, keys.revoked)
 		if cert != nil {
 			r.Signer = cert.Description()
 			r.Source = keys.source[cert]
 		}
+		r.Signers = keys.each(message, digest, cert, err)
+		for _, c := range message.Certificates {
+			if keys.blacklists(c) {
+				r.Dmesg = append(r.Dmesg, fmt.Sprintf("X.509: Cert %x is blacklisted", c.TBSHash()))
+			}
+		}
 	}
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
-		var lines []string
+		lines := r.Dmesg
 		if refusal.Dmesg != "" {
-			lines = []string{refusal.Dmesg}
+			lines = append(lines, refusal.Dmesg)
 		}
 		*r = r.refuse(verdictOf[refusal.Kind], refusal.Errno, err, lines...)
 		return
@@ -190,10 +206,50 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	}
 	// The signature fits the content. Next comes whether that is a module.
 	if err := module.CheckELF(m, outer.Offset); err != nil {
-		*r = r.refuse(Malformed, syscall.ENOEXEC, err)
+		*r = r.refuse(Malformed, syscall.ENOEXEC, err, r.Dmesg...)
 		return
 	}
 	r.Verdict = Trusted
+}
+
+// digester returns a function that computes the digests of a payload, each once.
+func digester(ctx context.Context, payload *io.SectionReader) func(crypto.Hash) ([]byte, error) {
+	sums := make(map[crypto.Hash][]byte)
+	return func(h crypto.Hash) ([]byte, error) {
+		if sums[h] == nil {
+			sum := h.New()
+			if _, err := module.Copy(sum, module.Reader(ctx, io.NewSectionReader(payload, 0, payload.Size()))); err != nil {
+				return nil, err
+			}
+			sums[h] = sum.Sum(nil)
+		}
+		return sums[h], nil
+	}
+}
+
+// each returns the verdict on each signer of a message. cert and err are those on the
+// message.
+func (k *Keyring) each(
+	message *cms.Message, digest func(crypto.Hash) ([]byte, error), cert *cms.Certificate, err error,
+) []SignerResult {
+	findings := []cms.Finding{{Certificate: cert, Err: err}}
+	if len(message.Signers) > 1 {
+		findings = message.CheckEach(digest, k.trusted, k.revoked)
+	}
+	results := make([]SignerResult, len(findings))
+	for i, f := range findings {
+		r := SignerResult{Signer: signerOf(&message.Signers[i]), Verdict: Trusted, Err: f.Err}
+		if f.Certificate != nil {
+			r.Certificate, r.Source = f.Certificate.Description(), k.source[f.Certificate]
+		}
+		if refusal, ok := errors.AsType[*cms.Error](f.Err); ok {
+			r.Verdict = verdictOf[refusal.Kind]
+		} else if f.Err != nil {
+			r.Verdict = Unreadable
+		}
+		results[i] = r
+	}
+	return results
 }
 
 // countLayers returns how many signatures a module has, up to an inner one that is

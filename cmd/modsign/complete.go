@@ -24,7 +24,7 @@ func flagValues() map[string][]string {
 		"hash":                          hashNames(),
 		"type":                          types,
 		"key-type":                      types,
-		"existing":                      {"replace", "skip", "refuse"},
+		"existing":                      {"replace", "skip", "refuse", "add"},
 		"compress":                      {"none", "gz", "xz", "zst"},
 		"sync":                          {"tree", "file", "none"},
 		"mtime":                         {"keep", "now"},

@@ -96,7 +96,7 @@ func (h hashFlag) ofKernel(kernel *kernel) (crypto.Hash, error) {
 type existingFlag string
 
 func (e *existingFlag) addFlag(flags *pflag.FlagSet) {
-	addChoice(flags, (*string)(e), "existing", "replace", "`POLICY` for signed modules: replace (default), skip or refuse")
+	addChoice(flags, (*string)(e), "existing", "replace", "`POLICY` if signed: replace (default), skip, refuse or add")
 }
 
 func (e existingFlag) existing() (sign.Existing, error) {
@@ -105,6 +105,32 @@ func (e existingFlag) existing() (sign.Existing, error) {
 		return existing, usagef("--existing: %v", err)
 	}
 	return existing, nil
+}
+
+// repeated is a flag that may be given several times: the first value goes to where it goes
+// for commands with one of them.
+type repeated struct {
+	first *string
+	more  *[]string
+	given bool
+}
+
+// repeat lets a flag be repeated.
+func repeat(flags *pflag.FlagSet, name string, first *string, more *[]string, usage string) {
+	f := flags.Lookup(name)
+	f.Value, f.Usage = &repeated{first: first, more: more}, usage
+}
+
+func (r *repeated) Type() string   { return "string" }
+func (r *repeated) String() string { return *r.first }
+
+func (r *repeated) Set(value string) error {
+	if r.given {
+		*r.more = append(*r.more, value)
+	} else {
+		*r.first, r.given = value, true
+	}
+	return nil
 }
 
 // compressFlag is --compress.

@@ -95,7 +95,10 @@ func inspection(d *verify.Description) []string {
 			field("signature", "%d of %d, %s", i+1, len(d.Layers), which)
 		}
 		field("sig_id", "%s, %d bytes over the first %d", l.Type, l.Size, l.Offset)
-		for _, s := range l.Signers {
+		for i, s := range l.Signers {
+			if len(l.Signers) > 1 {
+				field("signer_info", "%d of %d", i+1, len(l.Signers))
+			}
 			switch {
 			case s.Issuer != "":
 				field("signer", "%s", s.Issuer)

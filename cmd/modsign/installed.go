@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -134,19 +135,22 @@ func (k *kernel) accept(u *ui, file string, cert *x509.Certificate, force bool) 
 	return nil, k.trusts(cert)
 }
 
-// trusts returns an error unless the kernel has a certificate built in.
-func (k *kernel) trusts(cert *x509.Certificate) error {
+// trusts returns an error unless the kernel has one of the certificates built in.
+func (k *kernel) trusts(certs ...*x509.Certificate) error {
 	keys, err := k.keyring()
 	if err != nil {
 		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.Release, err),
 			"add --force-untrusted to go on without this check")
 	}
-	if !keys.Holds(cert.Raw) {
-		err := fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.Release)
-		return withHint(err, "the kernel trusts %s; add --force-untrusted if the key is enrolled by other means",
-			strings.Join(keys.Names(), ", "))
+	if slices.ContainsFunc(certs, func(cert *x509.Certificate) bool { return keys.Holds(cert.Raw) }) {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("kernel %s does not have this certificate built in and would reject the modules", k.Release)
+	if len(certs) > 1 {
+		err = fmt.Errorf("kernel %s has none of these certificates built in and would reject the modules", k.Release)
+	}
+	return withHint(err, "the kernel trusts %s; add --force-untrusted if the key is enrolled by other means",
+		strings.Join(keys.Names(), ", "))
 }
 
 // outdated says what still holds the old modules after a run that signed some in place.

@@ -30,6 +30,7 @@ type jsonSigned struct {
 	Payload   int64   `json:"payload_size"`
 	Signature int     `json:"signature_size"`
 	Removed   int     `json:"signatures_removed"`
+	Kept      int     `json:"signers_kept,omitempty"`
 	LinkOf    string  `json:"link_of,omitempty"`
 	Debug     int64   `json:"debug_size,omitempty"`
 	DebugFile string  `json:"debug_file,omitempty"`
@@ -41,8 +42,8 @@ type jsonSigned struct {
 func newJSONSigned(r sign.Result) jsonSigned {
 	o := jsonSigned{
 		Type: "module", Path: r.Path, Action: string(r.Action), Output: r.Output, Format: r.Format.String(),
-		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, LinkOf: r.LinkOf, Seconds: r.Duration.Seconds(),
-		Debug: r.Debug, DebugFile: r.DebugFile, ByProgram: r.ByProgram,
+		Payload: r.Payload, Signature: r.Signature, Removed: r.Removed, Kept: r.Kept, LinkOf: r.LinkOf,
+		Seconds: r.Duration.Seconds(), Debug: r.Debug, DebugFile: r.DebugFile, ByProgram: r.ByProgram,
 	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
@@ -59,6 +60,7 @@ type jsonSignSummary struct {
 	Failed     int      `json:"failed"`
 	Replaced   int      `json:"replaced"`
 	Stacked    int      `json:"stacked"`
+	Added      int      `json:"added,omitempty"`
 	Elsewhere  int      `json:"names_elsewhere"`
 	Debug      int      `json:"debug_modules,omitempty"`
 	DebugBytes int64    `json:"debug_size,omitempty"`
@@ -76,19 +78,20 @@ type jsonSignSummary struct {
 }
 
 type jsonVerified struct {
-	Type      string   `json:"message_type"` // module
-	Path      string   `json:"path"`
-	Target    string   `json:"target,omitempty"`
-	Verdict   string   `json:"verdict"`
-	Signer    string   `json:"signer,omitempty"`
-	Source    string   `json:"trusted_by,omitempty"`
-	Layers    int      `json:"signature_count"`
-	Errno     string   `json:"errno,omitempty"`
-	Cause     string   `json:"cause,omitempty"`
-	Tolerated bool     `json:"tolerated_without_enforcement,omitempty"`
-	Dmesg     []string `json:"dmesg,omitempty"`
-	Warnings  []string `json:"warnings,omitempty"`
-	Error     string   `json:"error,omitempty"`
+	Type      string              `json:"message_type"` // module
+	Path      string              `json:"path"`
+	Target    string              `json:"target,omitempty"`
+	Verdict   string              `json:"verdict"`
+	Signer    string              `json:"signer,omitempty"`
+	Source    string              `json:"trusted_by,omitempty"`
+	Layers    int                 `json:"signature_count"`
+	Signers   []jsonSignerVerdict `json:"signers,omitempty"`
+	Errno     string              `json:"errno,omitempty"`
+	Cause     string              `json:"cause,omitempty"`
+	Tolerated bool                `json:"tolerated_without_enforcement,omitempty"`
+	Dmesg     []string            `json:"dmesg,omitempty"`
+	Warnings  []string            `json:"warnings,omitempty"`
+	Error     string              `json:"error,omitempty"`
 }
 
 func newJSONVerified(r verify.Result) jsonVerified {
@@ -97,10 +100,28 @@ func newJSONVerified(r verify.Result) jsonVerified {
 		Layers: r.Layers,
 		Errno:  errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
 	}
+	for _, s := range r.Signers {
+		signer := jsonSignerVerdict{
+			jsonSigner: newJSONSigner(s.Signer), Verdict: string(s.Verdict), Certificate: s.Certificate, Source: s.Source,
+		}
+		if s.Err != nil {
+			signer.Error = s.Err.Error()
+		}
+		o.Signers = append(o.Signers, signer)
+	}
 	if r.Err != nil {
 		o.Error = r.Err.Error()
 	}
 	return o
+}
+
+// jsonSignerVerdict is a signer as inspect shows it, with the verdict on it.
+type jsonSignerVerdict struct {
+	jsonSigner
+	Verdict     string `json:"verdict"`
+	Certificate string `json:"certificate,omitempty"`
+	Source      string `json:"trusted_by,omitempty"`
+	Error       string `json:"error,omitempty"`
 }
 
 type jsonVerifySummary struct {
@@ -179,6 +200,10 @@ type jsonSigner struct {
 	Attributes bool   `json:"signed_attributes,omitempty"`
 }
 
+func newJSONSigner(s verify.Signer) jsonSigner {
+	return jsonSigner{s.Name, s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute}
+}
+
 func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
 		Type: "module", Path: d.Path, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size,
@@ -188,10 +213,7 @@ func newJSONInspected(d *verify.Description) jsonInspected {
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
 		for _, s := range l.Signers {
-			layer.Signers = append(
-				layer.Signers,
-				jsonSigner{s.Name, s.Issuer, s.Serial, s.KeyID, s.Hash, s.Algorithm, s.Size, s.HasAttribute},
-			)
+			layer.Signers = append(layer.Signers, newJSONSigner(s))
 		}
 		o.Layers = append(o.Layers, layer)
 	}

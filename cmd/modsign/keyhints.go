@@ -19,6 +19,7 @@ var keyHints = map[keygen.Reason]string{
 	keygen.ErrPublicKey:         "signing needs the private half",
 	keygen.ErrNotPath:           "write the text to a file that only you can read, and give the name of that file",
 	keygen.ErrNoPKCS11:          "write the certificate to a file: pkcs11-tool --read-object --type cert --label LABEL -o cert.der",
+	keygen.ErrNoTPM:             "make a key in a file with modsign keygen",
 	keygen.ErrDER:               "openssl pkey -inform DER -in FILE -out KEY.pem",
 	keygen.ErrPKCS12:            "openssl pkcs12 -in FILE -noenc -out KEY.pem, then chmod 600 KEY.pem",
 	keygen.ErrOpenSSH:           "on a copy: ssh-keygen -p -m PKCS8 -f COPY",

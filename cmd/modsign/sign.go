@@ -3,28 +3,37 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/audit"
 	"github.com/modsign/modsign/sign"
 )
 
 type signOptions struct {
 	keyOptions
 	signingOptions
+	more          struct{ keys, certs, hashes []string } // all but the first
 	hash          hashFlag
 	keyID         bool
+	add           bool
 	oneTime       bool
 	keyType       string
 	certOut       string
 	detached      bool
 	debug         debugFlags
 	refuseUnsplit string
+	policy        policyFlag
+	audit         auditFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -46,6 +55,15 @@ It does not follow symbolic links below a directory: it counts them, and names t
 modules behind them that it does not sign. If --compress renames a module, links to it
 in the tree get the new name too.
 
+A module can carry the signatures of several keys in one message, as when a key is
+replaced, or when a vendor and an owner both sign. Repeat --key to sign with several
+keys, with one --cert for each or none, and one --hash for all or one for each. --add
+keeps the signers of a signed module and adds the new one, or replaces its older
+signature; a module without a signature is simply signed. A kernel loads the module if
+it trusts one signer. It rejects the module if it has revoked one, or knows the key of
+one whose signature is wrong; --add does not check this, see modsign verify. All
+signers must be named in the same way, with --key-id or without.
+
 With --one-time it makes a key, signs with it, drops it, and keeps only the certificate:
 modsign-one-time.x509 in the output directory or in the first PATH, unless --cert-out
 names another file. modsign keygen --help lists the types of keys.
@@ -64,11 +82,27 @@ it if DIR is usr/lib/debug of the installed system.
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
 lives on, choose it yourself. One-time keys use it wherever they can.
 
+--policy FILE says what may be signed with the key. Sign checks all modules before it
+signs the first, names those that the policy refuses, and then signs none. A policy
+has lines such as these; docs/policy.md describes all of them:
+
+  policy 1
+  path **/kernel/drivers/net/**
+  not-path **/staging/**
+  vermagic 6.12.0-4-* SMP *
+  license GPL
+  max-modules 200
+  expires 2027-06-30
+
+--audit FILE gets a line of JSON for each signature, which is on disk before the module
+is replaced. If it cannot be written, the run ends.
+
 --sync says when modules are flushed to disk: tree is one syncfs at the end, file is
 an fsync before each rename, none leaves it to the system. --hash takes the names of
 CONFIG_MODULE_SIG_HASH.`,
 		Example: `  modsign sign --key certs/signing_key.pem /tmp/stage/lib/modules
   modsign sign --one-time --output signed modules
+  modsign sign --add --key owner.pem /lib/modules/6.12.0-1-amd64/updates
   modsign sign --key mok.pem --cert mok.der --installed 6.12.0-1-amd64 --force-untrusted
   modsign sign --key key.pem --hash sha256 --detached --output sigs modules
   modsign sign --key key.pem --split-debug root/usr/lib/debug --compress xz root/lib/modules`,
@@ -77,11 +111,15 @@ CONFIG_MODULE_SIG_HASH.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
+	repeat(flags, "key", &o.key, &o.more.keys, "sign with the private key in `FILE`, or by its URI (repeatable)")
+	repeat(flags, "cert", &o.cert, &o.more.certs, "certificate `FILE`, one for each key (default: the key's file)")
 	flags.BoolVar(&o.oneTime, "one-time", false, "make a key, sign with it, keep only its certificate")
+	flags.BoolVar(&o.add, "add", false, "keep other signers of signed modules (short for --existing add)")
 	flags.StringVar(&o.certOut, "cert-out", "", "with --one-time: write the certificate to `FILE`")
 	flags.StringVar(&o.keyType, "key-type", "", "with --one-time: `TYPE` of the key (default: rsa:4096)")
 	o.installedOptions.addFlags(flags)
 	o.addFlags(flags, u)
+	repeat(flags, "hash", (*string)(&o.hash), &o.more.hashes, flags.Lookup("hash").Usage)
 	o.addForceUntrusted(flags)
 	return cmd
 }
@@ -95,6 +133,8 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, leave the module")
 	flags.BoolVar(&o.debug.strip, "strip-debug", false, "remove debug information first, as strip --strip-debug does")
 	o.debug.addSplit(flags)
+	o.policy.addFlag(flags)
+	o.audit.addFlag(flags)
 	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "fail if `DIR` lacks the debug file of a module")
 	o.compress.addFlag(flags)
 	o.treeOptions.addFlags(flags, u)
@@ -105,6 +145,10 @@ func (o *signOptions) check(args []string) error {
 	if err := checkOutput("--cert-out", o.certOut, args...); err != nil {
 		return err
 	}
+	if err := checkOutput("--audit", string(o.audit), o.recordless(args)...); err != nil {
+		return err
+	}
+	keys, adds := len(o.more.keys)+1, o.add || o.existing == "add"
 	switch {
 	case o.oneTime && o.key != "":
 		return usagef("--one-time and --key exclude each other")
@@ -118,6 +162,19 @@ func (o *signOptions) check(args []string) error {
 		return usagef("--cert-out and --key-type go with --one-time")
 	case o.oneTime && o.installed != "" && isRoot(cmp.Or(o.root, "/")):
 		return usagef("--one-time with --installed would sign this machine's own modules with a key that no kernel knows")
+	case o.add && o.existing != "add" && o.existing != "replace":
+		return usagef("--add is short for --existing add: it excludes --existing %s", o.existing)
+	case adds && o.detached:
+		return usagef("--detached leaves modules as they are: it excludes --add and --existing add")
+	case adds && o.debug.removes():
+		return usagef("old signatures do not match a module that is stripped: " +
+			"--strip-debug and --split-debug exclude --add and --existing add")
+	case len(o.more.certs)+1 != keys && (keys > 1 && o.cert != "" || len(o.more.certs) > 0):
+		return usagef("%d --key and %d --cert: give one --cert for each --key, in the same order, or none",
+			keys, len(o.more.certs)+1)
+	case len(o.more.hashes) > 0 && len(o.more.hashes)+1 != keys:
+		return usagef("%d --key and %d --hash: give one --hash for each --key, in the same order, or one for all",
+			keys, len(o.more.hashes)+1)
 	case o.detached && (o.debug.removes() || o.compress != ""):
 		return usagef("--detached leaves modules as they are: it excludes --strip-debug, --split-debug and --compress")
 	}
@@ -140,20 +197,29 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	if err != nil {
 		return err
 	}
-	hash, err := o.hash.ofKernel(p.kernel)
+	keys, err := o.keys(p.kernel)
 	if err != nil {
 		return err
 	}
-	pair, err := o.pair(ctx, u)
+	var log *audit.Log
+	if !o.dryRun { // which signs nothing
+		if log, err = o.audit.open(); err != nil {
+			return err
+		}
+	}
+	defer log.Close()
+	for _, key := range keys {
+		if key.pair, err = o.pair(ctx, u, key.options); err != nil {
+			return err
+		}
+		recordIn(log, key.pair)
+		defer closeKey(key.pair, &err)
+	}
+	said, err := o.accept(u, p.kernel, keys)
 	if err != nil {
 		return err
 	}
-	defer closeKey(pair, &err)
-	said, err := p.kernel.accept(u, o.certFile(), pair.Certificate, o.forceUntrusted)
-	if err != nil {
-		return err
-	}
-	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
+	signer, how, err := o.signer(keys)
 	if err != nil {
 		return err
 	}
@@ -165,13 +231,21 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	if err := o.checkUnsplit(ctx, tree); err != nil {
 		return err
 	}
-	w := work{ui: u, verb: "signing", options: p.options, said: append(o.notes.all(), said...), xattr: true}
-	w.how = signedWith(pair.Certificate, hash)
+	w := work{ui: u, verb: "signing", options: p.options, how: how, xattr: true}
+	for _, key := range keys {
+		w.said = append(w.said, key.options.notes.all()...)
+	}
+	w.said = append(w.said, said...)
+	if p.options.Policy != nil { // before the certificate of a one-time key is written
+		if err := checkPolicy(ctx, u, tree, signer, p.options); err != nil {
+			return err
+		}
+	}
 	do := func() error {
 		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	}
 	if o.oneTime && !o.dryRun {
-		err = o.withCert(ctx, &w, pair, p.source.Roots, do)
+		err = o.withCert(ctx, &w, keys[0].pair, p.source.Roots, do)
 	} else {
 		err = do()
 	}
@@ -186,13 +260,25 @@ func (o *signOptions) plan(args []string) (signPlan, error) {
 	if err := o.check(args); err != nil {
 		return signPlan{}, err
 	}
+	if o.add {
+		o.existing = "add"
+	}
 	p, err := o.signingOptions.plan(args)
 	if err != nil {
+		return p, err
+	}
+	if p.options.Policy, err = o.policy.read(); err != nil {
 		return p, err
 	}
 	p.options.Detached = o.detached
 	p.options.DebugOptions, err = o.debug.options()
 	return p, err
+}
+
+// recordless are the files and directories that must not be the record of signatures.
+func (o *signOptions) recordless(args []string) []string {
+	files := []string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}
+	return slices.Concat(files, o.more.keys, o.more.certs, args)
 }
 
 // checkUnsplit checks --refuse-unsplit.
@@ -206,10 +292,73 @@ func (o *signOptions) checkUnsplit(ctx context.Context, tree *sign.Tree) error {
 	return context.Cause(ctx)
 }
 
-// pair loads the key, or makes the one-time key.
-func (o *signOptions) pair(ctx context.Context, u *ui) (*keygen.Pair, error) {
+// signingKey is one of the keys to sign with.
+type signingKey struct {
+	options *keyOptions
+	hash    crypto.Hash
+	pair    *keygen.Pair
+}
+
+// keys are those that the flags name, not loaded yet.
+func (o *signOptions) keys(kernel *kernel) ([]*signingKey, error) {
+	hash, err := o.hash.ofKernel(kernel)
+	if err != nil {
+		return nil, err
+	}
+	keys := []*signingKey{{options: &o.keyOptions, hash: hash}}
+	for i, name := range o.more.keys {
+		key := &signingKey{hash: hash, options: &keyOptions{
+			key: name, passphraseFile: o.passphraseFile, allowInsecure: o.allowInsecure, rsa: o.rsa,
+		}}
+		if len(o.more.certs) > 0 {
+			key.options.cert = o.more.certs[i]
+		}
+		if len(o.more.hashes) > 0 {
+			if key.hash, err = hashFlag(o.more.hashes[i]).or(0); err != nil {
+				return nil, err
+			}
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// accept checks the certificates: a kernel has to trust one of them.
+func (o *signOptions) accept(u *ui, kernel *kernel, keys []*signingKey) (said []string, err error) {
+	var certs []*x509.Certificate
+	for _, key := range keys {
+		warnings, err := kernel.accept(u, key.options.certFile(), key.pair.Certificate, true)
+		if err != nil {
+			return nil, err
+		}
+		said, certs = append(said, warnings...), append(certs, key.pair.Certificate)
+	}
+	if kernel == nil || o.forceUntrusted {
+		return said, nil
+	}
+	return said, kernel.trusts(certs...)
+}
+
+// signer signs with all keys. how describes them.
+func (o *signOptions) signer(keys []*signingKey) (signer *sign.Signer, how string, err error) {
+	signers, hows := make([]*sign.Signer, len(keys)), make([]string, len(keys))
+	for i, key := range keys {
+		if signers[i], err = newSigner(key.pair, key.options.certFile(), key.hash, o.keyID); err != nil {
+			return nil, "", err
+		}
+		hows[i] = signedWith(key.pair.Certificate, key.hash)
+	}
+	if len(signers) == 1 {
+		return signers[0], hows[0], nil
+	}
+	signer, err = sign.JoinSigners(signers...)
+	return signer, strings.Join(hows, ", and"), err
+}
+
+// pair loads a key, or makes the one-time key.
+func (o *signOptions) pair(ctx context.Context, u *ui, key *keyOptions) (*keygen.Pair, error) {
 	if !o.oneTime {
-		return o.load(ctx, u)
+		return key.load(ctx, u)
 	}
 	template, algorithm, err := readProfile("", "key-type", o.keyType, "")
 	if err != nil {

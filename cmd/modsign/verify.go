@@ -151,13 +151,33 @@ func (o *verifyOptions) show(u *ui, r verify.Result) {
 		u.Object(newJSONVerified(r))
 	case r.Verdict != verify.Trusted:
 		u.Result("%s", refusal(r))
+		showSigners(u, r)
 	case o.all:
 		u.Result("%s: trusted, signed by %s", r.Path, r.Signer)
+		showSigners(u, r)
 	}
 	if !u.JSON {
 		for _, warning := range r.Warnings {
 			u.Note("warning: %s: %s", r.Path, warning)
 		}
+	}
+}
+
+// showSigners lists the signers of a module that has several.
+func showSigners(u *ui, r verify.Result) {
+	if len(r.Signers) < 2 {
+		return
+	}
+	for i, s := range r.Signers {
+		name := s.Certificate
+		switch {
+		case name != "":
+		case s.KeyID != "":
+			name = "key id " + s.KeyID
+		default:
+			name = fmt.Sprintf("issuer %q serial %s", s.Issuer, s.Serial)
+		}
+		u.Result("  signer %d of %d: %s, %s with %s: %s", i+1, len(r.Signers), name, s.Algorithm, s.Hash, s.Verdict)
 	}
 }
 

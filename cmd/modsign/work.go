@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/sign"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // work is one run over a tree, as the commands that write modules show it.
@@ -20,6 +22,7 @@ type work struct {
 	summary sign.Summary
 	cert    string   // where a one-time certificate was written
 	foreign bool     // the owner of a module could not be kept
+	mixed   bool     // an old signature names its signer in the other way
 	said    []string // notes from before the run, for the summary in JSON
 	how     string   // "with rsa:4096 and sha512, as ..."
 	xattr   bool     // the command has the flag --xattr
@@ -45,6 +48,9 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	if w.foreign {
 		w.ui.Hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
 	}
+	if w.mixed {
+		w.ui.Hint("--key-id names the new signer by subject key identifier, no --key-id by issuer and serial number")
+	}
 	for _, dir := range summary.StaleIndexes {
 		w.ui.Hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
 	}
@@ -69,7 +75,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 func (w *work) json(s sign.Summary, notes []string) jsonSignSummary {
 	return jsonSignSummary{
 		Type: "summary", Modules: s.Modules, Signed: s.Signed, Stripped: s.Stripped, Skipped: s.Skipped,
-		Failed: s.Failed, Replaced: s.Replaced, Stacked: s.Stacked, Elsewhere: s.OutsideLinks,
+		Failed: s.Failed, Replaced: s.Replaced, Stacked: s.Stacked, Added: s.Added, Elsewhere: s.OutsideLinks,
 		Debug: s.Debug, DebugBytes: s.DebugBytes, DebugFiles: s.DebugFiles, ByProgram: s.ByProgram,
 		Bytes: s.Bytes, Seconds: s.Duration.Seconds(), DryRun: w.options.DryRun, Cert: w.cert,
 		Links: s.Links.Found, Relinked: s.Links.Renamed, Behind: s.Links.Behind, Irregular: s.Links.Irregular,
@@ -109,6 +115,7 @@ func (w *work) result(r sign.Result) {
 	if _, ok := errors.AsType[*sign.OwnerError](r.Err); ok {
 		w.foreign = true
 	}
+	w.mixed = w.mixed || errors.Is(r.Err, cms.ErrMixed)
 }
 
 // sentence is the one true summary.
@@ -147,6 +154,9 @@ func (w *work) sentence(s sign.Summary) string {
 	}
 	if s.Replaced > 0 && !strips {
 		add("%d of them in place of an older signature", s.Replaced)
+	}
+	if s.Added > 0 {
+		add("%d of them beside the signers of an older signature", s.Added)
 	}
 	if s.Stacked > 0 {
 		add("%d had been signed more than once", s.Stacked)
@@ -211,9 +221,14 @@ func readTree[T any](
 	}}
 	result, err := f(options)
 	u.Progress(true, nil)
-	if errors.Is(err, sign.ErrIncomplete) { // the modules are named above
-		return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
-			failed, tree.Modules())
+	if !errors.Is(err, sign.ErrIncomplete) {
+		return result, err
 	}
-	return result, err
+	// The modules are named above.
+	if _, ok := errors.AsType[*policy.RefusedError](err); ok {
+		err := fmt.Errorf("%s does not allow this: nothing is written", options.Policy.Name())
+		return result, &failure{code: exitRefused, err: err}
+	}
+	return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
+		failed, tree.Modules())
 }

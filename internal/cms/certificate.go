@@ -652,3 +652,12 @@ func describeOID(oid string) string {
 	}
 	return dotted(oid)
 }
+
+// TBSHash returns the hash by which a blacklist names the certificate (tbs:): that of the
+// signature on it. It is nil if this package cannot compute it.
+func (c *Certificate) TBSHash() []byte {
+	if c.signature.hash == 0 {
+		return nil
+	}
+	return sum(c.signature.hash, c.RawTBS)
+}

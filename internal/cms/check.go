@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 )
 
@@ -15,6 +16,7 @@ import (
 type Keyring struct {
 	certificates []*Certificate
 	byID         map[string]*Certificate
+	blacklisted  func(*Certificate) bool // may be nil
 }
 
 // NewKeyring returns a Keyring of these certificates. If two have the same identifier,
@@ -29,6 +31,15 @@ func NewKeyring(certs ...*Certificate) *Keyring {
 		}
 	}
 	return k
+}
+
+// Blacklist adds the certificates to reject that only their hashes name (tbs:). They matter
+// if they are inside the message.
+func (k *Keyring) Blacklist(listed func(*Certificate) bool) { k.blacklisted = listed }
+
+// lists reports whether a certificate is on the blacklist.
+func (k *Keyring) lists(c *Certificate) bool {
+	return k != nil && k.blacklisted != nil && k.blacklisted(c)
 }
 
 // Certificates returns the certificates of the Keyring.
@@ -70,29 +81,117 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 // does: one good signer suffices, one bad signer invalidates the message.
 //
 // If the kernel could use a key and this package cannot, the error is Unsupported.
-// Check does not know the hashes of certificates on the kernel's blacklist (tbs:).
 func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
-	if m.HasContent {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EBADMSG,
+	if err := m.acceptable(); err != nil {
+		return nil, err
+	}
+	k := m.checker(digest, revoked)
+	if c, err := k.embedded(); err != nil {
+		return c, err
+	}
+	if len(revoked.Certificates()) > 0 {
+		c, err := k.trust(revoked)
+		if err == nil {
+			return c, isRevoked(c)
+		}
+		// Any error means that no revoked certificate has signed the message.
+		if _, refused := errors.AsType[*Error](err); !refused {
+			return nil, err
+		}
+	}
+	return k.trust(trusted)
+}
+
+// Finding is the verdict on one signer of a message.
+type Finding struct {
+	Certificate *Certificate // as of [Message.Check]
+	Err         error
+}
+
+// CheckEach returns what [Message.Check] would return for each signer if it were the only
+// one of the message.
+func (m *Message) CheckEach(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) []Finding {
+	k := m.checker(digest, revoked)
+	findings := make([]Finding, len(m.Signers))
+	for i := range findings {
+		findings[i].Certificate, findings[i].Err = k.alone(i, trusted, revoked)
+	}
+	return findings
+}
+
+// alone is Check for one signer.
+func (k *checker) alone(i int, trusted, revoked *Keyring) (*Certificate, error) {
+	if err := k.message.acceptable(); err != nil {
+		return nil, err
+	}
+	if err := k.embeddedSigner(i); err != nil {
+		return nil, err
+	}
+	if c := k.blacklisted[i]; c != nil {
+		return c, isRevoked(c)
+	}
+	in := func(ring *Keyring) (*Certificate, error) {
+		return k.trustSigner(i, ring, make(map[*Certificate]bool), make(map[*Certificate]*Certificate))
+	}
+	if len(revoked.Certificates()) > 0 {
+		c, err := in(revoked)
+		if err == nil {
+			return c, isRevoked(c)
+		}
+		if _, refused := errors.AsType[*Error](err); !refused {
+			return nil, err
+		}
+	}
+	return in(trusted)
+}
+
+func isRevoked(c *Certificate) error {
+	return &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED,
+		Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
+}
+
+// acceptable returns an error if no module may have the message, whoever has signed it.
+func (m *Message) acceptable() error {
+	switch {
+	case m.HasContent:
+		return &Error{Kind: Malformed, Errno: syscall.EBADMSG,
 			Reason: "the signed content is inside the message",
 			Dmesg:  "PKCS#7 signature with non-detached data"}
-	}
-	if m.authenticode {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+	case m.authenticode:
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
 			Reason: "content type is not data",
 			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
-	}
-	if m.Signers[0].HasAttributes {
-		return nil, &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes }):
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
 			Reason: "signed attributes, which no module may have",
 			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
 	}
+	return nil
+}
+
+// checker is the state of one Check.
+type checker struct {
+	message *Message
+	digest  func(crypto.Hash) ([]byte, error)
+	revoked *Keyring
+
+	signer      []*Certificate                // for each SignerInfo, its embedded certificate
+	blacklisted []*Certificate                // for each SignerInfo, a certificate of its chain
+	unsupported []error                       // for each SignerInfo
+	parent      map[*Certificate]*Certificate // verified issuer; the certificate itself if self-signed
+	links       map[*Certificate]error        // result of verifying the certificate's signature
+}
+
+func (m *Message) checker(digest func(crypto.Hash) ([]byte, error), revoked *Keyring) *checker {
 	sums := make(map[crypto.Hash][]byte)
-	k := checker{
+	return &checker{
 		message:     m,
+		revoked:     revoked,
 		signer:      make([]*Certificate, len(m.Signers)),
+		blacklisted: make([]*Certificate, len(m.Signers)),
 		unsupported: make([]error, len(m.Signers)),
 		parent:      make(map[*Certificate]*Certificate, len(m.Certificates)),
+		links:       make(map[*Certificate]error),
 		digest: func(h crypto.Hash) ([]byte, error) {
 			if sum, ok := sums[h]; ok {
 				return sum, nil
@@ -105,59 +204,41 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 			return sum, nil
 		},
 	}
-	if err := k.embedded(); err != nil {
-		return nil, err
-	}
-	if len(revoked.Certificates()) > 0 {
-		c, err := k.trust(revoked)
-		if err == nil {
-			return c, &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED,
-				Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
-		}
-		// Any error means that no revoked certificate has signed the message.
-		if _, refused := errors.AsType[*Error](err); !refused {
-			return nil, err
-		}
-	}
-	return k.trust(trusted)
-}
-
-// checker is the state of one Check.
-type checker struct {
-	message *Message
-	digest  func(crypto.Hash) ([]byte, error)
-
-	signer      []*Certificate                // for each SignerInfo, its embedded certificate
-	unsupported []error                       // for each SignerInfo
-	parent      map[*Certificate]*Certificate // verified issuer; the certificate itself if self-signed
 }
 
 // embedded does what pkcs7_verify does: it checks the signatures of signers whose
 // certificates are in the message, and the signatures of these certificates.
-func (k *checker) embedded() error {
-	var first error
-	supported := false
-	links := make(map[*Certificate]error) // result of verifying the certificate's signature
+func (k *checker) embedded() (*Certificate, error) {
+	var unsupported error
+	var blacklisted *Certificate
+	good := false
 	for i := range k.message.Signers {
-		s := &k.message.Signers[i]
-		err := k.embeddedSigner(i, s, links)
+		err := k.embeddedSigner(i)
 		if e, ok := errors.AsType[*Error](err); ok && e.Errno == syscall.ENOPKG {
 			k.unsupported[i] = err
-			first = cmp.Or(first, err)
+			unsupported = cmp.Or(unsupported, err)
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		supported = true
+		if k.blacklisted[i] != nil {
+			blacklisted = k.blacklisted[i]
+		} else {
+			good = true
+		}
 	}
-	if !supported {
-		return first
+	switch {
+	case good:
+		return nil, nil
+	case blacklisted != nil:
+		return blacklisted, isRevoked(blacklisted)
 	}
-	return nil
+	return nil, unsupported
 }
 
-func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]error) error {
+func (k *checker) embeddedSigner(i int) error {
+	s := &k.message.Signers[i]
 	if s.Hash == 0 {
 		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.HashName}
 	}
@@ -176,6 +257,10 @@ func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]er
 	seen := make(map[*Certificate]bool)
 	for c := k.signer[i]; ; c = k.parent[c] {
 		seen[c] = true
+		if k.revoked.lists(c) {
+			k.blacklisted[i] = c // the rest of the chain is unknown
+			return nil
+		}
 		if c.selfSigned {
 			k.parent[c] = c
 			return nil
@@ -188,11 +273,11 @@ func (k *checker) embeddedSigner(i int, s *SignerInfo, links map[*Certificate]er
 			return nil
 		}
 		// Many signers may share a long chain: verify each link once.
-		if _, done := links[c]; !done {
-			links[c] = p.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
+		if _, done := k.links[c]; !done {
+			k.links[c] = p.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
 		}
-		if links[c] != nil {
-			return about("embedded certificates", links[c])
+		if k.links[c] != nil {
+			return about("embedded certificates", k.links[c])
 		}
 		k.parent[c] = p
 	}

@@ -436,3 +436,111 @@ func BenchmarkCheck(b *testing.B) {
 		})
 	}
 }
+
+// alone returns the message with one of its signers.
+func alone(m *Message, i int) []byte {
+	digests := digestsOf(m.Signers[i:i+1], m.digests)
+	return encodeMessage(m.Version, digests, m.content, m.between, [][]byte{m.Signers[i].raw})
+}
+
+// TestCheckEach compares the verdict on each signer with that on a message which has no
+// other.
+func TestCheckEach(t *testing.T) {
+	t.Parallel()
+	p := p256Parts(t)
+	good := p.signerInfo()
+	bad := p256Parts(t)
+	bad.sig[len(bad.sig)-1] ^= 1
+	streebog := p256Parts(t)
+	streebog.digest = seq(oid(oidStreebog + "\x02"))
+	nobody := p256Parts(t)
+	nobody.sid = serialIdentifier(seq(set(seq(oid(oidCommonName), tlv(0x0c, []byte("nobody"))))), []byte{1})
+	p.signers = set(bad.signerInfo(), streebog.signerInfo(), good, nobody.signerInfo(), good)
+	messages := [][]byte{p.der()}
+	for _, name := range testfiles(t, ".p7s") {
+		messages = append(messages, testdata(t, name))
+	}
+	seen := make(map[Kind]bool)
+	listed := func(c *Certificate) bool { return c.Name() == "modsign tests: inter" }
+	for _, der := range messages {
+		m, err := Parse(der)
+		if err != nil {
+			continue
+		}
+		for _, trusted := range []string{"p256 root", "leaf rsa2048", ""} {
+			for _, revoked := range []string{"", "rsa1024", "inter", "p256"} {
+				for _, blacklist := range []bool{false, true} {
+					bad := keyring(t, revoked)
+					if blacklist {
+						bad.Blacklist(listed)
+					}
+					ring := keyring(t, trusted)
+					for i, f := range m.CheckEach(digestOf(payload), ring, bad) {
+						cert, err := parse(t, alone(m, i)).Check(digestOf(payload), ring, bad)
+						if describe(f.Err) != describe(err) ||
+							(f.Certificate == nil) != (cert == nil) || cert != nil && !bytes.Equal(f.Certificate.Raw, cert.Raw) {
+							t.Errorf("%s: %s, and alone %s", &m.Signers[i], describe(f.Err), describe(err))
+						}
+						if e, ok := errors.AsType[*Error](err); ok {
+							seen[e.Kind] = true
+						} else {
+							seen[0] = true
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, kind := range []Kind{0, Malformed, Unsupported, UnknownKey, BadSignature, Revoked} {
+		if !seen[kind] {
+			t.Errorf("no signer is %v", kind)
+		}
+	}
+	fails := func(crypto.Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
+	for _, f := range parse(t, testdata(t, "cms-two.p7s")).CheckEach(fails, keyring(t, "p256 rsa1024"), nil) {
+		if !errors.Is(f.Err, io.ErrUnexpectedEOF) {
+			t.Error(f.Err)
+		}
+	}
+}
+
+// TestCheckBlacklist has a certificate on the blacklist inside the message. As in the kernel,
+// it counts only if no signer is without one, and then its issuer may still be trusted.
+func TestCheckBlacklist(t *testing.T) {
+	t.Parallel()
+	data := testdata(t, "cms-chain.p7s")
+	nobody := p256Parts(t)
+	nobody.sid = serialIdentifier(seq(set(seq(oid(oidCommonName), tlv(0x0c, []byte("nobody"))))), []byte{1})
+	streebog := p256Parts(t)
+	streebog.digest = seq(oid(oidStreebog + "\x02"))
+	for _, test := range []struct {
+		name, listed, trusted string
+		other                 []byte
+		kind                  Kind
+		errno                 syscall.Errno
+	}{
+		{"signer", "leaf2", "root", nil, Revoked, syscall.EKEYREJECTED},
+		{"issuer", "inter", "root", nil, Revoked, syscall.EKEYREJECTED},
+		{"root", "root", "leaf2", nil, Revoked, syscall.EKEYREJECTED},
+		{"nothing", "p256", "root", nil, 0, 0},
+		{"beside an unsupported one", "leaf2", "root", streebog.signerInfo(), Revoked, syscall.EKEYREJECTED},
+		{"beside a good one", "leaf2", "p256", p256Parts(t).signerInfo(), 0, 0},
+		{"beside an unknown one", "leaf2", "p384", nobody.signerInfo(), UnknownKey, syscall.ENOKEY},
+		{"beside an unknown one, of a trusted issuer", "leaf2", "inter", nobody.signerInfo(), 0, 0},
+	} {
+		m := parse(t, data)
+		if test.other != nil {
+			m = parse(t, encodeMessage(1, [][]byte{m.digests[0].raw}, m.content, m.between,
+				[][]byte{m.Signers[0].raw, test.other}))
+		}
+		bad := keyring(t, "")
+		bad.Blacklist(func(c *Certificate) bool { return c.Name() == "modsign tests: "+test.listed })
+		t.Run(test.name, func(t *testing.T) {
+			c, err := m.Check(digestOf(payload), keyring(t, test.trusted), bad)
+			if e := wantError(t, err, test.kind, test.errno); e != nil && test.kind == Revoked &&
+				(c == nil || c.Name() != "modsign tests: "+test.listed) {
+				t.Errorf("about %v", c)
+			}
+		})
+	}
+}

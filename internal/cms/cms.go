@@ -26,9 +26,13 @@
 // There are no certificates, no signed or unsigned attributes and no time. Issuer and
 // serial number are byte for byte those of the signer's certificate: the kernel
 // compares them as bytes. The RSA signature is PKCS #1 v1.5 over the digest. The ECDSA
-// signature is SEQUENCE { INTEGER r, INTEGER s }. A [Signer] writes exactly this form,
-// [Message.Canonical] reports whether a message has it, and [Message.Marshal] is the
-// inverse of [Parse] for such messages.
+// signature is SEQUENCE { INTEGER r, INTEGER s }. A [Signer] writes exactly this form.
+//
+// A message may have several signers, which sign-file cannot write: [Message.Add] makes
+// one, in the same form but for the two sets. digestAlgorithms has the digest of each
+// signer once. Both sets are in the order of DER, as openssl cms writes them.
+// [Message.Canonical] reports whether a message has this form, and [Message.Marshal] is
+// the inverse of [Parse] for such messages.
 //
 // # What the kernel reads
 //

@@ -22,6 +22,17 @@ type Message struct {
 	authenticode bool // content type msIndirectData
 	notDER       bool
 	notes        []string
+
+	// For Add, as elements:
+	digests []algorithm // of digestAlgorithms
+	content []byte      // encapContentInfo
+	between []byte      // the fields certificates and crls, as far as they are there
+}
+
+// algorithm is an AlgorithmIdentifier.
+type algorithm struct {
+	oid string
+	raw []byte
 }
 
 // SignerInfo is one signature of a message.
@@ -39,6 +50,8 @@ type SignerInfo struct {
 	HasAttributes bool // signed attributes; an error for a module
 	Unsigned      bool // unsigned attributes; ignored
 
+	raw       []byte // the whole element
+	digest    string // object identifier of the digest
 	issuer    []byte // contents of RawIssuer
 	keyID     []byte // identifier that the kernel looks for
 	signature signature
@@ -105,7 +118,7 @@ func Parse(der []byte) (*Message, error) {
 	}
 	p.msg.Raw = der[:p.pos:p.pos]
 	p.msg.Trailing = len(der) - p.pos
-	p.msg.notDER = p.notDER
+	p.msg.notDER = p.msg.notDER || p.notDER
 	return p.msg, nil
 }
 
@@ -129,14 +142,13 @@ func (p *parser) signedData() {
 	p.need(tagSequence)
 	p.msg.Version = p.version("SignedData")
 
-	var digests []string
 	if p.choice(tagSet, tagSequence) == tagSequence {
 		p.note("digestAlgorithms is a SEQUENCE")
 	}
 	for {
 		p.need(tagSequence)
 		oid, parameters := p.algorithm()
-		digests = append(digests, oid)
+		p.msg.digests = append(p.msg.digests, algorithm{oid, p.element()})
 		if parameters != nil {
 			p.note("digestAlgorithms has parameters")
 		}
@@ -156,6 +168,8 @@ func (p *parser) signedData() {
 	matched := p.matched
 	p.leave()
 	p.matched = matched // the kernel's grammar has this sequence in line: see choice
+	p.msg.content = p.element()
+	between := p.pos
 	if contentType != oidData && contentType != oidIndirectData {
 		p.refuse(syscall.EINVAL, "content is not of type data: "+dotted(contentType), "PKCS7: Unsupported data type N")
 	}
@@ -195,6 +209,8 @@ func (p *parser) signedData() {
 		}
 	}
 
+	p.msg.between = p.data[between:p.pos:p.pos]
+
 	if set := p.choice(tagSet, tagSequence); set != 0 {
 		if set == tagSequence {
 			p.note("signerInfos is a SEQUENCE")
@@ -208,10 +224,38 @@ func (p *parser) signedData() {
 		}
 	}
 	p.leave()
-	if p.err == nil && len(p.msg.Signers) > 0 {
-		if a := hashAlgorithmByOID(digests[0]); len(digests) != 1 || a == nil || a.name != p.msg.Signers[0].HashName {
-			p.note("digestAlgorithms is not just the signer's digest algorithm")
+	p.noteSets()
+}
+
+// noteSets notes sets that do not hold what they should, each once and in the order of
+// DER.
+func (p *parser) noteSets() {
+	m := p.msg
+	if p.err != nil || len(m.Signers) == 0 ||
+		len(m.Signers) == 1 && len(m.digests) == 1 && m.digests[0].oid == m.Signers[0].digest {
+		return
+	}
+	unlisted, seen := make(map[string]bool), make(map[string]bool)
+	for i := range m.Signers {
+		s := &m.Signers[i]
+		unlisted[s.digest] = true
+		if seen[string(s.keyID)] {
+			p.note("a signer occurs twice")
+		} else { // only once: many signers may share one long identifier
+			seen[string(s.keyID)] = true
 		}
+	}
+	same := true
+	for _, a := range m.digests {
+		same = same && unlisted[a.oid]
+		delete(unlisted, a.oid)
+	}
+	if !same || len(unlisted) > 0 {
+		p.note("digestAlgorithms is not the digest algorithms of the signers alone")
+	}
+	if !slices.IsSortedFunc(m.digests, func(a, b algorithm) int { return bytes.Compare(a.raw, b.raw) }) ||
+		!slices.IsSortedFunc(m.Signers, func(a, b SignerInfo) int { return bytes.Compare(a.raw, b.raw) }) {
+		m.notDER = true
 	}
 }
 
@@ -275,6 +319,7 @@ func (p *parser) signerInfo() {
 
 	p.need(tagSequence)
 	digest, parameters := p.algorithm()
+	s.digest = digest
 	p.digestAlgorithm(&s, digest)
 	if parameters != nil {
 		p.note("digestAlgorithm has parameters")
@@ -330,6 +375,7 @@ func (p *parser) signerInfo() {
 		}
 	}
 	p.leave()
+	s.raw = p.element()
 	if p.msg.authenticode && !s.HasAttributes {
 		p.refuse(syscall.EBADMSG, "Authenticode without signed attributes", "PKCS7: Authenticode requires AuthAttrs")
 	}
@@ -476,17 +522,15 @@ func (m *Message) Warnings() []string {
 	if m.authenticode {
 		warnings = append(warnings, "Authenticode")
 	}
-	if len(m.Signers) > 1 {
-		warnings = append(warnings, fmt.Sprintf("%d signers", len(m.Signers)))
-	}
 	if m.Trailing > 0 {
 		warnings = append(warnings, fmt.Sprintf("%d bytes after the message, ignored", m.Trailing))
 	}
 	return warnings
 }
 
-// Canonical reports whether the message has exactly the form that sign-file writes (see
-// the package comment), with nothing after it.
+// Canonical reports whether the message has exactly the form that a [Signer] and
+// [Message.Add] write (see the package comment), with nothing after it. If it has one
+// signer, that is the form of sign-file.
 func (m *Message) Canonical() bool {
 	_, err := m.Marshal()
 	return err == nil
@@ -498,10 +542,17 @@ func (m *Message) Marshal() ([]byte, error) {
 	if warnings := m.Warnings(); len(warnings) > 0 {
 		return nil, fmt.Errorf("not as sign-file writes it: %s", strings.Join(warnings, "; "))
 	}
-	s := &m.Signers[0]
-	sid := keyIDIdentifier(s.SubjectKeyID)
-	if s.Version == 1 {
-		sid = serialIdentifier(s.RawIssuer, s.Serial)
+	var digests, signers [][]byte
+	for _, a := range m.digests {
+		digests = append(digests, appendAlgorithm(nil, a.oid))
 	}
-	return encode(s.Version, hashAlgorithmOf(s.Hash), sid, s.Algorithm, s.Signature), nil
+	for i := range m.Signers {
+		s := &m.Signers[i]
+		sid := keyIDIdentifier(s.SubjectKeyID)
+		if s.Version == 1 {
+			sid = serialIdentifier(s.RawIssuer, s.Serial)
+		}
+		signers = append(signers, appendSignerInfo(nil, s.Version, hashAlgorithmOf(s.Hash), sid, s.Algorithm, s.Signature))
+	}
+	return encodeMessage(m.Version, digests, encapsulatedData, nil, signers), nil
 }

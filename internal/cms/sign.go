@@ -1,6 +1,7 @@
 package cms
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -88,11 +89,24 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 		s.version, s.sid = 1, serialIdentifier(cert.RawIssuer, serial)
 	}
 	// The issuer may fill the whole message; sign-file would write the message anyway.
-	longest := make([]byte, 4096/8)
-	if _, err := Parse(encode(s.version, s.digest, s.sid, s.algorithm, longest)); err != nil {
+	if _, err := Parse(s.Draft()); err != nil {
 		return nil, fmt.Errorf("the kernel cannot parse a signature with this certificate's identifier: %w", err)
 	}
 	return s, nil
+}
+
+// Draft returns a message as Sign does, with zeros for a signature. No message of the
+// Signer is longer.
+func (s *Signer) Draft() []byte {
+	longest := 0
+	switch public := s.public.(type) {
+	case *rsa.PublicKey:
+		longest = public.Size()
+	case *ecdsa.PublicKey:
+		number := size((public.Curve.Params().BitSize + 8) / 8) // with a zero bit before it
+		longest = size(2 * number)
+	}
+	return encode(s.version, s.digest, s.sid, s.algorithm, make([]byte, longest))
 }
 
 // Hash returns the digest algorithm for [Signer.Sign].
@@ -135,46 +149,77 @@ var (
 	encapsulatedData = slices.Concat(header(tagSequence, 11), header(tagOID, 9), []byte(oidData))
 )
 
-// encode writes the message described in the package comment, in one allocation.
+// encode writes the message of one signer described in the package comment, in one
+// allocation.
 func encode(version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) []byte {
-	signatureOID := ""
-	signatureAlgorithm := len(rsaEncryption)
-	if algorithm == "ecdsa" {
-		signatureOID = digest.ecdsa
-		signatureAlgorithm = size(size(len(signatureOID)))
-	}
-	digestAlgorithm := size(size(len(digest.oid)))
-	signerInfo := size(1) + len(sid) + digestAlgorithm + signatureAlgorithm + size(len(signature))
-	signedData := size(1) + size(digestAlgorithm) + len(encapsulatedData) + size(size(signerInfo))
-	contentInfo := size(len(oidSignedData)) + size(size(signedData))
+	digests := size(size(len(digest.oid)))
+	signers := size(signerInfoSize(digest, sid, algorithm, signature))
+	der := newMessage(version, size(digests)+len(encapsulatedData)+size(signers))
+	der = appendHeader(der, tagSet, digests)
+	der = appendAlgorithm(der, digest.oid)
+	der = append(der, encapsulatedData...)
+	der = appendHeader(der, tagSet, signers)
+	return appendSignerInfo(der, version, digest, sid, algorithm, signature)
+}
 
-	appendAlgorithm := func(der []byte, oid string) []byte {
-		der = appendHeader(der, tagSequence, size(len(oid)))
-		der = appendHeader(der, tagOID, len(oid))
-		return append(der, oid...)
-	}
+// encodeMessage writes a message of these elements, the sets in the order of DER.
+func encodeMessage(version int, digests [][]byte, content, between []byte, signers [][]byte) []byte {
+	digest, signer := sortedSet(digests), sortedSet(signers)
+	der := newMessage(version, len(digest)+len(content)+len(between)+len(signer))
+	return append(append(append(append(der, digest...), content...), between...), signer...)
+}
+
+// sortedSet writes a SET OF, and sorts its elements.
+func sortedSet(elements [][]byte) []byte {
+	slices.SortFunc(elements, bytes.Compare)
+	contents := slices.Concat(elements...)
+	return append(header(tagSet, len(contents)), contents...)
+}
+
+// newMessage begins a message, up to the version of SignedData. The bytes that follow are
+// as many as given.
+func newMessage(version, rest int) []byte {
+	signedData := size(1) + rest
+	contentInfo := size(len(oidSignedData)) + size(size(signedData))
 	der := make([]byte, 0, size(contentInfo))
 	der = appendHeader(der, tagSequence, contentInfo)
 	der = appendHeader(der, tagOID, len(oidSignedData))
 	der = append(der, oidSignedData...)
 	der = appendHeader(der, constructed0, size(signedData))
 	der = appendHeader(der, tagSequence, signedData)
-	der = append(der, tagInteger, 1, byte(version))
-	der = appendHeader(der, tagSet, digestAlgorithm)
-	der = appendAlgorithm(der, digest.oid)
-	der = append(der, encapsulatedData...)
-	der = appendHeader(der, tagSet, size(signerInfo))
-	der = appendHeader(der, tagSequence, signerInfo)
+	return append(der, tagInteger, 1, byte(version))
+}
+
+// signerInfoSize returns the length of the contents of a SignerInfo.
+func signerInfoSize(digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) int {
+	signatureAlgorithm := len(rsaEncryption)
+	if algorithm == "ecdsa" {
+		signatureAlgorithm = size(size(len(digest.ecdsa)))
+	}
+	return size(1) + len(sid) + size(size(len(digest.oid))) + signatureAlgorithm + size(len(signature))
+}
+
+func appendSignerInfo(
+	der []byte, version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte,
+) []byte {
+	der = appendHeader(der, tagSequence, signerInfoSize(digest, sid, algorithm, signature))
 	der = append(der, tagInteger, 1, byte(version))
 	der = append(der, sid...)
 	der = appendAlgorithm(der, digest.oid)
 	if algorithm == "ecdsa" {
-		der = appendAlgorithm(der, signatureOID)
+		der = appendAlgorithm(der, digest.ecdsa)
 	} else {
 		der = append(der, rsaEncryption...)
 	}
 	der = appendHeader(der, tagOctetString, len(signature))
 	return append(der, signature...)
+}
+
+// appendAlgorithm appends an AlgorithmIdentifier without parameters.
+func appendAlgorithm(der []byte, oid string) []byte {
+	der = appendHeader(der, tagSequence, size(len(oid)))
+	der = appendHeader(der, tagOID, len(oid))
+	return append(der, oid...)
 }
 
 // serialIdentifier returns the SignerIdentifier IssuerAndSerialNumber. issuer is an

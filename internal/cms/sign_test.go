@@ -297,7 +297,7 @@ func TestNewSignerRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	long := template()
-	long.Subject.CommonName = strings.Repeat("x", 65000)
+	long.Subject.CommonName = strings.Repeat("x", 65400)
 	noKeyID := issue(t, template(), k.Private, nil, nil)
 	for _, test := range []struct {
 		name     string
@@ -402,4 +402,27 @@ func BenchmarkSign(b *testing.B) {
 			encode(s.version, s.digest, s.sid, s.algorithm, signature)
 		}
 	})
+}
+
+// TestDraft compares the drafts of messages with the longest real ones.
+func TestDraft(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256", "ecdsa:p384", "ecdsa:p521"} {
+		k := testmod.NewKey(t, algorithm)
+		s, err := NewSigner(k.Private, k.Certificate, crypto.SHA256, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest := 0
+		for range 100 {
+			der, err := s.Sign(sum(crypto.SHA256, payload), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			longest = max(longest, len(der))
+		}
+		if m := parse(t, s.Draft()); len(m.Raw) < longest || len(m.Raw) > longest+2 {
+			t.Errorf("%s: draft of %d bytes, message of %d", algorithm, len(m.Raw), longest)
+		}
+	}
 }

@@ -160,6 +160,7 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	}
 
 	cases = append(cases, otherTools(t, pairs, tree, payload)...)
+	cases = append(cases, severalSigners(t, pairs, payload)...)
 	for _, m := range messages(t, pairs, payload) {
 		add("message, "+m.name, withCMS(payload, m.der))
 	}

@@ -4,11 +4,15 @@ package kerneltest
 
 import (
 	"crypto"
+	"crypto/rand"
 	"crypto/sha512"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	_ "embed"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -64,14 +68,33 @@ func newKeys(t testing.TB) keys {
 	for _, algorithm := range keygen.Algorithms() {
 		add(algorithm.String(), algorithm, nil)
 	}
-	for _, name := range []string{"module", "unknown", "revoked", "blacklisted"} {
+	for _, name := range []string{"module", "unknown", "stranger", "revoked", "blacklisted"} {
 		add(name, keygen.ECDSAP256, nil)
 	}
 	add("expired", keygen.ECDSAP256, func(template *keygen.Template) {
 		template.NotBefore, template.Days = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC), 1
 	})
 	add("sha3", keygen.RSA2048, func(template *keygen.Template) { template.Hash = crypto.SHA3_256 })
+	pairs["issued"] = issued(t, pairs["unknown"].Signer, pairs[keygen.ECDSAP256.String()])
 	return pairs
+}
+
+// issued returns a key with a certificate by another one.
+func issued(t testing.TB, key crypto.Signer, issuer *keygen.Pair) *keygen.Pair {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(77), Subject: pkix.Name{CommonName: "modsign kernel test: issued"},
+		NotBefore: time.Now(), NotAfter: time.Now().AddDate(1, 0, 0), SignatureAlgorithm: x509.ECDSAWithSHA512,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer.Certificate, key.Public(), issuer.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &keygen.Pair{Signer: key, Certificate: cert}
 }
 
 // install writes the files that the configuration names into the object tree.
@@ -98,8 +121,12 @@ func (pairs keys) install(t testing.TB, tree *Tree) {
 	certificates("trusted.pem", trusted...)
 	certificates("revoked.pem", "revoked")
 	// The kernel hashes a certificate with the hash of the signature on it.
-	hash := sha512.Sum512(pairs["blacklisted"].Certificate.RawTBSCertificate)
-	if err := os.WriteFile(filepath.Join(dir, "blacklist"), fmt.Appendf(nil, "\"tbs:%x\"\n", hash), 0o644); err != nil {
+	var hashes []string
+	for _, name := range []string{"blacklisted", "issued"} {
+		hashes = append(hashes, fmt.Sprintf("\"tbs:%x\"", sha512.Sum512(pairs[name].Certificate.RawTBSCertificate)))
+	}
+	list := strings.Join(hashes, ",\n") + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "blacklist"), []byte(list), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

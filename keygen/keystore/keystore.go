@@ -4,6 +4,9 @@
 // [Open] takes a URI and returns a [Key], a crypto.Signer for packages sign and
 // hashlist. The first part of the URI names the kind of store ([Schemes]).
 //
+// The key of a TPM is a file: [TPM] is for keygen.Load, which finds it, and [NewTPM] makes
+// one.
+//
 // Every signature is checked with the key's certificate before anybody sees it: a
 // signature that the certificate does not verify is an error that wraps [ErrWrong].
 // A signature is made once: after an error, nothing is tried again with another PIN.
@@ -61,9 +64,10 @@ type Options struct {
 
 // A Key is an open key in a store. Several goroutines may use it at once.
 type Key struct {
-	store storedKey
-	uri   string
-	cert  *x509.Certificate
+	store  storedKey
+	uri    string            // or the path of its file
+	cert   *x509.Certificate // nil for a key that is being made
+	public crypto.PublicKey
 }
 
 // storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
@@ -84,6 +88,9 @@ type store struct {
 
 var stores = []store{
 	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
+	{"exec", "exec:PROGRAM", openProgram},
+	{"vault", "vault:MOUNT/KEY", openVault},
+	{"gpg", "gpg:KEYGRIP", openGPG},
 }
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
@@ -126,7 +133,7 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	if err != nil {
 		return nil, k.named(err)
 	}
-	k.store = stored
+	k.store, k.public = stored, stored.Public()
 	if store, ok := stored.(interface{ Certificate() *x509.Certificate }); ok && k.cert == nil {
 		k.cert = store.Certificate()
 	}
@@ -142,7 +149,7 @@ func (k *Key) check() error {
 	if k.cert == nil {
 		return keygen.ErrNoCertificate
 	}
-	public, ok := k.store.Public().(interface{ Equal(crypto.PublicKey) bool })
+	public, ok := k.public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(k.cert.PublicKey) {
 		return keygen.ErrMismatch
 	}
@@ -203,7 +210,7 @@ func (k *Key) named(err error) error {
 func (k *Key) Certificate() *x509.Certificate { return k.cert }
 
 // Public returns the public key.
-func (k *Key) Public() crypto.PublicKey { return k.cert.PublicKey }
+func (k *Key) Public() crypto.PublicKey { return k.public }
 
 // BatchSize returns how many signatures the store makes in the time of one, for callers of
 // Sign that wait at the same time.
@@ -218,7 +225,7 @@ func (k *Key) BatchSize() int {
 // tell the store about the module, too, as sign.Subject does. The random reader is ignored.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	signature, err := k.store.Sign(nil, digest, opts)
-	if err == nil && !cms.Verifies(k.cert.PublicKey, opts.HashFunc(), digest, signature) {
+	if err == nil && !cms.Verifies(k.public, opts.HashFunc(), digest, signature) {
 		err = ErrWrong
 	}
 	if err != nil {
