@@ -73,7 +73,7 @@ func parseSignature(text string) (signature []byte, version int, err error) {
 	rest, ok := strings.CutPrefix(text, "vault:v")
 	number, encoded, found := strings.Cut(rest, ":")
 	if !ok || !found {
-		return nil, 0, errors.New("signature in the server's answer does not begin with vault:vN:")
+		return nil, 0, errors.New("signature in the server's answer is not of the form vault:vN:BASE64")
 	}
 	version, err = strconv.Atoi(number)
 	if err != nil || version < 1 {

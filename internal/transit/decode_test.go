@@ -13,7 +13,7 @@ func TestDecodeResults(t *testing.T) {
 		`{"data":{"batch_results":[{"signature":"vault:v2:QUJD"},{},{}]}}`:                   "3 results for 2 digests",
 		`{"data":{"batch_results":[{"signature":"vault:v1:QUJD"},{}]}}`:                      "version 1 of the key, not with 2",
 		`{"data":{"batch_results":[{"signature":"vault:v0:QUJD"},{}]}}`:                      "no version",
-		`{"data":{"batch_results":[{"signature":"QUJD"},{}]}}`:                               "does not begin with",
+		`{"data":{"batch_results":[{"signature":"QUJD"},{}]}}`:                               "not of the form",
 		`{"data":{"batch_results":[{"signature":"vault:v2:QUJ"},{}]}}`:                       "not in base64",
 		`{"data":{"batch_results":[{"signature":"vault:v2:"},{}]}}`:                          "not in base64",
 		`{"data":{"batch_results":[{"signature":2},{}]}}`:                                    "not that of a transit engine",

@@ -308,10 +308,12 @@ func TestRetries(t *testing.T) {
 		fail  func(w http.ResponseWriter, r *http.Request)
 		tries int32 // until there is an error; 0: it passes
 	}{
-		"429":     {refuse(429, "rate limit quota exceeded"), 0},
-		"412":     {refuse(412), 0},
-		"500":     {refuse(500, "internal error"), 0},
-		"502":     {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>Bad Gateway", 502) }, 0},
+		"429": {refuse(429, "rate limit quota exceeded"), 0},
+		"412": {refuse(412), 0},
+		"500": {refuse(500, "internal error"), 0},
+		"502": {func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "<html>Bad Gateway", http.StatusBadGateway)
+		}, 0},
 		"503":     {refuse(503, "Vault is sealed"), 0},
 		"dropped": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 0},
 		"half": {func(w http.ResponseWriter, _ *http.Request) {
