@@ -51,8 +51,9 @@
 //
 // # What is loaded
 //
-// [Load] reads the files that the kernel's sign-file reads. In a PEM file it uses the
-// first block of a private key of any kind and skips all other blocks:
+// [Load] reads the files that the kernel's sign-file reads, and those of keys in a TPM.
+// In a PEM file it uses the first block of a private key of any kind and skips all other
+// blocks:
 //
 //	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958)
 //	ENCRYPTED PRIVATE KEY  PKCS #8 under PBES2 (RFC 8018): PBKDF2 with HMAC and
@@ -62,9 +63,10 @@
 //	                       triple DES (RFC 7292, appendix C)
 //	RSA PRIVATE KEY        PKCS #1 (RFC 8017)
 //	EC PRIVATE KEY         SEC 1 (RFC 5915), with a named curve
+//	TSS2 PRIVATE KEY       a key of a TPM 2.0 (draft-bottomley-tpm2-keys)
 //
-// The last two may have OpenSSL's old encryption (Proc-Type and DEK-Info headers:
-// RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
+// The two before the last may have OpenSSL's old encryption (Proc-Type and DEK-Info
+// headers: RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
 // P-521. A certificate is PEM or DER.
 //
 // # Limits
@@ -200,6 +202,12 @@ func Generate(a Algorithm, t Template) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Certify(signer, t)
+}
+
+// Certify makes the self-signed certificate of an RSA or ECDSA key that exists. It fails as
+// [Generate] does.
+func Certify(signer crypto.Signer, t Template) (*Pair, error) {
 	der, err := t.selfSigned(signer)
 	if err != nil {
 		return nil, err
@@ -209,7 +217,7 @@ func Generate(a Algorithm, t Template) (*Pair, error) {
 		err = cms.Loadable(der)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("certificate for a new %s key: no kernel would load it: %w", a, err)
+		return nil, fmt.Errorf("certificate for a new %s key: no kernel would load it: %w", KeyName(signer.Public()), err)
 	}
 	return &Pair{Signer: signer, Certificate: cert}, nil
 }

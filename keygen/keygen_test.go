@@ -541,3 +541,25 @@ func TestPrecomputed(t *testing.T) {
 		}
 	}
 }
+
+// A key that exists gets its certificate, and one in a TPM needs somebody to open it.
+func TestCertify(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "ecdsa:p256")
+	pair, err := Certify(key.Private, DefaultTemplate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := pair.Certificate
+	if err := c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature); err != nil {
+		t.Error(err)
+	}
+	if !key.Private.Public().(*ecdsa.PublicKey).Equal(pair.Certificate.PublicKey) {
+		t.Error("the certificate is of another key")
+	}
+	bad := DefaultTemplate()
+	bad.Days = 0
+	if _, err := Certify(key.Private, bad); err == nil {
+		t.Error("a template without days is taken")
+	}
+}

@@ -36,6 +36,12 @@ type LoadOptions struct {
 	// It returns nil where it knows of no key. It may be nil.
 	KeyOf func(path string, cert *x509.Certificate) (crypto.Signer, error)
 
+	// OpenTPM opens a key that works in one TPM alone: a PEM block TSS2 PRIVATE KEY with
+	// these contents, in the file at path. Package keystore has one: keystore.TPM. What
+	// it returns must check its signatures. It calls ask at most once, and only for a key
+	// with a passphrase. With nil, such keys are refused.
+	OpenTPM func(path string, der []byte, cert *x509.Certificate, ask Passphrase) (crypto.Signer, error)
+
 	// Note takes remarks that are not errors, for people to read. Each begins with
 	// the path of a file. It may be nil.
 	Note func(string)
@@ -101,24 +107,58 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 		note(certPath, fmt.Sprintf("only the first certificate is used, and modsign verify refuses the file: %v", err))
 	}
 	if signer == nil {
-		if signer, err = block.privateKey(opts.Passphrase, defaultLimits()); err != nil {
-			return nil, inFile(keyPath, err)
+		if block.Kind == keyfile.TPMKey {
+			signer, err = opts.openTPM(keyPath, block, cert)
+		} else {
+			signer, err = block.privateKey(opts.Passphrase, defaultLimits())
 		}
 	}
+	where := "in " + certPath
+	if inKey {
+		where = "in the same file"
+	}
+	if errors.Is(err, ErrMismatch) { // a TPM's
+		err = mismatch(where, cert)
+	}
+	if err != nil {
+		return nil, inFile(keyPath, err)
+	}
+	pair := &Pair{Signer: signer, Certificate: cert}
 	switch cert.PublicKey.(type) {
 	case *rsa.PublicKey, *ecdsa.PublicKey:
 	default: // it is no matter whose it is
+		pair.Close()
 		return nil, inFile(certPath, refuse("",
 			"certificate's key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", cms.KeyAlgorithm(cert)))
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(cert.PublicKey) {
-		where := "in " + certPath
-		if inKey {
-			where = "in the same file"
-		}
-		return nil, inFile(keyPath, refuse(ErrMismatch, "%w %s, which is of %s", ErrMismatch, where, subjectOf(cert)))
+		pair.Close()
+		return nil, inFile(keyPath, mismatch(where, cert))
 	}
-	return &Pair{Signer: signer, Certificate: cert}, nil
+	return pair, nil
+}
+
+func mismatch(where string, cert *x509.Certificate) error {
+	return refuse(ErrMismatch, "%w %s, which is of %s", ErrMismatch, where, subjectOf(cert))
+}
+
+// openTPM opens the key of a TPM.
+func (o LoadOptions) openTPM(path string, b pemBlock, cert *x509.Certificate) (crypto.Signer, error) {
+	if o.OpenTPM == nil {
+		return nil, ErrNoTPM
+	}
+	block, err := b.Decode()
+	if err != nil {
+		return nil, err
+	}
+	if len(block.Bytes) > maxKeySize {
+		return nil, tooLarge(len(block.Bytes))
+	}
+	signer, err := o.OpenTPM(path, block.Bytes, cert, o.Passphrase.passphrase)
+	if _, known := errors.AsType[Reason](err); err != nil && !known {
+		err = &LoadError{Reason: ErrTPM, Err: err}
+	}
+	return signer, err
 }
 
 // keyElsewhere returns the key of a file that holds a certificate alone, or else the

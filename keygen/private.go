@@ -165,7 +165,7 @@ func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, e
 		return nil, err
 	}
 	if len(block.Bytes) > maxKeySize {
-		return nil, fmt.Errorf("private key has %d bytes, and at most %d are taken", len(block.Bytes), maxKeySize)
+		return nil, tooLarge(len(block.Bytes))
 	}
 	switch b.Kind {
 	case "PRIVATE KEY":
@@ -195,6 +195,10 @@ func (b pemBlock) privateKey(ask Passphrase, limits kdfLimits) (crypto.Signer, e
 		return checkKey(parseSEC1(der))
 	}
 	return nil, unsupportedKey("of an unknown kind")
+}
+
+func tooLarge(size int) error {
+	return fmt.Errorf("private key has %d bytes, and at most %d are taken", size, maxKeySize)
 }
 
 // passphrase asks for the passphrase.

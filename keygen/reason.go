@@ -53,8 +53,15 @@ const (
 	// ErrNotPath reports the text of a key or certificate in the place of a file's name.
 	ErrNotPath Reason = "the text of a key or certificate is given where the name of its file is wanted"
 
-	// ErrNoPKCS11 reports a PKCS #11 URI, which names a key in a token.
-	ErrNoPKCS11 Reason = "this build has no support for keys in a token (PKCS #11)"
+	// ErrNoPKCS11 reports a PKCS #11 URI in the place of a file's name: Load and
+	// LoadCertificates read files. Package keystore opens keys in tokens.
+	ErrNoPKCS11 Reason = "a PKCS #11 URI is given where the name of a file is wanted"
+
+	// ErrNoTPM reports a key of a TPM without a way to open it ([LoadOptions]).
+	ErrNoTPM Reason = "private key is in a TPM, which is not supported here"
+
+	// ErrTPM reports a key of a TPM that could not be opened. A hint is in the error.
+	ErrTPM Reason = "private key in a TPM cannot be opened"
 
 	// ErrDER, ErrPKCS12, ErrOpenSSH, ErrPuTTY and ErrOpenPGP report a private key in
 	// another format than PEM with PKCS #8, PKCS #1 or SEC 1.

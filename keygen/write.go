@@ -16,25 +16,36 @@ import (
 )
 
 // WritePEM writes the private key, as unencrypted PKCS #8, and then the certificate:
-// the form of the kernel's certs/signing_key.pem. It fails before it writes anything
-// when Signer is not a [*rsa.PrivateKey] or [*ecdsa.PrivateKey].
+// the form of the kernel's certs/signing_key.pem. A Signer that has another form, as the
+// key of a TPM has, returns it by a method PrivateKeyBlock() *pem.Block. WritePEM fails
+// before it writes anything when Signer is neither that nor a [*rsa.PrivateKey] or
+// [*ecdsa.PrivateKey].
 func (p *Pair) WritePEM(w io.Writer) error {
 	if err := p.check(); err != nil {
 		return err
 	}
-	switch p.Signer.(type) {
-	case *rsa.PrivateKey, *ecdsa.PrivateKey:
-	default:
-		return fmt.Errorf("a private key of type %T cannot be written", p.Signer)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(p.Signer)
+	key, err := p.keyBlock()
 	if err != nil {
-		return fmt.Errorf("private key: %w", err)
+		return err
 	}
-	if err := pem.Encode(w, &pem.Block{Type: "PRIVATE KEY", Bytes: key}); err != nil {
+	if err := pem.Encode(w, key); err != nil {
 		return err
 	}
 	return pem.Encode(w, p.certificateBlock())
+}
+
+func (p *Pair) keyBlock() (*pem.Block, error) {
+	switch key := p.Signer.(type) {
+	case interface{ PrivateKeyBlock() *pem.Block }:
+		return key.PrivateKeyBlock(), nil
+	case *rsa.PrivateKey, *ecdsa.PrivateKey:
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return nil, fmt.Errorf("private key: %w", err)
+		}
+		return &pem.Block{Type: "PRIVATE KEY", Bytes: der}, nil
+	}
+	return nil, fmt.Errorf("a private key of type %T cannot be written", p.Signer)
 }
 
 func (p *Pair) certificateBlock() *pem.Block {

@@ -35,7 +35,14 @@ func (w *work) split(ctx context.Context, file *elfstrip.File) (*elfstrip.Link, 
 	}
 	first := w.job.names[0].debug
 	link := &elfstrip.Link{Name: first.name()}
-	if w.last == stagePlace {
+	switch w.last {
+	case stageMake: // the link has to be right for a digest of the module
+		sum := crc32.NewIEEE()
+		if _, err := module.Copy(sum, module.Reader(ctx, image.Reader())); err != nil {
+			return nil, err
+		}
+		link.CRC = sum.Sum32()
+	case stagePlace:
 		if link.CRC, err = w.writeDebugFile(ctx, image); err != nil {
 			return nil, err
 		}

@@ -62,8 +62,9 @@ func isLost(err error) bool {
 	return ok && lost.Lost()
 }
 
-// A RefusedError reports that signatures and modules do not match. Each of its Errs names
-// a signature or a module. Nothing was written.
+// A RefusedError reports that signatures and modules do not match, or that a policy refuses
+// modules: then its Errs wrap a *policy.RefusedError. Each of them names a signature, a module
+// or a rule for all modules. Nothing was written.
 type RefusedError struct {
 	Errs []error
 }

@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/sign/manifest"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // Manifest reads every module, as Digest does, and returns what is to be signed. If a
@@ -66,10 +68,15 @@ func (t *Tree) names() (map[string]string, error) {
 type SignManifestOptions struct {
 	Jobs     int                   // signatures made at once; 0: twice the number of processors, and more for batches
 	Progress func(done, total int) // called after each signature, one at a time; may be nil
+	// Policy, if it is not nil, says which modules may be signed. A manifest has paths and
+	// digests alone: a policy that needs the tags of modules, or their SHA-256 where the
+	// digests are others, refuses them.
+	Policy *policy.Policy
 }
 
 // SignManifest signs every digest of a manifest, and returns the signatures in its order.
-// The digests have to be those of the Signer's hash.
+// The digests have to be those of the Signer's hash. If a policy refuses one, the error is a
+// [*RefusedError], and nothing was signed.
 func (s *Signer) SignManifest(
 	ctx context.Context, m manifest.Manifest, opts SignManifestOptions,
 ) (manifest.Signatures, error) {
@@ -83,6 +90,9 @@ func (s *Signer) SignManifest(
 		return nil, errors.New("no module to sign")
 	case len(s.cms) > 1:
 		return nil, errors.New("a manifest is signed by one signer: NewAttachment refuses signatures of several")
+	}
+	if err := s.checkManifest(m, opts.Policy); err != nil {
+		return nil, err
 	}
 	signed := make(manifest.Signatures, len(m))
 	var mu sync.Mutex
@@ -112,4 +122,31 @@ func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("its digest is %s, and the signer is for %s", cms.HashName(d.Hash), cms.HashName(hash))
 	}
 	return s.signDigests(d.Path, d.Size, [][]byte{d.Sum})
+}
+
+// checkManifest has a policy judge a manifest.
+func (s *Signer) checkManifest(m manifest.Manifest, p *policy.Policy) error {
+	if p == nil {
+		return nil
+	}
+	if err := p.CheckManifest(s.cms[0].Hash()); err != nil {
+		return &RefusedError{Errs: []error{err}}
+	}
+	var refused []error
+	if err := p.CheckRun(time.Now(), s.cms[0].Hash(), len(m)); err != nil {
+		refused = append(refused, err)
+	}
+	for i := range m {
+		known := policy.Module{Path: m[i].Path}
+		if m[i].Hash == crypto.SHA256 {
+			known.SHA256 = m[i].Sum
+		}
+		if err := p.Check(&known); err != nil {
+			refused = append(refused, fmt.Errorf("%s: %w", m[i].Path, err))
+		}
+	}
+	if len(refused) > 0 {
+		return &RefusedError{Errs: refused}
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // Source names the modules of a run.
@@ -76,7 +77,8 @@ type Tree struct {
 	usedOutput bool        // the output directory held something before
 	opened     atomic.Bool // and not closed
 	symlinks   links
-	behind     []string // modules that the links lead to, and that are no entries
+	behind     []string       // modules that the links lead to, and that are no entries
+	allowed    *policy.Policy // has allowed all entries
 }
 
 // Open finds the modules of a source and locks what will be written. A second run over

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // ReadOptions are those of work that reads modules and writes nothing.
@@ -17,6 +18,9 @@ type ReadOptions struct {
 	Jobs    int   // modules read at once; 0: twice the number of processors
 	MaxSize int64 // limit for a decompressed module in bytes; 0: 2 GiB
 	Report  Report
+	// Policy, if it is not nil, says which modules may be read for their digests: the others
+	// fail.
+	Policy *policy.Policy
 }
 
 // WriteOptions are those of all work that writes modules. At most one module for 16 file
@@ -59,6 +63,10 @@ type Options struct {
 	DebugOptions // not with Detached
 	Existing     Existing
 	Detached     bool // write NAME.ko.p7s beside each module and leave the module as it is
+	// Policy, if it is not nil, says which modules may be signed. Sign reads all modules
+	// first, and signs none if the policy refuses one. It asks again about each module when
+	// it signs it.
+	Policy *policy.Policy
 }
 
 // AttachOptions are those of [Tree.Attach].

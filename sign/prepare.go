@@ -17,7 +17,10 @@ type content struct {
 	size   int64
 	same   bool             // as the old file begins
 	reader func() io.Reader // each reader begins anew
-	temp   *os.File         // holds the payload, if the program strip has made it
+	// The section .modinfo is read here: in the old file, or in what a program has made.
+	at     io.ReaderAt
+	atSize int64
+	temp   *os.File // holds the payload, if the program strip has made it
 }
 
 // copyTo writes the payload to out.
@@ -28,7 +31,7 @@ func (c *content) copyTo(out io.Writer) error {
 // prepare plans the payload of the new file. It writes nothing but the debug file.
 func (w *work) prepare(ctx context.Context) error {
 	size := w.result.Payload
-	w.content = content{size: size, same: true, reader: func() io.Reader {
+	w.content = content{size: size, same: true, at: w.module, atSize: size, reader: func() io.Reader {
 		return module.Reader(ctx, w.module.Payload(size))
 	}}
 	if !w.StripDebug && w.SplitDebug == "" {
@@ -85,7 +88,7 @@ func (w *work) stripByProgram(ctx context.Context, link *elfstrip.Link, why erro
 	if err != nil {
 		return err
 	}
-	w.content.temp = out
+	w.content.temp, w.content.at, w.content.atSize = out, out, size
 	reader := func() io.Reader { return io.NewSectionReader(out, 0, size) }
 	if link != nil {
 		image, err := withLink(out, size, link)

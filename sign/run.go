@@ -27,6 +27,7 @@ type task struct {
 	existing Existing
 	detached bool
 	trailers trailerSource
+	guard    *guard
 	last     stage // how far each module goes
 }
 

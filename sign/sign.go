@@ -20,7 +20,8 @@
 // Other work on a tree: [Tree.RemoveSignatures]; [Tree.StripDebug] for debug
 // information; [Tree.Prove] for kernels that check modules against a tree of hashes.
 // Where the key is on another machine, [Tree.Manifest], [Signer.SignManifest] and
-// [Tree.Attach] sign in three steps. [File] does what scripts/sign-file does.
+// [Tree.Attach] sign in three steps. [File] does what scripts/sign-file does. A policy of
+// package sign/policy says what may be signed.
 //
 // The package never prompts: load a key with package keygen, or pass any
 // crypto.Signer. It does not judge signatures: package verify does.

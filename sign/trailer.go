@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"hash"
 	"io"
+	"slices"
 
 	"github.com/modsign/modsign/internal/batch"
 	"github.com/modsign/modsign/internal/module"
@@ -138,8 +139,12 @@ func (digests) action(bool) Action { return Digested }
 // dst is not nil: the bytes that are hashed are the bytes that are written.
 func (w *work) trailer(dst io.Writer) (trailer, error) {
 	name := w.job.names[0].name
-	hashes := w.trailers.begin(name)
-	if out := tee(hashes, dst); out != nil {
+	hashes, sum := w.trailers.begin(name), w.guard.begin()
+	all := hashes
+	if sum != nil {
+		all = append(slices.Clip(hashes), sum)
+	}
+	if out := tee(all, dst); out != nil {
 		if err := w.content.copyTo(out); err != nil {
 			return trailer{}, err
 		}
@@ -147,6 +152,9 @@ func (w *work) trailer(dst io.Writer) (trailer, error) {
 	digests := sums(hashes)
 	if len(digests) > 0 {
 		w.result.Digest = digests[0]
+	}
+	if err := w.allow(sum); err != nil {
+		return trailer{}, err
 	}
 	t, err := w.trailers.trailer(name, w.result.Payload, digests)
 	if err == nil {

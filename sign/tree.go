@@ -5,11 +5,13 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Sign signs every module. It goes on after a module that fails: the Summary counts
 // those, Report.Result names them, and the error is [ErrIncomplete]. Any other error
-// ended the run: the context's cause, a failure to flush to disk, or a [*KeyLostError].
+// ended the run: the context's cause, a failure to flush to disk, a [*KeyLostError], or a
+// [*RefusedError] of Options.Policy, before the first module was signed.
 func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary, error) {
 	if err := first(signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil {
 		return Summary{}, err
@@ -17,11 +19,23 @@ func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary,
 	if opts.Detached && (opts.StripDebug || opts.SplitDebug != "") {
 		return Summary{}, errors.New("detached signatures leave the modules as they are: they cannot be stripped as well")
 	}
-	return t.run(ctx, task{
+	k := task{
 		WriteOptions: opts.WriteOptions, DebugOptions: opts.DebugOptions,
 		existing: opts.Existing, detached: opts.Detached,
 		trailers: signatures{Signer: signer}, last: t.lastStage(opts.DryRun, stagePrepare),
-	})
+	}
+	if opts.Policy != nil {
+		if t.allowed != opts.Policy {
+			if err := t.CheckPolicy(ctx, signer, opts); err != nil {
+				return Summary{}, err
+			}
+		}
+		if k.last == stagePlace {
+			// What is signed may not be what was checked: it is checked again.
+			k.guard = &guard{policy: opts.Policy, hashes: signer.hashes()}
+		}
+	}
+	return t.run(ctx, k)
 }
 
 // RemoveSignatures removes all signatures of every module. A module without a signature
@@ -54,12 +68,24 @@ func (t *Tree) Prove(ctx context.Context, p Prover, opts ProveOptions) (Summary,
 }
 
 // Digest reads every module and writes nothing: the Results that Report gets hold the
-// digests that Sign would sign.
+// digests that Sign would sign. If the policy refuses the whole run, the error is a
+// [*RefusedError].
 func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions) (Summary, error) {
 	if !hashed.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
-	return t.run(ctx, task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake})
+	k := task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake}
+	if opts.Policy != nil {
+		if err := opts.Policy.CheckRun(time.Now(), hashed, 0); err != nil {
+			return Summary{}, &RefusedError{Errs: []error{err}}
+		}
+		k.guard = &guard{policy: opts.Policy, hashes: []crypto.Hash{hashed}}
+	}
+	summary, err := t.run(ctx, k)
+	if k.guard != nil && err == nil {
+		err = k.guard.checkCount()
+	}
+	return summary, err
 }
 
 // reading are the options of a run that writes nothing.

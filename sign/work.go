@@ -65,7 +65,7 @@ func (w *work) do(ctx context.Context) error {
 	}
 	switch w.last {
 	case stagePrepare:
-		return nil
+		return w.allow(nil)
 	case stageMake:
 		if _, err := w.trailer(nil); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/sign/manifest"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 type digestOptions struct {
@@ -18,6 +19,7 @@ type digestOptions struct {
 	output  string
 	jobs    jobsFlag
 	maxSize size
+	policy  policyFlag
 }
 
 func newDigestCommand(u *ui) *cobra.Command {
@@ -36,8 +38,8 @@ manifest has to leave the machine with the modules:
 With an RSA key the result is, byte for byte, that of modsign sign. The digest of a
 module that is already signed is that of the module without its signatures.
 
-If a module cannot be read, digest writes no manifest. Strip modules before this
-step.`,
+If a module cannot be read, or a --policy refuses it, digest writes no manifest. Strip
+modules before this step.`,
 		Example: `  modsign digest /tmp/stage/lib/modules/6.12.0 > manifest
   modsign digest --installed 6.12.0-1-amd64 --output manifest`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
@@ -46,6 +48,8 @@ step.`,
 	flags.SortFlags = false
 	o.installedOptions.addFlags(flags)
 	o.hash.addFlag(flags)
+	o.policy.addFlag(flags)
+	flags.Lookup("policy").Usage = "write nothing unless the policy in `FILE` allows all of it"
 	addOutputFile(flags, &o.output, "the manifest")
 	addQuiet(flags, u)
 	o.jobs.addFlag(flags)
@@ -61,6 +65,10 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 		return err
 	}
 	if err := checkOutput("--output", o.output, args...); err != nil {
+		return err
+	}
+	policy, err := o.policy.read()
+	if err != nil {
 		return err
 	}
 	kernel, err := o.kernel(args)
@@ -79,9 +87,9 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	defer tree.Close()
 	start := time.Now()
-	m, err := o.digest(ctx, u, tree, hash)
+	m, err := o.digest(ctx, u, tree, hash, policy)
 	if err != nil {
-		return err
+		return refusedBy(u, policy, err, 0)
 	}
 	if err := writeResult(u, o.output, m); err != nil {
 		return err
@@ -99,9 +107,9 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 }
 
 func (o *digestOptions) digest(
-	ctx context.Context, u *ui, tree *sign.Tree, hash crypto.Hash,
+	ctx context.Context, u *ui, tree *sign.Tree, hash crypto.Hash, policy *policy.Policy,
 ) (manifest.Manifest, error) {
-	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize)}
+	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Policy: policy}
 	return readTree(u, tree, options, func(options sign.ReadOptions) (manifest.Manifest, error) {
 		return tree.Manifest(ctx, hash, options)
 	})

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/modsign/modsign/keygen/audit"
 )
 
 const docs = "../../docs"
@@ -84,6 +86,7 @@ func TestJSONDocumented(t *testing.T) {
 		"inspect: module":      jsonInspected{},
 		"inspect: a signature": jsonLayer{},
 		"inspect: a signer":    jsonSigner{},
+		"audit: signature":     audit.Record{},
 		"agent status":         jsonAgent{},
 		"agent receipt":        jsonReceipt{},
 		"error":                jsonError{},

@@ -9,8 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/keystore"
 )
 
 type keygenOptions struct {
@@ -21,6 +23,9 @@ type keygenOptions struct {
 	config  string
 	output  string
 	certOut string
+
+	tpm            bool
+	passphraseFile string
 }
 
 func newKeygenCommand(u *ui) *cobra.Command {
@@ -43,11 +48,18 @@ configuration, and the defaults are those of the kernel's build.
 --cert-out writes the certificate alone as well: in PEM where the name of the file
 ends in .pem or .crt, and otherwise in DER.
 
+--tpm makes the key in this machine's TPM 2.0, and the file holds what the TPM alone can
+decrypt (TSS2 PRIVATE KEY, as OpenSSL's provider tpm2 writes it). TPM2TOOLS_TCTI names
+another TPM than /dev/tpmrm0. Types are ecdsa:p384 (default), ecdsa:p256 and rsa:2048; the
+size of an RSA key in the configuration is ignored. --passphrase-file sets a passphrase of
+at most 32 bytes, which the TPM protects from guessing.
+
 --type takes ` + strings.Join(types, ", ") + `.
 The kernel does not check how long a certificate is valid.`,
 		Example: `  modsign keygen -o signing_key.pem
   modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
-  modsign keygen --subject "/O=Example/CN=Example modules" --days 3650 -o key.pem --cert-out key.der`,
+  modsign keygen --subject "/O=Example/CN=Example modules" --days 3650 -o key.pem --cert-out key.der
+  modsign keygen --tpm -o tpm.pem`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), u) },
 	}
@@ -59,12 +71,17 @@ The kernel does not check how long a certificate is valid.`,
 	flags.StringVar(&o.subject, "subject", "", "subject `NAME`, as for openssl req -subj: /O=.../CN=...")
 	flags.IntVar(&o.days, "days", 0, "number of `DAYS` the certificate is valid (default: 36500)")
 	o.hash.addFlag(flags)
-	flags.Lookup("hash").Usage = "hash `NAME` for the certificate (default: the configuration's, else sha512)"
+	flags.Lookup("hash").Usage = "hash `NAME` for the certificate (default: configuration's, else sha512)"
 	flags.StringVar(&o.config, "config", "", "certificate profile `FILE`, an x509.genkey")
+	flags.BoolVar(&o.tpm, "tpm", false, "make the key in the TPM 2.0 of this machine")
+	flags.StringVar(&o.passphraseFile, "passphrase-file", "", "with --tpm: new key's passphrase in line 1 of `FILE`")
 	return cmd
 }
 
-func (o *keygenOptions) run(ctx context.Context, u *ui) error {
+func (o *keygenOptions) run(ctx context.Context, u *ui) (err error) {
+	if o.passphraseFile != "" && !o.tpm {
+		return usagef("--passphrase-file: only keys in a TPM get a passphrase (--tpm); openssl pkey encrypts a file")
+	}
 	if err := checkOutput("--cert-out", o.certOut, o.output, o.config); err != nil {
 		return err
 	}
@@ -73,10 +90,11 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 		return err
 	}
 	keepSecrets()
-	pair, err := keygen.Generate(algorithm, template)
+	pair, err := o.generate(ctx, algorithm, template)
 	if err != nil {
 		return err
 	}
+	defer closeKey(pair, &err)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -96,8 +114,36 @@ func (o *keygenOptions) run(ctx context.Context, u *ui) error {
 	if err := o.writeCert(pair, pipe); err != nil {
 		return fmt.Errorf("made the key %s, without its certificate file: %w", o.output, err)
 	}
-	u.Say("made the key %s, %s, as %q", o.output, algorithm, pair.Certificate.Subject.CommonName)
+	where := ""
+	if o.tpm {
+		where = " in the TPM"
+	}
+	u.Say("made the key %s, %s%s, as %q", o.output, algorithm, where, pair.Certificate.Subject.CommonName)
 	return nil
+}
+
+// generate makes the key, here or in the TPM, and its certificate.
+func (o *keygenOptions) generate(ctx context.Context, a keygen.Algorithm, t keygen.Template) (*keygen.Pair, error) {
+	if !o.tpm {
+		return keygen.Generate(a, t)
+	}
+	var passphrase []byte
+	var err error
+	if o.passphraseFile != "" {
+		if passphrase, err = keyfile.Passphrase(o.passphraseFile); err != nil {
+			return nil, err
+		}
+	}
+	key, err := keystore.NewTPM(ctx, os.LookupEnv, a, passphrase)
+	if err != nil {
+		return nil, hintFor("", err)
+	}
+	pair, err := keygen.Certify(key, t)
+	if err != nil {
+		(&keygen.Pair{Signer: key}).Close()
+		return nil, hintFor("", err)
+	}
+	return pair, nil
 }
 
 // writeCert writes the certificate alone, if it is to be written, to the open pipe or to
@@ -137,6 +183,9 @@ func (o *keygenOptions) template() (keygen.Template, keygen.Algorithm, error) {
 		return template, 0, usagef("--days: invalid value \"%d\": want at least 1", o.days)
 	case o.days > 0:
 		template.Days = o.days
+	}
+	if o.tpm && o.keyType == "" {
+		algorithm = keygen.ECDSAP384 // whatever size of RSA keys the configuration has
 	}
 	return template, algorithm, nil
 }

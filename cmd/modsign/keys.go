@@ -129,8 +129,14 @@ func (o *keyOptions) keyOf() func(string, *x509.Certificate) (crypto.Signer, err
 
 // loadKey loads a key from its file or, if it has a URI, opens it until ctx ends. Both take
 // the options that they know.
-func loadKey(ctx context.Context, key, cert string, o keygen.LoadOptions) (*keygen.Pair, error) {
+func loadKey(ctx context.Context, key, cert string, o keygen.LoadOptions) (_ *keygen.Pair, err error) {
+	defer func() {
+		if err != nil && ctx.Err() != nil { // no fault of the key's
+			err = context.Cause(ctx)
+		}
+	}()
 	if !keystore.IsURI(key) {
+		o.OpenTPM = keystore.TPM(ctx, os.LookupEnv)
 		return keygen.Load(key, cert, o)
 	}
 	options := keystore.Options{PIN: o.Passphrase, LookupEnv: os.LookupEnv, Environ: os.Environ(), Note: o.Note}

@@ -36,7 +36,7 @@ var exitCodes = []struct {
 	{exitError, "failed; modules not yet processed are unchanged"},
 	{exitUsage, "wrong command line; nothing was done"},
 	{exitSome, "some modules failed; the others are done"},
-	{exitRefused, "verification refused something"},
+	{exitRefused, "verification or a policy refused something"},
 	{exitInterrupted, "interrupted; no module is half-written"},
 	{statusAborted, "killed by SIGABRT (128+6): out of memory or threads, or a bug; no module is half-written"},
 }

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		os.Setenv("GORACE", "atexit_sleep_ms=10") // instead of a second at the end of every process
 	}
-	programs := map[string]func(){"modsign": main}
+	programs := map[string]func(){"modsign": main, "vault-server": vaultServer, "kms-server": kmsServer}
 	for name := range programNames {
 		programs[name] = main
 	}
@@ -52,6 +53,8 @@ const passphrase = "horse-battery"
 //	cert.pem, cert.der
 //	other.pem, other.der   another one's key with its certificate, and the certificate
 //	rsa.pem, rsa.der       RSA-2048, the same, with the serial number 5a17
+//
+// and $SIGNERS is scripts/signer.
 func TestStories(t *testing.T) {
 	key, other, rsa := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	rsaCert := withSerial(t, rsa, 0x5a17)
@@ -73,7 +76,7 @@ func TestStories(t *testing.T) {
 		},
 		{"rsa.der", rsaCert, 0o644},
 	}
-	secrets := []string{passphrase}
+	secrets := []string{passphrase, vaultToken}
 	for _, k := range []*testmod.Key{key, other, rsa} {
 		block, _ := pem.Decode(k.KeyPEM)
 		body := strings.Split(string(k.KeyPEM), "\n")
@@ -81,11 +84,16 @@ func TestStories(t *testing.T) {
 		secrets = append(secrets, body[2], body[3], hex.EncodeToString(block.Bytes[len(block.Bytes)-16:]))
 	}
 	modules := testmodules(t)
+	signers, err := filepath.Abs("../../scripts/signer")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata",
 		UpdateScripts: *update,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE"))
+			env.Setenv("SIGNERS", signers)
 			for _, f := range files {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, f.name), f.data, f.mode); err != nil {
 					return err
@@ -94,12 +102,15 @@ func TestStories(t *testing.T) {
 			return writeTree(filepath.Join(env.WorkDir, "tree"), modules)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"run":    func(ts *testscript.TestScript, neg bool, args []string) { runCommand(ts, neg, args, secrets) },
-			"await":  await,
-			"json":   func(ts *testscript.TestScript, _ bool, args []string) { normalJSON(ts, args, rsa) },
-			"hint":   runHint,
-			"full":   runFull,
-			"kernel": func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv("KVER", makeKernel(t, ts, args)) },
+			"run":     func(ts *testscript.TestScript, neg bool, args []string) { runCommand(ts, neg, args, secrets) },
+			"await":   await,
+			"json":    func(ts *testscript.TestScript, _ bool, args []string) { normalJSON(ts, args, rsa) },
+			"hint":    runHint,
+			"full":    runFull,
+			"tpm":     startTPMs(t),
+			"kernel":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv("KVER", makeKernel(t, ts, args)) },
+			"value":   func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv(args[0], ts.ReadFile(args[1])) },
+			"gpghome": func(ts *testscript.TestScript, _ bool, _ []string) { gpgHome(ts) },
 		},
 	})
 }
@@ -186,6 +197,33 @@ func runCommand(ts *testscript.TestScript, neg bool, args []string, secrets []st
 	}
 }
 
+// startTPMs returns the command "tpm new|kill|restart": a story's TPM, for modsign and for
+// the programs that come with TPMs.
+func startTPMs(t *testing.T) func(*testscript.TestScript, bool, []string) {
+	var mu sync.Mutex
+	tpms := make(map[string]*testmod.SWTPM)
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 1 {
+			ts.Fatalf("usage: tpm new|kill|restart")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		story := ts.Getenv("WORK")
+		switch args[0] {
+		case "new":
+			tpms[story] = testmod.StartSWTPM(t)
+			ts.Setenv("TPM2TOOLS_TCTI", tpms[story].TCTI)
+			ts.Setenv("TPM2OPENSSL_TCTI", tpms[story].TCTI)
+		case "kill":
+			tpms[story].Kill()
+		case "restart":
+			tpms[story].Start(t)
+		default:
+			ts.Fatalf("no such thing to do with a TPM: %s", args[0])
+		}
+	}
+}
+
 // await is "await FILE": it waits until the file is there.
 func await(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -194,6 +232,20 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Fatalf("%s did not come", args[0])
+}
+
+// gpgHome is "gpghome": it sets GNUPGHOME to a new directory with a short path, since the
+// socket of an agent is in it.
+func gpgHome(ts *testscript.TestScript) {
+	dir, err := os.MkdirTemp("/tmp", "gpg")
+	ts.Check(err)
+	ts.Setenv("GNUPGHOME", dir)
+	ts.Defer(func() {
+		cmd := exec.Command("gpgconf", "--kill", "all")
+		cmd.Env = append(os.Environ(), "GNUPGHOME="+dir)
+		_ = cmd.Run() // it may be gone
+		os.RemoveAll(dir)
+	})
 }
 
 var duration = regexp.MustCompile(`"seconds":[0-9.e-]+`)

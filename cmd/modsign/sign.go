@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/modsign/modsign/internal/rsabatch"
 	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/keygen/audit"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -30,6 +32,8 @@ type signOptions struct {
 	detached      bool
 	debug         debugFlags
 	refuseUnsplit string
+	policy        policyFlag
+	audit         auditFlag
 }
 
 func newSignCommand(u *ui) *cobra.Command {
@@ -78,6 +82,21 @@ it if DIR is usr/lib/debug of the installed system.
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
 lives on, choose it yourself. One-time keys use it wherever they can.
 
+--policy FILE says what may be signed with the key. Sign checks all modules before it
+signs the first, names those that the policy refuses, and then signs none. A policy
+has lines such as these; docs/policy.md describes all of them:
+
+  policy 1
+  path **/kernel/drivers/net/**
+  not-path **/staging/**
+  vermagic 6.12.0-4-* SMP *
+  license GPL
+  max-modules 200
+  expires 2027-06-30
+
+--audit FILE gets a line of JSON for each signature, which is on disk before the module
+is replaced. If it cannot be written, the run ends.
+
 --sync says when modules are flushed to disk: tree is one syncfs at the end, file is
 an fsync before each rename, none leaves it to the system. --hash takes the names of
 CONFIG_MODULE_SIG_HASH.`,
@@ -114,6 +133,8 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, leave the module")
 	flags.BoolVar(&o.debug.strip, "strip-debug", false, "remove debug information first, as strip --strip-debug does")
 	o.debug.addSplit(flags)
+	o.policy.addFlag(flags)
+	o.audit.addFlag(flags)
 	flags.StringVar(&o.refuseUnsplit, "refuse-unsplit", "", "fail if `DIR` lacks the debug file of a module")
 	o.compress.addFlag(flags)
 	o.treeOptions.addFlags(flags, u)
@@ -122,6 +143,9 @@ func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 // check refuses what makes no sense together.
 func (o *signOptions) check(args []string) error {
 	if err := checkOutput("--cert-out", o.certOut, args...); err != nil {
+		return err
+	}
+	if err := checkOutput("--audit", string(o.audit), o.recordless(args)...); err != nil {
 		return err
 	}
 	keys, adds := len(o.more.keys)+1, o.add || o.existing == "add"
@@ -177,10 +201,18 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	if err != nil {
 		return err
 	}
+	var log *audit.Log
+	if !o.dryRun { // which signs nothing
+		if log, err = o.audit.open(); err != nil {
+			return err
+		}
+	}
+	defer log.Close()
 	for _, key := range keys {
 		if key.pair, err = o.pair(ctx, u, key.options); err != nil {
 			return err
 		}
+		recordIn(log, key.pair)
 		defer closeKey(key.pair, &err)
 	}
 	said, err := o.accept(u, p.kernel, keys)
@@ -204,6 +236,11 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 		w.said = append(w.said, key.options.notes.all()...)
 	}
 	w.said = append(w.said, said...)
+	if p.options.Policy != nil { // before the certificate of a one-time key is written
+		if err := checkPolicy(ctx, u, tree, signer, p.options); err != nil {
+			return err
+		}
+	}
 	do := func() error {
 		return w.do(ctx, func(options sign.Options) (sign.Summary, error) { return tree.Sign(ctx, signer, options) })
 	}
@@ -230,9 +267,18 @@ func (o *signOptions) plan(args []string) (signPlan, error) {
 	if err != nil {
 		return p, err
 	}
+	if p.options.Policy, err = o.policy.read(); err != nil {
+		return p, err
+	}
 	p.options.Detached = o.detached
 	p.options.DebugOptions, err = o.debug.options()
 	return p, err
+}
+
+// recordless are the files and directories that must not be the record of signatures.
+func (o *signOptions) recordless(args []string) []string {
+	return slices.Concat([]string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}, o.more.keys, o.more.certs,
+		args)
 }
 
 // checkUnsplit checks --refuse-unsplit.

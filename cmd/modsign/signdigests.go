@@ -16,6 +16,8 @@ type signDigestsOptions struct {
 	keyID  bool
 	output string
 	jobs   jobsFlag
+	policy policyFlag
+	audit  auditFlag
 }
 
 func newSignDigestsCommand(u *ui) *cobra.Command {
@@ -26,7 +28,8 @@ func newSignDigestsCommand(u *ui) *cobra.Command {
 		Long: `Sign-digests runs where the key is. It reads a manifest that modsign digest wrote, from
 a file or from stdin, and writes the signatures for modsign attach. It never sees a
 module and signs whatever digests the manifest holds: accept manifests only from a sender
-that you trust.
+that you trust, or under a --policy (docs/policy.md). With a hash list in it, sign-digests
+signs known modules alone. --audit FILE gets a line of JSON for each signature.
 
 It checks the whole manifest before it reads the key, and rejects one that is cut off,
 or in which a line is missing, doubled, moved or changed.`,
@@ -39,6 +42,8 @@ or in which a line is missing, doubled, moved or changed.`,
 	o.keyOptions.addFlags(flags)
 	addKeyID(flags, &o.keyID)
 	o.addRSA(flags)
+	o.policy.addFlag(flags)
+	o.audit.addFlag(flags)
 	addOutputFile(flags, &o.output, "the signatures")
 	addQuiet(flags, u)
 	o.jobs.addFlag(flags)
@@ -59,17 +64,34 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	if err := checkOutput("--output", o.output, file, o.key, o.cert, o.passphraseFile); err != nil {
 		return err
 	}
+	others := []string{file, o.key, o.cert, o.passphraseFile, string(o.policy), o.output}
+	if err := checkOutput("--audit", string(o.audit), others...); err != nil {
+		return err
+	}
+	policy, err := o.policy.read()
+	if err != nil {
+		return err
+	}
 	m, err := readManifest(u, file)
 	if err != nil {
 		return err
 	}
+	hash := m[0].Hash
+	if err := checkManifest(policy, hash); err != nil {
+		return err
+	}
+	log, err := o.audit.open()
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	pair, err := o.load(ctx, u)
 	if err != nil {
 		return err
 	}
+	recordIn(log, pair)
 	defer closeKey(pair, &err)
 	warnUnloadable(u, o.certFile(), pair.Certificate)
-	hash := m[0].Hash
 	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
 	if err != nil {
 		return err
@@ -78,10 +100,12 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	progress := func(done, total int) {
 		u.Progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
 	}
-	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{Jobs: int(o.jobs), Progress: progress})
+	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{
+		Jobs: int(o.jobs), Progress: progress, Policy: policy,
+	})
 	u.Progress(true, nil)
 	if err != nil {
-		return err
+		return refusedBy(u, policy, err, 0)
 	}
 	if err := writeResult(u, o.output, signatures); err != nil {
 		return err

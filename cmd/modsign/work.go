@@ -11,6 +11,7 @@ import (
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/sign"
+	"github.com/modsign/modsign/sign/policy"
 )
 
 // work is one run over a tree, as the commands that write modules show it.
@@ -220,9 +221,14 @@ func readTree[T any](
 	}}
 	result, err := f(options)
 	u.Progress(true, nil)
-	if errors.Is(err, sign.ErrIncomplete) { // the modules are named above
-		return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
-			failed, tree.Modules())
+	if !errors.Is(err, sign.ErrIncomplete) {
+		return result, err
 	}
-	return result, err
+	// The modules are named above.
+	if _, ok := errors.AsType[*policy.RefusedError](err); ok {
+		err := fmt.Errorf("%s does not allow this: nothing is written", options.Policy.Name())
+		return result, &failure{code: exitRefused, err: err}
+	}
+	return result, fmt.Errorf("%d of %d modules failed: nothing is written unless all %[2]d can be read",
+		failed, tree.Modules())
 }

@@ -3,7 +3,10 @@ package detached
 import (
 	"bytes"
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -18,16 +21,8 @@ import (
 
 // SignCMS returns a signature of the content, in DER.
 func SignCMS(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
-	data, err := pkcs7.NewSignedData(content)
-	if err != nil {
-		return nil, err
-	}
-	data.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA512)
-	if err := data.AddSigner(cert, key, pkcs7.SignerInfoConfig{}); err != nil {
-		return nil, err
-	}
-	data.Detach()
-	signature, err := data.Finish()
+	// By hand, as pkcs7 signs only with keys whose private half it sees.
+	signature, err := newMessage(content, key, cert)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +60,46 @@ type signerInfo struct {
 type attribute struct {
 	Type   asn1.ObjectIdentifier
 	Values []asn1.RawValue `asn1:"set"`
+}
+
+// newMessage signs with SHA-512.
+func newMessage(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
+	oids := algorithms[len(algorithms)-1]
+	hash := func(data []byte) []byte { sum := sha512.Sum512(data); return sum[:] }
+	s := signerInfo{Version: 1}
+	s.IssuerAndSerial.Issuer, s.IssuerAndSerial.Serial = asn1.RawValue{FullBytes: cert.RawIssuer}, cert.SerialNumber
+	s.Digest.Algorithm, s.Algorithm.Algorithm = oids.digest, oids.ecdsa
+	if _, ok := key.Public().(*rsa.PublicKey); ok {
+		s.Algorithm.Algorithm = oids.rsa
+	}
+	for _, a := range []struct {
+		kind  asn1.ObjectIdentifier
+		value any
+	}{
+		{pkcs7.OIDAttributeContentType, pkcs7.OIDData},
+		{pkcs7.OIDAttributeMessageDigest, hash(content)},
+		{pkcs7.OIDAttributeSigningTime, time.Now().UTC()},
+	} {
+		value, err := asn1.Marshal(a.value)
+		if err != nil {
+			return nil, err
+		}
+		s.Attributes = append(s.Attributes, attribute{a.kind, []asn1.RawValue{{FullBytes: value}}})
+	}
+	attributes, err := asn1.MarshalWithParams(s.Attributes, "set")
+	if err != nil {
+		return nil, err
+	}
+	if s.Signature, err = key.Sign(rand.Reader, hash(attributes), crypto.SHA512); err != nil {
+		return nil, err
+	}
+	m := message{Type: pkcs7.OIDSignedData}
+	m.Data.Version = 1
+	m.Data.DigestAlgorithms = []pkix.AlgorithmIdentifier{s.Digest}
+	m.Data.Content.Type = pkcs7.OIDData
+	m.Data.Certificates = asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: cert.Raw}
+	m.Data.Signers = []signerInfo{s}
+	return asn1.Marshal(m)
 }
 
 // parseMessage parses a message, and checks that encoding it again gives the same

@@ -44,31 +44,40 @@ const bootLimit = 10 * time.Minute
 // which is unreliable inside a virtual machine and saves little time.
 func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	t.Helper()
-	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	begin := time.Now()
 	dir := t.TempDir()
 	initrd := filepath.Join(dir, "initrd")
 	writeInitramfs(t, initrd, loader(t, dir), cases)
+	console := boot(t, image, initrd)
+	verdicts, err := parseConsole(console, cases)
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", image, err, tail(console))
+	}
+	t.Logf("boot with %d cases: %s", len(cases), time.Since(begin).Round(time.Second/10))
+	return verdicts
+}
+
+// boot boots an image and returns what the console shows until the machine ends.
+func boot(t testing.TB, image, initrd string, devices ...string) []byte {
+	t.Helper()
+	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor",
+	cmd := exec.CommandContext(ctx, qemu, append([]string{
+		"-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor",
 		"none", "-nic", "none", "-serial", "stdio",
-		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 tsc=unstable")
+		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 tsc=unstable",
+	}, devices...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	console, err := cmd.Output()
 	if ctx.Err() != nil {
 		err = fmt.Errorf("not done within %s", bootLimit)
 	}
-	verdicts, parseErr := parseConsole(console, cases)
-	if err == nil {
-		err = parseErr
-	}
 	if err != nil {
 		t.Fatalf("%s: %v\n%s%s", image, err, stderr.Bytes(), tail(console))
 	}
-	t.Logf("boot with %d cases: %s", len(cases), time.Since(begin).Round(time.Second/10))
-	return verdicts
+	return console
 }
 
 // parseConsole parses the loader's lines of the console.

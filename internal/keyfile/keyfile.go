@@ -133,6 +133,9 @@ const (
 	TrustedHint = "openssl x509 -in FILE -out CERT.pem"
 )
 
+// TPMKey is the label of a key that works in one TPM alone (draft-bottomley-tpm2-keys).
+const TPMKey = "TSS2 PRIVATE KEY"
+
 // Decode decodes the block. The error is a [*HintError] if there is a hint.
 func (b Block) Decode() (*pem.Block, error) {
 	block, _ := pem.Decode(b.text)
@@ -152,7 +155,7 @@ var endJoined = regexp.MustCompile(`[A-Za-z0-9+/=] *-----END [A-Z0-9 ]+-----`)
 // The labels of RFC 7468, and those that OpenSSL, OpenSSH and GnuPG use.
 var labels = []string{
 	"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "ANY PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "DSA PRIVATE KEY",
-	"OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK",
+	"OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK", TPMKey,
 	"PUBLIC KEY", "RSA PUBLIC KEY", "DSA PUBLIC KEY", "ECDSA PUBLIC KEY", "SSH2 PUBLIC KEY", "PGP PUBLIC KEY BLOCK",
 	"CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST",
 	"ATTRIBUTE CERTIFICATE",

@@ -4,6 +4,9 @@
 // [Open] takes a URI and returns a [Key], a crypto.Signer for packages sign and
 // hashlist. The first part of the URI names the kind of store ([Schemes]).
 //
+// The key of a TPM is a file: [TPM] is for keygen.Load, which finds it, and [NewTPM] makes
+// one.
+//
 // Every signature is checked with the key's certificate before anybody sees it: a
 // signature that the certificate does not verify is an error that wraps [ErrWrong].
 // A signature is made once: after an error, nothing is tried again with another PIN.
@@ -15,8 +18,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"net/url"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/keygen"
@@ -59,9 +64,10 @@ type Options struct {
 
 // A Key is an open key in a store. Several goroutines may use it at once.
 type Key struct {
-	store storedKey
-	uri   string
-	cert  *x509.Certificate
+	store  storedKey
+	uri    string            // or the path of its file
+	cert   *x509.Certificate // nil for a key that is being made
+	public crypto.PublicKey
 }
 
 // storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
@@ -80,7 +86,12 @@ type store struct {
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
 }
 
-var stores = []store{}
+var stores = []store{
+	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
+	{"exec", "exec:PROGRAM", openProgram},
+	{"vault", "vault:MOUNT/KEY", openVault},
+	{"gpg", "gpg:KEYGRIP", openGPG},
+}
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
 func Schemes() []string {
@@ -122,7 +133,7 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	if err != nil {
 		return nil, k.named(err)
 	}
-	k.store = stored
+	k.store, k.public = stored, stored.Public()
 	if store, ok := stored.(interface{ Certificate() *x509.Certificate }); ok && k.cert == nil {
 		k.cert = store.Certificate()
 	}
@@ -138,16 +149,56 @@ func (k *Key) check() error {
 	if k.cert == nil {
 		return keygen.ErrNoCertificate
 	}
-	public, ok := k.store.Public().(interface{ Equal(crypto.PublicKey) bool })
+	public, ok := k.public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(k.cert.PublicKey) {
 		return keygen.ErrMismatch
 	}
 	return nil
 }
 
-// Redact returns a URI without what may be secret, for messages.
+// Redact returns a URI without a PIN that stands in it (pin-value of pkcs11:), and without
+// control characters, for messages. What follows the PIN is left out, too, up to an
+// attribute that is known: the URI may be malformed, and the PIN may hold anything.
 func Redact(uri string) string {
-	return uri
+	var b strings.Builder
+	hidden := false
+	for rest := uri; rest != ""; {
+		separator := ""
+		if strings.IndexByte(";?&", rest[0]) >= 0 {
+			separator, rest = rest[:1], rest[1:]
+		}
+		end := strings.IndexAny(rest, ";?&")
+		if end < 0 {
+			end = len(rest)
+		}
+		name, _, _ := strings.Cut(rest[:end], "=")
+		switch name = lenientName(name); {
+		case strings.Contains(name, "pin-value"):
+			if hidden = true; strings.HasPrefix(name, "pkcs11:") {
+				separator += "pkcs11:"
+			}
+			b.WriteString(separator + "pin-value...")
+		case hidden && !slices.Contains([]string{"pin-source", "module-path", "module-name"}, name):
+		default:
+			hidden = false
+			b.WriteString(separator + rest[:end])
+		}
+		rest = rest[end:]
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(b.String(), "?"))
+}
+
+// lenientName is what the writer of an attribute may have meant.
+func lenientName(name string) string {
+	if decoded, err := url.PathUnescape(name); err == nil {
+		name = decoded
+	}
+	return strings.ToLower(strings.TrimSpace(name))
 }
 
 func (k *Key) named(err error) error {
@@ -159,7 +210,7 @@ func (k *Key) named(err error) error {
 func (k *Key) Certificate() *x509.Certificate { return k.cert }
 
 // Public returns the public key.
-func (k *Key) Public() crypto.PublicKey { return k.cert.PublicKey }
+func (k *Key) Public() crypto.PublicKey { return k.public }
 
 // BatchSize returns how many signatures the store makes in the time of one, for callers of
 // Sign that wait at the same time.
@@ -174,7 +225,7 @@ func (k *Key) BatchSize() int {
 // tell the store about the module, too, as sign.Subject does. The random reader is ignored.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	signature, err := k.store.Sign(nil, digest, opts)
-	if err == nil && !cms.Verifies(k.cert.PublicKey, opts.HashFunc(), digest, signature) {
+	if err == nil && !cms.Verifies(k.public, opts.HashFunc(), digest, signature) {
 		err = ErrWrong
 	}
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -81,7 +82,47 @@ func run(console *os.File) error {
 		}
 		fmt.Fprintf(console, "modsign-case: %s\n", line)
 	}
+	if err := runCommands(console); err != nil {
+		return err
+	}
 	fmt.Fprintf(console, "modsign-end: %d\n", len(cases))
+	return nil
+}
+
+// A Result is what a command wrote, and how it ended.
+type Result struct {
+	Code   int
+	Output string
+}
+
+// runCommands runs the commands of /commands.json, if there is one, one after the other.
+// What is before a command's path is of the form NAME=VALUE, and its environment.
+func runCommands(console *os.File) error {
+	list, err := os.ReadFile("/commands.json")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var commands [][]string
+	if err == nil {
+		err = json.Unmarshal(list, &commands)
+	}
+	if err != nil {
+		return err
+	}
+	for _, words := range commands {
+		program := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "/") })
+		cmd := exec.Command(words[program], words[program+1:]...)
+		cmd.Env = words[:program]
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			return fmt.Errorf("%q: %w", words, err)
+		}
+		line, err := json.Marshal(Result{cmd.ProcessState.ExitCode(), string(out)})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(console, "modsign-result: %s\n", line)
+	}
 	return nil
 }
 

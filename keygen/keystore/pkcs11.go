@@ -1,0 +1,73 @@
+package keystore
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/modsign/modsign/internal/pkcs11"
+	"github.com/modsign/modsign/keygen"
+)
+
+// openPKCS11 opens a key in a PKCS #11 token.
+func openPKCS11(ctx context.Context, uri string, o Options) (storedKey, error) {
+	u, err := pkcs11.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	server, _ := o.LookupEnv("P11_KIT_SERVER_ADDRESS")
+	module, _ := o.LookupEnv("PKCS11_MODULE_PATH") // as for OpenSSL's engine
+	searchPath, _ := o.LookupEnv("PATH")
+	key, err := pkcs11.Open(ctx, u, pkcs11.Config{
+		Program:       findProgram("p11-kit", searchPath),
+		Environ:       withoutPIN(o.Environ),
+		ServerAddress: server,
+		ModulePath:    module,
+		Certificate:   o.Certificate,
+		PIN:           o.PIN,
+		Note:          o.Note,
+	})
+	if errors.Is(err, pkcs11.ErrNoPIN) || errors.Is(err, keygen.ErrNoPassphrase) {
+		err = tokenError{pkcs11.ErrNoPIN.Error(), keygen.ErrNoPassphrase}
+	}
+	if err != nil {
+		return nil, err // not a nil key in an interface
+	}
+	if o.Certificate == nil && key.Certificate() == nil {
+		key.Close()
+		return nil, tokenError{"the token has no certificate of the key", keygen.ErrNoCertificate}
+	}
+	return key, nil
+}
+
+// A tokenError has other words than those for a file.
+type tokenError struct {
+	text   string
+	reason keygen.Reason
+}
+
+func (e tokenError) Error() string        { return e.text }
+func (e tokenError) Is(target error) bool { return target == e.reason }
+
+// findProgram returns the absolute path of a program, or nothing.
+func findProgram(name, searchPath string) string {
+	for _, dir := range filepath.SplitList(searchPath) {
+		if !filepath.IsAbs(dir) {
+			continue // as os/exec, nothing from where the user happens to be
+		}
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// withoutPIN returns an environment without the PIN of a kernel's build.
+func withoutPIN(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
+		return strings.HasPrefix(variable, "KBUILD_SIGN_PIN=")
+	})
+}
