@@ -37,7 +37,8 @@ func (g *guard) checkRun(modules int) error {
 // Report.Result gets the modules that are refused, in the order of the error's Errs, in which
 // a refusal of the whole run is the last one.
 func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) error {
-	if err := first(t.check(), signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil || opts.Policy == nil {
+	err := first(t.check(), signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions))
+	if err != nil || opts.Policy == nil {
 		return err
 	}
 	g := &guard{policy: opts.Policy, hashes: signer.hashes()}
