@@ -21,13 +21,24 @@ type guard struct {
 	files  atomic.Int64
 }
 
+// checkRun has the policy judge a run over so many modules. It has to allow all hashes.
+func (g *guard) checkRun(modules int) error {
+	for _, h := range g.hashes {
+		if err := g.policy.CheckRun(time.Now(), h, modules); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // CheckPolicy has Options.Policy judge all modules that [Tree.Sign] would sign with the same
 // arguments. If the policy refuses any, the error is a [*RefusedError]. A module that fails
 // for another reason will fail again. Sign calls CheckPolicy unless it was called before.
 // Report.Result gets the modules that are refused, in the order of the error's Errs, in which
 // a refusal of the whole run is the last one.
 func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) error {
-	if err := first(t.check(), signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions)); err != nil || opts.Policy == nil {
+	err := first(t.check(), signer.check(), opts.Existing.check(opts.Detached, opts.DebugOptions))
+	if err != nil || opts.Policy == nil {
 		return err
 	}
 	g := &guard{policy: opts.Policy, hashes: signer.hashes()}
@@ -83,18 +94,8 @@ func (g *guard) begin() hash.Hash {
 
 // checkCount has the policy judge how many files it has allowed.
 func (g *guard) checkCount() error {
-	if err := g.checkRun(g.files.Load()); err != nil {
+	if err := g.checkRun(int(g.files.Load())); err != nil {
 		return &RefusedError{Errs: []error{err}}
-	}
-	return nil
-}
-
-// checkRun has the policy judge a run with so many files at this time.
-func (g *guard) checkRun(files int64) error {
-	for _, hash := range g.hashes {
-		if err := g.policy.CheckRun(time.Now(), hash, int(files)); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -107,7 +108,7 @@ func (w *work) allow(sum hash.Hash) error {
 		return nil
 	}
 	if w.last == stagePlace { // the clock goes on, and what was skipped may not be signed any more
-		if err := g.checkRun(g.files.Add(1)); err != nil {
+		if err := g.checkRun(int(g.files.Add(1))); err != nil {
 			return err
 		}
 	}

@@ -277,8 +277,8 @@ func (o *signOptions) plan(args []string) (signPlan, error) {
 
 // recordless are the files and directories that must not be the record of signatures.
 func (o *signOptions) recordless(args []string) []string {
-	files := []string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}
-	return slices.Concat(files, o.more.keys, o.more.certs, args)
+	return slices.Concat([]string{o.key, o.cert, o.passphraseFile, o.certOut, string(o.policy)}, o.more.keys, o.more.certs,
+		args)
 }
 
 // checkUnsplit checks --refuse-unsplit.
