@@ -173,7 +173,9 @@ func (k *Key) addFrom(c *conn, first *token, key privateKey) error {
 	if err != nil {
 		return err
 	}
-	tokens = slices.DeleteFunc(tokens, func(t *token) bool { return t.String() != first.String() || t.flags != first.flags })
+	tokens = slices.DeleteFunc(tokens, func(t *token) bool {
+		return t.String() != first.String() || t.flags != first.flags
+	})
 	if len(tokens) != 1 {
 		return errors.New("the token is gone, or has changed")
 	}
