@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/verify"
 )
@@ -35,6 +36,7 @@ func (u *user) behave(t *testing.T, tree *Tree) {
 		{"one install", u.oneInstall},
 		{"packages", u.packages},
 		{"as stock make does", u.likeStock},
+		{"a key in a token", u.token},
 		{"kills", u.kills},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.f(t, tree) })
@@ -181,9 +183,7 @@ func (u *user) settings(t *testing.T, tree *Tree) {
 	}
 	unsigned("without MODULE_SIG_ALL", "CONFIG_MODULE_SIG_ALL=")
 	unsigned("with an empty key", "CONFIG_MODULE_SIG_KEY=")
-	// With the hook, Kbuild does this itself. It fails here because there is no token.
-	refuse("a token's key", "Kbuild signs and compresses the modules itself", "INSTALL_MOD_PATH="+base,
-		"CONFIG_MODULE_SIG_KEY=pkcs11:token=none")
+	refuse("a token's key", "no such token", "INSTALL_MOD_PATH="+base, "CONFIG_MODULE_SIG_KEY=pkcs11:token=none")
 	key := filepath.Join(t.TempDir(), "key.pem")
 	u.run(t, "", u.modsign, "keygen", "--type", "ecdsa:p384", "-o", key)
 	refuse("a key that the kernel was not linked with", "not the key that this kernel was linked with",
@@ -497,6 +497,46 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 	if _, err := os.Stat(filepath.Join(tree.Objtree, "certs/signing_key.pem")); err == nil {
 		t.Error("Kbuild has made a key")
 	}
+	if err := os.WriteFile(tree.config(), config, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u.run(t, tree.Objtree, "make", u.jobs)
+}
+
+// token signs with a key in a token, from which Kbuild links the certificate.
+func (u *user) token(t *testing.T, tree *Tree) {
+	config, err := os.ReadFile(tree.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := filepath.Glob("/usr/lib/*/engines-3/pkcs11.so"); len(found) == 0 {
+		testmod.Missing(t, "the engine pkcs11 of OpenSSL, for extract-cert", "apt-get install libengine-pkcs11-openssl")
+	}
+	hsm := testmod.NewSoftHSM(t, "kernel")
+	key := testmod.NewKey(t, "ecdsa:p384")
+	hsm.Import(t, "kernel", "modules", "01", key)
+	hsm.ImportCertificate(t, "kernel", "modules", "01", key.Certificate)
+	v := variant{ecdsa: true, format: compress.XZ}
+	appendTo(t, tree.config(), "CONFIG_MODULE_SIG_KEY=\"pkcs11:token=kernel;object=modules\"\n"+v.config())
+	with := *u
+	with.environ = append(slices.Clone(u.environ), "SOFTHSM2_CONF="+hsm.Conf, "KBUILD_SIGN_PIN="+testmod.PIN)
+	root := t.TempDir()
+	u.run(t, tree.Objtree, "make", "olddefconfig")
+	out := with.run(t, tree.Objtree, "make", u.jobs)
+	out += with.run(t, tree.Objtree, "make", u.jobs, "INSTALL_MOD_PATH="+root, "modules_install")
+	if !strings.Contains(out, "modsign: signed ") || strings.Contains(out, testmod.PIN) {
+		t.Errorf("make says %s", out)
+	}
+	modlib, modules := installed(t, root)
+	v.boot(t, tree, modlib, modules)
+
+	// Without the PIN, what is installed stays.
+	before := hash(t, root)
+	out, err = u.try(tree.Objtree, "make", u.jobs, "INSTALL_MOD_PATH="+root, "modules_install")
+	if err == nil || !strings.Contains(out, "KBUILD_SIGN_PIN") {
+		t.Errorf("make without the PIN: %v, %s", err, out)
+	}
+	sameFiles(t, hash(t, root), before, nil)
 	if err := os.WriteFile(tree.config(), config, 0o644); err != nil {
 		t.Fatal(err)
 	}

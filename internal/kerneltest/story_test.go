@@ -47,6 +47,7 @@ type user struct {
 	modsign    string
 	runtimeDir string
 	jobs       string
+	environ    []string // more than that of the test
 }
 
 func newUser(t testing.TB) *user {
@@ -63,6 +64,7 @@ func (u *user) command(dir, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
 	cmd.Env = append(cmd.Environ(), "XDG_RUNTIME_DIR="+u.runtimeDir)
+	cmd.Env = append(cmd.Env, u.environ...)
 	return cmd
 }
 
