@@ -14,6 +14,7 @@ import (
 	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
+	"github.com/modsign/modsign/keygen/keystore"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -163,9 +164,9 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 		return fmt.Errorf("%s: the destination is the file of the key or certificate, which would be lost", dest)
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{
-		Passphrase: buildPIN, KeyOf: agent.KeyOf,
-		Note: func(text string) { warn("%s", terminal.Printable(text)) },
+	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
+	if keystore.IsURI(keyPath) { // about a key's file, the kernel's program says nothing
+		load.Note = func(text string) { warn("%s", terminal.Printable(text)) }
 	}
 	pair, err := loadKey(ctx, keyPath, certPath, load)
 	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {

@@ -64,7 +64,11 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it",
 			errInterrupted, plural(left, "module"))
 	case lost && left > 0:
-		return fmt.Errorf("%w: %s left unchanged; run the same command again to complete it", err, plural(left, "module"))
+		err = fmt.Errorf("%w: %s left unchanged", err, plural(left, "module"))
+		if keyHint(err) == "" { // or the same would happen again
+			err = fmt.Errorf("%w; run the same command again to complete it", err)
+		}
+		return err
 	case errors.Is(err, sign.ErrIncomplete): // the modules are named above
 		return exitStatus(exitSome)
 	}

@@ -147,7 +147,7 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 // check checks that there is a certificate, and that it is the key's.
 func (k *Key) check() error {
 	if k.cert == nil {
-		return keygen.ErrNoCertificate
+		return reasonError{"no certificate is given", keygen.ErrNoCertificate}
 	}
 	public, ok := k.public.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(k.cert.PublicKey) {
@@ -200,6 +200,15 @@ func lenientName(name string) string {
 	}
 	return strings.ToLower(strings.TrimSpace(name))
 }
+
+// A reasonError has other words than the reason has for a file.
+type reasonError struct {
+	text   string
+	reason keygen.Reason
+}
+
+func (e reasonError) Error() string        { return e.text }
+func (e reasonError) Is(target error) bool { return target == e.reason }
 
 func (k *Key) named(err error) error {
 	store, ok := k.store.(interface{ Lost() bool })

@@ -31,26 +31,17 @@ func openPKCS11(ctx context.Context, uri string, o Options) (storedKey, error) {
 		Note:          o.Note,
 	})
 	if errors.Is(err, pkcs11.ErrNoPIN) || errors.Is(err, keygen.ErrNoPassphrase) {
-		err = tokenError{pkcs11.ErrNoPIN.Error(), keygen.ErrNoPassphrase}
+		err = reasonError{pkcs11.ErrNoPIN.Error(), keygen.ErrNoPassphrase}
 	}
 	if err != nil {
 		return nil, err // not a nil key in an interface
 	}
 	if o.Certificate == nil && key.Certificate() == nil {
 		key.Close()
-		return nil, tokenError{"the token has no certificate of the key", keygen.ErrNoCertificate}
+		return nil, reasonError{"the token has no certificate of the key", keygen.ErrNoCertificate}
 	}
 	return key, nil
 }
-
-// A tokenError has other words than those for a file.
-type tokenError struct {
-	text   string
-	reason keygen.Reason
-}
-
-func (e tokenError) Error() string        { return e.text }
-func (e tokenError) Is(target error) bool { return target == e.reason }
 
 // findProgram returns the absolute path of a program, or nothing.
 func findProgram(name, searchPath string) string {
