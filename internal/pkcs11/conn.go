@@ -169,7 +169,7 @@ func (p child) String() string {
 	if strings.HasPrefix(p.module, allModules) {
 		return "p11-kit remote"
 	}
-	return "p11-kit remote " + p.module
+	return "p11-kit remote " + printable(p.module)
 }
 
 // allModules is the URI that stands for all modules that p11-kit is configured to load.

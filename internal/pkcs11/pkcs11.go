@@ -119,7 +119,7 @@ func (k *Key) open(u *URI, c Config, t *token) error {
 		return err
 	}
 	connections := 1
-	if !t.hardware && !k.always {
+	if !t.hardware && !k.always && asksPIN { // else somebody would have to enter it again
 		connections = min(runtime.GOMAXPROCS(0), maxConnections)
 		if t.maxSessions != 0 && t.maxSessions < uint64(connections) {
 			connections = int(t.maxSessions)

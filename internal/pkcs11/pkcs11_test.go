@@ -22,7 +22,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// A test is a SoftHSM and how to get to it.
+// A bench is a SoftHSM and how to get to it.
 type bench struct {
 	*testmod.SoftHSM
 	config Config

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/modsign/modsign/internal/keyfile"
@@ -223,18 +222,20 @@ func choose(u *URI, tokens []*token) (*token, error) {
 	if len(found) > 1 {
 		// A token without a PIN, such as p11-kit's own of certificates, shows its keys to
 		// everybody.
-		var err error
-		found = slices.DeleteFunc(found, func(t *token) bool {
-			if t.flags&tokenLoginRequired != 0 || err != nil {
-				return false
+		var likely []*token
+		for _, t := range found {
+			has, err := true, error(nil)
+			if t.flags&tokenLoginRequired == 0 {
+				has, err = t.hasKey(u)
 			}
-			var has bool
-			has, err = t.hasKey(u)
-			return !has
-		})
-		if err != nil {
-			return nil, err
+			if err != nil {
+				return nil, err
+			}
+			if has {
+				likely = append(likely, t)
+			}
 		}
+		found = likely
 	}
 	switch len(found) {
 	case 0:
