@@ -56,8 +56,8 @@ Made by `+"`scripts/bench`"+` from [bench/results.txt](bench/results.txt). Run i
   that scripts/kernel-test builds
 - hash rows: `+"`hashlist build`"+`, which reads the modules and writes only the list; the Merkle row also appends a
   proof to each module, compared with `+"`sign-file`"+` with P-384 and sha384
-- `+"`--rsa batch`"+`: eight RSA signatures at a time, by default only with one-time keys ([rsabatch.md](rsabatch.md)); on a
-  processor without AVX-512 IFMA that row is as the one before
+- `+"`--rsa batch`"+`: eight RSA signatures at a time, by default only with one-time keys ([rsabatch.md](rsabatch.md)); a
+  processor without AVX-512 IFMA has no such row, as it signs one at a time in any case
 - ratio: wall time per module divided by that of the row's first line, round by round
 - peak memory is that of the largest single process; several `+"`sign-file`"+` run at a time
 
@@ -100,7 +100,8 @@ modules in the place of the kernel's own: without signing (`+"`CONFIG_MODULE_SIG
 - all with `+"`DEPMOD=true`"+`, as depmod does the same work for all; after each signed run, outside the measured time,
   modsign verify trusts every module
 - neither Kbuild nor the hook flushes files to disk
-- Debian's modules are stripped already, so `+"`INSTALL_MOD_STRIP=1`"+` measures only running strip
+- Debian's modules are stripped already: with `+"`INSTALL_MOD_STRIP=1`"+`, Kbuild runs strip once a module, the hook looks at
+  each module itself, and neither finds anything to remove
 
 | what | unsigned, s | stock, s | with the hook, s | hook ÷ stock | hook ÷ unsigned |
 |---|---|---|---|---|---|
