@@ -31,11 +31,11 @@ func NewSoftHSM(t testing.TB, labels ...string) *SoftHSM {
 	if _, err := os.Stat(softHSMModule); err != nil {
 		Missing(t, softHSMModule, "apt-get install softhsm2")
 	}
-	dir := t.TempDir()
-	tokens := filepath.Join(dir, "tokens")
-	if err := os.Mkdir(tokens, 0o700); err != nil {
+	tokens, err := os.MkdirTemp("", "softhsm-") // t.TempDir has the test's name; SoftHSM reads no path with "="
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(tokens) })
 	conf := WriteFile(t, "softhsm2.conf", []byte("directories.tokendir = "+tokens+"\nlog.level = ERROR\n"))
 	s := &SoftHSM{Module: softHSMModule, Conf: conf}
 	for _, label := range labels {

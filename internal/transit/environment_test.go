@@ -165,12 +165,13 @@ func TestTLS(t *testing.T) {
 				variables[name] = value
 			}
 			var notes notes
-			p := peer{notes: &notes}
-			if p.config, err = FromEnvironment(environment(variables), notes.add); err != nil {
+			config, err := FromEnvironment(environment(variables), notes.add)
+			if err != nil {
 				t.Fatal(err)
 			}
+			p := peer{notes: &notes, config: config}
 			p.config.Mount, p.config.Name, p.config.Public = "transit", "modules", public
-			_, err := p.open(t)
+			_, err = p.open(t)
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
