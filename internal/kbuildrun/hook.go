@@ -21,6 +21,9 @@ const (
 	// CONFIG_MODULE_SIG_KEY.
 	Certificate = Dir + "/certificate.pem"
 
+	// tokenCertificate is the same for a key in a token.
+	tokenCertificate = Dir + "/token.pem"
+
 	// HashList lists, as text, the modules whose hashes vmlinux has.
 	HashList = Dir + "/hashes"
 

@@ -36,7 +36,10 @@ func (d *Driver) certificate(ctx context.Context) (overrides []string, err error
 			return nil, err
 		}
 	}
-	if tree.Config.SigKey() != kbuild.DefaultKey {
+	switch key := tree.Config.SigKey(); {
+	case keystore.IsURI(key):
+		return d.storedCertificate(ctx, tree)
+	case key != kbuild.DefaultKey:
 		return nil, nil
 	}
 	if !d.idle() {
@@ -273,7 +276,7 @@ func destroyKey(objtree string) (had bool, err error) {
 	case !gone:
 		return false, err
 	}
-	for _, name := range []string{Certificate, Dir + "/agent.sock", HashList} {
+	for _, name := range []string{Certificate, tokenCertificate, Dir + "/agent.sock", HashList} {
 		if err := Remove(objtree, name); err != nil {
 			return had, err
 		}
