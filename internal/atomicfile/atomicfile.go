@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -110,15 +111,38 @@ func failedAt(target string, err error) error {
 // and replaces a regular file as a whole; it writes directly into anything else, such
 // as a pipe. durable is as in [File.Commit].
 func WriteOutput(path string, data []byte, durable bool) error {
+	return StreamOutput(path, whole(data), durable)
+}
+
+// StreamOutput is [WriteOutput] of what write writes. If write fails, a regular file stays
+// as it was.
+func StreamOutput(path string, write func(io.Writer) error, durable bool) error {
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {
-			return os.WriteFile(path, data, 0o666)
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+			if err != nil {
+				return err
+			}
+			err = write(f)
+			return errors.Join(err, f.Close())
 		}
 		if path, err = filepath.EvalSymlinks(path); err != nil {
 			return err
 		}
 	}
-	return WriteFile(path, data, 0o666, durable)
+	dir, err := dirfd.Open(filepath.Dir(path))
+	if err != nil {
+		return failedAt(path, err)
+	}
+	defer dir.Close()
+	return streamIn(dir, filepath.Base(path), write, 0o666, durable)
+}
+
+func whole(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
 }
 
 // WriteFile replaces a regular file, or creates the file. Anything else at that name is
@@ -135,6 +159,10 @@ func WriteFile(target string, data []byte, perm fs.FileMode, durable bool) error
 
 // WriteIn is [WriteFile] for a name in an open directory.
 func WriteIn(dir *dirfd.Dir, target string, data []byte, perm fs.FileMode, durable bool) error {
+	return streamIn(dir, target, whole(data), perm, durable)
+}
+
+func streamIn(dir *dirfd.Dir, target string, write func(io.Writer) error, perm fs.FileMode, durable bool) error {
 	if err := dir.CheckFile(target); err != nil {
 		return err
 	}
@@ -143,7 +171,7 @@ func WriteIn(dir *dirfd.Dir, target string, data []byte, perm fs.FileMode, durab
 		return err
 	}
 	defer f.Abort()
-	if _, err := f.Write(data); err != nil {
+	if err := write(f); err != nil {
 		return failedAt(dir.Path(target), err)
 	}
 	return failedAt(dir.Path(target), f.Commit(durable))

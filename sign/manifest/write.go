@@ -1,7 +1,7 @@
 package manifest
 
 import (
-	"bytes"
+	"bufio"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -17,8 +17,10 @@ import (
 )
 
 // line is the line of a module, with its message if it has one.
-func (d *Digest) line(message []byte) []byte {
-	b := append([]byte(nil), `{"message_type":"module","path":"`...)
+func (d *Digest) line(message []byte) []byte { return d.appendLine(nil, message) }
+
+func (d *Digest) appendLine(b, message []byte) []byte {
+	b = append(b, `{"message_type":"module","path":"`...)
 	for _, c := range []byte(d.Path) {
 		if c == '"' || c == '\\' {
 			b = append(b, '\\')
@@ -52,14 +54,19 @@ func writeLines[T any](w io.Writer, kind string, items []T, parts func(*T) (*Dig
 	if len(items) == 0 {
 		return errors.New("no module to write")
 	}
-	items = slices.Clone(items)
-	slices.SortStableFunc(items, func(a, b T) int {
+	byPath := func(a, b T) int {
 		one, _ := parts(&a)
 		two, _ := parts(&b)
 		return strings.Compare(one.Path, two.Path)
-	})
+	}
+	if !slices.IsSortedFunc(items, byPath) {
+		items = slices.Clone(items)
+		slices.SortStableFunc(items, byPath)
+	}
+	// Everything is checked before anything is written, and no more than a line is held.
 	var last *Digest
-	b := firstLine(kind)
+	line := firstLine(kind)
+	size := len(line)
 	for i := range items {
 		d, message := parts(&items[i])
 		if err := d.Check(); err != nil {
@@ -71,19 +78,25 @@ func writeLines[T any](w io.Writer, kind string, items []T, parts func(*T) (*Dig
 		if kind == signaturesKind && len(message) == 0 {
 			return fmt.Errorf("%s has no signature", d.Path)
 		}
-		line := d.line(message)
-		if len(line) > maxLine {
+		if line = d.appendLine(line[:0], message); len(line) > maxLine {
 			return fmt.Errorf("%s: line of %d bytes, the limit is %d", d.Path, len(line), maxLine)
 		}
-		b, last = append(b, line...), d
+		size, last = size+len(line), d
 	}
-	sum := sha256.Sum256(b)
-	b = append(b, lastLine(len(items), sum[:])...)
-	if len(b) > maxFile {
-		return fmt.Errorf("%d modules make a file of %d bytes, the limit is %d", len(items), len(b), maxFile)
+	sum := sha256.New()
+	if size += len(lastLine(len(items), sum.Sum(nil))); size > maxFile {
+		return fmt.Errorf("%d modules make a file of %d bytes, the limit is %d", len(items), size, maxFile)
 	}
-	_, err := w.Write(b)
-	return err
+	out := bufio.NewWriterSize(w, 64<<10)
+	both := io.MultiWriter(out, sum)
+	both.Write(firstLine(kind)) // Flush returns the first error
+	for i := range items {
+		d, message := parts(&items[i])
+		line = d.appendLine(line[:0], message)
+		both.Write(line)
+	}
+	out.Write(lastLine(len(items), sum.Sum(nil)))
+	return out.Flush()
 }
 
 // follows returns an error unless a module may follow another.
@@ -104,9 +117,5 @@ func follows(d, last *Digest) error {
 
 // writeWhole writes a whole file.
 func writeWhole(name string, write func(io.Writer) error) error {
-	var b bytes.Buffer
-	if err := write(&b); err != nil {
-		return err
-	}
-	return atomicfile.WriteOutput(name, b.Bytes(), true)
+	return atomicfile.StreamOutput(name, write, true)
 }
