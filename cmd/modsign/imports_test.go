@@ -65,7 +65,8 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"keygen/keystore": {
-		"internal/childenv", "internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11", "internal/signerprogram",
+		"internal/childenv", "internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11",
+		"internal/signerprogram",
 		"internal/tpmkey", "internal/transit", "keygen",
 	},
 	"keygen/audit": {"internal/cms"},

@@ -459,8 +459,10 @@ func TestFind(t *testing.T) {
 			[]string{"tree/a/readme", "tree/a/x.ko.bak", "tree/a/readme", "tree/a/x.ko.bak"}},
 		{[]string{"root"}, []string{"root/a/x.ko.xz", "root/a/y.ko.gz", "root/b.ko", "root/z.ko.zst"},
 			[]string{"root/a/readme", "root/a/x.ko.bak", "root/koko"}},
-		{[]string{"./tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"}, []string{"tree/a/readme", "tree/a/x.ko.bak"}},
-		{[]string{"tree/.//a/./"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"}, []string{"tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"./tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"tree/.//a/./"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
 		{[]string{"outside/../tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
 			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
 		{[]string{"elsewhere/../tree/a"}, []string{"far/tree/a/c.ko"}, nil}, // not tree/a
