@@ -128,9 +128,11 @@ func (w *work) allow(sum hash.Hash) error {
 		return nil
 	}
 	for _, name := range w.job.names {
-		m.Path = name.name
-		if err := g.policy.Check(&m); err != nil {
-			return err
+		for _, path := range append([]string{name.name}, name.also...) {
+			m.Path = path
+			if err := g.policy.Check(&m); err != nil {
+				return err
+			}
 		}
 	}
 	if w.last < stagePlace {

@@ -158,6 +158,23 @@ func TestPolicyChecksAgain(t *testing.T) {
 	}
 }
 
+// TestPolicyOverlap checks that a module is judged by all its paths, in whatever order they
+// are given.
+func TestPolicyOverlap(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "net/a.ko")
+	put(t, file, testmod.ELF())
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA512, false)
+	for _, roots := range [][]string{{dir, file}, {file, dir}, {filepath.Dir(file), dir}, {file, filepath.Dir(file), dir}} {
+		tree := openTree(t, Source{Roots: roots})
+		_, err := tree.Sign(t.Context(), signer, Options{Policy: policyOf(t, "path **", "not-path net/*")})
+		tree.Close()
+		if refused, ok := errors.AsType[*RefusedError](err); !ok || len(refused.Errs) != 1 {
+			t.Errorf("%q: %v", roots, err)
+		}
+	}
+}
+
 // TestPolicyUnreadable checks that a dry run fails as the run does for a module of which the
 // policy cannot see the tags.
 func TestPolicyUnreadable(t *testing.T) {

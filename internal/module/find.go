@@ -18,6 +18,7 @@ type Entry struct {
 	Path string      // the root by its clean path, joined with Rel
 	Base string      // the root as given, if it is a directory
 	Rel  string      // the path below the root; the base name if the root is the file
+	Also []string    // what Rel would be by the other roots that lead to the file
 	Root bool        // whether the file itself was given as a root
 	Info fs.FileInfo // nil if Err is set
 	Err  error       // why the file cannot be examined, such as an unreadable directory
@@ -35,12 +36,14 @@ type Entry struct {
 // examined is an Entry with Err set.
 func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error) {
 	var found []Entry
-	seen := make(map[string]bool)
+	seen := make(map[string]int) // the index of each in found
 	add := func(real string, e Entry) {
-		if !seen[real] {
-			seen[real] = true
-			found = append(found, e)
+		if i, twice := seen[real]; twice {
+			found[i].Also = append(found[i].Also, e.Rel)
+			return
 		}
+		seen[real] = len(found)
+		found = append(found, e)
 	}
 	for _, root := range roots {
 		info, err := os.Stat(root)
