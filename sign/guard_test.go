@@ -3,6 +3,7 @@ package sign
 import (
 	"bytes"
 	"crypto"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -154,6 +155,45 @@ func TestPolicyChecksAgain(t *testing.T) {
 	if !strings.HasPrefix(failed["a.ko"], "refused by p:3: license: ") ||
 		!strings.HasPrefix(failed["c.ko"], "refused by p:4: list: ") {
 		t.Errorf("failed: %v", failed)
+	}
+}
+
+// TestPolicyOverlap checks that a module is judged by all its paths, in whatever order they
+// are given.
+func TestPolicyOverlap(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "net/a.ko")
+	put(t, file, testmod.ELF())
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA512, false)
+	net := filepath.Dir(file)
+	for _, roots := range [][]string{{dir, file}, {file, dir}, {net, dir}, {file, net, dir}} {
+		tree := openTree(t, Source{Roots: roots})
+		_, err := tree.Sign(t.Context(), signer, Options{Policy: policyOf(t, "path **", "not-path net/*")})
+		tree.Close()
+		if refused, ok := errors.AsType[*RefusedError](err); !ok || len(refused.Errs) != 1 {
+			t.Errorf("%q: %v", roots, err)
+		}
+	}
+}
+
+// TestPolicyUnreadable checks that a dry run fails as the run does for a module of which the
+// policy cannot see the tags.
+func TestPolicyUnreadable(t *testing.T) {
+	b := testmod.ELF()
+	sections := b[binary.LittleEndian.Uint64(b[0x28:]):]
+	copy(sections[3*64:][:4], sections[2*64:][:4]) // a second section .modinfo
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "a.ko"), b)
+	signer := newSigner(t, "ecdsa:p256", crypto.SHA512, false)
+	for _, dryRun := range []bool{true, false} {
+		opts := Options{Policy: policyOf(t, "path **", "license GPL")}
+		opts.DryRun = dryRun
+		tree := openTree(t, Source{Roots: []string{dir}})
+		summary, err := tree.Sign(t.Context(), signer, opts)
+		tree.Close()
+		if !errors.Is(err, ErrIncomplete) || summary.Failed != 1 {
+			t.Errorf("dry run %v: %v, %+v", dryRun, err, summary)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@ type name struct {
 	index int      // in the order of the input
 	path  string   // as it was found
 	name  string   // of the module: its path in the tree, without a compression suffix
+	also  []string // the same by other roots
 	from  location // where it is
 	to    location // where the result goes, with its new suffix from place on
 	debug location // where its debug information goes
@@ -55,6 +56,9 @@ func (t *Tree) jobs(r *run) []*job {
 			continue
 		}
 		n := name{index: i, path: e.Path, name: module.BaseName(e.Rel), from: t.bases.of(&e), to: t.targets[i]}
+		for _, rel := range e.Also {
+			n.also = append(n.also, module.BaseName(rel))
+		}
 		if err := t.besides(r, &n, e, taken); err != nil {
 			r.fail(i, e.Path, n.name, err)
 			continue

@@ -30,10 +30,8 @@ func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary,
 				return Summary{}, err
 			}
 		}
-		if k.last == stagePlace {
-			// What is signed may not be what was checked: it is checked again.
-			k.guard = &guard{policy: opts.Policy, hashes: signer.hashes()}
-		}
+		// What is signed may not be what was checked: it is checked again.
+		k.guard = &guard{policy: opts.Policy, hashes: signer.hashes(), allowed: k.last < stagePlace}
 	}
 	return t.run(ctx, k)
 }

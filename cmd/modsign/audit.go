@@ -15,7 +15,7 @@ import (
 type auditFlag string
 
 func (a *auditFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar((*string)(a), "audit", "", "append a line of JSON to `FILE` for each signature")
+	flags.Var(once{(*string)(a)}, "audit", "append a line of JSON to `FILE` for each signature")
 }
 
 // open opens the record. It is nil without one.

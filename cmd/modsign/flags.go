@@ -207,3 +207,24 @@ func (s *size) Set(value string) error {
 	*s = size(n << shift)
 	return nil
 }
+
+// once is a flag that may be given once: a second value would take the place of the first,
+// and nobody would see that the first does nothing.
+type once struct{ value *string }
+
+func (o once) String() string {
+	if o.value == nil { // the zero value, for pflag
+		return ""
+	}
+	return *o.value
+}
+
+func (o once) Set(value string) error {
+	if *o.value != "" {
+		return fmt.Errorf("given twice, first as %q: want one file", *o.value)
+	}
+	*o.value = value
+	return nil
+}
+
+func (once) Type() string { return "string" }

@@ -20,7 +20,7 @@ import (
 type policyFlag string
 
 func (p *policyFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar((*string)(p), "policy", "", "sign nothing unless the policy in `FILE` allows all of it")
+	flags.Var(once{(*string)(p)}, "policy", "sign nothing unless the policy in `FILE` allows all of it")
 }
 
 // read reads the policy, with the hash list that it names. Without a policy it is nil.

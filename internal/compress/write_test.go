@@ -181,6 +181,20 @@ func TestXZProgramFails(t *testing.T) {
 	}
 }
 
+// TestXZHasNoSecrets checks that xz does not get the secrets of keys.
+func TestXZHasNoSecrets(t *testing.T) {
+	xz := testmod.Program(t, "xz", "xz-utils")
+	t.Setenv("KBUILD_SIGN_PIN", "secret")
+	t.Setenv("VAULT_TOKEN", "secret")
+	path := os.Getenv("PATH")
+	dir := fakeXZ(t, "PATH="+path+"\nenv >\"${0%/*}/environ\"\nexec "+xz+" \"$@\"")
+	compressed(t, newEncoder(t, 0), XZ, []byte("data"))
+	environ, err := os.ReadFile(filepath.Join(dir, "environ"))
+	if err != nil || !bytes.Contains(environ, []byte("PATH=")) || bytes.Contains(environ, []byte("secret")) {
+		t.Errorf("the environment of xz: %v, %q", err, environ)
+	}
+}
+
 // The environment changes what xz does, as in the kernel's build, but never such that
 // the kernel cannot read the result.
 func TestXZEnvironment(t *testing.T) {

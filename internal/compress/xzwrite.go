@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/modsign/modsign/internal/childenv"
 	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
@@ -40,6 +41,7 @@ func runXZ(ctx context.Context, program string, level int, dst io.Writer, src io
 	out := &xzOutput{dst: dst}
 	var words wordsOfError
 	cmd := exec.CommandContext(ctx, program, xzArgs(level)...)
+	cmd.Env = childenv.WithoutSecrets(cmd.Environ())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = src, out, &words
 	// modsign handles an interrupt from the terminal itself: xz would die of it before
 	// ctx ends, as if xz had failed. A process group also ends the children if xz is a

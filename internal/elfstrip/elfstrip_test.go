@@ -380,6 +380,25 @@ func compile(t testing.TB, dir, command string) []byte {
 	return read(t, filepath.Join(dir, "out.o"))
 }
 
+// TestStripHasNoSecrets checks that the program strip does not get the secrets of keys.
+func TestStripHasNoSecrets(t *testing.T) {
+	t.Setenv("KBUILD_SIGN_PIN", "secret")
+	t.Setenv("VAULT_TOKEN", "secret")
+	program := filepath.Join(t.TempDir(), "strip")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nenv >\"$2\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := runStrip(t.Context(), program, strings.NewReader("module"), 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	environ, err := io.ReadAll(out)
+	if err != nil || !bytes.Contains(environ, []byte("PATH=")) || bytes.Contains(environ, []byte("secret")) {
+		t.Errorf("the environment of strip: %v, %q", err, environ)
+	}
+}
+
 func TestStripCompiled(t *testing.T) {
 	testmod.Slow(t, "it compiles modules of many shapes")
 	program := testmod.Program(t, "strip", "binutils")

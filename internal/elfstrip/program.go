@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/modsign/modsign/internal/childenv"
 )
 
 // LeftToProgram reports whether the program strip can do what failed with err, an error
@@ -56,6 +58,7 @@ func runStrip(ctx context.Context, program string, module io.Reader, size int64)
 	// strip may write very large files for some inputs.
 	limit := strconv.FormatInt((2*size+1<<20)/512, 10)
 	cmd := exec.CommandContext(ctx, "sh", "-c", `ulimit -f "$2" && exec "$0" --strip-debug "$1"`, program, path, limit)
+	cmd.Env = childenv.WithoutSecrets(cmd.Environ())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%s --strip-debug: %w: %s", program, err, strings.TrimSpace(string(out)))
 	}

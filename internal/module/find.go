@@ -15,9 +15,10 @@ import (
 
 // An Entry is a file that [Find] or [FindNames] found.
 type Entry struct {
-	Path string      // the root as given, joined with Rel
+	Path string      // the root by its clean path, joined with Rel
 	Base string      // the root as given, if it is a directory
 	Rel  string      // the path below the root; the base name if the root is the file
+	Also []string    // what Rel would be by the other roots that lead to the file
 	Root bool        // whether the file itself was given as a root
 	Info fs.FileInfo // nil if Err is set
 	Err  error       // why the file cannot be examined, such as an unreadable directory
@@ -35,12 +36,14 @@ type Entry struct {
 // examined is an Entry with Err set.
 func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error) {
 	var found []Entry
-	seen := make(map[string]bool)
+	seen := make(map[string]int) // the index of each in found
 	add := func(real string, e Entry) {
-		if !seen[real] {
-			seen[real] = true
-			found = append(found, e)
+		if i, twice := seen[real]; twice {
+			found[i].Also = append(found[i].Also, e.Rel)
+			return
 		}
+		seen[real] = len(found)
+		found = append(found, e)
 	}
 	for _, root := range roots {
 		info, err := os.Stat(root)
@@ -63,11 +66,14 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 			add(real, Entry{Path: path, Rel: filepath.Base(path), Root: true, Info: info})
 			continue
 		}
+		clean, err := CleanDir(root)
+		if err != nil {
+			return nil, err
+		}
 		// With a trailing slash, WalkDir follows a link.
-		walked := strings.TrimRight(root, "/") + "/"
-		err = filepath.WalkDir(walked, func(path string, d fs.DirEntry, err error) error {
-			name := filepath.Join(root, strings.TrimPrefix(path, walked))
-			rel, _ := filepath.Rel(root, name)
+		err = filepath.WalkDir(strings.TrimRight(clean, "/")+"/", func(path string, d fs.DirEntry, err error) error {
+			name := filepath.Clean(path)
+			rel, _ := filepath.Rel(clean, name)
 			if err != nil {
 				add(filepath.Join(real, rel), Entry{Path: name, Base: root, Rel: rel, Err: err})
 				return nil
@@ -87,6 +93,20 @@ func Find(roots []string, other func(e Entry, kind fs.FileMode)) ([]Entry, error
 		}
 	}
 	return found, nil
+}
+
+// CleanDir returns a clean path of a directory. It is that of [filepath.Clean], unless ..
+// behind a symbolic link leads elsewhere: then it is the real path.
+func CleanDir(dir string) (string, error) {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return "", err
+	}
+	clean := filepath.Clean(dir)
+	if other, err := os.Stat(clean); err == nil && os.SameFile(info, other) {
+		return clean, nil
+	}
+	return filepath.EvalSymlinks(dir)
 }
 
 // FindNames lists the modules with the given names below the directory root, such as

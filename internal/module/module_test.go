@@ -438,11 +438,11 @@ func TestFind(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"tree/b.ko", "tree/a/x.ko.xz", "tree/a/y.ko.gz", "tree/z.ko.zst", "tree/a/readme",
-		"tree/a/x.ko.bak", "outside/o.ko", "tree/koko"} {
+		"tree/a/x.ko.bak", "outside/o.ko", "tree/koko", "far/tree/a/c.ko"} {
 		write(name)
 	}
 	for link, to := range map[string]string{"tree/link.ko": "../outside/o.ko", "tree/out": "../outside",
-		"tree/in.ko": "b.ko", "root": "tree", "file.ko": "outside/o.ko"} {
+		"tree/in.ko": "b.ko", "root": "tree", "elsewhere": "far/tree", "file.ko": "outside/o.ko"} {
 		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
 			t.Fatal(err)
 		}
@@ -459,6 +459,13 @@ func TestFind(t *testing.T) {
 			[]string{"tree/a/readme", "tree/a/x.ko.bak", "tree/a/readme", "tree/a/x.ko.bak"}},
 		{[]string{"root"}, []string{"root/a/x.ko.xz", "root/a/y.ko.gz", "root/b.ko", "root/z.ko.zst"},
 			[]string{"root/a/readme", "root/a/x.ko.bak", "root/koko"}},
+		{[]string{"./tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"tree/.//a/./"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"outside/../tree/a"}, []string{"tree/a/x.ko.xz", "tree/a/y.ko.gz"},
+			[]string{"tree/a/readme", "tree/a/x.ko.bak"}},
+		{[]string{"elsewhere/../tree/a"}, []string{"far/tree/a/c.ko"}, nil}, // not tree/a
 		{[]string{"file.ko"}, []string{"outside/o.ko"}, nil},
 		{[]string{"tree/koko"}, []string{"tree/koko"}, nil},
 	}

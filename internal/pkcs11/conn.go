@@ -211,9 +211,14 @@ func (p child) dial(ctx context.Context) (*conn, error) {
 		_ = wait() // the state says more
 		text := fmt.Sprintf("ended (%v)", cmd.ProcessState)
 		if line := stderr.lastLine(); line != "" {
-			text += ": " + line
+			return errors.New(text + ": " + line)
 		}
-		return errors.New(text)
+		err := errors.New(text)
+		// It says only in its debug output why it cannot load a module.
+		if cmd.ProcessState.ExitCode() == 1 && !strings.Contains(p.module, "'") {
+			return &keyfile.HintError{Err: err, Hint: "P11_KIT_DEBUG=lib p11-kit remote '" + p.module + "' </dev/null"}
+		}
+		return err
 	}
 	return c, c.begin()
 }

@@ -162,8 +162,10 @@ func TestFind(t *testing.T) {
 		{"pkcs11:token=first;object=twin", "the URI names 2 private keys", "name one of them: pkcs11:token=first;serial="},
 		{"pkcs11:token=first;object=twin;id=%04", "no such private key", ""},
 		{"pkcs11:token=first;object=other;library-manufacturer=Other", "no such token", ""},
-		{"pkcs11:token=first?module-path=/nowhere/p11.so", "p11-kit remote /nowhere/p11.so: ended (exit status 1)", ""},
-		{"pkcs11:token=first?module-name=nowhere", "p11-kit remote nowhere.so: ended (exit status 1)", ""},
+		{"pkcs11:token=first?module-path=/nowhere/p11.so", "p11-kit remote /nowhere/p11.so: ended (exit status 1)",
+			"P11_KIT_DEBUG=lib p11-kit remote '/nowhere/p11.so' </dev/null"},
+		{"pkcs11:token=first?module-name=nowhere", "p11-kit remote nowhere.so: ended (exit status 1)",
+			"P11_KIT_DEBUG=lib p11-kit remote 'nowhere.so' </dev/null"},
 	} {
 		_, err := b.tryOpen(t.Context(), test.uri)
 		wantError(t, err, test.want, test.hint)

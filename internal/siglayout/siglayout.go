@@ -69,9 +69,12 @@ func (t *Tree) findUnused(files *Files, dir, suffix string, used map[string]bool
 	if err != nil || !info.IsDir() { // a single module is no directory
 		return err
 	}
-	walked := strings.TrimRight(dir, "/") + "/" // as module.Find spells paths in it
-	return filepath.WalkDir(walked, func(at string, d fs.DirEntry, err error) error {
-		path := filepath.Join(dir, strings.TrimPrefix(at, walked))
+	clean, err := module.CleanDir(dir) // as module.Find spells paths in it
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(strings.TrimRight(clean, "/")+"/", func(at string, d fs.DirEntry, err error) error {
+		path := filepath.Clean(at)
 		if err == nil && strings.HasSuffix(path, suffix) && !used[path] {
 			files.refuse("%s: signature without a module in %s", path, t.roots())
 		}

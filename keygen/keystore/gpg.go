@@ -3,9 +3,9 @@ package keystore
 import (
 	"context"
 	"os"
-	"slices"
 	"strings"
 
+	"github.com/modsign/modsign/internal/childenv"
 	"github.com/modsign/modsign/internal/gpgagent"
 	"github.com/modsign/modsign/keygen"
 )
@@ -19,7 +19,7 @@ func openGPG(ctx context.Context, uri string, o Options) (storedKey, error) {
 	if o.Certificate == nil {
 		return nil, keygen.ErrNoCertificate
 	}
-	socket, err := gpgagent.Find(ctx, withoutSecrets(o.Environ))
+	socket, err := gpgagent.Find(ctx, childenv.WithoutSecrets(o.Environ)) // the agent may keep it for days
 	if err != nil {
 		return nil, err
 	}
@@ -61,14 +61,4 @@ func pinentryOptions(lookup func(string) (string, bool), terminal string) []stri
 		}
 	}
 	return options
-}
-
-// withoutSecrets returns an environment for a program that needs none of the secrets in it.
-// The agent that it may start keeps its environment for days.
-func withoutSecrets(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
-		name, _, _ := strings.Cut(variable, "=")
-		return name == "KBUILD_SIGN_PIN" || strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_") ||
-			strings.HasPrefix(name, "AWS_")
-	})
 }

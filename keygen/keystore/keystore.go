@@ -156,9 +156,10 @@ func (k *Key) check() error {
 	return nil
 }
 
-// Redact returns a URI without a PIN that stands in it (pin-value of pkcs11:), and without
-// control characters, for messages. What follows the PIN is left out, too, up to an
-// attribute that is known: the URI may be malformed, and the PIN may hold anything.
+// Redact returns a URI without a PIN that stands in it, for messages: in pin-value of
+// pkcs11:, also if that is misspelled, such as pin_value. What follows the PIN is left out,
+// too, up to an attribute that is known: the URI may be malformed, and the PIN may hold
+// anything. There are no control characters in the result.
 func Redact(uri string) string {
 	var b strings.Builder
 	hidden := false
@@ -172,8 +173,10 @@ func Redact(uri string) string {
 			end = len(rest)
 		}
 		name, _, _ := strings.Cut(rest[:end], "=")
-		switch name = lenientName(name); {
-		case strings.Contains(name, "pin-value"):
+		name = lenientName(name)
+		isPIN := strings.HasPrefix(strings.TrimPrefix(name, "pkcs11:"), "pin") && name != "pin-source"
+		switch {
+		case isPIN, strings.Contains(name, "pin-value"):
 			if hidden = true; strings.HasPrefix(name, "pkcs11:") {
 				separator += "pkcs11:"
 			}

@@ -18,6 +18,12 @@ func TestRedact(t *testing.T) {
 		"pkcs11:token=a?Pin-Value=1234":                              "pkcs11:token=a?pin-value...",
 		"pkcs11:token=a?p%69n-value=1234":                            "pkcs11:token=a?pin-value...",
 		"pkcs11:token=a? pin-value =1234":                            "pkcs11:token=a?pin-value...",
+		"pkcs11:token=a?pin_value=1234":                              "pkcs11:token=a?pin-value...",
+		"pkcs11:token=a?PIN=1234&module-path=/x.so":                  "pkcs11:token=a?pin-value...&module-path=/x.so",
+		"pkcs11:pinvalue=1234":                                       "pkcs11:pin-value...",
+		"pkcs11:token=a?pin-source=file:/pin":                        "",
+		"vault:pins/spin":                                            "",
+		"exec:./pin":                                                 "",
 		"pkcs11:pin-value=1234":                                      "pkcs11:pin-value...",
 		"pkcs11:pin-value=1234;token=a&pin-value=1234&pin-source=/x": "pkcs11:pin-value...&pin-value...&pin-source=/x",
 		"pkcs11:token=a\x1b[2J\nb\xff":                               "pkcs11:token=a?[2J?b?",
@@ -37,7 +43,7 @@ func FuzzRedact(f *testing.F) {
 	f.Add("PKCS11:token=%", "?&=;")
 	f.Fuzz(func(t *testing.T, before, after string) {
 		const pin = "5297\x01"
-		for _, name := range []string{"pin-value=", "pin%2Dvalue=", "PIN-VALUE="} {
+		for _, name := range []string{"pin-value=", "pin%2Dvalue=", "PIN-VALUE=", "pin=", "pinvalue="} {
 			got := Redact(before + ";" + name + pin + after)
 			if strings.Contains(got, "5297") && !strings.Contains(before+after, "5297") {
 				t.Errorf("%q", got)
