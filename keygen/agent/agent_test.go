@@ -861,7 +861,7 @@ func FuzzRequests(f *testing.F) {
 				t.Errorf("answer %q: %v", line, err)
 			}
 		}
-		_, err = s.sign("sha256", sum("x"))
+		_, err = s.sign(wireRequest{Hash: "sha256", Digest: sum("x")})
 		select {
 		case <-s.ended:
 			if err != errGone {
