@@ -51,7 +51,7 @@ func (u *ui) listen() (context.Context, context.CancelCauseFunc) {
 // it has to account for: their ends are their own affair.
 func beginsAtOnce(cmd *cobra.Command) bool {
 	_, words, _ := strings.Cut(cmd.CommandPath(), " ")
-	return strings.HasPrefix(words, "kbuild ") || words == "agent serve" || words == "agent forget"
+	return strings.HasPrefix(words, "kbuild ") || words == "agent serve" || words == "agent start" || words == "agent forget"
 }
 
 // exit says what a command ended with and returns the exit code.

@@ -61,6 +61,9 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 	switch {
 	case err == nil:
 		defer client.Close()
+		if client.Kept() {
+			return heldInstead()
+		}
 		status, err := client.Status()
 		if err != nil {
 			return err
@@ -84,6 +87,15 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 		return fmt.Errorf("cannot make a one-time key: %w", err)
 	}
 	return client.Close()
+}
+
+// heldInstead is the error where the configuration asks for a one-time key, and the agent
+// holds another key. Somebody has started that agent for something else, and may need it.
+func heldInstead() error {
+	return &HintError{
+		errors.New("the key agent in .modsign holds a key from elsewhere, and the configuration asks for a one-time key"),
+		"modsign agent forget ends the agent; or set CONFIG_MODULE_SIG_KEY to the key that it holds",
+	}
 }
 
 // agent returns the agent that the configuration of the tree asks for.
@@ -179,7 +191,9 @@ func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, p
 		if !exists(linked) { // the headers of an installed kernel: the store may have it
 			linked = ""
 		}
-		pair, err = d.System.LoadKey(ctx, path, linked)
+		if pair = HeldFor(d.Objtree, linked); pair == nil {
+			pair, err = d.System.LoadKey(ctx, path, linked)
+		}
 		path = keystore.Redact(path)
 	default: // the tree may have been built before modsign was enabled in it
 		if !filepath.IsAbs(path) {
@@ -193,14 +207,34 @@ func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, p
 	return path, pair, err
 }
 
+// HeldFor returns the key of the certificate in a file, if the agent of an object tree holds
+// that key from elsewhere. Otherwise it is nil. The tree may be another user's: what counts
+// is the certificate, with which the signatures are checked.
+func HeldFor(objtree, cert string) *keygen.Pair {
+	if cert == "" {
+		return nil
+	}
+	certs, err := keygen.LoadCertificates(cert)
+	if err != nil {
+		return nil // said by who needs the certificate
+	}
+	return agent.Held(filepath.Join(objtree, Dir), certs[0])
+}
+
 // agentPair is the key of the agent. The file of the certificate is not loaded as a key:
 // in a tree of another user, it might lead to a key of root's.
 func (d *Driver) agentPair() (*keygen.Pair, error) {
 	client, err := agent.Dial(d.path(Dir))
-	if err == nil {
+	if err != nil {
+		return nil, err
+	}
+	if client.Kept() {
+		err = heldInstead()
+	} else {
 		err = client.Published()
 	}
 	if err != nil {
+		client.Close()
 		return nil, err
 	}
 	return client.Pair(), nil
@@ -260,12 +294,16 @@ func mayHaveKey(objtree string) bool {
 }
 
 // destroyKey destroys the one-time key of an object tree and removes its files, but not
-// its receipt. It reports whether there was a key.
+// its receipt. It reports whether there was a key. It leaves an agent alone that holds a
+// key from elsewhere: a clean tree needs that key again.
 func destroyKey(objtree string) (had bool, err error) {
 	client, err := agent.Dial(filepath.Join(objtree, Dir))
 	switch _, gone := errors.AsType[*agent.UnavailableError](err); {
 	case err == nil:
 		defer client.Close()
+		if client.Kept() {
+			return false, Remove(objtree, HashList)
+		}
 		if err := client.Forget(); err != nil {
 			return true, err
 		}
