@@ -175,8 +175,8 @@ func (d *Driver) fit(key *signingKey, path string, tree *kbuild.Tree) (err error
 	return nil
 }
 
-// linkedCertificate is the certificate that Kbuild links into the kernel.
-const linkedCertificate = "certs/signing_key.x509"
+// LinkedCertificate is the certificate that Kbuild links into the kernel.
+const LinkedCertificate = "certs/signing_key.x509"
 
 // loadKey loads the configured key, and returns the name by which errors name it.
 func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, pair *keygen.Pair, err error) {
@@ -187,7 +187,7 @@ func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, p
 		path = Certificate
 		pair, err = d.agentPair()
 	case keystore.IsURI(path):
-		linked := d.path(linkedCertificate)
+		linked := d.path(LinkedCertificate)
 		if !exists(linked) { // the headers of an installed kernel: the store may have it
 			linked = ""
 		}
@@ -242,11 +242,11 @@ func (d *Driver) agentPair() (*keygen.Pair, error) {
 
 // checkLinked checks that a key is the one that the kernel was linked with.
 func (d *Driver) checkLinked(path string, pair *keygen.Pair, tree *kbuild.Tree) error {
-	linked, err := keygen.LoadCertificates(d.path(linkedCertificate))
+	linked, err := keygen.LoadCertificates(d.path(LinkedCertificate))
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err == nil && !linked[0].Equal(pair.Certificate):
-		err := fmt.Errorf("%s is not the key that this kernel was linked with (%s)", path, linkedCertificate)
+		err := fmt.Errorf("%s is not the key that this kernel was linked with (%s)", path, LinkedCertificate)
 		return &HintError{err, "run make, which links the kernel with it, then install again"}
 	case missing && tree.Config.SigKey() == kbuild.DefaultKey: // make clean was here
 		return d.keyGone()
@@ -279,6 +279,10 @@ func (d *Driver) reportInstall() error {
 		return err
 	}
 	defer client.Close()
+	linked, err := keygen.LoadCertificates(d.path(LinkedCertificate))
+	if err == nil && !linked[0].Equal(client.Certificate()) {
+		return nil // likewise
+	}
 	return client.Installed()
 }
 
