@@ -81,9 +81,10 @@ func (m named) Module() (string, int64) { return string(m), 17 }
 // key for package sign.
 func checkKept(t *testing.T, err error, reason string) {
 	t.Helper()
+	reason = "the agent that held the key has ended: " + reason
 	gone, ok := errors.AsType[*UnavailableError](err)
-	if !ok || !gone.Kept || !gone.Lost() || !strings.Contains(gone.Reason, "the agent that held the key has ended: "+reason) {
-		t.Errorf("error is %v, want one about an agent that has ended: %s", err, reason)
+	if !ok || !gone.Kept || !gone.Lost() || !strings.Contains(gone.Reason, reason) {
+		t.Errorf("error is %v, want one with %q", err, reason)
 	}
 }
 
