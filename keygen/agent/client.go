@@ -47,9 +47,10 @@ type Client struct {
 	cert   *x509.Certificate
 	batch  int         // how many signatures the agent makes in the time of one, or 0
 	kept   bool        // the key is not a one-time key
-	paths  bool        // the agent judges modules by their paths
+	paths  bool        // the agent wants to know the paths of modules
 	unfit  error       // why its key must not sign
 	proven atomic.Bool // a signature has shown that it has the certificate's key
+	doubts atomic.Bool // it belongs to another user than this one and root: each signature has to show it
 
 	calls chan struct{}    // holds one for each request under way
 	idle  chan *clientConn // has room for the connections of all of them
@@ -240,8 +241,12 @@ func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 	owner, err := os.Stat(a.dir)
 	if err == nil {
 		var uid int
-		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() &&
-			uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
+		uid, err = peerUID(conn)
+		stranger := uid != 0 && uid != os.Geteuid()
+		if stranger {
+			a.doubts.Store(true)
+		}
+		if err == nil && stranger && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
 			err = &UnavailableError{Dir: a.dir, Began: true,
 				Reason: fmt.Sprintf("the process that answers belongs to uid %d, which is neither the directory's owner nor root",
 					uid)}
@@ -366,8 +371,9 @@ func (a *Client) Published() error { return a.unfit }
 
 // Pair returns the certificate with a Signer that asks the agent. The Signer makes the
 // signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. It checks the first one with
-// the certificate, which shows that the agent has the key, and signs nothing when
-// [Client.Published] returns an error. Its error is an [*UnavailableError] when the agent
+// the certificate, which shows that the agent has the key, and every one if the agent runs
+// as another user than this one and root. It signs nothing when [Client.Published] returns an
+// error. Its error is an [*UnavailableError] when the agent
 // has ended.
 func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a}, Certificate: a.cert} }
 
@@ -394,7 +400,7 @@ func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	if err != nil {
 		return nil, err
 	}
-	if !s.agent.proven.Load() {
+	if !s.agent.proven.Load() || s.agent.doubts.Load() {
 		if !cms.Verifies(s.agent.cert.PublicKey, h, digest, response.Signature) {
 			return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
 		}

@@ -2,9 +2,8 @@ package agent
 
 import (
 	"bufio"
-	"bytes"
 	"crypto"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -219,42 +218,10 @@ func TestOldAgent(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p256")
 	dir := t.TempDir()
-	socket := filepath.Join(t.TempDir(), "s")
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, certificateName), key.CertPEM, 0o644),
-		os.Symlink(socket, filepath.Join(dir, socketName))); err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	go func() {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		for lines := bufio.NewScanner(conn); lines.Scan(); {
-			var request struct {
-				Op     string `json:"op"`
-				Hash   string `json:"hash,omitempty"`
-				Digest []byte `json:"digest,omitempty"`
-			}
-			d := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-			d.DisallowUnknownFields()
-			if err := d.Decode(&request); err != nil {
-				writeLine(conn, map[string]string{"error": "not a request: " + err.Error()})
-				return
-			}
-			if request.Op == "certificate" {
-				writeLine(conn, map[string][]byte{"certificate": key.Certificate.Raw})
-				continue
-			}
-			signature, _ := key.Private.Sign(nil, request.Digest, crypto.SHA256)
-			writeLine(conn, map[string][]byte{"signature": signature})
-		}
-	}()
+	answer(t, dir, key, func(digest []byte) []byte {
+		signature, _ := key.Private.Sign(rand.Reader, digest, crypto.SHA256)
+		return signature
+	})
 	agent, err := Dial(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -263,6 +230,82 @@ func TestOldAgent(t *testing.T) {
 	mustSign(t, agent.Pair().Signer, sum("x"), named("kernel/x.ko"))
 	if agent.Kept() {
 		t.Error("the old agent holds a key")
+	}
+}
+
+// answer serves a directory as an agent of the first version does, which signs by sign.
+func answer(t *testing.T, dir string, key *testmod.Key, sign func(digest []byte) []byte) {
+	t.Helper()
+	sockets, err := os.MkdirTemp("", "modsign-agent-") // the test's own may be too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(sockets) })
+	socket := filepath.Join(sockets, "s")
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, certificateName), key.CertPEM, 0o644),
+		os.Symlink(socket, filepath.Join(dir, socketName))); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			var request struct {
+				Op     string `json:"op"`
+				Hash   string `json:"hash,omitempty"`
+				Digest []byte `json:"digest,omitempty"`
+			}
+			if err := decodeStrict(lines.Bytes(), &request); err != nil {
+				writeLine(conn, map[string]string{"error": "not a request: " + err.Error()})
+				return
+			}
+			if request.Op == "certificate" {
+				writeLine(conn, map[string][]byte{"certificate": key.Certificate.Raw})
+				continue
+			}
+			writeLine(conn, map[string][]byte{"signature": sign(request.Digest)})
+		}
+	}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
+}
+
+// TestDoubts has the agent of another user make one signature for all digests.
+func TestDoubts(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "ecdsa:p256")
+	signature, err := key.Private.Sign(rand.Reader, sum("x"), crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	answer(t, dir, key, func([]byte) []byte { return signature })
+	for _, doubts := range []bool{false, true} {
+		agent, err := Dial(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer agent.Close()
+		agent.doubts.Store(doubts)
+		signer := agent.Pair().Signer
+		if _, err := signer.Sign(nil, sum("y"), crypto.SHA256); err == nil {
+			t.Error("the first signature is wrong, and taken")
+		}
+		mustSign(t, signer, sum("x"), crypto.SHA256)
+		if _, err := signer.Sign(nil, sum("y"), crypto.SHA256); doubts && err == nil {
+			t.Error("a wrong signature of another user's agent is taken")
+		}
 	}
 }
 

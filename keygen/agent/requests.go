@@ -33,8 +33,8 @@ import (
 //
 // A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The batch is how many signatures the
 // agent makes in the time of one, if that is more than one. Of a key that is not a one-time
-// key the agent says that it is kept elsewhere. An agent that judges modules says that it
-// wants their paths: then a request to sign has the members "path" and "size", which agents
+// key the agent says that it is kept elsewhere. An agent that holds such a key, or judges
+// modules, says that it wants their paths: then a request to sign has the members "path" and "size", which agents
 // that do not say so may refuse. The agent hangs up after a line
 // that is not a request, and on a client that is silent for a minute, or for less when
 // others need its place. A request that it began to process gets an answer. If an agent
@@ -168,7 +168,8 @@ func (s *server) answer(request wireRequest) (response wireResponse) {
 	var err error
 	switch request.Op {
 	case "certificate":
-		response = wireResponse{Certificate: s.cert.Raw, Batch: s.batch, Kept: s.kept(), Paths: s.Allow != nil}
+		response = wireResponse{Certificate: s.cert.Raw, Batch: s.batch, Kept: s.kept()}
+		response.Paths = s.kept() || s.Allow != nil
 	case "sign":
 		response.Signature, err = s.sign(request)
 	case "status":
