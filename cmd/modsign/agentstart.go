@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,7 +75,11 @@ func startAgent(
 	}
 	dir := filepath.Join(objtree, kbuildrun.Dir)
 	if other, err := agent.Dial(dir); err == nil { // before somebody types a PIN
-		other.Close()
+		defer other.Close()
+		if !other.Kept() {
+			return withHint(fmt.Errorf("%s: %w", dir, agent.ErrServed),
+				"modsign agent forget ends it and destroys its one-time key: install the modules of its kernel first")
+		}
 		return served(dir)
 	}
 	keepSecrets()
