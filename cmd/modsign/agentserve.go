@@ -72,8 +72,9 @@ func serveAgent(interrupt context.Context, u *ui, o kbuildrun.Agent) error {
 	defer cancel(nil)
 	defer context.AfterFunc(interrupt, func() { cancel(errors.New("a signal")) })()
 	var key *keygen.Pair
+	var ending func()
 	if o.Key != "" {
-		if key, err = heldKey(ctx, u, o); err != nil {
+		if key, ending, err = heldKey(ctx, u, o); err != nil {
 			return err
 		}
 	}
@@ -81,6 +82,7 @@ func serveAgent(interrupt context.Context, u *ui, o kbuildrun.Agent) error {
 		Algorithm:  algorithm,
 		Template:   template,
 		Key:        key,
+		Ending:     ending,
 		Allow:      allow,
 		Dir:        o.Dir,
 		Tree:       o.Tree,
@@ -101,32 +103,30 @@ func served(dir string) error {
 }
 
 // heldKey opens the key that the agent holds, while the process that started the agent waits
-// and can ask for its passphrase. A signal ends the key a little later than the agent, which
-// is to answer what it has begun.
-func heldKey(ctx context.Context, u *ui, o kbuildrun.Agent) (*keygen.Pair, error) {
+// and can ask for its passphrase. At the end of the agent, ending gives it keyGrace for the
+// signatures under way.
+func heldKey(ctx context.Context, u *ui, o kbuildrun.Agent) (key *keygen.Pair, ending func(), err error) {
 	keepSecrets()
 	open, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
-	key, err := loadKey(open, o.Key, o.Cert, keygen.LoadOptions{
+	key, err = loadKey(open, o.Key, o.Cert, keygen.LoadOptions{
 		AllowInsecure: o.AllowInsecure,
 		Passphrase:    func() ([]byte, error) { return agent.AskPassphrase(os.Stdout, os.Stdin) },
 		Note:          func(text string) { u.Note("%s", text) },
 	})
 	if err != nil {
 		end(nil)
-		return nil, nameInsecureFlag(err)
+		return nil, nil, nameInsecureFlag(err)
 	}
 	if !stop() { // a signal has come
 		key.Close()
-		return nil, context.Cause(ctx)
+		return nil, nil, context.Cause(ctx)
 	}
-	context.AfterFunc(ctx, func() {
-		time.AfterFunc(keyGrace, func() { end(context.Cause(ctx)) })
-	})
-	return key, nil
+	ending = func() { time.AfterFunc(keyGrace, func() { end(errors.New("the key agent ends")) }) }
+	return key, ending, nil
 }
 
-// keyGrace is the time that a held key has for signatures when a signal ends the agent.
+// keyGrace is less than a client waits for an answer.
 const keyGrace = 5 * time.Second
 
 // policyOfAgent returns what judges the signatures of an agent, or nil without a policy. The

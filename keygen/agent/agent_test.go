@@ -117,7 +117,7 @@ func agentCommand(t *testing.T, change func(*Options)) (*exec.Cmd, Options) {
 func encodeOptions(o Options) []byte {
 	encoded, err := json.Marshal(struct {
 		Options
-		Key, Allow *struct{} // these hide the ones of Options
+		Key, Allow, Ending *struct{} // these hide the ones of Options
 	}{Options: o})
 	if err != nil {
 		panic(err)

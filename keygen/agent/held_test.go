@@ -31,6 +31,10 @@ func holdKey(o *Options) (err error) {
 	if n, err := strconv.Atoi(os.Getenv("AGENT_SIGNATURES")); err == nil {
 		o.Key.Signer = &losable{Signer: o.Key.Signer, left: n}
 	}
+	if began := os.Getenv("AGENT_HANGS"); began != "" {
+		key := hanging{o.Key.Signer, began, make(chan struct{})}
+		o.Key.Signer, o.Ending = key, func() { close(key.ending) }
+	}
 	if refused, ok := os.LookupEnv("AGENT_REFUSES"); ok {
 		o.Allow = func(path string, hash crypto.Hash, digest []byte) error {
 			if path == refused || len(digest) != hash.Size() {
@@ -54,6 +58,21 @@ func (l *losable) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) 
 		return nil, errLost{}
 	}
 	return l.Signer.Sign(random, digest, opts)
+}
+
+// hanging is a key that signs nothing. It makes a file when it is asked.
+type hanging struct {
+	crypto.Signer
+	began  string
+	ending chan struct{}
+}
+
+func (h hanging) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	if err := os.WriteFile(h.began, nil, 0o600); err != nil {
+		return nil, err
+	}
+	<-h.ending
+	return nil, errors.New("too late")
 }
 
 type errLost struct{}
@@ -168,6 +187,32 @@ func TestHeldLost(t *testing.T) {
 	}
 	run.wait(t)
 	if r := run.receipt(t); r.Reason != "the key is lost: token pulled out" || r.Signatures != 2 {
+		t.Errorf("receipt is %+v", r)
+	}
+}
+
+// TestHeldHangs ends an agent whose key does not answer.
+func TestHeldHangs(t *testing.T) {
+	t.Parallel()
+	began := filepath.Join(t.TempDir(), "began")
+	run := startHeld(t, testmod.NewKey(t, "ecdsa:p256"), nil, "AGENT_HANGS="+began)
+	signer := run.dial(t).Pair().Signer
+	signed := make(chan error)
+	go func() {
+		_, err := signer.Sign(nil, sum("1"), crypto.SHA256)
+		signed <- err
+	}()
+	for _, err := os.Stat(began); err != nil; _, err = os.Stat(began) {
+		time.Sleep(time.Millisecond)
+	}
+	if err := run.dial(t).Forget(); err != nil {
+		t.Error(err)
+	}
+	if err := <-signed; err == nil || !strings.Contains(err.Error(), "too late") {
+		t.Errorf("the signature that hung: %v", err)
+	}
+	run.wait(t)
+	if r := run.receipt(t); r.Signatures != 0 || r.Reason != "forgotten" {
 		t.Errorf("receipt is %+v", r)
 	}
 }

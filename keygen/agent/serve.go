@@ -52,6 +52,11 @@ type Options struct {
 	// returns true signs nothing more, and the agent ends.
 	Key *keygen.Pair
 
+	// Ending is called when the agent begins to end, before it waits for signatures that are
+	// under way. It may have them fail after a while, as a token may never answer. It may be
+	// nil.
+	Ending func()
+
 	// Allow judges each signature before it is made; its error goes to the client. The
 	// client says the path of the module, which is empty if the client does not know it.
 	// Several goroutines may call Allow. With nil, everything is allowed.
@@ -361,6 +366,9 @@ func isMissing(err error) bool {
 func (s *server) end(reason string) error {
 	s.ending.Do(func() {
 		defer close(s.ended)
+		if s.Ending != nil {
+			s.Ending()
+		}
 		s.use.Lock()
 		receipt, err := s.receipt(reason)
 		s.key, s.gone = nil, goneSince(receipt)
