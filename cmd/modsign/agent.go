@@ -14,21 +14,25 @@ import (
 func newAgentCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
-		Short: "Manage a kernel build's one-time key",
-		Long: `Show the status of the one-time key of an object tree, destroy the key, or check
-the receipt that it left.
+		Short: "Manage the process that holds a build's key",
+		Long: `Start the key agent of an object tree, show its status, end it, or check the receipt
+that it left.
 
-The key agent is the process that holds the key in its memory. make starts it
-after modsign kbuild enable. The agent signs for its user and for root. It
-destroys the key and ends when it is told to, after make clean, after the allowed
-number of installs, at the end of its lifetime, or when the object tree is gone.`,
-		Example: `  modsign agent status
+The key agent is a process that signs for its user and for root. make starts one after
+modsign kbuild enable, with a one-time key that it makes in its memory. modsign agent
+start starts one that holds a key from elsewhere, such as a token. An agent ends when
+it is told to, at the end of its lifetime, or when the object tree is gone; one with a
+one-time key also after make clean and after the allowed number of installs. The
+one-time key is gone then.`,
+		Example: `  modsign agent start --key 'pkcs11:token=kernel;object=modules' build
+  modsign agent status
   modsign agent forget build
   modsign agent receipt build/.modsign/receipt-0123456789abcdef.json`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u), newAgentServeCommand(u))
+	cmd.AddCommand(newAgentStartCommand(u), newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u),
+		newAgentServeCommand(u))
 	return cmd
 }
 

@@ -23,12 +23,13 @@ type jsonReceipt struct {
 }
 
 func newAgentReceiptCommand(u *ui) *cobra.Command {
+	unsigned := false
 	cmd := &cobra.Command{
 		Use:   "receipt {FILE | DIR} [PATH...]",
-		Short: "Check the receipt of a destroyed one-time key",
+		Short: "Check the receipt that a key agent left",
 		Long: `Check and show the receipt that a key agent left when it ended. FILE is
 .modsign/receipt-*.json in the object tree; for an object tree DIR, receipt takes
-the newest one there. The key signed the receipt as its last act.
+the newest one there. A one-time key signed its receipt as its last act.
 
 With PATH, modules or directories of modules, receipt also checks that the key
 signed exactly these modules and nothing else. It compares the SHA-256 of the list
@@ -36,7 +37,11 @@ of all digests that the key signed.
 
 Compare the certificate's SHA-256 with that of the certificate in the kernel. Only
 the agent can make the receipt of an RSA key. For an ECDSA key, anyone who was
-allowed to use the agent could have made the agent sign a false receipt.`,
+allowed to use the agent could have made the agent sign a false receipt.
+
+Nobody signs the receipt of an agent that held a key from elsewhere (modsign agent
+start): it is a note that proves nothing. Receipt exits with status 4 for it, unless
+--unsigned accepts it.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("no receipt: name its file, or the object tree")
@@ -44,15 +49,16 @@ allowed to use the agent could have made the agent sign a false receipt.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return checkReceipt(cmd.Context(), u, args[0], args[1:])
+			return checkReceipt(cmd.Context(), u, args[0], args[1:], unsigned)
 		},
 	}
+	cmd.Flags().BoolVar(&unsigned, "unsigned", false, "accept the receipt of a key that was kept elsewhere")
 	addJSON(cmd.Flags(), u)
 	return cmd
 }
 
-func checkReceipt(ctx context.Context, u *ui, path string, roots []string) error {
-	r, err := readReceipt(u, path)
+func checkReceipt(ctx context.Context, u *ui, path string, roots []string, unsigned bool) error {
+	r, err := readReceipt(u, path, unsigned)
 	if err != nil {
 		return err
 	}
@@ -67,14 +73,19 @@ func checkReceipt(ctx context.Context, u *ui, path string, roots []string) error
 		return nil
 	}
 	showReceipt(u, r)
-	if len(roots) > 0 {
+	switch {
+	case len(roots) == 0:
+	case r.Kept:
+		u.Note("by this receipt, the agent signed exactly %s, and nothing else", plural(modules, "module"))
+	default:
 		u.Note("the key signed exactly %s, and nothing else", plural(modules, "module"))
 	}
 	return nil
 }
 
-// readReceipt reads and checks a receipt, the newest one if path is an object tree.
-func readReceipt(u *ui, path string) (*agent.Receipt, error) {
+// readReceipt reads and checks a receipt, the newest one if path is an object tree. Unsigned
+// accepts one of a key that was kept elsewhere.
+func readReceipt(u *ui, path string, unsigned bool) (*agent.Receipt, error) {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		tree := path
 		if path, err = agent.NewestReceipt(filepath.Join(tree, kbuildrun.Dir)); errors.Is(err, fs.ErrNotExist) {
@@ -94,7 +105,13 @@ func readReceipt(u *ui, path string) (*agent.Receipt, error) {
 	if err == nil {
 		err = r.Check()
 	}
-	if err != nil {
+	switch {
+	case err == agent.ErrUnsigned && unsigned:
+	case err == agent.ErrUnsigned:
+		return nil, &failure{
+			code: exitRefused, err: errors.New(describe(path, err)), hint: "--unsigned shows it, and proves nothing",
+		}
+	case err != nil:
 		return nil, &failure{code: exitRefused, err: errors.New(describe(path, err))}
 	}
 	return r, nil
@@ -103,6 +120,9 @@ func readReceipt(u *ui, path string) (*agent.Receipt, error) {
 func showReceipt(u *ui, r *agent.Receipt) {
 	field(u, "key", "%s", r.Algorithm)
 	field(u, "certificate", "SHA-256 %s", r.CertificateSHA256)
+	if r.Kept {
+		field(u, "kept", "elsewhere: the key lives on")
+	}
 	field(u, "born", "%s", r.Born.Format(time.RFC3339))
 	field(u, "died", "%s", r.Died.Format(time.RFC3339))
 	field(u, "reason", "%s", r.Reason)
@@ -114,7 +134,9 @@ func showReceipt(u *ui, r *agent.Receipt) {
 	if !r.MemoryHidden {
 		u.Note("%s", memoryOpen)
 	}
-	if strings.HasPrefix(r.Algorithm, "ecdsa:") {
+	if r.Kept {
+		u.Note("receipt is not signed, and anybody can have written it")
+	} else if strings.HasPrefix(r.Algorithm, "ecdsa:") {
 		u.Note("receipt is good, within the limits of an ECDSA key: " +
 			"anyone who was allowed to use the agent could have made it sign another one")
 	} else {

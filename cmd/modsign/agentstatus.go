@@ -52,6 +52,9 @@ func showStatus(u *ui, s agent.Status, name string) {
 	field(u, "pid", "%d", s.PID)
 	field(u, "key", "%s", s.Algorithm)
 	field(u, "certificate", "%q, SHA-256 %s", name, s.Certificate)
+	if s.Kept {
+		field(u, "kept", "elsewhere: the agent holds the key open")
+	}
 	field(u, "born", "%s", s.Born.Format(time.RFC3339))
 	field(u, "ends", "%s at the latest", s.Ends.Format(time.RFC3339))
 	allowed := "any number allowed"

@@ -49,6 +49,7 @@ func thisSystem(u *ui) kbuildrun.System {
 	return kbuildrun.System{
 		Environ: os.Environ(), LookupEnv: os.LookupEnv,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		PIN: buildPIN,
 		LoadKey: func(ctx context.Context, key, cert string) (*keygen.Pair, error) {
 			keepSecrets()
 			return loadKey(ctx, key, cert, keygen.LoadOptions{

@@ -125,6 +125,10 @@ func showKey(tree *kbuild.Tree) string {
 	case key == "":
 		return "none"
 	case keystore.IsURI(key):
+		held := kbuildrun.HeldFor(tree.Objtree, filepath.Join(tree.Objtree, kbuildrun.LinkedCertificate))
+		if held != nil {
+			return keystore.Redact(key) + ", held by modsign agent"
+		}
 		return keystore.Redact(key)
 	case key != kbuild.DefaultKey:
 		return key
@@ -141,5 +145,8 @@ func showKey(tree *kbuild.Tree) string {
 		return "a one-time key: " + err.Error()
 	}
 	defer client.Close()
+	if client.Kept() {
+		return "a one-time key, but the key agent holds a key from elsewhere"
+	}
 	return fmt.Sprintf("a one-time key, %s, held by modsign agent", keygen.KeyName(client.Certificate().PublicKey))
 }

@@ -49,7 +49,9 @@ func keyHint(err error) string {
 	if mendable, ok := errors.AsType[*keyfile.HintError](e); ok {
 		hint = mendable.Hint
 	}
-	if _, ok := errors.AsType[*agent.UnavailableError](e); ok {
+	if gone, ok := errors.AsType[*agent.UnavailableError](e); ok && gone.Kept {
+		hint = "modsign agent start opens the key again"
+	} else if ok {
 		hint = "the next make makes a new key, and links its certificate into the kernel"
 	}
 	return fileInHint.ReplaceAllLiteralString(hint, quote(e.Path))

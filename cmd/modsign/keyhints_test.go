@@ -31,6 +31,8 @@ func TestKeyHints(t *testing.T) {
 			Err: &keyfile.HintError{Err: errors.New("mangled"), Hint: "mend FILE"}},
 		"the next make makes a new key, and links its certificate into the kernel": &keygen.LoadError{Path: "x.pem",
 			Err: fmt.Errorf("gone: %w", &agent.UnavailableError{})},
+		"modsign agent start opens the key again": &keygen.LoadError{Path: "x.pem",
+			Err: fmt.Errorf("gone: %w", &agent.UnavailableError{Kept: true})},
 	} {
 		if got := keyHint(err); got != want {
 			t.Errorf("hint for %v is %q, want %q", err, got, want)

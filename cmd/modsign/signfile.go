@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/kbuildrun"
 	"github.com/modsign/modsign/internal/perjob"
 	"github.com/modsign/modsign/internal/terminal"
 	"github.com/modsign/modsign/keygen"
@@ -164,20 +166,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 		return fmt.Errorf("%s: the destination is the file of the key or certificate, which would be lost", dest)
 	}
 	keepSecrets()
-	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
-	if keystore.IsURI(keyPath) { // about a key's file, the kernel's program says nothing
-		load.Note = func(text string) { warn("%s", terminal.Printable(text)) }
-	}
-	pair, err := loadKey(ctx, keyPath, certPath, load)
-	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
-		// The kernel's program signs with it, so this one has to; but it warns.
-		if perjob.First(os.Getenv("XDG_RUNTIME_DIR"), keyPath) {
-			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
-				terminal.Printable(insecure.Path), insecure.Err, terminal.Printable(keyHint(err)))
-		}
-		load.AllowInsecure = true
-		pair, err = keygen.Load(keyPath, certPath, load)
-	}
+	pair, err := signFileKey(ctx, keyPath, certPath, warn)
 	if err != nil {
 		return err
 	}
@@ -191,4 +180,33 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 		return err
 	}
 	return sign.File(ctx, signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached})
+}
+
+// signFileKey loads the key of sign-file. A build calls it once for each module, with the
+// certificate certs/signing_key.x509 in its object tree: the agent of that tree may have
+// opened a key with a URI once for all of them.
+func signFileKey(
+	ctx context.Context, keyPath, certPath string, warn func(string, ...any),
+) (*keygen.Pair, error) {
+	load := keygen.LoadOptions{Passphrase: buildPIN, KeyOf: agent.KeyOf}
+	if keystore.IsURI(keyPath) {
+		if dir := filepath.Dir(certPath); filepath.Base(dir) == "certs" {
+			if pair := kbuildrun.HeldFor(filepath.Dir(dir), certPath); pair != nil {
+				return pair, nil
+			}
+		}
+		// About a key's file, the kernel's program says nothing.
+		load.Note = func(text string) { warn("%s", terminal.Printable(text)) }
+	}
+	pair, err := loadKey(ctx, keyPath, certPath, load)
+	if insecure, ok := errors.AsType[*keygen.LoadError](err); ok && errors.Is(err, keygen.ErrInsecure) {
+		// The kernel's program signs with it, so this one has to; but it warns.
+		if perjob.First(os.Getenv("XDG_RUNTIME_DIR"), keyPath) {
+			warn("warning: %s: %s (%s, or sign the tree with modsign sign --allow-insecure-key)",
+				terminal.Printable(insecure.Path), insecure.Err, terminal.Printable(keyHint(err)))
+		}
+		load.AllowInsecure = true
+		pair, err = keygen.Load(keyPath, certPath, load)
+	}
+	return pair, err
 }

@@ -279,3 +279,39 @@ func TestPassphraseOnTerminal(t *testing.T) {
 		})
 	}
 }
+
+// TestAgentOnTerminal types the passphrase of a key for an agent to hold, whose process has
+// another session.
+func TestAgentOnTerminal(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, typed string
+		code        int
+		says        string
+	}{
+		{"right", passphrase + "\n", 0, "modsign: the key agent of tree holds "},
+		{"wrong", "donkey\n", 1, "modsign: enc.pem: wrong passphrase"},
+		{"interrupt", "\x03", exitInterrupted, "interrupted"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, term := terminalDir(t), newScreen(t)
+			cmd := term.start(dir, "agent", "start", "-k", "enc.pem", "-c", "cert.pem", "tree")
+			term.await("Passphrase for enc.pem: ")
+			for deadline := time.Now().Add(time.Minute); term.echoes() && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond) // it asks first
+			}
+			term.typed(test.typed)
+			code, echoes, screen := term.end(cmd)
+			if code != test.code || !echoes || !strings.Contains(screen, test.says) {
+				t.Errorf("exit code %d, want %d; the terminal shows %q", code, test.code, screen)
+			}
+			if strings.Contains(screen, strings.TrimSpace(test.typed)) {
+				t.Errorf("the terminal shows what was typed: %q", screen)
+			}
+			forget := modsign(t, "agent", "forget", filepath.Join(dir, "tree"))
+			if started := forget.code == 0; started != (test.code == 0) {
+				t.Errorf("an agent runs: %t; %s", started, forget.stderr)
+			}
+		})
+	}
+}

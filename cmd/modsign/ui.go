@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +52,8 @@ func (u *ui) listen() (context.Context, context.CancelCauseFunc) {
 // it has to account for: their ends are their own affair.
 func beginsAtOnce(cmd *cobra.Command) bool {
 	_, words, _ := strings.Cut(cmd.CommandPath(), " ")
-	return strings.HasPrefix(words, "kbuild ") || words == "agent serve" || words == "agent forget"
+	return strings.HasPrefix(words, "kbuild ") ||
+		slices.Contains([]string{"agent serve", "agent start", "agent forget"}, words)
 }
 
 // exit says what a command ended with and returns the exit code.

@@ -132,12 +132,17 @@ func (k *Key) check(digest []byte, hash crypto.Hash) error {
 	switch key := k.public.(type) {
 	case *rsa.PublicKey:
 		if number >= hashNumbers[crypto.SHA3_224] { // Libgcrypt (seen in 1.10) leaves the identifier of the hash out
-			return fmt.Errorf("gpg-agent makes no valid RSA signatures of %v digests: choose sha256, sha384 or sha512", hash)
+			return &keyfile.HintError{
+				Err:  fmt.Errorf("gpg-agent makes no valid RSA signatures of %v digests", hash),
+				Hint: "--hash sha512, or the shorter sha384 or sha256",
+			}
 		}
 	case *ecdsa.PublicKey:
 		if len(digest) < min(64, (key.Params().BitSize+7)/8) {
-			return fmt.Errorf("gpg-agent signs with ECDSA on %s no digest as short as %v's: choose a longer hash",
-				key.Params().Name, hash)
+			return &keyfile.HintError{
+				Err:  fmt.Errorf("gpg-agent signs with ECDSA on %s no digest as short as %v's", key.Params().Name, hash),
+				Hint: "--hash sha512, or the shortest that is as long as the key",
+			}
 		}
 	}
 	return nil

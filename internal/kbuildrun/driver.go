@@ -151,11 +151,20 @@ func allCertificates(goals []string) bool {
 
 // pack makes a package. Its own make installs modules past the hook, and calls the
 // sign-file of the tree: modsign must be in its place before.
-func (d *Driver) pack(ctx context.Context, goals []string) error {
+func (d *Driver) pack(ctx context.Context, goals []string) (err error) {
 	overrides, err := d.certificate(ctx)
 	if err != nil {
 		return err
 	}
+	release, err := d.holdKey(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if released := release(); err == nil {
+			err = released
+		}
+	}()
 	if !d.idle() {
 		if err := d.make(ctx, []string{"scripts"}, overrides...); err != nil {
 			return err

@@ -19,8 +19,10 @@ type System struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 
-	// LoadKey loads the key in a file, or opens the key with a URI until ctx ends, with the
-	// passphrase of the build. The file of a certificate may be empty.
+	// PIN returns the passphrase of the build.
+	PIN keygen.Passphrase
+	// LoadKey loads the key in a file, or opens the key with a URI until ctx ends, with
+	// that passphrase. The file of a certificate may be empty.
 	LoadKey func(ctx context.Context, key, cert string) (*keygen.Pair, error)
 }
 

@@ -64,6 +64,9 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 	switch {
 	case err == nil:
 		defer client.Close()
+		if client.Kept() {
+			return heldInstead()
+		}
 		status, err := client.Status()
 		if err != nil {
 			return err
@@ -87,6 +90,15 @@ func (d *Driver) oneTimeKey(ctx context.Context, tree *kbuild.Tree) error {
 		return fmt.Errorf("cannot make a one-time key: %w", err)
 	}
 	return client.Close()
+}
+
+// heldInstead is the error where the configuration asks for a one-time key, and the agent
+// holds another key. Somebody has started that agent for something else, and may need it.
+func heldInstead() error {
+	return &HintError{
+		errors.New("the key agent in .modsign holds a key from elsewhere, and the configuration asks for a one-time key"),
+		"modsign agent forget ends the agent; or set CONFIG_MODULE_SIG_KEY to the key that it holds",
+	}
 }
 
 // agent returns the agent that the configuration of the tree asks for.
@@ -166,8 +178,8 @@ func (d *Driver) fit(key *signingKey, path string, tree *kbuild.Tree) (err error
 	return nil
 }
 
-// linkedCertificate is the certificate that Kbuild links into the kernel.
-const linkedCertificate = "certs/signing_key.x509"
+// LinkedCertificate is the certificate that Kbuild links into the kernel.
+const LinkedCertificate = "certs/signing_key.x509"
 
 // loadKey loads the configured key, and returns the name by which errors name it.
 func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, pair *keygen.Pair, err error) {
@@ -178,11 +190,13 @@ func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, p
 		path = Certificate
 		pair, err = d.agentPair()
 	case keystore.IsURI(path):
-		linked := d.path(linkedCertificate)
+		linked := d.path(LinkedCertificate)
 		if !exists(linked) { // the headers of an installed kernel: the store may have it
 			linked = ""
 		}
-		pair, err = d.System.LoadKey(ctx, path, linked)
+		if pair = HeldFor(d.Objtree, linked); pair == nil {
+			pair, err = d.System.LoadKey(ctx, path, linked)
+		}
 		path = keystore.Redact(path)
 	default: // the tree may have been built before modsign was enabled in it
 		if !filepath.IsAbs(path) {
@@ -196,14 +210,34 @@ func (d *Driver) loadKey(ctx context.Context, tree *kbuild.Tree) (path string, p
 	return path, pair, err
 }
 
+// HeldFor returns the key of the certificate in a file, if the agent of an object tree holds
+// that key from elsewhere. Otherwise it is nil. The tree may be another user's: what counts
+// is the certificate, with which the signatures are checked.
+func HeldFor(objtree, cert string) *keygen.Pair {
+	if cert == "" {
+		return nil
+	}
+	certs, err := keygen.LoadCertificates(cert)
+	if err != nil {
+		return nil // said by who needs the certificate
+	}
+	return agent.Held(filepath.Join(objtree, Dir), certs[0])
+}
+
 // agentPair is the key of the agent. The file of the certificate is not loaded as a key:
 // in a tree of another user, it might lead to a key of root's.
 func (d *Driver) agentPair() (*keygen.Pair, error) {
 	client, err := agent.Dial(d.path(Dir))
-	if err == nil {
+	if err != nil {
+		return nil, err
+	}
+	if client.Kept() {
+		err = heldInstead()
+	} else {
 		err = client.Published()
 	}
 	if err != nil {
+		client.Close()
 		return nil, err
 	}
 	return client.Pair(), nil
@@ -211,11 +245,11 @@ func (d *Driver) agentPair() (*keygen.Pair, error) {
 
 // checkLinked checks that a key is the one that the kernel was linked with.
 func (d *Driver) checkLinked(path string, pair *keygen.Pair, tree *kbuild.Tree) error {
-	linked, err := keygen.LoadCertificates(d.path(linkedCertificate))
+	linked, err := keygen.LoadCertificates(d.path(LinkedCertificate))
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err == nil && !linked[0].Equal(pair.Certificate):
-		err := fmt.Errorf("%s is not the key that this kernel was linked with (%s)", path, linkedCertificate)
+		err := fmt.Errorf("%s is not the key that this kernel was linked with (%s)", path, LinkedCertificate)
 		return &HintError{err, "run make, which links the kernel with it, then install again"}
 	case missing && tree.Config.SigKey() == kbuild.DefaultKey: // make clean was here
 		return d.keyGone()
@@ -248,6 +282,10 @@ func (d *Driver) reportInstall() error {
 		return err
 	}
 	defer client.Close()
+	linked, err := keygen.LoadCertificates(d.path(LinkedCertificate))
+	if err == nil && !linked[0].Equal(client.Certificate()) {
+		return nil // likewise
+	}
 	return client.Installed()
 }
 
@@ -263,12 +301,16 @@ func mayHaveKey(objtree string) bool {
 }
 
 // destroyKey destroys the one-time key of an object tree and removes its files, but not
-// its receipt. It reports whether there was a key.
+// its receipt. It reports whether there was a key. It leaves an agent alone that holds a
+// key from elsewhere: a clean tree needs that key again.
 func destroyKey(objtree string) (had bool, err error) {
 	client, err := agent.Dial(filepath.Join(objtree, Dir))
 	switch _, gone := errors.AsType[*agent.UnavailableError](err); {
 	case err == nil:
 		defer client.Close()
+		if client.Kept() {
+			return false, Remove(objtree, HashList)
+		}
 		if err := client.Forget(); err != nil {
 			return true, err
 		}

@@ -10,10 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 )
 
-// An Agent is the key agent that a build needs, in the words of modsign agent serve.
+// An Agent is the key agent that a build needs, in the words of modsign agent serve. With a
+// Key, which has a file or a URI, it holds that key, and makes none.
 type Agent struct {
 	Dir      string // of certificate, socket and receipt
 	Tree     string // the object tree
@@ -23,35 +26,70 @@ type Agent struct {
 	Keep     string
 	Lifetime time.Duration
 	Profile  string // tells one configuration of the key from another
+
+	Key, Cert     string
+	AllowInsecure bool   // accept a key's file that others can read
+	Policy        string // file
 }
 
 // Start starts the agent as another process of this program, which has this environment.
 // It returns when the agent answers. The agent outlives this process.
 func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
 	for _, path := range []*string{&a.Dir, &a.Tree, &a.Genkey} {
 		if *path == "" {
 			continue
 		}
-		if *path, err = filepath.Abs(*path); err != nil {
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
 			return nil, err
 		}
+		*path = absolute
 	}
-	client, err := agent.Start(ctx, &exec.Cmd{
-		Path: program,
-		Args: a.args(),
-		// Where the socket goes, and the settings of Go's runtime; no PIN.
-		Env: slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
-			return !strings.HasPrefix(v, "XDG_RUNTIME_DIR=") && !strings.HasPrefix(v, "GO")
-		}),
-	}, a.Dir)
+	// Where the socket goes, and the settings of Go's runtime; no PIN.
+	cmd, err := a.command(environ, func(v string) bool {
+		return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") || strings.HasPrefix(v, "GO")
+	})
+	if err != nil {
+		return nil, err
+	}
+	client, err := agent.Start(ctx, cmd, a.Dir)
 	if failed, ok := errors.AsType[*agent.StartError](err); ok {
 		return nil, saidBy(failed)
 	}
 	return client, err
+}
+
+// Hold starts an agent that holds a key, and makes its directory. The agent has this
+// environment without the PIN, as tokens and services are configured there; it asks for the
+// passphrase if it needs one. Said is what it says about the key.
+func (a Agent) Hold(
+	ctx context.Context, environ []string, passphrase keygen.Passphrase,
+) (client *agent.Client, said []string, err error) {
+	tree, err := dirfd.Open(a.Tree)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer tree.Close()
+	dir, err := tree.MakeDir(Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir.Close()
+	cmd, err := a.command(environ, func(v string) bool { return !strings.HasPrefix(v, "KBUILD_SIGN_PIN=") })
+	if err != nil {
+		return nil, nil, err
+	}
+	return agent.StartHolding(ctx, cmd, a.Dir, passphrase)
+}
+
+// command is the process of the agent, which gets the variables for which keep is true.
+func (a Agent) command(environ []string, keep func(string) bool) (*exec.Cmd, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	drop := func(v string) bool { return !keep(v) }
+	return &exec.Cmd{Path: program, Args: a.args(), Env: slices.DeleteFunc(slices.Clone(environ), drop)}, nil
 }
 
 // args are the arguments of modsign agent serve. The name is not that of this process,
@@ -60,11 +98,14 @@ func (a Agent) args() []string {
 	args := []string{"modsign", "agent", "serve", "--lifetime", a.Lifetime.String()}
 	for _, flag := range [][2]string{
 		{"--dir", a.Dir}, {"--tree", a.Tree}, {"--key-type", a.KeyType}, {"--hash", a.Hash}, {"--genkey", a.Genkey},
-		{"--keep", a.Keep}, {"--profile", a.Profile},
+		{"--keep", a.Keep}, {"--profile", a.Profile}, {"--key", a.Key}, {"--cert", a.Cert}, {"--policy", a.Policy},
 	} {
 		if flag[1] != "" {
 			args = append(args, flag[:]...)
 		}
+	}
+	if a.AllowInsecure {
+		args = append(args, "--allow-insecure-key")
 	}
 	return args
 }

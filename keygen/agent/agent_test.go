@@ -60,6 +60,9 @@ func agentProcess() {
 	if err := json.Unmarshal([]byte(os.Getenv("AGENT_OPTIONS")), &o); err != nil {
 		panic(err)
 	}
+	if err := holdKey(&o); err != nil {
+		panic(err)
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)
@@ -103,14 +106,23 @@ func agentCommand(t *testing.T, change func(*Options)) (*exec.Cmd, Options) {
 	if change != nil {
 		change(&o)
 	}
-	options, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	options := encodeOptions(o)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = []string{"AGENT_TEST=agent", "AGENT_OPTIONS=" + string(options), "GORACE=atexit_sleep_ms=10",
 		"GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
 	return cmd, o
+}
+
+// encodeOptions is what a process can be told of the options.
+func encodeOptions(o Options) []byte {
+	encoded, err := json.Marshal(struct {
+		Options
+		Key, Allow, Ending *struct{} // these hide the ones of Options
+	}{Options: o})
+	if err != nil {
+		panic(err)
+	}
+	return encoded
 }
 
 // agentRun is an agent's process.
@@ -231,7 +243,7 @@ func sum(data string) []byte {
 	return s[:]
 }
 
-func mustSign(t *testing.T, signer crypto.Signer, digest []byte, h crypto.Hash) {
+func mustSign(t *testing.T, signer crypto.Signer, digest []byte, h crypto.SignerOpts) {
 	t.Helper()
 	if _, err := signer.Sign(nil, digest, h); err != nil {
 		t.Fatal(err)
@@ -472,7 +484,7 @@ func TestEnds(t *testing.T) {
 		checkNoAgent(t, err, "it died without a receipt")
 		// The next one takes its place, and takes its socket away.
 		cmd, _ := agentCommand(t, nil)
-		options, _ := json.Marshal(run.Options)
+		options := encodeOptions(run.Options)
 		cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
 		next := startCommand(t, cmd, run.Options)
 		if sockets, _ := filepath.Glob(filepath.Join(run.RuntimeDir, "*")); len(sockets) != 1 {
@@ -734,7 +746,7 @@ func TestOneAgent(t *testing.T) {
 	t.Parallel()
 	run := startAgent(t, nil)
 	cmd, _ := agentCommand(t, nil)
-	options, _ := json.Marshal(run.Options)
+	options := encodeOptions(run.Options)
 	cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
 	if out, err := cmd.CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "a key agent already serves this directory") {
@@ -861,7 +873,7 @@ func FuzzRequests(f *testing.F) {
 				t.Errorf("answer %q: %v", line, err)
 			}
 		}
-		_, err = s.sign("sha256", sum("x"))
+		_, err = s.sign(wireRequest{Hash: "sha256", Digest: sum("x")})
 		select {
 		case <-s.ended:
 			if err != errGone {

@@ -30,6 +30,7 @@ type UnavailableError struct {
 	Dir    string
 	Reason string
 	Began  bool // there was an agent, or there is one that does not answer this user
+	Kept   bool // it held a key from elsewhere, which another agent can hold
 }
 
 func (e *UnavailableError) Error() string {
@@ -45,8 +46,11 @@ type Client struct {
 	socket string
 	cert   *x509.Certificate
 	batch  int         // how many signatures the agent makes in the time of one, or 0
+	kept   bool        // the key is not a one-time key
+	paths  bool        // the agent wants to know the paths of modules
 	unfit  error       // why its key must not sign
 	proven atomic.Bool // a signature has shown that it has the certificate's key
+	doubts atomic.Bool // it belongs to another user than this one and root: each signature has to show it
 
 	calls chan struct{}    // holds one for each request under way
 	idle  chan *clientConn // has room for the connections of all of them
@@ -91,7 +95,7 @@ func Dial(dir string) (*Client, error) {
 		a.Close()
 		return nil, err
 	}
-	a.batch = response.Batch
+	a.batch, a.kept, a.paths = response.Batch, response.Kept, response.Paths
 	a.calls = make(chan struct{}, width(runtime.GOMAXPROCS(0), a.batch, dirfd.MaxOpen()))
 	published, err := publishedCertificate(dir)
 	if err != nil {
@@ -164,7 +168,7 @@ func noAgent(dir string) error {
 	case err != nil:
 		return none(true, "it left a receipt that is not to be trusted: %v", err)
 	}
-	return none(true, "%s", goneSince(receipt.Reason, receipt.Died))
+	return &UnavailableError{Dir: dir, Began: true, Kept: receipt.Kept, Reason: goneSince(receipt)}
 }
 
 // newestReceipt returns the name of the receipt that was written last, or "".
@@ -237,8 +241,12 @@ func (a *Client) dial(timeout time.Duration) (*clientConn, error) {
 	owner, err := os.Stat(a.dir)
 	if err == nil {
 		var uid int
-		if uid, err = peerUID(conn); err == nil && uid != 0 && uid != os.Geteuid() &&
-			uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
+		uid, err = peerUID(conn)
+		stranger := uid != 0 && uid != os.Geteuid()
+		if stranger {
+			a.doubts.Store(true)
+		}
+		if err == nil && stranger && uid != int(owner.Sys().(*syscall.Stat_t).Uid) {
 			err = &UnavailableError{Dir: a.dir, Began: true,
 				Reason: fmt.Sprintf("the process that answers belongs to uid %d, which is neither the directory's owner nor root",
 					uid)}
@@ -301,7 +309,7 @@ func (a *Client) call(request wireRequest) (response wireResponse, err error) {
 		drop()
 		return wireResponse{}, fmt.Errorf("key agent in %s: %w", a.dir, err)
 	case response.Gone || a.cert == nil && response.Error != "":
-		return wireResponse{}, &UnavailableError{Dir: a.dir, Began: true, Reason: response.Error}
+		return wireResponse{}, &UnavailableError{Dir: a.dir, Began: true, Kept: response.Kept, Reason: response.Error}
 	case response.Error != "":
 		return wireResponse{}, fmt.Errorf("key agent in %s: %s", a.dir, response.Error)
 	}
@@ -354,14 +362,18 @@ func (c *clientConn) roundTrip(request wireRequest) (response wireResponse, err 
 // Certificate returns the certificate of the agent's key.
 func (a *Client) Certificate() *x509.Certificate { return a.cert }
 
+// Kept reports whether the agent's key is not a one-time key, but is kept elsewhere.
+func (a *Client) Kept() bool { return a.kept }
+
 // Published returns an error unless certificate.pem in the agent's directory is the
 // certificate of its key.
 func (a *Client) Published() error { return a.unfit }
 
 // Pair returns the certificate with a Signer that asks the agent. The Signer makes the
 // signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. It checks the first one with
-// the certificate, which shows that the agent has the key, and signs nothing when
-// [Client.Published] returns an error. Its error is an [*UnavailableError] when the agent
+// the certificate, which shows that the agent has the key, and every one if the agent runs
+// as another user than this one and root. It signs nothing when [Client.Published] returns an
+// error. Its error is an [*UnavailableError] when the agent
 // has ended.
 func (a *Client) Pair() *keygen.Pair { return &keygen.Pair{Signer: remoteKey{a}, Certificate: a.cert} }
 
@@ -380,11 +392,15 @@ func (s remoteKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		return nil, errors.New("key agent makes no RSA-PSS signatures")
 	}
 	h := opts.HashFunc()
-	response, err := s.agent.call(wireRequest{Op: "sign", Hash: cms.HashName(h), Digest: digest})
+	request := wireRequest{Op: "sign", Hash: cms.HashName(h), Digest: digest}
+	if module, ok := opts.(interface{ Module() (string, int64) }); ok && s.agent.paths {
+		request.Path, request.Size = module.Module()
+	}
+	response, err := s.agent.call(request)
 	if err != nil {
 		return nil, err
 	}
-	if !s.agent.proven.Load() {
+	if !s.agent.proven.Load() || s.agent.doubts.Load() {
 		if !cms.Verifies(s.agent.cert.PublicKey, h, digest, response.Signature) {
 			return nil, fmt.Errorf("key agent in %s made a signature that is not its certificate's", s.agent.dir)
 		}
@@ -451,4 +467,22 @@ func KeyOf(path string, cert *x509.Certificate) (crypto.Signer, error) {
 	}
 	agent.unfit = nil
 	return remoteKey{agent}, nil
+}
+
+// Held returns the key of a certificate if the agent in dir holds that key from elsewhere.
+// It returns nil where no such agent answers: the caller opens the key itself. The
+// directory may be another user's: only an agent of its owner, of root or of this user
+// counts, and the Signer checks a signature with the certificate as that of
+// [Client.Pair] does.
+func Held(dir string, cert *x509.Certificate) *keygen.Pair {
+	agent, err := Dial(dir)
+	if err != nil {
+		return nil
+	}
+	if !agent.kept || !agent.cert.Equal(cert) {
+		agent.Close()
+		return nil
+	}
+	agent.unfit = nil // certificate.pem does not matter here
+	return agent.Pair()
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"crypto"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -119,7 +118,7 @@ func TestBlockedName(t *testing.T) {
 			cmd, o := agentCommand(t, func(o *Options) { o.RuntimeDir = "" })
 			if dir != "" {
 				o.Tree, o.Dir = filepath.Dir(dir), dir
-				options, _ := json.Marshal(o)
+				options := encodeOptions(o)
 				cmd.Env[1] = "AGENT_OPTIONS=" + string(options)
 			}
 			for _, dir := range []string{o.Tree, o.Dir} {

@@ -25,6 +25,10 @@ import (
 // A Receipt is what a key agent leaves of its key: when it lived, what it signed,
 // and that it is gone.
 //
+// The receipt of an agent that held a key from elsewhere has Kept, and no signature: that
+// key lives on, and signs modules alone. Such a receipt is a note, and proves nothing. What
+// follows is about one-time keys.
+//
 // The file is JSON, UTF-8, indented by two spaces, with the members in the order
 // of the fields here and a newline at the end. Its last but one line is the
 // signature. What is signed are the bytes of the file before that line (head -n -2):
@@ -39,7 +43,7 @@ import (
 // No signature proves that the key was not copied before it was destroyed: for that,
 // the agent's program and its machine must be trusted.
 type Receipt struct {
-	Version           int       `json:"version"`            // 2
+	Version           int       `json:"version"`            // 2; 3 with Kept
 	Certificate       string    `json:"certificate"`        // one PEM block
 	CertificateSHA256 string    `json:"certificate_sha256"` // of its DER, hexadecimal
 	Algorithm         string    `json:"algorithm"`          // as Algorithm.String has it
@@ -51,12 +55,21 @@ type Receipt struct {
 	Installs          int       `json:"installs"`           // how many were reported
 	MemoryLocked      bool      `json:"memory_locked"`      // whether it was kept out of swap
 	MemoryHidden      bool      `json:"memory_hidden"`      // as in Status; not in version 1
-	Signature         []byte    `json:"signature"`          // base64
+	Kept              bool      `json:"kept,omitempty"`     // the key was kept elsewhere and lives on
+	Signature         []byte    `json:"signature"`          // base64; null with Kept
 }
 
-// receiptVersion is what is written. Version 1, which does not have MemoryHidden, is
-// read too.
-const receiptVersion = 2
+// receiptVersion is what is written for one-time keys. Version 1, which does not have
+// MemoryHidden, is read too. A program that knows versions 1 and 2 alone says so about the
+// receipt of a key that was kept elsewhere, which has keptVersion.
+const (
+	receiptVersion = 2
+	keptVersion    = 3
+)
+
+// ErrUnsigned reports the receipt of a key that was kept elsewhere. Anybody can have
+// written it.
+var ErrUnsigned = errors.New("receipt is not signed: its key was kept elsewhere and lives on")
 
 // maxReceiptSize is well above the largest certificate in base64.
 const maxReceiptSize = 256 << 10
@@ -77,8 +90,11 @@ func ReadReceipt(r io.Reader) (*Receipt, error) {
 	if err := json.Unmarshal(data, receipt); err != nil {
 		return nil, errors.New("not the receipt of a key agent") // the error may quote the file, which may be any
 	}
-	if receipt.Version < 1 || receipt.Version > receiptVersion {
-		return nil, fmt.Errorf("receipt of version %d: this program knows versions 1 to %d", receipt.Version, receiptVersion)
+	if receipt.Version < 1 || receipt.Version > keptVersion {
+		return nil, fmt.Errorf("receipt of version %d: this program knows versions 1 to %d", receipt.Version, keptVersion)
+	}
+	if receipt.Kept != (receipt.Version == keptVersion) {
+		return nil, fmt.Errorf("receipt of version %d has the wrong members: it was edited", receipt.Version)
 	}
 	if receipt.Version == 1 && receipt.MemoryHidden {
 		return nil, errors.New("receipt of version 1 has a member of version 2: it was edited")
@@ -139,7 +155,8 @@ func (r *Receipt) sign(key crypto.Signer) error {
 
 // Check returns an error unless the receipt is consistent and signed by the key of
 // the certificate in it. The caller has to compare it with the
-// certificate that the kernel trusts.
+// certificate that the kernel trusts. For a consistent receipt with Kept, the error is
+// [ErrUnsigned].
 func (r *Receipt) Check() error {
 	cert, err := r.X509()
 	if err != nil {
@@ -150,6 +167,12 @@ func (r *Receipt) Check() error {
 	}
 	if name := keygen.KeyName(cert.PublicKey); r.Algorithm != name {
 		return fmt.Errorf("receipt is of another kind of key than the certificate in it, which has %s", name)
+	}
+	if r.Kept {
+		if r.Signature != nil {
+			return errors.New("receipt of a key that was kept elsewhere has a signature: it was edited")
+		}
+		return ErrUnsigned
 	}
 	digest, err := r.digest()
 	if err != nil {
@@ -190,7 +213,8 @@ func (r *Receipt) write(dir *dirfd.Dir, name string) error {
 	return atomicfile.WriteIn(dir, name, data, 0o644, true)
 }
 
-// checkedReceipt reads a receipt and checks it.
+// checkedReceipt reads a receipt and checks it. One without a signature is good enough for
+// a message.
 func checkedReceipt(dir *dirfd.Dir, name string) (*Receipt, error) {
 	data, err := dir.ReadFile(name, maxReceiptSize)
 	if err != nil {
@@ -200,7 +224,7 @@ func checkedReceipt(dir *dirfd.Dir, name string) (*Receipt, error) {
 	if err == nil {
 		err = r.Check()
 	}
-	if err != nil {
+	if err != nil && err != ErrUnsigned {
 		return nil, fmt.Errorf("%s: %w", dir.Path(name), err)
 	}
 	return r, nil

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -22,7 +23,8 @@ import (
 // The protocol, on a stream socket: the client writes a request, the agent its
 // response, each one JSON object on a line; then the next.
 //
-//	{"op":"certificate"}                               {"certificate":"<base64 of the DER>","batch":8}
+//	{"op":"certificate"}                               {"certificate":"<base64 of the DER>","batch":8,
+//	                                                    "kept":true,"paths":true}
 //	{"op":"sign","hash":"sha512","digest":"<base64>"}  {"signature":"<base64>"}
 //	{"op":"status"}                                    {"status":{...}}
 //	{"op":"installed"}                                 {}
@@ -30,7 +32,10 @@ import (
 //	whatever fails                                     {"error":"..."}, with "gone":true when the key is
 //
 // A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The batch is how many signatures the
-// agent makes in the time of one, if that is more than one. The agent hangs up after a line
+// agent makes in the time of one, if that is more than one. Of a key that is not a one-time
+// key the agent says that it is kept elsewhere. An agent that holds such a key, or judges
+// modules, says that it wants their paths: then a request to sign has the members "path" and "size", which agents
+// that do not say so may refuse. The agent hangs up after a line
 // that is not a request, and on a client that is silent for a minute, or for less when
 // others need its place. A request that it began to process gets an answer. If an agent
 // that lives on hangs up without one, it did nothing, and the client sends the request
@@ -39,6 +44,8 @@ type wireRequest struct {
 	Op     string `json:"op"`
 	Hash   string `json:"hash,omitempty"`
 	Digest []byte `json:"digest,omitempty"`
+	Path   string `json:"path,omitempty"` // of the module, as the client tells it
+	Size   int64  `json:"size,omitempty"` // of its payload
 }
 
 type wireResponse struct {
@@ -46,12 +53,14 @@ type wireResponse struct {
 	Gone        bool    `json:"gone,omitempty"`
 	Certificate []byte  `json:"certificate,omitempty"`
 	Batch       int     `json:"batch,omitempty"`
+	Kept        bool    `json:"kept,omitempty"` // also with Gone
+	Paths       bool    `json:"paths,omitempty"`
 	Signature   []byte  `json:"signature,omitempty"`
 	Status      *Status `json:"status,omitempty"`
 }
 
 const (
-	maxRequest     = 4096
+	maxRequest     = 32 << 10  // a path of 4095 bytes in JSON's escapes
 	maxResponse    = 256 << 10 // a certificate of 64 KiB in base64
 	maxConnections = 256
 	idleTimeout    = time.Minute
@@ -153,15 +162,16 @@ func decodeStrict(data []byte, v any) error {
 }
 
 // errGone answers requests that come after the end.
-var errGone = errors.New("the one-time key is gone")
+var errGone = errors.New("the key is gone")
 
 func (s *server) answer(request wireRequest) (response wireResponse) {
 	var err error
 	switch request.Op {
 	case "certificate":
-		response.Certificate, response.Batch = s.cert.Raw, s.batch
+		response = wireResponse{Certificate: s.cert.Raw, Batch: s.batch, Kept: s.kept()}
+		response.Paths = s.kept() || s.Allow != nil
 	case "sign":
-		response.Signature, err = s.sign(request.Hash, request.Digest)
+		response.Signature, err = s.sign(request)
 	case "status":
 		response.Status, err = s.status()
 	case "installed":
@@ -173,34 +183,68 @@ func (s *server) answer(request wireRequest) (response wireResponse) {
 	}
 	switch {
 	case err == errGone:
-		return wireResponse{Error: s.gone, Gone: true} // nobody writes it any more
+		return wireResponse{Error: s.gone, Gone: true, Kept: s.kept()} // nobody writes it any more
 	case err != nil:
 		return wireResponse{Error: err.Error()}
 	}
 	return response
 }
 
-func (s *server) sign(name string, digest []byte) ([]byte, error) {
-	h, err := cms.HashByName(name)
-	if err != nil || cms.HashName(h) != name {
-		return nil, fmt.Errorf("unknown hash %.20q", name)
+func (s *server) sign(r wireRequest) ([]byte, error) {
+	h, err := cms.HashByName(r.Hash)
+	if err != nil || cms.HashName(h) != r.Hash {
+		return nil, fmt.Errorf("unknown hash %.20q", r.Hash)
 	}
-	if len(digest) != h.Size() {
-		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), name, h.Size())
+	if len(r.Digest) != h.Size() {
+		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(r.Digest), r.Hash, h.Size())
 	}
+	signature, err := s.signAllowed(subject{h, r.Path, r.Size}, r.Digest)
+	if isLost(err) {
+		s.end(fmt.Sprintf("the key is lost: %v", err)) // an error of it is Serve's
+		return nil, errGone
+	}
+	return signature, err
+}
+
+// isLost reports whether a key signs nothing more.
+func isLost(err error) bool {
+	lost, ok := errors.AsType[interface {
+		error
+		Lost() bool
+	}](err)
+	return ok && lost.Lost()
+}
+
+// subject tells a held key which module a signature is for, as sign.Subject does.
+type subject struct {
+	hash crypto.Hash
+	path string
+	size int64
+}
+
+func (s subject) HashFunc() crypto.Hash             { return s.hash }
+func (s subject) Module() (path string, size int64) { return s.path, s.size }
+
+// signAllowed signs and counts what Allow does not refuse.
+func (s *server) signAllowed(module subject, digest []byte) ([]byte, error) {
 	s.use.RLock()
 	defer s.use.RUnlock()
 	if s.key == nil {
 		return nil, errGone
 	}
-	signature, err := s.key.Sign(rand.Reader, digest, h)
+	if s.Allow != nil {
+		if err := s.Allow(module.path, module.hash, digest); err != nil {
+			return nil, err
+		}
+	}
+	signature, err := s.key.Sign(rand.Reader, digest, module)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.signatures++
-	s.digests.Add(h, digest)
+	s.digests.Add(module.hash, digest)
 	return signature, nil
 }
 
@@ -224,6 +268,7 @@ func (s *server) status() (*Status, error) {
 		Signatures:      s.signatures,
 		MemoryLocked:    s.locked,
 		MemoryHidden:    undump.FromStart(),
+		Kept:            s.kept(),
 		Warning:         s.warning,
 	}, nil
 }

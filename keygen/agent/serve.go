@@ -1,5 +1,5 @@
-// Package agent keeps a one-time key in the memory of a process of its own, the key
-// agent.
+// Package agent keeps a key in a process of its own, the key agent: a one-time key, which
+// the agent makes in its memory, or a key from elsewhere, which it holds open.
 //
 // Begin with [Dial], which reaches the agent of a directory: the [Client] has the
 // certificate and signs with the key. [Start] starts the process of an agent, and
@@ -8,7 +8,7 @@
 // Only the certificate is ever in a file. The agent signs for its user and for root, over
 // a Unix socket. It ends when [Client.Forget] says so, after the allowed number of
 // installs, at the end of its lifetime, or when its directory is gone, and leaves a
-// [Receipt] that the key signed as its last act. The package does not promise to wipe
+// [Receipt], which a one-time key signs as its last act. The package does not promise to wipe
 // memory, which Go's crypto packages do not offer: the key is gone when the process is.
 package agent
 
@@ -44,8 +44,23 @@ const (
 
 // Options describe an agent: its key, its place and its end.
 type Options struct {
-	Algorithm keygen.Algorithm
-	Template  keygen.Template // of the certificate
+	Algorithm keygen.Algorithm // of the one-time key
+	Template  keygen.Template  // of its certificate
+
+	// Key is an open key for the agent to hold, instead of a one-time key. Serve closes it
+	// at the end, and also if it fails. A Signer whose errors have a method Lost() bool that
+	// returns true signs nothing more, and the agent ends.
+	Key *keygen.Pair
+
+	// Ending is called when the agent begins to end, before it waits for signatures that are
+	// under way. It may have them fail after a while, as a token may never answer. It may be
+	// nil.
+	Ending func()
+
+	// Allow judges each signature before it is made; its error goes to the client. The
+	// client says the path of the module, which is empty if the client does not know it.
+	// Several goroutines may call Allow. With nil, everything is allowed.
+	Allow func(path string, hash crypto.Hash, digest []byte) error
 
 	Dir  string // gets certificate.pem, agent.sock and, at the end, receipt-*.json
 	Tree string // the directory whose removal ends the agent
@@ -73,6 +88,7 @@ type Status struct {
 	Signatures      int       `json:"signatures"`
 	MemoryLocked    bool      `json:"memory_locked"`
 	MemoryHidden    bool      `json:"memory_hidden"`     // from its user's other processes, since its first instruction
+	Kept            bool      `json:"kept,omitempty"`    // the key is not a one-time key: it is kept elsewhere
 	Warning         string    `json:"warning,omitempty"` // swap may get to see the key, or it made a wrong signature
 }
 
@@ -113,13 +129,14 @@ type server struct {
 }
 
 // Serve makes a one-time key and its certificate, keeps the key in the memory of this
-// process, and returns when the agent has ended. The process must have no other
+// process, and returns when the agent has ended. With [Options].Key, it holds that key. The process must have no other
 // purpose and exit then: Serve makes it undumpable, which [Hide] does earlier, and leaves
 // connections open without an answer. Serve calls ready once, when the agent answers; if
 // ready fails, Serve ends the agent and returns that error.
 //
 // The agent ends at the first of: [Client.Forget], the last of the allowed installs, the
-// end of its lifetime, the loss of Tree, Dir, agent.sock or the socket, the end of ctx.
+// end of its lifetime, the loss of Tree, Dir, agent.sock or the socket, a held key that is
+// lost, the end of ctx.
 // It looks at the clock and the directories every second. At its end it leaves its
 // [Receipt] in Dir, unless that is gone, as
 // receipt-<first 16 digits of the certificate's SHA-256>.json.
@@ -127,6 +144,9 @@ type server struct {
 // The agent answers this user and root alone (SO_PEERCRED). Serve fails with [ErrServed]
 // when another agent serves Dir.
 func Serve(ctx context.Context, o Options, ready func() error) error {
+	if o.Key != nil {
+		defer o.Key.Close() // nobody is there any more to hear of an error
+	}
 	if o.Lifetime <= 0 || o.Installs < 0 {
 		return fmt.Errorf(
 			"key agent with a lifetime of %v and %d installs: the lifetime has to be positive, and the installs not "+
@@ -145,7 +165,7 @@ func Serve(ctx context.Context, o Options, ready func() error) error {
 	if s.locked, s.warning, err = hideMemory(); err != nil {
 		return err
 	}
-	if err := s.makeKey(); err != nil {
+	if err := s.takeKey(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -165,20 +185,28 @@ func Serve(ctx context.Context, o Options, ready func() error) error {
 	return s.endErr
 }
 
-func (s *server) makeKey() error {
-	pair, err := keygen.Generate(s.Algorithm, s.Template)
-	if err != nil {
-		return err
+// takeKey makes the one-time key, or takes the key that the agent holds.
+func (s *server) takeKey() error {
+	if s.kept() {
+		s.key, s.cert = s.Key.Signer, s.Key.Certificate
+	} else {
+		pair, err := keygen.Generate(s.Algorithm, s.Template)
+		if err != nil {
+			return err
+		}
+		// Requests that come in at the same time share a batch.
+		s.key, s.cert = rsabatch.Signer(pair.Signer, s.warn), pair.Certificate
 	}
-	// Requests that come in at the same time share a batch.
-	s.key, s.cert = rsabatch.Signer(pair.Signer, s.warn), pair.Certificate
-	if key, ok := s.key.(*rsabatch.Key); ok {
+	if key, ok := s.key.(interface{ BatchSize() int }); ok && key.BatchSize() > 1 {
 		s.batch = key.BatchSize()
 	}
 	s.born = time.Now().UTC().Truncate(time.Second)
 	s.deadline = sinceBoot() + s.Lifetime
 	return nil
 }
+
+// kept reports whether the key is from elsewhere and outlives the agent.
+func (s *server) kept() bool { return s.Key != nil }
 
 // warn adds to the warning of the status.
 func (s *server) warn(text string) {
@@ -338,9 +366,12 @@ func isMissing(err error) bool {
 func (s *server) end(reason string) error {
 	s.ending.Do(func() {
 		defer close(s.ended)
+		if s.Ending != nil {
+			s.Ending()
+		}
 		s.use.Lock()
 		receipt, err := s.receipt(reason)
-		s.key, s.gone = nil, goneSince(reason, receipt.Died)
+		s.key, s.gone = nil, goneSince(receipt)
 		s.use.Unlock()
 
 		if err == nil {
@@ -371,12 +402,17 @@ func (s *server) leave(receipt *Receipt) error {
 	return err
 }
 
-// goneSince is the message about a key that is gone.
-func goneSince(reason string, died time.Time) string {
-	return fmt.Sprintf("the one-time key is gone: %s at %s", reason, died.Format(time.RFC3339))
+// goneSince is the message about an agent that has ended.
+func goneSince(r *Receipt) string {
+	what := "the one-time key is gone"
+	if r.Kept {
+		what = "the agent that held the key has ended"
+	}
+	return fmt.Sprintf("%s: %s at %s", what, r.Reason, r.Died.Format(time.RFC3339))
 }
 
-// receipt makes the receipt, with the last signature of the key.
+// receipt makes the receipt, with the last signature of a one-time key. A key that lives on
+// signs modules alone.
 func (s *server) receipt(reason string) (*Receipt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -393,6 +429,10 @@ func (s *server) receipt(reason string) (*Receipt, error) {
 		Installs:          s.installs,
 		MemoryLocked:      s.locked,
 		MemoryHidden:      undump.FromStart(),
+	}
+	if s.kept() {
+		r.Version, r.Kept = keptVersion, true
+		return r, nil
 	}
 	return r, r.sign(s.key)
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,10 +12,15 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/keygen"
 )
 
-// readyLine is what the process of an agent writes when it answers.
-const readyLine = "ready"
+// What the process of an agent writes when it answers, and when its key has a passphrase.
+const (
+	readyLine      = "ready"
+	passphraseLine = "modsign agent asks for a passphrase"
+)
 
 // StartError reports that the process of an agent ended before the agent answered.
 type StartError struct {
@@ -37,38 +43,103 @@ func (e *StartError) Error() string {
 // Start uses the Path, Args and Env of cmd and sets the rest. When ctx ends first, Start
 // terminates the process, waits for its end and returns the cause.
 func Start(ctx context.Context, cmd *exec.Cmd, dir string) (*Client, error) {
+	cmd.Dir, cmd.Stdin = "/", nil
+	client, _, err := start(ctx, cmd, dir, nil)
+	return client, err
+}
+
+// StartHolding is [Start] for an agent that holds a key from elsewhere. The process opens
+// the key itself, as an open key cannot be handed over. If it calls [AskPassphrase],
+// StartHolding calls passphrase, once. The process begins in the working directory of this
+// one, and Detach leaves it. Said are the lines that it wrote before the agent answered.
+func StartHolding(
+	ctx context.Context, cmd *exec.Cmd, dir string, passphrase keygen.Passphrase,
+) (client *Client, said []string, err error) {
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirs.Close()
+	defer ours.Close()
+	cmd.Dir, cmd.Stdin = "", theirs
+	return start(ctx, cmd, dir, func() error {
+		defer ours.Close() // it asks once
+		secret, err := passphrase()
+		if errors.Is(err, keygen.ErrNoPassphrase) {
+			return nil // it says so of the key
+		}
+		if err == nil {
+			_, err = ours.Write(append([]byte{passphraseFollows}, secret...))
+		}
+		return err
+	})
+}
+
+// start starts a process, and calls answer when it asks for a passphrase.
+func start(ctx context.Context, cmd *exec.Cmd, dir string, answer func() error) (*Client, []string, error) {
 	said, says, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer said.Close()
-	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = "/", nil, says, says
+	cmd.Stdout, cmd.Stderr = says, says
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	says.Close()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ended := make(chan struct{})
 	go func() {
 		cmd.Wait() // so that it leaves no zombie if it ends before this process
 		close(ended)
 	}()
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	terminate := func() { cmd.Process.Signal(syscall.SIGTERM) }
+	stop := context.AfterFunc(ctx, terminate)
 	defer stop()
 
 	failure := new(StartError)
 	for lines := bufio.NewScanner(said); lines.Scan(); {
-		if lines.Text() == readyLine && stop() { // otherwise it has been told to end
-			return Dial(dir)
+		switch {
+		case lines.Text() == readyLine && stop(): // otherwise it has been told to end
+			client, err := Dial(dir)
+			return client, failure.Output, err
+		case lines.Text() == passphraseLine && answer != nil:
+			if err := answer(); err != nil {
+				terminate()
+				<-ended
+				return nil, nil, err
+			}
+		default:
+			failure.Output = append(failure.Output, lines.Text())
 		}
-		failure.Output = append(failure.Output, lines.Text())
 	}
 	if ctx.Err() != nil {
 		<-ended // it has its socket to remove
-		return nil, context.Cause(ctx)
+		return nil, nil, context.Cause(ctx)
 	}
-	return nil, failure
+	return nil, nil, failure
+}
+
+// passphraseFollows is the first byte of the answer to passphraseLine. An empty answer is
+// none.
+const passphraseFollows = '='
+
+// AskPassphrase asks the process that called [StartHolding] for the passphrase of the key,
+// over the standard output and input of this process. It is a [keygen.Passphrase] with its
+// arguments bound.
+func AskPassphrase(stdout io.Writer, stdin io.Reader) ([]byte, error) {
+	if _, err := fmt.Fprintln(stdout, passphraseLine); err != nil {
+		return nil, err
+	}
+	answer, err := io.ReadAll(stdin)
+	if err != nil {
+		return nil, err
+	}
+	if len(answer) == 0 {
+		return nil, keygen.ErrNoPassphrase
+	}
+	return answer[1:], nil
 }
 
 // CloseInherited closes the descriptors above 2 that this process inherited: all that
@@ -92,7 +163,8 @@ func CloseInherited() error {
 }
 
 // Detach tells [Start], over the standard output of this process, that the agent
-// answers, and then replaces standard input, output and error with /dev/null.
+// answers, then replaces standard input, output and error with /dev/null, and leaves the
+// working directory.
 func Detach(stdout io.Writer) error {
 	if _, err := fmt.Fprintln(stdout, readyLine); err != nil {
 		return err
@@ -102,6 +174,9 @@ func Detach(stdout io.Writer) error {
 		return err
 	}
 	defer null.Close()
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
 	for fd := range 3 {
 		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("cannot replace descriptor %d with %s: %w", fd, os.DevNull, err)
