@@ -21,6 +21,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 	"unicode"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -68,7 +70,13 @@ type Key struct {
 	uri    string            // or the path of its file
 	cert   *x509.Certificate // nil for a key that is being made
 	public crypto.PublicKey
+
+	slow     func() // tells, once, that the store does not answer; nil if it tells itself
+	patience time.Duration
 }
+
+// patience is how long people wait before they are told for what: a token may want a finger.
+const patience = 10 * time.Second
 
 // storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
 // PKCS #1 v1.5, or ECDSA's as a SEQUENCE of r and s, which the caller checks. Several
@@ -84,13 +92,14 @@ type store struct {
 	scheme string
 	usage  string // the form of its URIs
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
+	tells  bool // that it waits
 }
 
 var stores = []store{
-	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11},
-	{"exec", "exec:PROGRAM", openProgram},
-	{"vault", "vault:MOUNT/KEY", openVault},
-	{"gpg", "gpg:KEYGRIP", openGPG},
+	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11, false},
+	{"exec", "exec:PROGRAM", openProgram, true},
+	{"vault", "vault:MOUNT/KEY", openVault, false},
+	{"gpg", "gpg:KEYGRIP", openGPG, false},
 }
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
@@ -128,8 +137,19 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	if o.LookupEnv == nil {
 		o.LookupEnv = func(string) (string, bool) { return "", false }
 	}
-	k := &Key{uri: Redact(uri), cert: o.Certificate}
+	k := &Key{uri: Redact(uri), cert: o.Certificate, patience: patience}
+	if !s.tells {
+		k.slow = sync.OnceFunc(func() { o.Note(k.uri + ": no answer yet: waiting") })
+	}
+	stop := k.await()
+	if ask := o.PIN; ask != nil {
+		o.PIN = func() ([]byte, error) {
+			stop() // it is for people that the store waits now
+			return ask()
+		}
+	}
 	stored, err := s.open(ctx, uri, o)
+	stop()
 	if err != nil {
 		return nil, k.named(err)
 	}
@@ -142,6 +162,15 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 		return nil, k.named(err)
 	}
 	return k, nil
+}
+
+// await tells that the store does not answer, unless the result is called soon.
+func (k *Key) await() (stop func()) {
+	if k.slow == nil {
+		return func() {}
+	}
+	timer := time.AfterFunc(k.patience, k.slow)
+	return func() { timer.Stop() }
 }
 
 // check checks that there is a certificate, and that it is the key's.
@@ -236,7 +265,9 @@ func (k *Key) BatchSize() int {
 // Sign signs a digest, as RSA PKCS #1 v1.5 or ECDSA, and checks the signature. Opts may
 // tell the store about the module, too, as sign.Subject does. The random reader is ignored.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	stop := k.await()
 	signature, err := k.store.Sign(nil, digest, opts)
+	stop()
 	if err == nil && !cms.Verifies(k.public, opts.HashFunc(), digest, signature) {
 		err = ErrWrong
 	}

@@ -1,8 +1,14 @@
 package keystore
 
 import (
+	"crypto"
+	"crypto/sha256"
+	"io"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 func TestRedact(t *testing.T) {
@@ -53,4 +59,34 @@ func FuzzRedact(f *testing.F) {
 			}
 		}
 	})
+}
+
+// sleepy is a store that signs when it is woken.
+type sleepy struct {
+	crypto.Signer
+	awake chan struct{}
+}
+
+func (s sleepy) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	<-s.awake
+	return s.Signer.Sign(rand, digest, opts)
+}
+
+func (s sleepy) Close() error { return nil }
+
+// TestAwait waits for a store that says nothing until somebody has said so.
+func TestAwait(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "ecdsa:p256")
+	awake := make(chan struct{})
+	k := &Key{
+		store: sleepy{key.Private, awake}, cert: key.Certificate, public: key.Private.Public(), patience: 1,
+		slow: sync.OnceFunc(func() { close(awake) }), // a second remark would panic
+	}
+	digest := sha256.Sum256(nil)
+	for range 3 {
+		if _, err := k.Sign(nil, digest[:], crypto.SHA256); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
