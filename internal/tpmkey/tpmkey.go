@@ -17,16 +17,16 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/modsign/modsign/internal/keyfile"
 )
@@ -481,22 +481,8 @@ func (k *Key) signECDSA(digest []byte, bits int) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TPM's signature: %w", err)
 	}
-	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		for _, n := range []tpm2.TPM2BECCParameter{signature.SignatureR, signature.SignatureS} {
-			b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(positive(n.Buffer)) })
-		}
-	})
-	return b.Bytes()
-}
-
-// positive returns the contents of an INTEGER for a number without a sign.
-func positive(number []byte) []byte {
-	number = bytes.TrimLeft(number, "\x00")
-	if len(number) == 0 || number[0]&0x80 != 0 {
-		return append([]byte{0}, number...)
-	}
-	return number
+	unsigned := func(n tpm2.TPM2BECCParameter) *big.Int { return new(big.Int).SetBytes(n.Buffer) }
+	return asn1.Marshal(struct{ R, S *big.Int }{unsigned(signature.SignatureR), unsigned(signature.SignatureS)})
 }
 
 func (k *Key) sign(digest []byte, scheme, hash tpm2.TPMAlgID, unknown, hint string) (*tpm2.TPMUSignature, error) {
