@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/verify"
 )
 
 // TestSignFileToken compares sign-file with the kernel's own, each with the key in one token
@@ -69,5 +70,55 @@ func TestSignFileToken(t *testing.T) {
 	// The kernel's takes the PIN from its URI alone.
 	if token := sign(testmod.SignFile(t), uri+"?pin-value="+testmod.PIN); !bytes.Equal(token, file) {
 		t.Error("sign-file signs in another way than the kernel's own")
+	}
+}
+
+// TestTokenInChroot signs in a directory that holds nothing but the static program, the
+// modules, the certificate, and the socket of a p11-kit server outside.
+func TestTokenInChroot(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	build := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-o", filepath.Join(root, "modsign"), ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", build, err, out)
+	}
+	hsm := testmod.NewSoftHSM(t, "kernel")
+	key := testmod.NewKey(t, "ecdsa:p384")
+	hsm.Import(t, "kernel", "modules", "01", key)
+	address := hsm.Serve(t, testmod.Program(t, "p11-kit", "p11-kit"), "kernel")
+	_, certFile := key.Files(t)
+	module := filepath.Join(root, "hello.ko")
+	for name, from := range map[string]string{
+		module: "../../testdata/modules/amd64-6.12/plain/hello.ko", filepath.Join(root, "cert"): certFile,
+	} {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(strings.TrimPrefix(address, "unix:path="), filepath.Join(root, "socket")); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/modsign", "sign", "--key", "pkcs11:token=kernel;object=modules", "--cert", "cert", "hello.ko")
+	cmd.Env, cmd.Dir = []string{"P11_KIT_SERVER_ADDRESS=unix:path=/socket", "KBUILD_SIGN_PIN=" + testmod.PIN}, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	if os.Geteuid() != 0 { // as its own root
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var keys verify.Keyring
+	if err := keys.Add(key.Certificate, "token"); err != nil {
+		t.Fatal(err)
+	}
+	if r := verify.File(t.Context(), &keys, module); r.Verdict != verify.Trusted {
+		t.Errorf("the module is %s", r.Verdict)
 	}
 }

@@ -515,8 +515,9 @@ func (u *user) token(t *testing.T, tree *Tree) {
 	hsm.ImportCertificate(t, "kernel", "modules", "01", key.Certificate)
 	v := variant{ecdsa: true, format: compress.XZ}
 	appendTo(t, tree.config(), "CONFIG_MODULE_SIG_KEY=\"pkcs11:token=kernel;object=modules\"\n"+v.config())
-	with := *u
-	with.environ = append(slices.Clone(u.environ), "SOFTHSM2_CONF="+hsm.Conf, "KBUILD_SIGN_PIN="+testmod.PIN)
+	without, with := *u, *u
+	without.environ = append(slices.Clone(u.environ), "SOFTHSM2_CONF="+hsm.Conf)
+	with.environ = append(slices.Clone(without.environ), "KBUILD_SIGN_PIN="+testmod.PIN)
 	root := t.TempDir()
 	u.run(t, tree.Objtree, "make", "olddefconfig")
 	out := with.run(t, tree.Objtree, "make", u.jobs)
@@ -529,7 +530,7 @@ func (u *user) token(t *testing.T, tree *Tree) {
 
 	// Without the PIN, what is installed stays.
 	before := hash(t, root)
-	out, err = u.try(tree.Objtree, "make", u.jobs, "INSTALL_MOD_PATH="+root, "modules_install")
+	out, err = without.try(tree.Objtree, "make", u.jobs, "INSTALL_MOD_PATH="+root, "modules_install")
 	if err == nil || !strings.Contains(out, "KBUILD_SIGN_PIN") {
 		t.Errorf("make without the PIN: %v, %s", err, out)
 	}
