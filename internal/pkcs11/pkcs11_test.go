@@ -346,6 +346,7 @@ func TestDeath(t *testing.T) {
 	b.Import(t, "modules", "k", "01", testmod.NewKey(t, "ecdsa:p384"))
 	k := b.open(t, "pkcs11:token=modules;object=k")
 	for _, err := range signUntilError(t, k, func() {
+		k.openMore() // if no call has
 		k.opening.Wait()
 		for _, pid := range children(t) {
 			syscall.Kill(pid, syscall.SIGKILL)
@@ -370,6 +371,7 @@ func TestInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, err := range signUntilError(t, k, func() {
+		k.openMore() // if no call has
 		k.opening.Wait()
 		for _, pid := range children(t) {
 			syscall.Kill(pid, syscall.SIGSTOP)
