@@ -164,6 +164,7 @@ func (p *kmsSigner) receive(t *testing.T, message any) {
 
 // TestAWSKMS signs with the example of a signer program for AWS KMS.
 func TestAWSKMS(t *testing.T) {
+	testmod.Slow(t, "Python takes long to import boto3")
 	t.Parallel()
 	for algorithm, hash := range map[string]crypto.Hash{"rsa:2048": crypto.SHA512, "ecdsa:p384": crypto.SHA384} {
 		t.Run(algorithm, func(t *testing.T) {

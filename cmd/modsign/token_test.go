@@ -76,6 +76,7 @@ func TestSignFileToken(t *testing.T) {
 // TestTokenInChroot signs in a directory that holds nothing but the static program, the
 // modules, the certificate, and the socket of a p11-kit server outside.
 func TestTokenInChroot(t *testing.T) {
+	testmod.Slow(t, "it builds the program")
 	t.Parallel()
 	root := t.TempDir()
 	build := exec.Command(testmod.Program(t, "go", "golang-go"), "build", "-o", filepath.Join(root, "modsign"), ".")

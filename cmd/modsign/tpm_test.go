@@ -17,6 +17,7 @@ import (
 // A TPM that ends in the middle of a run, and a user who ends the run: each module is signed
 // or as it was, and a second run signs the rest.
 func TestTPMEnds(t *testing.T) {
+	testmod.Slow(t, "it starts a TPM for each end")
 	plain, err := os.ReadFile("../../testdata/modules/amd64-6.12/plain/hello.ko")
 	if err != nil {
 		t.Fatal(err)

@@ -95,7 +95,7 @@ func TestSign(t *testing.T) {
 	for i, algorithm := range algorithms {
 		b.Import(t, token, algorithm, fmt.Sprintf("%02x", i+1), testmod.NewKey(t, algorithm))
 	}
-	for _, kit := range testmod.P11Kits(t) {
+	for _, kit := range testmod.Few(testmod.P11Kits(t), 1) {
 		t.Run(kit.Name, func(t *testing.T) {
 			b := *b
 			b.config.Program = filepath.Join(kit.Dir, "p11-kit")
@@ -362,6 +362,7 @@ func TestDeath(t *testing.T) {
 
 // TestInterrupt ends the context while the program of the module does not answer.
 func TestInterrupt(t *testing.T) {
+	testmod.Slow(t, "it waits for a program that is stopped")
 	b := newBench(t, "modules")
 	b.Import(t, "modules", "k", "01", testmod.NewKey(t, "ecdsa:p384"))
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -324,6 +324,7 @@ func needProvider(t *testing.T) {
 
 // Keys that OpenSSL's provider makes work here, and ours work there.
 func TestOpenSSL(t *testing.T) {
+	testmod.Slow(t, "it makes keys with another program")
 	t.Parallel()
 	needProvider(t)
 	tpm := testmod.StartSWTPM(t)
@@ -377,6 +378,7 @@ func TestOpenSSL(t *testing.T) {
 
 // Keys that tpm2-tools make below a persistent parent, and those that are refused.
 func TestTools(t *testing.T) {
+	testmod.Slow(t, "it makes keys with other programs")
 	t.Parallel()
 	testmod.Program(t, "tpm2_encodeobject", "tpm2-tools")
 	tpm := testmod.StartSWTPM(t)

@@ -230,6 +230,7 @@ func TestGPGKilled(t *testing.T) {
 
 // TestGPGInterrupt ends the context while the agent waits for a passphrase.
 func TestGPGInterrupt(t *testing.T) {
+	testmod.Slow(t, "it waits for an agent that does not answer")
 	t.Parallel()
 	h := newGPGHome(t)
 	uri := h.newKey(t, "rsa2048", "horse-battery")
@@ -275,6 +276,7 @@ func TestGPGInterrupt(t *testing.T) {
 
 // TestGPGPinentry has a pinentry that writes down what it is asked.
 func TestGPGPinentry(t *testing.T) {
+	testmod.Slow(t, "it waits for a pinentry")
 	t.Parallel()
 	for name, c := range map[string]struct{ answer, want string }{
 		"passphrase": {"D horse-battery", ""},
