@@ -53,15 +53,6 @@ type KeyLostError struct {
 func (e *KeyLostError) Error() string { return e.Err.Error() }
 func (e *KeyLostError) Unwrap() error { return e.Err }
 
-// isLost reports whether an error of a key says that it signs nothing more.
-func isLost(err error) bool {
-	lost, ok := errors.AsType[interface {
-		error
-		Lost() bool
-	}](err)
-	return ok && lost.Lost()
-}
-
 // A RefusedError reports that signatures and modules do not match, or that a policy refuses
 // modules: then its Errs wrap a *policy.RefusedError. Each of them names a signature, a module
 // or a rule for all modules. Nothing was written.

@@ -164,7 +164,7 @@ func (r *run) do(ctx context.Context, jobs []*job) error {
 			start := time.Now()
 			result := r.module(ctx, part)
 			result.Duration = time.Since(start)
-			if isLost(result.Err) { // every other module would fail alike
+			if failures.IsLost(result.Err) { // every other module would fail alike
 				end(&KeyLostError{result.Err})
 			}
 			// What an interrupt prevented did not fail.

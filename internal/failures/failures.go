@@ -70,3 +70,13 @@ func (e *failed) Error() string {
 }
 
 func (e *failed) Unwrap() []error { return append([]error{e.sentinel}, e.first...) }
+
+// IsLost reports whether an error of a key says that the key signs nothing more: it, or an
+// error that it wraps, has a method Lost() bool that returns true.
+func IsLost(err error) bool {
+	lost, ok := errors.AsType[interface {
+		error
+		Lost() bool
+	}](err)
+	return ok && lost.Lost()
+}

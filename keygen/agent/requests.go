@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/failures"
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 )
@@ -34,8 +35,8 @@ import (
 // A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The batch is how many signatures the
 // agent makes in the time of one, if that is more than one. Of a key that is not a one-time
 // key the agent says that it is kept elsewhere. An agent that holds such a key, or judges
-// modules, says that it wants their paths: then a request to sign has the members "path" and "size", which agents
-// that do not say so may refuse. The agent hangs up after a line
+// modules, says that it wants their paths: then a request to sign has the members "path"
+// and "size", which agents that do not say so may refuse. The agent hangs up after a line
 // that is not a request, and on a client that is silent for a minute, or for less when
 // others need its place. A request that it began to process gets an answer. If an agent
 // that lives on hangs up without one, it did nothing, and the client sends the request
@@ -199,20 +200,11 @@ func (s *server) sign(r wireRequest) ([]byte, error) {
 		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(r.Digest), r.Hash, h.Size())
 	}
 	signature, err := s.signAllowed(subject{h, r.Path, r.Size}, r.Digest)
-	if isLost(err) {
+	if failures.IsLost(err) {
 		s.end(fmt.Sprintf("the key is lost: %v", err)) // an error of it is Serve's
 		return nil, errGone
 	}
 	return signature, err
-}
-
-// isLost reports whether a key signs nothing more.
-func isLost(err error) bool {
-	lost, ok := errors.AsType[interface {
-		error
-		Lost() bool
-	}](err)
-	return ok && lost.Lost()
 }
 
 // subject tells a held key which module a signature is for, as sign.Subject does.
