@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
 	"internal/gpgagent":   {"internal/keyfile"},
-	"internal/transit":    {"internal/keyfile"},
+	"internal/transit":    {"internal/batch", "internal/keyfile"},
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
@@ -55,7 +55,7 @@ var mayImport = map[string][]string{
 	"internal/signerprogram": {"internal/keyfile"},
 	"internal/tpmkey":        {"internal/keyfile"},
 	"internal/kbuildrun": {
-		"internal/atomicfile", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
+		"internal/atomicfile", "internal/childenv", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
 		"keygen/keystore", "sign", "hashlist",
 	},
 	"kbuild": {"internal/module"},
@@ -65,9 +65,8 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"keygen/keystore": {
-		"internal/childenv", "internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11",
-		"internal/signerprogram",
-		"internal/tpmkey", "internal/transit", "keygen",
+		"internal/batch", "internal/childenv", "internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11",
+		"internal/signerprogram", "internal/tpmkey", "internal/transit", "keygen",
 	},
 	"keygen/audit": {"internal/cms"},
 	"sign": {

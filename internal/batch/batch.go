@@ -34,6 +34,10 @@ func Filling(processors, size int) int {
 	return n
 }
 
+// SizeFor returns the size with which Filling returns n or a few more, for results that are
+// all made elsewhere, whatever the number of processors here.
+func SizeFor(processors, n int) int { return (n + processors + 1) / (processors + 2) }
+
 // Each calls work for 0 to n-1, at most jobs at a time (see [Jobs]), and returns when
 // all calls have returned. It starts no more calls after one has failed or ctx has
 // ended. The error is the context's cause, or else that of the failed call with the

@@ -92,3 +92,16 @@ func TestMapCancelled(t *testing.T) {
 		t.Errorf("results %v, error %v", got, err)
 	}
 }
+
+// TestSizeFor checks that batches of this size fill what somebody else takes at once.
+func TestSizeFor(t *testing.T) {
+	t.Parallel()
+	for processors := 1; processors <= 64; processors++ {
+		for _, n := range []int{64, 100, 1024, 2048} {
+			size := SizeFor(processors, n)
+			if got := Filling(processors, size); size > 1 && (got < n || (size-1)*(processors+2) >= n) {
+				t.Errorf("%d processors, %d: size %d fills %d", processors, n, size, got)
+			}
+		}
+	}
+}

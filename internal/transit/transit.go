@@ -25,6 +25,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/modsign/modsign/internal/batch"
 )
 
 const (
@@ -105,8 +107,7 @@ func (k *Key) Public() crypto.PublicKey { return k.c.Public }
 // BatchSize returns how many calls of Sign make sense at once for each processor, of which
 // callers have some in excess: all together fill the requests.
 func (k *Key) BatchSize() int {
-	batches := runtime.GOMAXPROCS(0) + 2
-	return (maxRequests*maxBatch + batches - 1) / batches
+	return batch.SizeFor(runtime.GOMAXPROCS(0), maxRequests*maxBatch)
 }
 
 // Lost reports whether a request has failed for good. Those for other modules would, too.

@@ -5,9 +5,8 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strings"
 
+	"github.com/modsign/modsign/internal/childenv"
 	"github.com/modsign/modsign/internal/pkcs11"
 	"github.com/modsign/modsign/keygen"
 )
@@ -23,7 +22,7 @@ func openPKCS11(ctx context.Context, uri string, o Options) (storedKey, error) {
 	searchPath, _ := o.LookupEnv("PATH")
 	key, err := pkcs11.Open(ctx, u, pkcs11.Config{
 		Program:       findProgram("p11-kit", searchPath),
-		Environ:       withoutPIN(o.Environ),
+		Environ:       childenv.WithoutPIN(o.Environ),
 		ServerAddress: server,
 		ModulePath:    module,
 		Certificate:   o.Certificate,
@@ -54,11 +53,4 @@ func findProgram(name, searchPath string) string {
 		}
 	}
 	return ""
-}
-
-// withoutPIN returns an environment without the PIN of a kernel's build.
-func withoutPIN(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(variable string) bool {
-		return strings.HasPrefix(variable, "KBUILD_SIGN_PIN=")
-	})
 }

@@ -6,9 +6,10 @@ import (
 	"errors"
 	"io"
 	"runtime"
-	"slices"
 	"strings"
 
+	"github.com/modsign/modsign/internal/batch"
+	"github.com/modsign/modsign/internal/childenv"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/internal/signerprogram"
@@ -29,10 +30,8 @@ func openProgram(ctx context.Context, uri string, o Options) (storedKey, error) 
 	}
 	p, err := signerprogram.Start(ctx, name, signerprogram.Options{
 		Certificate: o.Certificate.Raw,
-		Env: slices.DeleteFunc(slices.Clone(o.Environ), func(variable string) bool {
-			return strings.HasPrefix(variable, "KBUILD_SIGN_PIN=") // that of another key, or of none
-		}),
-		Note: o.Note,
+		Env:         childenv.WithoutPIN(o.Environ), // that of another key, or of none
+		Note:        o.Note,
 	})
 	if err != nil {
 		return nil, err
@@ -60,6 +59,5 @@ func (k programKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 // BatchSize is so large that the program has as many requests as it takes at once. For each
 // processor a batch is under way elsewhere, but the program is one for all.
 func (k programKey) BatchSize() int {
-	batches := runtime.GOMAXPROCS(0) + 2
-	return (k.InFlight() + batches - 1) / batches
+	return batch.SizeFor(runtime.GOMAXPROCS(0), k.InFlight())
 }
