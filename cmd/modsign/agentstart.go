@@ -95,7 +95,11 @@ func startAgent(
 		return key.passphrase(ctx, u, key.key)
 	})
 	if failed, ok := errors.AsType[*agent.StartError](err); ok {
-		return saidBy(failed)
+		hint, err := kbuildrun.SaidBy(failed)
+		if hint != "" {
+			err = withHint(err, "%s", hint)
+		}
+		return err
 	}
 	if err != nil {
 		return err
@@ -107,24 +111,4 @@ func startAgent(
 	u.Say("the key agent of %s holds %q for %v; %s stands for the key",
 		objtree, client.Certificate().Subject.CommonName, lifetime, filepath.Join(objtree, kbuildrun.Certificate))
 	return nil
-}
-
-// saidBy is the error of an agent that did not start, with its hint.
-func saidBy(failed *agent.StartError) error {
-	var text, hint string
-	for _, line := range failed.Output {
-		line = strings.TrimPrefix(line, "modsign: ")
-		if said, ok := strings.CutPrefix(line, "hint: "); ok {
-			hint = said
-		} else {
-			text, hint = line, ""
-		}
-	}
-	switch {
-	case text == "":
-		return failed
-	case hint == "":
-		return errors.New(text)
-	}
-	return withHint(errors.New(text), "%s", hint)
 }

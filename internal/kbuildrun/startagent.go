@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/modsign/modsign/internal/childenv"
 	"github.com/modsign/modsign/internal/dirfd"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
@@ -46,9 +47,9 @@ func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, erro
 		*path = absolute
 	}
 	// Where the socket goes, and the settings of Go's runtime; no PIN.
-	cmd, err := a.command(environ, func(v string) bool {
-		return strings.HasPrefix(v, "XDG_RUNTIME_DIR=") || strings.HasPrefix(v, "GO")
-	})
+	cmd, err := a.command(slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
+		return !strings.HasPrefix(v, "XDG_RUNTIME_DIR=") && !strings.HasPrefix(v, "GO")
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -75,21 +76,20 @@ func (a Agent) Hold(
 		return nil, nil, err
 	}
 	dir.Close()
-	cmd, err := a.command(environ, func(v string) bool { return !strings.HasPrefix(v, "KBUILD_SIGN_PIN=") })
+	cmd, err := a.command(childenv.WithoutPIN(environ))
 	if err != nil {
 		return nil, nil, err
 	}
 	return agent.StartHolding(ctx, cmd, a.Dir, passphrase)
 }
 
-// command is the process of the agent, which gets the variables for which keep is true.
-func (a Agent) command(environ []string, keep func(string) bool) (*exec.Cmd, error) {
+// command is the process of the agent.
+func (a Agent) command(environ []string) (*exec.Cmd, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	drop := func(v string) bool { return !keep(v) }
-	return &exec.Cmd{Path: program, Args: a.args(), Env: slices.DeleteFunc(slices.Clone(environ), drop)}, nil
+	return &exec.Cmd{Path: program, Args: a.args(), Env: environ}, nil
 }
 
 // args are the arguments of modsign agent serve. The name is not that of this process,
@@ -112,10 +112,23 @@ func (a Agent) args() []string {
 
 // saidBy is the error of a modsign that ended, without its hints: they are for who runs it.
 func saidBy(failed *agent.StartError) error {
-	for _, line := range slices.Backward(failed.Output) {
-		if text := strings.TrimPrefix(line, "modsign: "); !strings.HasPrefix(text, "hint: ") {
-			return errors.New(text)
+	_, err := SaidBy(failed)
+	return err
+}
+
+// SaidBy is the error of a modsign that ended, with its hint, if there is one.
+func SaidBy(failed *agent.StartError) (hint string, err error) {
+	err = failed
+	for _, line := range failed.Output {
+		line = strings.TrimPrefix(line, "modsign: ")
+		if said, ok := strings.CutPrefix(line, "hint: "); ok {
+			hint = said
+			continue
+		}
+		hint, err = "", failed
+		if line != "" {
+			err = errors.New(line)
 		}
 	}
-	return failed
+	return hint, err
 }
