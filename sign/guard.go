@@ -42,7 +42,7 @@ func (t *Tree) CheckPolicy(ctx context.Context, signer *Signer, opts Options) er
 	if err != nil || opts.Policy == nil {
 		return err
 	}
-	g := &guard{policy: opts.Policy, hashes: signer.hashes()}
+	g := &guard{policy: opts.Policy, hashes: signer.hashes}
 	if err := g.checkRun(0); err != nil {
 		return &RefusedError{Errs: []error{err}}
 	}

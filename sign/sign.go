@@ -46,7 +46,8 @@ import (
 
 // A Signer signs modules. Several goroutines may use it at once if its key allows that.
 type Signer struct {
-	cms []*cms.Signer // several are those of JoinSigners
+	cms    []*cms.Signer // several are those of JoinSigners
+	hashes []crypto.Hash // of them, each once
 	// batch is how many signatures the key makes at once in the time of one, or 0.
 	batch int
 }
@@ -78,7 +79,7 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	s := &Signer{cms: []*cms.Signer{c}}
+	s := &Signer{cms: []*cms.Signer{c}, hashes: []crypto.Hash{c.Hash()}}
 	if key, ok := key.(interface{ BatchSize() int }); ok {
 		s.batch = key.BatchSize()
 	}
@@ -96,6 +97,11 @@ func JoinSigners(signers ...*Signer) (*Signer, error) {
 			return nil, err
 		}
 		joined.cms = append(joined.cms, s.cms...)
+		for _, h := range s.hashes {
+			if !slices.Contains(joined.hashes, h) {
+				joined.hashes = append(joined.hashes, h)
+			}
+		}
 		joined.batch = max(joined.batch, s.batch)
 	}
 	if err := joined.check(); err != nil {
@@ -147,21 +153,10 @@ func (s *Signer) signAs(name string, payload io.Reader) ([]byte, error) {
 	return s.signDigests(name, size, sums(hashes))
 }
 
-// hashes returns the hashes of the signers, each once.
-func (s *Signer) hashes() []crypto.Hash {
-	var hashes []crypto.Hash
-	for _, c := range s.cms {
-		if !slices.Contains(hashes, c.Hash()) {
-			hashes = append(hashes, c.Hash())
-		}
-	}
-	return hashes
-}
-
 // newHashes begins the digests for signDigests.
 func (s *Signer) newHashes() []hash.Hash {
 	var begun []hash.Hash
-	for _, h := range s.hashes() {
+	for _, h := range s.hashes {
 		begun = append(begun, h.New())
 	}
 	return begun
@@ -169,9 +164,8 @@ func (s *Signer) newHashes() []hash.Hash {
 
 // signDigests returns the message for a payload with digests of hashes.
 func (s *Signer) signDigests(path string, size int64, digests [][]byte) ([]byte, error) {
-	hashes := s.hashes()
 	return s.join(func(c *cms.Signer) ([]byte, error) {
-		digest := digests[slices.Index(hashes, c.Hash())]
+		digest := digests[slices.Index(s.hashes, c.Hash())]
 		return c.Sign(digest, &Subject{Hash: c.Hash(), Path: path, Size: size})
 	})
 }

@@ -31,7 +31,7 @@ func (t *Tree) Sign(ctx context.Context, signer *Signer, opts Options) (Summary,
 			}
 		}
 		// What is signed may not be what was checked: it is checked again.
-		k.guard = &guard{policy: opts.Policy, hashes: signer.hashes(), allowed: k.last < stagePlace}
+		k.guard = &guard{policy: opts.Policy, hashes: signer.hashes, allowed: k.last < stagePlace}
 	}
 	return t.run(ctx, k)
 }
