@@ -89,8 +89,13 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 	if c, err := k.embedded(); err != nil {
 		return c, err
 	}
+	return inRings(k.trust, trusted, revoked)
+}
+
+// inRings looks for a signer in the revoked certificates, and then in the trusted ones.
+func inRings(find func(*Keyring) (*Certificate, error), trusted, revoked *Keyring) (*Certificate, error) {
 	if len(revoked.Certificates()) > 0 {
-		c, err := k.trust(revoked)
+		c, err := find(revoked)
 		if err == nil {
 			return c, isRevoked(c)
 		}
@@ -99,7 +104,7 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 			return nil, err
 		}
 	}
-	return k.trust(trusted)
+	return find(trusted)
 }
 
 // Finding is the verdict on one signer of a message.
@@ -130,19 +135,9 @@ func (k *checker) alone(i int, trusted, revoked *Keyring) (*Certificate, error) 
 	if c := k.blacklisted[i]; c != nil {
 		return c, isRevoked(c)
 	}
-	in := func(ring *Keyring) (*Certificate, error) {
+	return inRings(func(ring *Keyring) (*Certificate, error) {
 		return k.trustSigner(i, ring, make(map[*Certificate]bool), make(map[*Certificate]*Certificate))
-	}
-	if len(revoked.Certificates()) > 0 {
-		c, err := in(revoked)
-		if err == nil {
-			return c, isRevoked(c)
-		}
-		if _, refused := errors.AsType[*Error](err); !refused {
-			return nil, err
-		}
-	}
-	return in(trusted)
+	}, trusted, revoked)
 }
 
 func isRevoked(c *Certificate) error {

@@ -151,17 +151,23 @@ func TestCheckDigest(t *testing.T) {
 	}
 }
 
+// otherSigners returns signers like that of p256Parts: one whose signature is bad, one whose
+// digest no kernel here knows, and one that nobody knows.
+func otherSigners(t testing.TB) (bad, streebog, nobody parts) {
+	t.Helper()
+	bad, streebog, nobody = p256Parts(t), p256Parts(t), p256Parts(t)
+	bad.sig[len(bad.sig)-1] ^= 1
+	streebog.digest = seq(oid(oidStreebog + "\x02"))
+	nobody.sid = serialIdentifier(seq(set(seq(oid(oidCommonName), tlv(0x0c, []byte("nobody"))))), []byte{1})
+	return bad, streebog, nobody
+}
+
 // One bad signer invalidates the message; an unsupported or unknown signer does not.
 func TestCheckSigners(t *testing.T) {
 	t.Parallel()
 	p256 := p256Parts(t)
 	good := p256.signerInfo()
-	bad := p256Parts(t)
-	bad.sig[len(bad.sig)-1] ^= 1
-	streebog := p256Parts(t)
-	streebog.digest = seq(oid(oidStreebog + "\x02"))
-	nobody := p256Parts(t)
-	nobody.sid = serialIdentifier(seq(set(seq(oid(oidCommonName), tlv(0x0c, []byte("nobody"))))), []byte{1})
+	bad, streebog, nobody := otherSigners(t)
 	signed := func(signers ...[]byte) []byte {
 		p := p256
 		p.signers = set(signers...)
@@ -449,12 +455,7 @@ func TestCheckEach(t *testing.T) {
 	t.Parallel()
 	p := p256Parts(t)
 	good := p.signerInfo()
-	bad := p256Parts(t)
-	bad.sig[len(bad.sig)-1] ^= 1
-	streebog := p256Parts(t)
-	streebog.digest = seq(oid(oidStreebog + "\x02"))
-	nobody := p256Parts(t)
-	nobody.sid = serialIdentifier(seq(set(seq(oid(oidCommonName), tlv(0x0c, []byte("nobody"))))), []byte{1})
+	bad, streebog, nobody := otherSigners(t)
 	p.signers = set(bad.signerInfo(), streebog.signerInfo(), good, nobody.signerInfo(), good)
 	messages := [][]byte{p.der()}
 	for _, name := range testfiles(t, ".p7s") {
