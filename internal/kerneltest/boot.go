@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,22 +83,9 @@ func boot(t testing.TB, image, initrd string, devices ...string) []byte {
 
 // parseConsole parses the loader's lines of the console.
 func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
-	var verdicts []Verdict
-	ended := false
-	for line := range strings.Lines(string(console)) {
-		kind, text, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		switch kind {
-		case "modsign-case":
-			var v Verdict
-			if err := json.Unmarshal([]byte(text), &v); err != nil {
-				return nil, fmt.Errorf("line of the loader %q: %w", text, err)
-			}
-			verdicts = append(verdicts, v)
-		case "modsign-error":
-			return nil, fmt.Errorf("the loader: %s", text)
-		case "modsign-end":
-			ended = true
-		}
+	verdicts, ended, err := fromLoader[Verdict](console, "modsign-case")
+	if err != nil {
+		return nil, err
 	}
 	for i, c := range cases {
 		if i >= len(verdicts) || verdicts[i].Name != c.Name {
@@ -109,6 +97,27 @@ func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 			ended)
 	}
 	return verdicts, nil
+}
+
+// fromLoader returns what the loader's lines of one kind say, and whether the loader came to
+// its end.
+func fromLoader[T any](console []byte, wanted string) (all []T, ended bool, err error) {
+	for line := range strings.Lines(string(console)) {
+		kind, text, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch kind {
+		case wanted:
+			var one T
+			if err := json.Unmarshal([]byte(text), &one); err != nil {
+				return nil, false, fmt.Errorf("line of the loader %q: %w", text, err)
+			}
+			all = append(all, one)
+		case "modsign-error":
+			return nil, false, fmt.Errorf("the loader: %s", text)
+		case "modsign-end":
+			ended = true
+		}
+	}
+	return all, ended, nil
 }
 
 // loader builds the static program that is /init.
@@ -134,20 +143,7 @@ func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 		Compressed, Keep bool
 	}
 	list := make([]listed, len(cases))
-	init, err := os.ReadFile(loader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	a := archive{w: bufio.NewWriter(f)}
-	for _, dir := range []string{"proc", "sys", "dev", "cases"} {
-		a.add(dir, syscall.S_IFDIR|0o755, nil)
-	}
-	a.add("init", syscall.S_IFREG|0o755, init)
+	a := newInitramfs(t, path, loader)
 	packed := make(map[string]string) // by path, as many cases may use one file
 	for i, c := range cases {
 		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
@@ -158,26 +154,46 @@ func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 				continue
 			}
 			packed[c.File] = list[i].File
-			if data, err = os.ReadFile(c.File); err != nil {
-				t.Fatal(err)
-			}
+			data = read(t, c.File)
 		}
 		a.add("cases/"+list[i].File, syscall.S_IFREG|0o644, data)
 	}
-	encoded, err := json.Marshal(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.add("cases/list.json", syscall.S_IFREG|0o644, encoded)
+	a.addJSON(t, "cases/list.json", list)
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// newInitramfs begins an archive with the loader and the directories that it needs.
+func newInitramfs(t testing.TB, path, loader string) *archive {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &archive{w: bufio.NewWriter(f), file: f}
+	for _, dir := range []string{"proc", "sys", "dev", "cases"} {
+		a.add(dir, syscall.S_IFDIR|0o755, nil)
+	}
+	a.add("init", syscall.S_IFREG|0o755, read(t, loader))
+	return a
+}
+
+// read returns the content of a file.
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // archive writes a cpio archive in the format "newc", which the kernel unpacks
 // (Documentation/driver-api/early-userspace/buffer-format.rst).
 type archive struct {
 	w     *bufio.Writer
+	file  io.Closer
 	inode int
 }
 
@@ -196,8 +212,18 @@ func (a *archive) add(name string, mode int, data []byte) {
 	}
 }
 
+// addJSON writes a value as a file.
+func (a *archive) addJSON(t testing.TB, name string, value any) {
+	t.Helper()
+	data, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.add(name, syscall.S_IFREG|0o644, data)
+}
+
 // close ends the archive, and returns the first error.
 func (a *archive) close() error {
 	a.add("TRAILER!!!", 0, nil)
-	return a.w.Flush()
+	return errors.Join(a.w.Flush(), a.file.Close())
 }

@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"hash/crc32"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -118,15 +117,6 @@ func loads(t *testing.T, tree *Tree, modlib string, modules []string) {
 			t.Errorf("%s: %v, %q", v.Name, v.Errno, v.Log)
 		}
 	}
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 // payloadOf returns a signed module without its signature.

@@ -3,9 +3,6 @@
 package kerneltest
 
 import (
-	"bufio"
-	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,54 +78,22 @@ func runIn(t *testing.T, image string, files map[string]string, commands [][]str
 	t.Helper()
 	dir := t.TempDir()
 	initrd := filepath.Join(dir, "initrd")
-	f, err := os.Create(initrd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	a := archive{w: bufio.NewWriter(f)}
-	for _, dir := range []string{"proc", "sys", "dev", "cases"} {
-		a.add(dir, syscall.S_IFDIR|0o755, nil)
-	}
-	list, err := json.Marshal(commands)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.add("commands.json", syscall.S_IFREG|0o644, list)
-	a.add("cases/list.json", syscall.S_IFREG|0o644, []byte("[]"))
-	files["init"] = loader(t, dir)
+	a := newInitramfs(t, initrd, loader(t, dir))
+	a.addJSON(t, "commands.json", commands)
+	a.addJSON(t, "cases/list.json", []Case{})
 	for name, path := range files {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.add(name, syscall.S_IFREG|0o755, data)
+		a.add(name, syscall.S_IFREG|0o755, read(t, path))
 	}
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
-	results, err := parseResults(boot(t, image, initrd, devices...))
+	console := boot(t, image, initrd, devices...)
+	results, ended, err := fromLoader[result](console, "modsign-result")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return results
-}
-
-func parseResults(console []byte) (results []result, err error) {
-	for line := range strings.Lines(string(console)) {
-		kind, text, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		switch kind {
-		case "modsign-result":
-			var r result
-			if err := json.Unmarshal([]byte(text), &r); err != nil {
-				return nil, fmt.Errorf("line of the loader %q: %w", text, err)
-			}
-			results = append(results, r)
-		case "modsign-error":
-			return nil, fmt.Errorf("the loader: %s", text)
-		case "modsign-end":
-			return results, nil
-		}
+	if !ended {
+		t.Fatalf("the loader did not come to its end: %s", tail(console))
 	}
-	return nil, fmt.Errorf("the loader did not come to its end: %s", tail(console))
+	return results
 }
