@@ -26,6 +26,7 @@ require (
 require github.com/rogpeppe/go-internal v1.16.0
 
 require (
+	filippo.io/mldsa v1.0.0 // indirect
 	github.com/cloudflare/circl v1.6.5 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	golang.org/x/tools v0.26.0 // indirect

@@ -28,7 +28,7 @@ func signersOf(t testing.TB, data []byte, algorithms ...string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest := func(h crypto.Hash) ([]byte, error) {
+	digest := func(h cms.Hash) ([]byte, error) {
 		sum := h.New()
 		sum.Write(data[:layer.Offset])
 		return sum.Sum(nil), nil

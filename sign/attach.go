@@ -24,7 +24,7 @@ import (
 // An Attachment is a set of signatures for [Tree.Attach]. All are by the key of one
 // certificate, and each is valid for its digest.
 type Attachment struct {
-	hash       crypto.Hash
+	hash       Hash
 	signatures map[string]*manifest.Signature // by path
 }
 
@@ -67,7 +67,11 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 	}
 	// What is checked here may not change before it is attached.
 	s = slices.Clone(s)
-	a := &Attachment{hash: s[0].Hash, signatures: make(map[string]*manifest.Signature, len(s))}
+	hash, err := hashOf(c, s[0].Hash)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attachment{hash: hash, signatures: make(map[string]*manifest.Signature, len(s))}
 	var errs []error
 	for i := range s {
 		s[i].Sum, s[i].Message = bytes.Clone(s[i].Sum), bytes.Clone(s[i].Message)
@@ -83,7 +87,7 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 	}
 	ring := cms.NewKeyring(c)
 	err = each(ctx, len(s), func(i int) error {
-		if err := checkSignature(&s[i], ring, a.hash); err != nil {
+		if err := checkSignature(&s[i], ring, s[0].Hash); err != nil {
 			return fmt.Errorf("%s: %w", cmp.Or(s[i].Source, s[i].Path), err)
 		}
 		return nil
@@ -92,6 +96,17 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 		return nil, err
 	}
 	return a, nil
+}
+
+// hashOf returns what makes the digests with a name.
+func hashOf(c *cms.Certificate, name crypto.Hash) (Hash, error) {
+	if !cms.IsMu(name) {
+		return name, nil
+	}
+	if mu := c.Mu(); mu != nil && mu.HashFunc() == name {
+		return mu, nil
+	}
+	return nil, fmt.Errorf("the digests are %s, and the certificate's key is %s", cms.HashName(name), c.KeyAlgorithm)
 }
 
 // oneSigner returns an error unless a message is as sign-file writes it.
@@ -118,10 +133,10 @@ func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash) 
 	switch {
 	case s.Hash != hash:
 		return fmt.Errorf("its digest is %s, others are %s", cms.HashName(s.Hash), cms.HashName(hash))
-	case signer.Hash != s.Hash:
-		return fmt.Errorf("the signature uses %s, its digest %s", signer.HashName, cms.HashName(s.Hash))
+	case signer.Digest() != s.Hash:
+		return fmt.Errorf("the signature uses %s, its digest %s", cms.HashName(signer.Digest()), cms.HashName(s.Hash))
 	}
-	_, err = m.Check(func(crypto.Hash) ([]byte, error) { return s.Sum, nil }, ring, nil)
+	_, err = m.Check(func(cms.Hash) ([]byte, error) { return s.Sum, nil }, ring, nil)
 	if e, ok := errors.AsType[*cms.Error](err); ok {
 		name := ring.Certificates()[0].Description()
 		switch e.Kind {
@@ -146,7 +161,7 @@ func (a *Attachment) Hash() crypto.Hash {
 	if a == nil {
 		return 0
 	}
-	return a.hash
+	return a.hash.HashFunc()
 }
 
 // CheckComplete returns a [*RefusedError] unless each module of the tree has its signature
@@ -228,7 +243,7 @@ func (a attached) trailer(name string, _ int64, digests [][]byte) (trailer, erro
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
 			const differs = "not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x"
-			return trailer{}, fmt.Errorf(differs, name, cms.HashName(a.hash), digest, s.Sum)
+			return trailer{}, fmt.Errorf(differs, name, cms.HashName(a.hash.HashFunc()), digest, s.Sum)
 		}
 	}
 	return trailer{module.TypePKCS7, a.signatures[name].Message}, nil

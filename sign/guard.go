@@ -2,7 +2,6 @@ package sign
 
 import (
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"errors"
 	"hash"
@@ -17,15 +16,15 @@ import (
 // guard has a policy judge the modules of a run. A nil guard allows everything.
 type guard struct {
 	policy  *policy.Policy
-	hashes  []crypto.Hash // of the signatures
-	allowed bool          // a dry run, after CheckPolicy: only what cannot be read fails
+	hashes  []Hash // of the signatures
+	allowed bool   // a dry run, after CheckPolicy: only what cannot be read fails
 	files   atomic.Int64
 }
 
 // checkRun has the policy judge a run over so many modules. It has to allow all hashes.
 func (g *guard) checkRun(modules int) error {
 	for _, h := range g.hashes {
-		if err := g.policy.CheckRun(time.Now(), h, modules); err != nil {
+		if err := g.policy.CheckRun(time.Now(), h.HashFunc(), modules); err != nil {
 			return err
 		}
 	}

@@ -293,7 +293,7 @@ func TestNothing(t *testing.T) {
 			return ignore(tree.Prove(ctx, (*prover)(nil), sign.ProveOptions{}))
 		},
 		"Tree.Prove without a hash": func() error { return ignore(tree.Prove(ctx, noHashes{}, sign.ProveOptions{})) },
-		"Tree.Digest with no hash":  func() error { return ignore(tree.Digest(ctx, 0, sign.ReadOptions{})) },
+		"Tree.Digest with no hash":  func() error { return ignore(tree.Digest(ctx, nil, sign.ReadOptions{})) },
 		"Tree.Attach of nothing":    func() error { return ignore(tree.Attach(ctx, nil, sign.AttachOptions{})) },
 		"Tree.Attach of a zero one": func() error {
 			return ignore(tree.Attach(ctx, new(sign.Attachment), sign.AttachOptions{}))

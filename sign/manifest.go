@@ -21,7 +21,7 @@ import (
 // module fails, there is no manifest, and the error wraps [ErrIncomplete]: otherwise the
 // missing module would be noticed only after signing, when the signatures are attached.
 // Two modules with the same path in their trees are an error too.
-func (t *Tree) Manifest(ctx context.Context, hash crypto.Hash, opts ReadOptions) (manifest.Manifest, error) {
+func (t *Tree) Manifest(ctx context.Context, hash Hash, opts ReadOptions) (manifest.Manifest, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func (t *Tree) Manifest(ctx context.Context, hash crypto.Hash, opts ReadOptions)
 	report := opts.Report.Result
 	opts.Report.Result = func(r Result) {
 		if r.Err == nil {
-			m = append(m, manifest.Digest{Path: r.Name, Size: r.Payload, Hash: hash, Sum: r.Digest})
+			m = append(m, manifest.Digest{Path: r.Name, Size: r.Payload, Hash: hash.HashFunc(), Sum: r.Digest})
 		}
 		if report != nil {
 			report(r)
@@ -118,7 +118,7 @@ func (s *Signer) SignManifest(
 }
 
 func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
-	if hash := s.cms[0].Hash(); d.Hash != hash {
+	if hash := s.cms[0].Hash().HashFunc(); d.Hash != hash {
 		return nil, fmt.Errorf("its digest is %s, and the signer is for %s", cms.HashName(d.Hash), cms.HashName(hash))
 	}
 	return s.signDigests(d.Path, d.Size, [][]byte{d.Sum})
@@ -129,11 +129,11 @@ func (s *Signer) checkManifest(m manifest.Manifest, p *policy.Policy) error {
 	if p == nil {
 		return nil
 	}
-	if err := p.CheckManifest(s.cms[0].Hash()); err != nil {
+	if err := p.CheckManifest(s.cms[0].Hash().HashFunc()); err != nil {
 		return &RefusedError{Errs: []error{err}}
 	}
 	var refused []error
-	if err := p.CheckRun(time.Now(), s.cms[0].Hash(), len(m)); err != nil {
+	if err := p.CheckRun(time.Now(), s.cms[0].Hash().HashFunc(), len(m)); err != nil {
 		refused = append(refused, err)
 	}
 	for i := range m {

@@ -31,6 +31,7 @@
 package sign
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -47,7 +48,7 @@ import (
 // A Signer signs modules. Several goroutines may use it at once if its key allows that.
 type Signer struct {
 	cms    []*cms.Signer // several are those of JoinSigners
-	hashes []crypto.Hash // of them, each once
+	hashes []Hash        // of them, each once
 	// batch is how many signatures the key makes at once in the time of one, or 0.
 	batch int
 }
@@ -56,15 +57,40 @@ type Signer struct {
 // kernel's build uses by default.
 type SignerOptions struct {
 	// Hash is SHA-1, or one of SHA-2 and SHA-3 that the kernel verifies. 0 stands for
-	// SHA-512.
+	// SHA-512. A signature of ML-DSA names it, and is for the module itself.
 	Hash crypto.Hash
 	// UseKeyID names the certificate by its subject key identifier, as sign-file -k
 	// does, instead of by issuer and serial number.
 	UseKeyID bool
+	// Attributes signs the module's SHA-512 in signed attributes, with ML-DSA alone, as
+	// sign-file does with OpenSSL 3.5 and 3.6. Only a kernel with
+	// CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA takes that.
+	Attributes bool
 }
 
-// NewSigner returns a Signer for a private key, RSA or ECDSA on P-256, P-384 or P-521,
-// and its certificate. A key that does not belong to the certificate is an error. What the
+// form is that of the messages.
+func (o SignerOptions) form() cms.Form {
+	return cms.Form{UseKeyID: o.UseKeyID, Attributes: o.Attributes}
+}
+
+// A Hash makes the digests of payloads that are signed. A crypto.Hash is one, and
+// [Signer.Hash] and [HashOf] return one for keys that sign another digest.
+type Hash interface {
+	crypto.SignerOpts
+	New() hash.Hash
+}
+
+// HashOf returns the Hash for the signatures of a certificate's key: that of opts, or for a
+// key of ML-DSA without attributes, mu (FIPS 204, algorithm 7), which depends on the key.
+func HashOf(cert *x509.Certificate, opts SignerOptions) (Hash, error) {
+	if err := checkCertificate(cert); err != nil {
+		return nil, err
+	}
+	return cms.HashOf(cert, cmp.Or(opts.Hash, crypto.SHA512), opts.form())
+}
+
+// NewSigner returns a Signer for a private key, RSA, ECDSA on P-256, P-384 or P-521, or
+// ML-DSA, and its certificate. A key that does not belong to the certificate is an error. What the
 // key returns is not checked: package verify tells whether a signature is good. A key with a
 // method BatchSize() int makes so many signatures in the time of one, for callers of Sign
 // that wait at the same time: by default, more modules are processed at once then.
@@ -72,14 +98,11 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, opts SignerOptions) (*
 	if err := first(checkKey(key), checkCertificate(cert)); err != nil {
 		return nil, err
 	}
-	if opts.Hash == 0 {
-		opts.Hash = crypto.SHA512
-	}
-	c, err := cms.NewSigner(key, cert, opts.Hash, opts.UseKeyID)
+	c, err := cms.NewSigner(key, cert, cmp.Or(opts.Hash, crypto.SHA512), opts.form())
 	if err != nil {
 		return nil, err
 	}
-	s := &Signer{cms: []*cms.Signer{c}, hashes: []crypto.Hash{c.Hash()}}
+	s := &Signer{cms: []*cms.Signer{c}, hashes: []Hash{c.Hash()}}
 	if key, ok := key.(interface{ BatchSize() int }); ok {
 		s.batch = key.BatchSize()
 	}
@@ -165,8 +188,8 @@ func (s *Signer) newHashes() []hash.Hash {
 // signDigests returns the message for a payload with digests of hashes.
 func (s *Signer) signDigests(path string, size int64, digests [][]byte) ([]byte, error) {
 	return s.join(func(c *cms.Signer) ([]byte, error) {
-		digest := digests[slices.Index(s.hashes, c.Hash())]
-		return c.Sign(digest, &Subject{Hash: c.Hash(), Path: path, Size: size})
+		digest := digests[slices.Index(s.hashes, Hash(c.Hash()))]
+		return c.Sign(digest, &Subject{Hash: c.Hash().HashFunc(), Path: path, Size: size})
 	})
 }
 
@@ -228,5 +251,6 @@ func (s *Signer) check() error {
 // verifies no module is an error.
 func ParseHash(name string) (crypto.Hash, error) { return cms.HashByName(name) }
 
-// HashName returns the name of a hash as CONFIG_MODULE_SIG_HASH spells it.
+// HashName returns the name of a hash as CONFIG_MODULE_SIG_HASH spells it, or that of mu as
+// manifests do: mldsa65-mu.
 func HashName(h crypto.Hash) string { return cms.HashName(h) }

@@ -1,7 +1,6 @@
 package sign
 
 import (
-	"crypto"
 	"hash"
 	"io"
 	"slices"
@@ -128,7 +127,7 @@ func (noTrailer) action(changed bool) Action {
 // digests are what a run is for that places nothing.
 type digests struct {
 	signsNot
-	hash crypto.Hash
+	hash Hash
 }
 
 func (d digests) begin(string) []hash.Hash { return []hash.Hash{d.hash.New()} }

@@ -68,16 +68,16 @@ func (t *Tree) Prove(ctx context.Context, p Prover, opts ProveOptions) (Summary,
 // Digest reads every module and writes nothing: the Results that Report gets hold the
 // digests that Sign would sign. If the policy refuses the whole run, the error is a
 // [*RefusedError].
-func (t *Tree) Digest(ctx context.Context, hashed crypto.Hash, opts ReadOptions) (Summary, error) {
-	if !hashed.Available() {
+func (t *Tree) Digest(ctx context.Context, hashed Hash, opts ReadOptions) (Summary, error) {
+	if h, ok := hashed.(crypto.Hash); hashed == nil || ok && !h.Available() {
 		return Summary{}, fmt.Errorf("no digest %v in this build", hashed)
 	}
 	k := task{WriteOptions: opts.reading(), trailers: digests{hash: hashed}, last: stageMake}
 	if opts.Policy != nil {
-		if err := opts.Policy.CheckRun(time.Now(), hashed, 0); err != nil {
+		if err := opts.Policy.CheckRun(time.Now(), hashed.HashFunc(), 0); err != nil {
 			return Summary{}, &RefusedError{Errs: []error{err}}
 		}
-		k.guard = &guard{policy: opts.Policy, hashes: []crypto.Hash{hashed}}
+		k.guard = &guard{policy: opts.Policy, hashes: []Hash{hashed}}
 	}
 	summary, err := t.run(ctx, k)
 	if k.guard != nil && err == nil {

@@ -16,7 +16,6 @@ package verify
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"io"
@@ -213,9 +212,9 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 }
 
 // digester returns a function that computes the digests of a payload, each once.
-func digester(ctx context.Context, payload *io.SectionReader) func(crypto.Hash) ([]byte, error) {
-	sums := make(map[crypto.Hash][]byte)
-	return func(h crypto.Hash) ([]byte, error) {
+func digester(ctx context.Context, payload *io.SectionReader) func(cms.Hash) ([]byte, error) {
+	sums := make(map[cms.Hash][]byte)
+	return func(h cms.Hash) ([]byte, error) {
 		if sums[h] == nil {
 			sum := h.New()
 			if _, err := module.Copy(sum, module.Reader(ctx, io.NewSectionReader(payload, 0, payload.Size()))); err != nil {
@@ -230,7 +229,7 @@ func digester(ctx context.Context, payload *io.SectionReader) func(crypto.Hash) 
 // each returns the verdict on each signer of a message. cert and err are those on the
 // message.
 func (k *Keyring) each(
-	message *cms.Message, digest func(crypto.Hash) ([]byte, error), cert *cms.Certificate, err error,
+	message *cms.Message, digest func(cms.Hash) ([]byte, error), cert *cms.Certificate, err error,
 ) []SignerResult {
 	findings := []cms.Finding{{Certificate: cert, Err: err}}
 	if len(message.Signers) > 1 {

@@ -24,7 +24,7 @@ import (
 // signature makes the CMS message of a module with a key of this process.
 func signature(t testing.TB, key *testmod.Key, payload []byte) []byte {
 	t.Helper()
-	signer, err := cms.NewSigner(key.Private, key.Certificate, crypto.SHA256, false)
+	signer, err := cms.NewSigner(key.Private, key.Certificate, crypto.SHA256, cms.Form{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ const (
 	tagBitString       = 0x03
 	tagOctetString     = 0x04
 	tagOID             = 0x06
+	tagIA5String       = 0x16
 	tagUTCTime         = 0x17
 	tagGeneralizedTime = 0x18
 	tagSequence        = 0x30

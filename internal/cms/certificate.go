@@ -15,6 +15,10 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+
+	"filippo.io/mldsa"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Certificate is an X.509 certificate as the kernel reads it. Its byte slices refer to
@@ -30,9 +34,9 @@ type Certificate struct {
 
 	NotBefore, NotAfter time.Time // for messages only: the kernel ignores them
 
-	// PublicKey is a *rsa.PublicKey, an *ecdsa.PublicKey on P-256, P-384 or P-521, or
-	// nil. If it is nil, KeyProblem tells why this package cannot verify signatures
-	// with the key.
+	// PublicKey is a *rsa.PublicKey, an *ecdsa.PublicKey on P-256, P-384 or P-521, a
+	// *mldsa.PublicKey, or nil. If it is nil, KeyProblem tells why this package cannot
+	// verify signatures with the key.
 	PublicKey    any
 	KeyAlgorithm string // the kernel's name: rsa, ecdsa-nist-p256, ecrdsa, mldsa65, ...
 	KeyProblem   string
@@ -43,17 +47,21 @@ type Certificate struct {
 	authority      []byte // issuer and serial in the authority key identifier, nil if absent
 	authorityKeyID []byte // key identifier in it, nil if absent
 	keyErrno       syscall.Errno
+	mldsa          *mldsamu.PublicKey // of PublicKey
 	signature      signature
 	selfSigned     bool
+	rules          *Rules
 }
 
 // signature holds the algorithms and the value of a signature in a SignerInfo or
 // certificate.
 type signature struct {
 	algorithm string      // rsa, ecdsa, ecrdsa, mldsa44...
-	hash      crypto.Hash // 0 if this package cannot compute it
+	hash      crypto.Hash // 0 if there is none, or this package cannot compute it
 	hashName  string      // the kernel's
 	value     []byte
+	// attributes, if there are any, are what was signed: as a SET.
+	attributes []byte
 }
 
 const (
@@ -73,6 +81,9 @@ const (
 	oidMLDSA87  = nistSignatures + "\x13"
 	oidSM3      = "\x2a\x81\x1c\xcf\x55\x01\x83\x11" // 1.2.156.10197.1.401
 	oidStreebog = gostArc + "\x02"                   // and 2 or 3
+	oidSM2      = "\x2a\x81\x1c\xcf\x55\x01\x82\x2d" // 1.2.156.10197.1.301
+
+	oidSM2WithSM3 = "\x2a\x81\x1c\xcf\x55\x01\x83\x75" // 1.2.156.10197.1.501
 
 	oidCommonName   = "\x55\x04\x03"
 	oidOrganization = "\x55\x04\x0a"
@@ -96,17 +107,18 @@ var rsaWithHash = map[string]crypto.Hash{
 	nistSignatures + "\x10": crypto.SHA3_512,
 }
 
-var mldsa = map[string]string{oidMLDSA44: "mldsa44", oidMLDSA65: "mldsa65", oidMLDSA87: "mldsa87"}
+// mldsas are the kernel's names for the parameter sets of ML-DSA.
+var mldsas = map[string]string{oidMLDSA44: "mldsa44", oidMLDSA65: "mldsa65", oidMLDSA87: "mldsa87"}
 
 // certificateSignature returns the algorithms of a certificate's signatureAlgorithm,
 // and whether the kernel supports it.
-func certificateSignature(oid string) (signature, bool) {
+func (r *Rules) certificateSignature(oid string) (signature, bool) {
 	if h, ok := rsaWithHash[oid]; ok {
-		return signature{algorithm: "rsa", hash: h, hashName: HashName(h)}, true
+		return signature{algorithm: "rsa", hash: h, hashName: HashName(h)}, r.sha3 || !isSHA3(h)
 	}
 	for i := range hashes {
 		if a := &hashes[i]; a.ecdsa == oid {
-			return signature{algorithm: "ecdsa", hash: a.hash, hashName: a.name}, true
+			return signature{algorithm: "ecdsa", hash: a.hash, hashName: a.name}, r.sha3 || !isSHA3(a.hash)
 		}
 	}
 	switch oid {
@@ -115,18 +127,25 @@ func certificateSignature(oid string) (signature, bool) {
 	case gostArc + "\x03\x03":
 		return signature{algorithm: "ecrdsa", hashName: "streebog512"}, true
 	}
-	if name, ok := mldsa[oid]; ok { // Linux 7.0
-		return signature{algorithm: name}, true
+	if name, ok := mldsas[oid]; ok {
+		return signature{algorithm: name}, r.mldsa
+	}
+	if oid == oidSM2WithSM3 {
+		return signature{algorithm: "sm2", hashName: "sm3"}, r.sm2
 	}
 	return signature{}, false
+}
+
+func isSHA3(h crypto.Hash) bool {
+	return h == crypto.SHA3_256 || h == crypto.SHA3_384 || h == crypto.SHA3_512
 }
 
 // ParseCertificate parses a certificate by the kernel's rules (x509_cert_parser.c), and
 // ignores trailing bytes. A self-signed certificate with a wrong signature is an error,
 // as in the kernel. A key that the kernel can use and this package cannot is not an
 // error: see PublicKey. Errors are of type *Error, with the kernel's errno.
-func ParseCertificate(der []byte) (*Certificate, error) {
-	c, err := decodeCertificate(der)
+func (r *Rules) ParseCertificate(der []byte) (*Certificate, error) {
+	c, err := r.decodeCertificate(der)
 	if err != nil {
 		return nil, err
 	}
@@ -136,12 +155,12 @@ func ParseCertificate(der []byte) (*Certificate, error) {
 	return c, nil
 }
 
-// ParseCertificates parses successive certificates with [ParseCertificate], up to the
+// ParseCertificates parses successive certificates with [Rules.ParseCertificate], up to the
 // end of der or to zero bytes that fill it.
-func ParseCertificates(der []byte) ([]*Certificate, error) {
+func (r *Rules) ParseCertificates(der []byte) ([]*Certificate, error) {
 	var certs []*Certificate
 	for rest := der; len(bytes.TrimLeft(rest, "\x00")) > 0; {
-		c, err := ParseCertificate(rest[:min(len(rest), MaxSize)])
+		c, err := r.ParseCertificate(rest[:min(len(rest), MaxSize)])
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d at offset %d: %w", len(certs)+1, len(der)-len(rest), err)
 		}
@@ -156,7 +175,7 @@ func ParseCertificates(der []byte) ([]*Certificate, error) {
 // is left out. The list ends at a certificate that does not begin with the octets 30
 // 82, that is, one shorter than 256 bytes. The error names every certificate left out
 // and where the list ended early; the returned certificates are still valid.
-func ParseCertificateList(der []byte) ([]*Certificate, error) {
+func (r *Rules) ParseCertificateList(der []byte) ([]*Certificate, error) {
 	var certs []*Certificate
 	var problems []error
 	for offset := 0; offset < len(der); {
@@ -172,7 +191,7 @@ func ParseCertificateList(der []byte) ([]*Certificate, error) {
 				Dmesg: "Problem parsing in-kernel X.509 certificate list"}))
 			break
 		}
-		c, err := ParseCertificate(rest[:length])
+		c, err := r.ParseCertificate(rest[:length])
 		if err != nil {
 			problems = append(problems, fmt.Errorf("certificate at offset %d: %w", offset, err))
 		} else {
@@ -183,13 +202,13 @@ func ParseCertificateList(der []byte) ([]*Certificate, error) {
 	return certs, errors.Join(problems...)
 }
 
-// decodeCertificate is [ParseCertificate] without the check of a self-signature.
-func decodeCertificate(der []byte) (*Certificate, error) {
+// decodeCertificate is ParseCertificate without the check of a self-signature.
+func (r *Rules) decodeCertificate(der []byte) (*Certificate, error) {
 	if len(der) > MaxSize {
 		return nil, tooLarge(len(der))
 	}
 	d := newDecoder(der)
-	c := &Certificate{}
+	c := &Certificate{rules: r}
 	var authorityKeyID []byte
 	d.need(tagSequence)
 	d.need(tagSequence)
@@ -203,7 +222,7 @@ func decodeCertificate(der []byte) (*Certificate, error) {
 	inner, _ := d.algorithm()
 	if d.err == nil {
 		var known bool
-		if c.signature, known = certificateSignature(inner); !known {
+		if c.signature, known = r.certificateSignature(inner); !known {
 			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
 				Reason: "certificate signed with an algorithm that the kernel does not support: " + describeOID(inner)})
 		}
@@ -346,13 +365,25 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 		return
 	}
 	curve := ""
+	unsupported := func() {
+		d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
+			Reason: "certificate's key is of an algorithm that the kernel does not support: " + describeOID(algorithm)})
+	}
 	switch algorithm {
 	case oidRSA:
 		c.KeyAlgorithm = "rsa"
 	case oidGOST256, oidGOST512:
 		c.KeyAlgorithm = "ecrdsa"
 	case oidMLDSA44, oidMLDSA65, oidMLDSA87:
-		c.KeyAlgorithm = mldsa[algorithm]
+		if c.KeyAlgorithm = mldsas[algorithm]; !c.rules.mldsa {
+			unsupported()
+			return
+		}
+	case oidSM2:
+		if c.KeyAlgorithm = "sm2"; !c.rules.sm2 {
+			unsupported()
+			return
+		}
 	case oidEC:
 		if len(parameters) < 3 || parameters[0] != tagOID || int(parameters[1]) != len(parameters)-2 {
 			d.broken(d.start, "elliptic curve key without a named curve")
@@ -367,14 +398,16 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 			c.KeyAlgorithm = "ecdsa-nist-p384"
 		case oidP521:
 			c.KeyAlgorithm = "ecdsa-nist-p521"
-		default:
+		case oidSM2:
+			c.KeyAlgorithm = "sm2"
+		}
+		if c.KeyAlgorithm == "" || curve == oidP521 && !c.rules.p521 || curve == oidSM2 && !c.rules.sm2 {
 			d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
 				Reason: "certificate's key is on a curve that the kernel does not support: " + describeOID(curve)})
 			return
 		}
 	default:
-		d.fail(&Error{Kind: Unsupported, Errno: syscall.ENOPKG,
-			Reason: "certificate's key is of an algorithm that the kernel does not support: " + describeOID(algorithm)})
+		unsupported()
 		return
 	}
 	key := d.bitString(bits)
@@ -390,6 +423,12 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 		c.ecdsaKey(elliptic.P384(), key)
 	case "ecdsa-nist-p521":
 		c.ecdsaKey(elliptic.P521(), key)
+	case "mldsa44":
+		c.mldsaKey(mldsa.MLDSA44(), key)
+	case "mldsa65":
+		c.mldsaKey(mldsa.MLDSA65(), key)
+	case "mldsa87":
+		c.mldsaKey(mldsa.MLDSA87(), key)
 	default:
 		c.keyErrno, c.KeyProblem = syscall.ENOPKG, "modsign cannot verify "+c.KeyAlgorithm+" signatures"
 	}
@@ -439,6 +478,16 @@ func (c *Certificate) ecdsaKey(curve elliptic.Curve, point []byte) {
 	c.PublicKey = key
 }
 
+func (c *Certificate) mldsaKey(p mldsa.Parameters, encoded []byte) {
+	key, err := mldsa.NewPublicKey(p, encoded)
+	if err != nil {
+		c.keyErrno = syscall.EINVAL
+		c.KeyProblem = fmt.Sprintf("%s key of %d bytes, which has %d", p, len(encoded), p.PublicKeySize())
+		return
+	}
+	c.PublicKey, c.mldsa = key, mldsamu.NewPublicKey(key)
+}
+
 // extension handles the extensions that the kernel reads. It returns the contents of
 // the last authority key identifier, which is decoded at the end.
 func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte) []byte {
@@ -453,11 +502,15 @@ func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte
 			c.SubjectKeyID = v[2:]
 		}
 	case oidKeyUsage:
+		if !c.rules.extensions {
+			break
+		}
 		if len(v) < 4 || v[0] != tagBitString || v[2] >= 8 {
 			d.broken(d.start, "bad key usage")
 		}
 	case oidBasicConstraints:
 		switch {
+		case !c.rules.extensions:
 		case len(v) < 2 || v[0] != tagSequence || int(v[1]) != len(v)-2:
 			d.broken(d.start, "bad basic constraints")
 		case len(v) > 2 && (len(v) < 5 || !bytes.Equal(v[2:5], []byte{tagBoolean, 1, 0xff})):
@@ -473,13 +526,17 @@ func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte
 func (c *Certificate) parseAuthorityKeyID(der []byte) error {
 	d := newDecoder(der)
 	var issuer []byte
+	name := d.generalName
+	if !c.rules.otherNames {
+		name = d.oldGeneralName
+	}
 	d.need(tagSequence)
 	if d.maybe(primitive0) {
 		c.authorityKeyID = d.value()
 	}
 	if d.maybe(constructed0 + 1) {
 		for {
-			if name := d.generalName(); name != nil {
+			if name := name(); name != nil {
 				issuer = name
 			}
 			if !d.again() {
@@ -530,6 +587,29 @@ func (d *decoder) generalName() (name []byte) {
 	return name
 }
 
+// oldGeneralName is generalName with the grammar of Linux 6.1, in which every choice has its
+// own type inside of its tag.
+func (d *decoder) oldGeneralName() (name []byte) {
+	tag := d.choice(constructed0, constructed0+1, constructed0+2, constructed0+3, constructed0+4, constructed0+5,
+		constructed0+6, constructed0+7, constructed0+8)
+	switch tag {
+	case constructed0, constructed0 + 3, constructed0 + 5:
+		d.needAny()
+	case constructed0 + 4:
+		d.need(tagSequence)
+		d.name()
+		name = d.value()
+	case constructed0 + 7:
+		d.need(tagOctetString)
+	case constructed0 + 8:
+		d.need(tagOID)
+	default:
+		d.need(tagIA5String)
+	}
+	d.leave()
+	return name
+}
+
 // checkSelfSigned determines whether the certificate is self-signed. It fails if issuer
 // and subject are the same and the signature is wrong, as x509_check_for_self_signed
 // does.
@@ -548,7 +628,7 @@ func (c *Certificate) checkSelfSigned() error {
 				Reason: "certificate's authority key identifier names two different issuers"}
 		}
 	}
-	err := c.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
+	err := c.verify(&c.signature, c.tbs)
 	if e, ok := errors.AsType[*Error](err); ok {
 		if e.Errno == syscall.ENOPKG {
 			return nil
@@ -647,16 +727,30 @@ func describeOID(oid string) string {
 	case pkcs1Arc + "\x04":
 		return "md5WithRSAEncryption"
 	}
-	if name, ok := mldsa[oid]; ok {
+	if name, ok := mldsas[oid]; ok {
 		return name
 	}
 	return dotted(oid)
 }
 
-// TBSHash returns the hash by which a blacklist names the certificate (tbs:): that of the
-// signature on it. It is nil if this package cannot compute it.
+// Mu returns the Hash of the certificate's key if that is of ML-DSA, or nil.
+func (c *Certificate) Mu() Hash {
+	if c.mldsa == nil {
+		return nil
+	}
+	return c.mldsa
+}
+
+// tbs is the digest of what the signature on the certificate is for.
+func (c *Certificate) tbs(h Hash) ([]byte, error) { return sum(h, c.RawTBS), nil }
+
+// TBSHash returns the hash by which a blacklist names the certificate (tbs:). It is nil if
+// this package cannot compute it.
 func (c *Certificate) TBSHash() []byte {
-	if c.signature.hash == 0 {
+	switch {
+	case c.rules.tbsSHA256:
+		return sum(crypto.SHA256, c.RawTBS)
+	case c.signature.hash == 0:
 		return nil
 	}
 	return sum(c.signature.hash, c.RawTBS)

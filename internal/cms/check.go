@@ -3,7 +3,6 @@ package cms
 import (
 	"bytes"
 	"cmp"
-	"crypto"
 	"errors"
 	"fmt"
 	"slices"
@@ -81,7 +80,7 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 // does: one good signer suffices, one bad signer invalidates the message.
 //
 // If the kernel could use a key and this package cannot, the error is Unsupported.
-func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
+func (m *Message) Check(digest func(Hash) ([]byte, error), trusted, revoked *Keyring) (*Certificate, error) {
 	if err := m.acceptable(); err != nil {
 		return nil, err
 	}
@@ -89,12 +88,12 @@ func (m *Message) Check(digest func(crypto.Hash) ([]byte, error), trusted, revok
 	if c, err := k.embedded(); err != nil {
 		return c, err
 	}
-	return inRings(k.trust, trusted, revoked)
+	return k.inRings(k.trust, trusted)
 }
 
 // inRings looks for a signer in the revoked certificates, and then in the trusted ones.
-func inRings(find func(*Keyring) (*Certificate, error), trusted, revoked *Keyring) (*Certificate, error) {
-	if len(revoked.Certificates()) > 0 {
+func (k *checker) inRings(find func(*Keyring) (*Certificate, error), trusted *Keyring) (*Certificate, error) {
+	if revoked := k.revoked; k.message.rules.revocation && len(revoked.Certificates()) > 0 {
 		c, err := find(revoked)
 		if err == nil {
 			return c, isRevoked(c)
@@ -115,17 +114,17 @@ type Finding struct {
 
 // CheckEach returns what [Message.Check] would return for each signer if it were the only
 // one of the message.
-func (m *Message) CheckEach(digest func(crypto.Hash) ([]byte, error), trusted, revoked *Keyring) []Finding {
+func (m *Message) CheckEach(digest func(Hash) ([]byte, error), trusted, revoked *Keyring) []Finding {
 	k := m.checker(digest, revoked)
 	findings := make([]Finding, len(m.Signers))
 	for i := range findings {
-		findings[i].Certificate, findings[i].Err = k.alone(i, trusted, revoked)
+		findings[i].Certificate, findings[i].Err = k.alone(i, trusted)
 	}
 	return findings
 }
 
 // alone is Check for one signer.
-func (k *checker) alone(i int, trusted, revoked *Keyring) (*Certificate, error) {
+func (k *checker) alone(i int, trusted *Keyring) (*Certificate, error) {
 	if err := k.message.acceptable(); err != nil {
 		return nil, err
 	}
@@ -135,14 +134,20 @@ func (k *checker) alone(i int, trusted, revoked *Keyring) (*Certificate, error) 
 	if c := k.blacklisted[i]; c != nil {
 		return c, isRevoked(c)
 	}
-	return inRings(func(ring *Keyring) (*Certificate, error) {
+	return k.inRings(func(ring *Keyring) (*Certificate, error) {
 		return k.trustSigner(i, ring, make(map[*Certificate]bool), make(map[*Certificate]*Certificate))
-	}, trusted, revoked)
+	}, trusted)
 }
 
 func isRevoked(c *Certificate) error {
 	return &Error{Kind: Revoked, Errno: syscall.EKEYREJECTED,
 		Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
+}
+
+// waived reports whether the kernel accepts the signed attributes of the message, as if it
+// has them in every signature.
+func (m *Message) waived() bool {
+	return m.rules.waiver && !slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return !s.signsData() })
 }
 
 // acceptable returns an error if no module may have the message, whoever has signed it.
@@ -156,7 +161,7 @@ func (m *Message) acceptable() error {
 		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
 			Reason: "content type is not data",
 			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
-	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes }):
+	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes && !m.waived() }):
 		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
 			Reason: "signed attributes, which no module may have",
 			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
@@ -167,7 +172,7 @@ func (m *Message) acceptable() error {
 // checker is the state of one Check.
 type checker struct {
 	message *Message
-	digest  func(crypto.Hash) ([]byte, error)
+	digest  func(Hash) ([]byte, error)
 	revoked *Keyring
 
 	signer      []*Certificate                // for each SignerInfo, its embedded certificate
@@ -177,8 +182,8 @@ type checker struct {
 	links       map[*Certificate]error        // result of verifying the certificate's signature
 }
 
-func (m *Message) checker(digest func(crypto.Hash) ([]byte, error), revoked *Keyring) *checker {
-	sums := make(map[crypto.Hash][]byte)
+func (m *Message) checker(digest func(Hash) ([]byte, error), revoked *Keyring) *checker {
+	sums := make(map[Hash][]byte)
 	return &checker{
 		message:     m,
 		revoked:     revoked,
@@ -187,13 +192,13 @@ func (m *Message) checker(digest func(crypto.Hash) ([]byte, error), revoked *Key
 		unsupported: make([]error, len(m.Signers)),
 		parent:      make(map[*Certificate]*Certificate, len(m.Certificates)),
 		links:       make(map[*Certificate]error),
-		digest: func(h crypto.Hash) ([]byte, error) {
+		digest: func(h Hash) ([]byte, error) {
 			if sum, ok := sums[h]; ok {
 				return sum, nil
 			}
 			sum, err := digest(h)
 			if err != nil {
-				return nil, fmt.Errorf("digest %s: %w", HashName(h), err)
+				return nil, fmt.Errorf("digest %s: %w", HashName(h.HashFunc()), err)
 			}
 			sums[h] = sum
 			return sum, nil
@@ -234,8 +239,8 @@ func (k *checker) embedded() (*Certificate, error) {
 
 func (k *checker) embeddedSigner(i int) error {
 	s := &k.message.Signers[i]
-	if s.Hash == 0 {
-		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.HashName}
+	if err := k.messageDigest(s); err != nil {
+		return err
 	}
 	for _, c := range k.message.Certificates {
 		if bytes.Equal(c.id, s.keyID) {
@@ -269,13 +274,41 @@ func (k *checker) embeddedSigner(i int) error {
 		}
 		// Many signers may share a long chain: verify each link once.
 		if _, done := k.links[c]; !done {
-			k.links[c] = p.verify(&c.signature, func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil })
+			k.links[c] = p.verify(&c.signature, c.tbs)
 		}
 		if k.links[c] != nil {
 			return about("embedded certificates", k.links[c])
 		}
 		k.parent[c] = p
 	}
+}
+
+// messageDigest does what pkcs7_digest does: it compares the digest of the module with the
+// one in signed attributes.
+func (k *checker) messageDigest(s *SignerInfo) error {
+	switch {
+	case !s.HasAttributes && s.signsData():
+		return nil
+	case s.Hash == 0:
+		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.HashName}
+	case !s.HasAttributes:
+		return nil // it is compared with the signature
+	}
+	sum, err := k.digest(s.Hash)
+	switch {
+	case err != nil:
+		return err
+	case len(s.messageDigest) != len(sum):
+		return &Error{Kind: Malformed, Errno: syscall.EBADMSG,
+			Reason: fmt.Sprintf("signed attribute messageDigest of %d bytes, and %s has %d", len(s.messageDigest), s.HashName,
+				len(sum)),
+			Dmesg: fmt.Sprintf("PKCS7: Sig N: Invalid digest size (%d)", len(s.messageDigest))}
+	case !bytes.Equal(s.messageDigest, sum):
+		return &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED,
+			Reason: "signed attribute messageDigest is not the digest of the data",
+			Dmesg:  "PKCS7: Sig N: Message digest doesn't match"}
+	}
+	return nil
 }
 
 // issuer finds the issuer of a certificate among the embedded ones. A missing issuer is
@@ -379,7 +412,7 @@ func (k *checker) trustSigner(
 			return nil, unknown
 		}
 		last, sig = c, &c.signature
-		digest = func(h crypto.Hash) ([]byte, error) { return sum(h, c.RawTBS), nil }
+		digest = c.tbs
 	}
 	if last != nil && (last.authority != nil || last.authorityKeyID != nil) {
 		key, errno := ring.find(last.authority, last.authorityKeyID)

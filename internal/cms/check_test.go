@@ -129,7 +129,7 @@ func TestCheckDigest(t *testing.T) {
 	t.Parallel()
 	der := testdata(t, "cms-two.p7s")
 	calls := 0
-	count := func(h crypto.Hash) ([]byte, error) { calls++; return sum(h, payload), nil }
+	count := func(h Hash) ([]byte, error) { calls++; return sum(h, payload), nil }
 	if _, err := parse(t, der).Check(count, keyring(t, "p256 rsa1024"), keyring(t, "p384")); err != nil || calls != 1 {
 		t.Errorf("%v, %d digests", err, calls)
 	}
@@ -139,7 +139,7 @@ func TestCheckDigest(t *testing.T) {
 		t.Errorf("%d digests for nothing", calls)
 	}
 	for _, revoked := range []string{"", "p256"} {
-		fails := func(crypto.Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
+		fails := func(Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
 		if _, err := parse(t, der).Check(fails, keyring(t, "p256"), keyring(t, revoked)); !errors.Is(err,
 			io.ErrUnexpectedEOF) || err.Error() != "digest sha256: unexpected EOF" {
 			t.Error(err)
@@ -497,7 +497,7 @@ func TestCheckEach(t *testing.T) {
 			t.Errorf("no signer is %v", kind)
 		}
 	}
-	fails := func(crypto.Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
+	fails := func(Hash) ([]byte, error) { return nil, io.ErrUnexpectedEOF }
 	for _, f := range parse(t, testdata(t, "cms-two.p7s")).CheckEach(fails, keyring(t, "p256 rsa1024"), nil) {
 		if !errors.Is(f.Err, io.ErrUnexpectedEOF) {
 			t.Error(f.Err)

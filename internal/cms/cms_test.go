@@ -2,7 +2,6 @@ package cms
 
 import (
 	"bytes"
-	"crypto"
 	"errors"
 	"os"
 	"path/filepath"
@@ -15,8 +14,8 @@ import (
 // payload is the signed content of the messages in testdata.
 var payload = []byte("the payload of a module")
 
-func digestOf(data []byte) func(crypto.Hash) ([]byte, error) {
-	return func(h crypto.Hash) ([]byte, error) { return sum(h, data), nil }
+func digestOf(data []byte) func(Hash) ([]byte, error) {
+	return func(h Hash) ([]byte, error) { return sum(h, data), nil }
 }
 
 func testdata(t testing.TB, name string) []byte {
@@ -134,3 +133,9 @@ func TestKind(t *testing.T) {
 		}
 	}
 }
+
+// The rules of kernels before those of Newest.
+var (
+	linux61  = RulesOf(6, 1, false)
+	linux612 = RulesOf(6, 12, false)
+)

@@ -6,10 +6,64 @@ import (
 	_ "crypto/sha256"
 	_ "crypto/sha3"
 	_ "crypto/sha512"
+	"crypto/x509"
 	"fmt"
+	"hash"
 	"slices"
 	"strings"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
+
+// Hash makes the digest that a signature is for. A crypto.Hash is one. For a key of ML-DSA,
+// it is a [mldsamu.PublicKey], and the digest is mu. Values of Hash can be compared.
+type Hash interface {
+	crypto.SignerOpts
+	New() hash.Hash
+}
+
+// mus are the names of mu in manifests and records, where other digests have those of
+// CONFIG_MODULE_SIG_HASH.
+var mus = map[crypto.Hash]string{mldsamu.Mu44: "mldsa44-mu", mldsamu.Mu65: "mldsa65-mu", mldsamu.Mu87: "mldsa87-mu"}
+
+// IsMu reports whether a digest is mu.
+func IsMu(h crypto.Hash) bool { return mldsamu.IsMu(h) }
+
+// HashOf returns the Hash of a [Signer] with that certificate.
+func HashOf(cert *x509.Certificate, h crypto.Hash, form Form) (Hash, error) {
+	cert, err := withKey(cert)
+	if err != nil {
+		return nil, err
+	}
+	s, err := NewSigner(madeAlready{public: cert.PublicKey}, cert, h, form)
+	if err != nil {
+		return nil, err
+	}
+	return s.Hash(), nil
+}
+
+// DigestSize returns the length of a digest in bytes.
+func DigestSize(h crypto.Hash) int {
+	if mldsamu.IsMu(h) {
+		return mldsamu.Size
+	}
+	return h.Size()
+}
+
+// DigestByName returns the digest that [HashName] calls so: what [HashByName] knows by its
+// common name, or mu.
+func DigestByName(name string) (crypto.Hash, error) {
+	for h, mu := range mus {
+		if mu == name {
+			return h, nil
+		}
+	}
+	h, err := HashByName(name)
+	if err == nil && HashName(h) != name {
+		return 0, fmt.Errorf("hash %q is spelled %s here", name, HashName(h))
+	}
+	return h, err
+}
 
 // hashAlgorithm is a digest that the kernel's CMS parser and sign-file both support.
 type hashAlgorithm struct {
@@ -84,8 +138,12 @@ func hashNames() string {
 	return strings.Join(names, ", ")
 }
 
-// HashName returns the name of a digest in CONFIG_MODULE_SIG_HASH: sha512, sha3-256.
+// HashName returns the name of a digest in CONFIG_MODULE_SIG_HASH: sha512, sha3-256. That of
+// mu is mldsa65-mu and the like.
 func HashName(h crypto.Hash) string {
+	if mu, ok := mus[h]; ok {
+		return mu
+	}
 	if a := hashAlgorithmOf(h); a != nil {
 		return a.name
 	}
@@ -109,7 +167,7 @@ func hashAlgorithmByOID(oid string) *hashAlgorithm {
 	return &hashes[i]
 }
 
-func sum(h crypto.Hash, data []byte) []byte {
+func sum(h Hash, data []byte) []byte {
 	hash := h.New()
 	hash.Write(data)
 	return hash.Sum(nil)

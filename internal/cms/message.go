@@ -22,6 +22,7 @@ type Message struct {
 	authenticode bool // content type msIndirectData
 	notDER       bool
 	notes        []string
+	rules        *Rules
 
 	// For Add, as elements:
 	digests []algorithm // of digestAlgorithms
@@ -45,9 +46,9 @@ type SignerInfo struct {
 
 	Hash          crypto.Hash // 0 if the kernel knows the digest and this package does not: see HashName
 	HashName      string      // the kernel's: sha512, sha3-256, sm3, streebog256, streebog512
-	Algorithm     string      // the kernel's: rsa, ecdsa, ecrdsa
+	Algorithm     string      // the kernel's: rsa, ecdsa, ecrdsa, mldsa65...
 	Signature     []byte
-	HasAttributes bool // signed attributes; an error for a module
+	HasAttributes bool // signed attributes; an error for a module, unless it is waived for ML-DSA
 	Unsigned      bool // unsigned attributes; ignored
 
 	raw       []byte // the whole element
@@ -55,6 +56,8 @@ type SignerInfo struct {
 	issuer    []byte // contents of RawIssuer
 	keyID     []byte // identifier that the kernel looks for
 	signature signature
+
+	messageDigest []byte // of the signed attributes
 }
 
 const (
@@ -65,6 +68,9 @@ const (
 	oidData         = pkcs7Arc + "\x01"
 	oidSignedData   = pkcs7Arc + "\x02"
 	oidIndirectData = microsoftArc + "\x01\x04" // the content of Authenticode
+
+	oidMD4 = "\x2a\x86\x48\x86\xf7\x0d\x02\x04" // 1.2.840.113549.2.4
+	oidMD5 = "\x2a\x86\x48\x86\xf7\x0d\x02\x05"
 
 	oidContentType       = pkcs9Arc + "\x03"
 	oidMessageDigest     = pkcs9Arc + "\x04"
@@ -77,7 +83,8 @@ const (
 // parser is the state of one Parse.
 type parser struct {
 	decoder
-	msg *Message
+	msg   *Message
+	rules *Rules
 
 	// As in the kernel, these outlive the SignerInfo that they were read from. A
 	// SignerInfo without the identifier that its version requires gets that of the
@@ -88,11 +95,11 @@ type parser struct {
 // Parse parses a message by the kernel's rules (pkcs7_parser.c). [Message.Check]
 // decides whether the message suits a module. Errors are of type *Error, with the
 // kernel's errno.
-func Parse(der []byte) (*Message, error) {
+func (r *Rules) Parse(der []byte) (*Message, error) {
 	if len(der) > MaxSize {
 		return nil, tooLarge(len(der))
 	}
-	p := parser{decoder: newDecoder(der), msg: &Message{}}
+	p := parser{decoder: newDecoder(der), msg: &Message{rules: r}, rules: r}
 	p.need(tagSequence)
 	p.need(tagOID)
 	if p.err == nil && string(p.value()) != oidSignedData {
@@ -280,7 +287,7 @@ func (p *parser) certificate() *Certificate {
 		p.broken(p.start-p.header, "certificate with tag 0x%02x", p.tag)
 		return nil
 	}
-	c, err := ParseCertificate(p.element())
+	c, err := p.rules.ParseCertificate(p.element())
 	if e, ok := errors.AsType[*Error](err); ok {
 		p.fail(&Error{Kind: e.Kind, Errno: e.Errno, Dmesg: e.Dmesg,
 			Reason: fmt.Sprintf("embedded certificate at offset %d: %s", p.start-p.header, e.Reason)})
@@ -328,8 +335,12 @@ func (p *parser) signerInfo() {
 	switch p.maybeChoice(constructed0, constructed0+2) {
 	case constructed0:
 		s.HasAttributes = true
-		p.note("signed attributes")
-		seen := p.attributes()
+		attributes := bytes.Clone(p.element())
+		seen := p.attributes(&s)
+		if p.err == nil {
+			attributes[0] = tagSet // what is signed instead of the data (RFC 5652, 5.4)
+			s.signature.attributes = attributes
+		}
 		if p.err == nil && (!seen[oidContentType] || !seen[oidMessageDigest]) {
 			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest",
 				"PKCS7: Missing required AuthAttr")
@@ -338,7 +349,7 @@ func (p *parser) signerInfo() {
 		// The kernel reads these one by one, and otherwise ignores them.
 		p.note("attributes in the obsolete form [2], ignored")
 		p.need(tagSequence)
-		p.attributes()
+		p.attributes(new(SignerInfo))
 		p.leave()
 	}
 
@@ -347,7 +358,12 @@ func (p *parser) signerInfo() {
 	p.signatureAlgorithm(&s, algorithm, parameters)
 	p.need(tagOctetString)
 	s.Signature = p.value()
-	s.signature = signature{algorithm: s.Algorithm, hash: s.Hash, hashName: s.HashName, value: s.Signature}
+	s.signature.algorithm, s.signature.value = s.Algorithm, s.Signature
+	s.signature.hash, s.signature.hashName = s.Hash, s.HashName
+	if s.HasAttributes && !(s.signsData() && s.Hash == crypto.SHA512 &&
+		bytes.Equal(s.signature.attributes, signedAttributes(s.messageDigest))) {
+		p.note("signed attributes")
+	}
 	switch {
 	case s.Hash == 0 || s.Algorithm == "ecrdsa":
 		p.note("algorithms %s and %s", s.HashName, s.Algorithm)
@@ -385,8 +401,16 @@ func (p *parser) signerInfo() {
 }
 
 func (p *parser) digestAlgorithm(s *SignerInfo, oid string) {
-	if a := hashAlgorithmByOID(oid); a != nil {
+	if a := hashAlgorithmByOID(oid); a != nil && (p.rules.sha3 || !isSHA3(a.hash)) {
 		s.Hash, s.HashName = a.hash, a.name
+		return
+	}
+	switch {
+	case oid == oidMD4 && !p.rules.sha3:
+		s.HashName = "md4"
+		return
+	case oid == oidMD5 && !p.rules.sha3:
+		s.HashName = "md5"
 		return
 	}
 	switch oid {
@@ -411,7 +435,16 @@ func (p *parser) signatureAlgorithm(s *SignerInfo, oid string, parameters []byte
 		}
 	case oid == oidGOST256, oid == oidGOST512:
 		s.Algorithm = "ecrdsa"
-	case slices.ContainsFunc(hashes, func(a hashAlgorithm) bool { return a.ecdsa == oid }):
+	case oid == oidSM2WithSM3 && p.rules.sm2:
+		s.Algorithm = "sm2"
+	case mldsas[oid] != "" && p.rules.mldsa:
+		s.Algorithm = mldsas[oid]
+		if parameters != nil {
+			p.note("ML-DSA signatureAlgorithm has parameters")
+		}
+	case slices.ContainsFunc(hashes, func(a hashAlgorithm) bool {
+		return a.ecdsa == oid && (p.rules.sha3 || !isSHA3(a.hash))
+	}):
 		s.Algorithm = "ecdsa"
 		if parameters != nil {
 			p.note("ECDSA signatureAlgorithm has parameters")
@@ -430,7 +463,7 @@ func (p *parser) signatureAlgorithm(s *SignerInfo, oid string, parameters []byte
 
 // attributes parses signed attributes up to their end, and returns the types among them
 // that the kernel checks.
-func (p *parser) attributes() map[string]bool {
+func (p *parser) attributes(s *SignerInfo) map[string]bool {
 	seen := make(map[string]bool)
 	for {
 		p.need(tagSequence)
@@ -439,7 +472,7 @@ func (p *parser) attributes() map[string]bool {
 		p.need(tagSet)
 		for {
 			if p.needAny() {
-				p.attribute(oid, seen)
+				p.attribute(s, oid, seen)
 			}
 			if !p.again() {
 				break
@@ -453,7 +486,7 @@ func (p *parser) attributes() map[string]bool {
 }
 
 // attribute checks one value of a signed attribute.
-func (p *parser) attribute(oid string, seen map[string]bool) {
+func (p *parser) attribute(s *SignerInfo, oid string, seen map[string]bool) {
 	switch oid {
 	case oidContentType, oidMessageDigest, oidSigningTime, oidSMIMECapabilities, oidStatementType, oidOpusInfo:
 	default:
@@ -476,6 +509,7 @@ func (p *parser) attribute(oid string, seen map[string]bool) {
 		if p.tag != tagOctetString {
 			p.broken(p.start-p.header, "messageDigest with tag 0x%02x", p.tag)
 		}
+		s.messageDigest = p.value()
 	case oidSigningTime:
 		p.decodeTime(p.tag, p.value())
 	case oidSMIMECapabilities:
@@ -489,6 +523,24 @@ func (p *parser) attribute(oid string, seen map[string]bool) {
 				"PKCS7: Authenticode AuthAttrs only allowed with Authenticode")
 		}
 	}
+}
+
+// signsData reports whether the signature is one of ML-DSA, which is for data and not for a
+// digest.
+func (s *SignerInfo) signsData() bool { return strings.HasPrefix(s.Algorithm, "mldsa") }
+
+// Digest returns what the signature is for: a digest of the data, or mu of it, or 0 if this
+// package does not know the digest.
+func (s *SignerInfo) Digest() crypto.Hash {
+	if s.HasAttributes || !s.signsData() {
+		return s.Hash
+	}
+	for h, name := range mus {
+		if name == s.Algorithm+"-mu" {
+			return h
+		}
+	}
+	return 0
 }
 
 // KeyID returns the identifier that the kernel looks for among its keys: the octets of
@@ -552,7 +604,12 @@ func (m *Message) Marshal() ([]byte, error) {
 		if s.Version == 1 {
 			sid = serialIdentifier(s.RawIssuer, s.Serial)
 		}
-		signers = append(signers, appendSignerInfo(nil, s.Version, hashAlgorithmOf(s.Hash), sid, s.Algorithm, s.Signature))
+		var attributes []byte
+		if s.HasAttributes {
+			attributes = signedAttributes(s.messageDigest)
+		}
+		signers = append(signers, appendSignerInfo(nil, s.Version, hashAlgorithmOf(s.Hash), sid, attributes, s.Algorithm,
+			s.Signature))
 	}
 	return encodeMessage(m.Version, digests, encapsulatedData, nil, signers), nil
 }

@@ -2,6 +2,7 @@ package cms
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"runtime"
 	"slices"
@@ -65,6 +66,7 @@ func TestKernelRules(t *testing.T) {
 		errno  syscall.Errno
 		kind   Kind
 		dmesg  string
+		rules  *Rules // nil: Newest
 
 		canonical bool
 	}{
@@ -220,8 +222,10 @@ func TestKernelRules(t *testing.T) {
 			kind: Unsupported, dmesg: "Unsupported pkey algo: N"},
 		{name: "Ed25519", change: func(p *parts) { p.algorithm = seq(oid("\x2b\x65\x70")) }, errno: syscall.ENOPKG,
 			kind: Unsupported, dmesg: "Unsupported pkey algo: N"},
-		{name: "ML-DSA", change: func(p *parts) { p.algorithm = seq(oid(oidMLDSA65)) }, errno: syscall.ENOPKG,
-			kind: Unsupported, dmesg: "Unsupported pkey algo: N"},
+		{name: "ML-DSA before 7.0", change: func(p *parts) { p.algorithm = seq(oid(oidMLDSA65)) }, errno: syscall.ENOPKG,
+			kind: Unsupported, dmesg: "Unsupported pkey algo: N", rules: linux612},
+		{name: "ML-DSA with an ECDSA key", change: func(p *parts) { p.algorithm = seq(oid(oidMLDSA65)) },
+			errno: syscall.EKEYREJECTED, kind: BadSignature, canonical: true},
 		{name: "RSA with an ECDSA key", change: func(p *parts) { p.algorithm = seq(oid(oidRSA), null) },
 			errno: syscall.EKEYREJECTED, kind: BadSignature, canonical: true},
 		{name: "GOST with an ECDSA key", change: func(p *parts) { p.algorithm = seq(oid(oidGOST256)) },
@@ -308,7 +312,7 @@ func TestKernelRules(t *testing.T) {
 		if test.raw != nil {
 			der = test.raw(der)
 		}
-		m, err := Parse(der)
+		m, err := cmp.Or(test.rules, Newest).Parse(der)
 		if err == nil {
 			_, err = m.Check(digestOf(payload), ring, nil)
 		}

@@ -21,7 +21,7 @@ func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signatur
 		return nil, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA",
 			KeyAlgorithm(cert))
 	}
-	s, err := NewSigner(madeAlready{public, signature}, cert, h, useKeyID)
+	s, err := NewSigner(madeAlready{public, signature}, cert, h, Form{UseKeyID: useKeyID})
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signatur
 
 // madeAlready is a private key that returns one existing signature.
 type madeAlready struct {
-	public    *rsa.PublicKey
+	public    crypto.PublicKey
 	signature []byte
 }
 

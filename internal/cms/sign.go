@@ -12,44 +12,56 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 
+	"filippo.io/mldsa"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Signer signs like scripts/sign-file with one key, one certificate and one digest
 // algorithm. It is safe for concurrent use if its key is, as the keys of the standard
 // library are.
 //
-// A Signer signs a digest. ML-DSA signs the message itself and would need a method of
-// its own.
+// A Signer signs a digest; with ML-DSA, mu of the data.
 type Signer struct {
-	key       crypto.Signer
-	public    crypto.PublicKey
-	digest    *hashAlgorithm
-	version   int
-	sid       []byte
-	algorithm string
+	key        crypto.Signer
+	public     crypto.PublicKey
+	digest     *hashAlgorithm
+	mldsa      *mldsamu.PublicKey // of public, or nil
+	attributes bool
+	version    int
+	sid        []byte
+	algorithm  string
+}
+
+// Form chooses between the forms of a message. The zero value is the usual one.
+type Form struct {
+	// UseKeyID names the signer by subject key identifier (sign-file -k), instead of by
+	// issuer and serial number.
+	UseKeyID bool
+	// Attributes signs the digest in signed attributes, as sign-file does with OpenSSL 3.5
+	// and 3.6. The key has to be one of ML-DSA.
+	Attributes bool
 }
 
 // NewSigner returns a Signer. The certificate's public key determines how to sign.
-// NewSigner uses only Public and Sign of key, so the private key may be in a token. The
-// messages name the signer by issuer and serial number, or by the subject key
-// identifier if useKeyID is set (sign-file -k). Nothing else of the certificate is
-// used, and only Raw needs to be set.
+// NewSigner uses only Public and Sign of key, so the private key may be in a token. Of the
+// certificate it uses the identifiers and the key, and only Raw needs to be set. With a key
+// of ML-DSA, the messages have the digest's name, and the kernel does not look at it.
 //
 // NewSigner returns an error if no kernel could verify the signatures. The kernel
-// supports RSA in the lengths that crypto/rsa.c accepts and ECDSA on P-256, P-384 and
-// P-521, with the digests that its CMS parser knows. A key that does not match the
-// certificate is an error too.
-func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyID bool) (*Signer, error) {
-	if cert.PublicKey == nil && len(cert.Raw) > 0 {
-		var err error
-		if cert, err = ParseX509(cert.Raw); err != nil {
-			return nil, err
-		}
+// supports RSA in the lengths that crypto/rsa.c accepts, ECDSA on P-256, P-384 and
+// P-521, and ML-DSA, with the digests that its CMS parser knows. A key that does not match
+// the certificate is an error too.
+func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, form Form) (*Signer, error) {
+	cert, err := withKey(cert)
+	if err != nil {
+		return nil, err
 	}
-	s := &Signer{key: key, public: cert.PublicKey, digest: hashAlgorithmOf(h)}
+	s := &Signer{key: key, public: cert.PublicKey, digest: hashAlgorithmOf(h), attributes: form.Attributes}
 	if s.digest == nil {
 		return nil, fmt.Errorf("the kernel verifies no module signature made with %s; use one of %s", HashName(h),
 			hashNames())
@@ -65,14 +77,23 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 		if c := public.Curve; c != elliptic.P256() && c != elliptic.P384() && c != elliptic.P521() {
 			return nil, fmt.Errorf("elliptic curve %s: the kernel verifies P-256, P-384 and P-521", c.Params().Name)
 		}
+	case *mldsa.PublicKey:
+		s.mldsa = mldsamu.NewPublicKey(public)
+		s.algorithm = mldsaName(public)
 	default:
-		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5) and ECDSA",
+		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5), ECDSA and ML-DSA",
 			KeyAlgorithm(cert))
+	}
+	switch {
+	case form.Attributes && s.mldsa == nil:
+		return nil, fmt.Errorf("signed attributes with a key that is %s: the kernel takes them with ML-DSA alone", s.algorithm)
+	case form.Attributes && h != crypto.SHA512:
+		return nil, fmt.Errorf("signed attributes with %s: the kernel takes them with sha512 alone", s.digest.name)
 	}
 	if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
 		return nil, errors.New("private key does not match certificate")
 	}
-	if useKeyID {
+	if form.UseKeyID {
 		if len(cert.SubjectKeyId) == 0 {
 			return nil, errors.New("certificate has no subject key identifier")
 		}
@@ -95,6 +116,15 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyI
 	return s, nil
 }
 
+// withKey returns a certificate with its key. Of the given one, only Raw may be set, or
+// crypto/x509 may not know its key.
+func withKey(cert *x509.Certificate) (*x509.Certificate, error) {
+	if cert.PublicKey != nil || len(cert.Raw) == 0 {
+		return cert, nil
+	}
+	return ParseX509(cert.Raw)
+}
+
 // Draft returns a message as Sign does, with zeros for a signature. No message of the
 // Signer is longer.
 func (s *Signer) Draft() []byte {
@@ -105,24 +135,41 @@ func (s *Signer) Draft() []byte {
 	case *ecdsa.PublicKey:
 		number := size((public.Curve.Params().BitSize + 8) / 8) // with a zero bit before it
 		longest = size(2 * number)
+	case *mldsa.PublicKey:
+		longest = public.Parameters().SignatureSize()
 	}
-	return encode(s.version, s.digest, s.sid, s.algorithm, make([]byte, longest))
+	var attributes []byte
+	if s.attributes {
+		attributes = signedAttributes(make([]byte, s.digest.hash.Size()))
+	}
+	return s.encode(attributes, make([]byte, longest))
 }
 
-// Hash returns the digest algorithm for [Signer.Sign].
-func (s *Signer) Hash() crypto.Hash { return s.digest.hash }
+// Hash returns what makes the digest for [Signer.Sign].
+func (s *Signer) Hash() Hash {
+	if s.mldsa != nil && !s.attributes {
+		return s.mldsa
+	}
+	return s.digest.hash
+}
 
 // Sign returns the CMS message for data with this digest. The key gets opts, which may
 // be nil: its hash is that of the Signer.
 func (s *Signer) Sign(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	h := s.Hash().HashFunc()
 	if opts == nil {
-		opts = s.digest.hash
+		opts = h
 	}
-	if opts.HashFunc() != s.digest.hash {
-		return nil, fmt.Errorf("options for %s, and the signer is for %s", HashName(opts.HashFunc()), s.digest.name)
+	if opts.HashFunc() != h {
+		return nil, fmt.Errorf("options for %s, and the signer is for %s", HashName(opts.HashFunc()), HashName(h))
 	}
-	if len(digest) != s.digest.hash.Size() {
-		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), s.digest.name, s.digest.hash.Size())
+	if len(digest) != DigestSize(h) {
+		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(digest), HashName(h), DigestSize(h))
+	}
+	var attributes []byte
+	if s.attributes {
+		attributes = signedAttributes(digest)
+		digest, opts = sum(s.mldsa, attributes), ofAttributes{opts, s.mldsa.HashFunc()}
 	}
 	signature, err := s.key.Sign(rand.Reader, digest, opts)
 	if err != nil {
@@ -139,8 +186,48 @@ func (s *Signer) Sign(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 			return nil, fmt.Errorf("private key made an ECDSA signature of %d bytes that is not "+
 				"SEQUENCE { INTEGER r, INTEGER s }", len(signature))
 		}
+	case *mldsa.PublicKey:
+		if want := public.Parameters().SignatureSize(); len(signature) != want {
+			return nil, fmt.Errorf("private key made an %s signature of %d bytes, not %d", public.Parameters(), len(signature),
+				want)
+		}
 	}
-	return encode(s.version, s.digest, s.sid, s.algorithm, signature), nil
+	return s.encode(attributes, signature), nil
+}
+
+// ofAttributes are the options of a signature of attributes.
+type ofAttributes struct {
+	crypto.SignerOpts // those of the module's signature
+	hash              crypto.Hash
+}
+
+func (o ofAttributes) HashFunc() crypto.Hash { return o.hash }
+
+// Module returns the path and the size of the module, as far as they are known.
+func (o ofAttributes) Module() (path string, size int64) {
+	if m, ok := o.SignerOpts.(interface{ Module() (string, int64) }); ok {
+		return m.Module()
+	}
+	return "", 0
+}
+
+// mldsaName returns the kernel's name for the algorithm of a key.
+func mldsaName(key *mldsa.PublicKey) string {
+	return strings.ReplaceAll(strings.ToLower(key.Parameters().String()), "-", "")
+}
+
+// signedAttributes returns the attributes that OpenSSL makes for a digest of data, as the
+// SET that is signed: contentType and messageDigest (RFC 5652, 11.1 and 11.2).
+func signedAttributes(digest []byte) []byte {
+	attribute := func(oid string, value []byte) []byte {
+		values := slices.Concat(header(tagSet, len(value)), value)
+		contents := slices.Concat(header(tagOID, len(oid)), []byte(oid), values)
+		return append(header(tagSequence, len(contents)), contents...)
+	}
+	return sortedSet([][]byte{
+		attribute(oidContentType, slices.Concat(header(tagOID, len(oidData)), []byte(oidData))),
+		attribute(oidMessageDigest, slices.Concat(header(tagOctetString, len(digest)), digest)),
+	})
 }
 
 var (
@@ -151,15 +238,15 @@ var (
 
 // encode writes the message of one signer described in the package comment, in one
 // allocation.
-func encode(version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) []byte {
-	digests := size(size(len(digest.oid)))
-	signers := size(signerInfoSize(digest, sid, algorithm, signature))
-	der := newMessage(version, size(digests)+len(encapsulatedData)+size(signers))
+func (s *Signer) encode(attributes, signature []byte) []byte {
+	digests := size(size(len(s.digest.oid)))
+	signers := size(signerInfoSize(s.digest, s.sid, attributes, s.algorithm, signature))
+	der := newMessage(s.version, size(digests)+len(encapsulatedData)+size(signers))
 	der = appendHeader(der, tagSet, digests)
-	der = appendAlgorithm(der, digest.oid)
+	der = appendAlgorithm(der, s.digest.oid)
 	der = append(der, encapsulatedData...)
 	der = appendHeader(der, tagSet, signers)
-	return appendSignerInfo(der, version, digest, sid, algorithm, signature)
+	return appendSignerInfo(der, s.version, s.digest, s.sid, attributes, s.algorithm, signature)
 }
 
 // encodeMessage writes a message of these elements, the sets in the order of DER.
@@ -191,23 +278,40 @@ func newMessage(version, rest int) []byte {
 }
 
 // signerInfoSize returns the length of the contents of a SignerInfo.
-func signerInfoSize(digest *hashAlgorithm, sid []byte, algorithm string, signature []byte) int {
+func signerInfoSize(digest *hashAlgorithm, sid, attributes []byte, algorithm string, signature []byte) int {
 	signatureAlgorithm := len(rsaEncryption)
-	if algorithm == "ecdsa" {
-		signatureAlgorithm = size(size(len(digest.ecdsa)))
+	if oid := signatureOID(digest, algorithm); oid != oidRSA {
+		signatureAlgorithm = size(size(len(oid)))
 	}
-	return size(1) + len(sid) + size(size(len(digest.oid))) + signatureAlgorithm + size(len(signature))
+	return size(1) + len(sid) + size(size(len(digest.oid))) + len(attributes) + signatureAlgorithm + size(len(signature))
+}
+
+// signatureOID returns the object identifier of a signature with the kernel's name for its
+// algorithm.
+func signatureOID(digest *hashAlgorithm, algorithm string) string {
+	if algorithm == "ecdsa" {
+		return digest.ecdsa
+	}
+	for oid, name := range mldsas {
+		if name == algorithm {
+			return oid
+		}
+	}
+	return oidRSA
 }
 
 func appendSignerInfo(
-	der []byte, version int, digest *hashAlgorithm, sid []byte, algorithm string, signature []byte,
+	der []byte, version int, digest *hashAlgorithm, sid, attributes []byte, algorithm string, signature []byte,
 ) []byte {
-	der = appendHeader(der, tagSequence, signerInfoSize(digest, sid, algorithm, signature))
+	der = appendHeader(der, tagSequence, signerInfoSize(digest, sid, attributes, algorithm, signature))
 	der = append(der, tagInteger, 1, byte(version))
 	der = append(der, sid...)
 	der = appendAlgorithm(der, digest.oid)
-	if algorithm == "ecdsa" {
-		der = appendAlgorithm(der, digest.ecdsa)
+	if len(attributes) > 0 {
+		der = append(append(der, constructed0), attributes[1:]...)
+	}
+	if oid := signatureOID(digest, algorithm); oid != oidRSA {
+		der = appendAlgorithm(der, oid)
 	} else {
 		der = append(der, rsaEncryption...)
 	}

@@ -41,7 +41,7 @@ func readFile(t testing.TB, path string) []byte {
 
 func sign(t testing.TB, key crypto.Signer, cert *x509.Certificate, h crypto.Hash, useKeyID bool, data []byte) []byte {
 	t.Helper()
-	s, err := NewSigner(key, cert, h, useKeyID)
+	s, err := NewSigner(key, cert, h, Form{UseKeyID: useKeyID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestSignECDSA(t *testing.T) {
 					}
 					// Everything except the signature value is the same.
 					s := theirs.Signers[0]
-					if got := encode(s.Version, &a, sidOf(&s), "ecdsa", s.Signature); !bytes.Equal(got, theirs.Raw) {
+					if got := (&Signer{digest: &a, version: s.Version, sid: sidOf(&s), algorithm: "ecdsa"}).encode(nil, s.Signature); !bytes.Equal(got, theirs.Raw) {
 						testmod.DiffDER(t, got, theirs.Raw)
 					}
 				}
@@ -268,7 +268,7 @@ func TestSignToken(t *testing.T) {
 	} {
 		s, err := NewSigner(&token{test.key.Private.Public(),
 			func([]byte, crypto.SignerOpts) ([]byte, error) { return test.sig, test.err }}, test.key.Certificate, crypto.SHA256,
-			false)
+			Form{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +325,7 @@ func TestNewSignerRefuses(t *testing.T) {
 			"the kernel takes at most 65535"},
 		{"RSA-PSS", k.Private, pss, crypto.SHA256, false, "RSASSA-PSS: the kernel verifies RSA"},
 	} {
-		if s, err := NewSigner(test.key, test.cert, test.hash, test.useKeyID); err == nil || s != nil ||
+		if s, err := NewSigner(test.key, test.cert, test.hash, Form{UseKeyID: test.useKeyID}); err == nil || s != nil ||
 			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
@@ -335,7 +335,7 @@ func TestNewSignerRefuses(t *testing.T) {
 func TestSignConcurrently(t *testing.T) {
 	t.Parallel()
 	k := testmod.NewKey(t, "rsa:2048")
-	s, err := NewSigner(k.Private, k.Certificate, crypto.SHA512, false)
+	s, err := NewSigner(k.Private, k.Certificate, crypto.SHA512, Form{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +379,7 @@ func TestSignAsOpenSSL(t *testing.T) {
 func BenchmarkSign(b *testing.B) {
 	for _, algorithm := range []string{"rsa:2048", "rsa:4096", "ecdsa:p256", "ecdsa:p384"} {
 		k := testmod.NewKey(b, algorithm)
-		s, err := NewSigner(k.Private, k.Certificate, crypto.SHA512, false)
+		s, err := NewSigner(k.Private, k.Certificate, crypto.SHA512, Form{})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -395,11 +395,11 @@ func BenchmarkSign(b *testing.B) {
 	}
 	b.Run("encode", func(b *testing.B) {
 		k := testmod.NewKey(b, "rsa:4096")
-		s, _ := NewSigner(k.Private, k.Certificate, crypto.SHA512, false)
+		s, _ := NewSigner(k.Private, k.Certificate, crypto.SHA512, Form{})
 		signature := make([]byte, 512)
 		b.ReportAllocs()
 		for b.Loop() {
-			encode(s.version, s.digest, s.sid, s.algorithm, signature)
+			s.encode(nil, signature)
 		}
 	})
 }
@@ -409,7 +409,7 @@ func TestDraft(t *testing.T) {
 	t.Parallel()
 	for _, algorithm := range []string{"rsa:2048", "ecdsa:p256", "ecdsa:p384", "ecdsa:p521"} {
 		k := testmod.NewKey(t, algorithm)
-		s, err := NewSigner(k.Private, k.Certificate, crypto.SHA256, false)
+		s, err := NewSigner(k.Private, k.Certificate, crypto.SHA256, Form{})
 		if err != nil {
 			t.Fatal(err)
 		}

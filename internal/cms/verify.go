@@ -9,12 +9,16 @@ import (
 	"math/big"
 	"strings"
 	"syscall"
+
+	"filippo.io/mldsa"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // verify checks a signature with the certificate's key like the kernel's
 // public_key_verify_signature. It calls digest last, and returns errors of digest
 // unchanged. All other errors are of type *Error.
-func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, error)) error {
+func (c *Certificate) verify(s *signature, digest func(Hash) ([]byte, error)) error {
 	if s.algorithm != c.KeyAlgorithm && !(s.algorithm == "ecdsa" && strings.HasPrefix(c.KeyAlgorithm, "ecdsa-")) {
 		return &Error{Kind: BadSignature, Errno: syscall.EKEYREJECTED,
 			Reason: fmt.Sprintf("signature algorithm %s, but the key is for %s", s.algorithm, c.KeyAlgorithm)}
@@ -25,6 +29,12 @@ func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, err
 			kind = Unsupported
 		}
 		return &Error{Kind: kind, Errno: c.keyErrno, Reason: c.KeyProblem}
+	}
+	if s.attributes != nil {
+		digest = func(h Hash) ([]byte, error) { return sum(h, s.attributes), nil }
+	}
+	if c.mldsa != nil {
+		return c.verifyMLDSA(s, digest)
 	}
 	if s.hash == 0 {
 		return &Error{Kind: Unsupported, Errno: syscall.ENOPKG, Reason: "modsign cannot compute the digest " + s.hashName}
@@ -46,14 +56,36 @@ func (c *Certificate) verify(s *signature, digest func(crypto.Hash) ([]byte, err
 	return nil
 }
 
-// Verifies reports whether a signature is one of a module's kind (PKCS #1 v1.5, or ECDSA in
-// strict DER) of a digest, by the private key of the public one.
+// verifyMLDSA is verify for a key of ML-DSA, which takes data and hashes it to mu.
+func (c *Certificate) verifyMLDSA(s *signature, digest func(Hash) ([]byte, error)) error {
+	if s.attributes != nil && s.hash != crypto.SHA512 {
+		return &Error{Kind: BadSignature, Errno: syscall.EINVAL,
+			Reason: "ML-DSA with signed attributes and " + s.hashName + ", and the kernel takes sha512"}
+	}
+	mu, err := digest(c.mldsa)
+	if err != nil {
+		return err
+	}
+	errno := syscall.EKEYREJECTED
+	switch err := c.mldsa.Verify(mu, s.value); err {
+	case nil:
+		return nil
+	case mldsamu.ErrMalformed:
+		errno = syscall.EBADMSG
+	}
+	return &Error{Kind: BadSignature, Errno: errno, Reason: "signature does not match the data"}
+}
+
+// Verifies reports whether a signature is one of a module's kind (PKCS #1 v1.5, ECDSA in
+// strict DER, or pure ML-DSA) of a digest, by the private key of the public one.
 func Verifies(public crypto.PublicKey, h crypto.Hash, digest, signature []byte) bool {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
 		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(key, digest, signature)
+	case *mldsa.PublicKey:
+		return mldsamu.NewPublicKey(key).Verify(digest, signature) == nil
 	}
 	return false
 }

@@ -29,6 +29,9 @@ func ParseX509(der []byte) (*x509.Certificate, error) {
 	}
 	cert, err := x509.ParseCertificate(der)
 	switch {
+	case err == nil && cert.PublicKey == nil: // crypto/x509 does not know ML-DSA before Go 1.27
+		cert.PublicKey = publicKey(cert.RawSubjectPublicKeyInfo)
+		return cert, nil
 	case err == nil:
 		return cert, nil
 	case broken != nil:
@@ -172,7 +175,7 @@ func publicKey(spki []byte) crypto.PublicKey {
 	algorithm, parameters := d.algorithm()
 	d.need(tagBitString)
 	bits := d.value()
-	var c Certificate
+	c := Certificate{rules: Any}
 	c.publicKey(&d, algorithm, parameters, bits)
 	if d.err != nil {
 		return nil

@@ -139,7 +139,7 @@ func TestOddCertificates(t *testing.T) {
 				}
 				// Raw is sufficient.
 				for _, cert := range []*x509.Certificate{cert, {Raw: odd.der}} {
-					signer, err := NewSigner(key.Private, cert, crypto.SHA256, useKeyID)
+					signer, err := NewSigner(key.Private, cert, crypto.SHA256, Form{UseKeyID: useKeyID})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -182,7 +182,7 @@ func TestCompressedPoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewSigner(key.Private, cert, crypto.SHA256, false); err != nil {
+	if _, err := NewSigner(key.Private, cert, crypto.SHA256, Form{}); err != nil {
 		t.Error(err)
 	}
 	if err := Loadable(block.Bytes); err == nil {
@@ -199,7 +199,7 @@ func TestParseX509Refuses(t *testing.T) {
 		}
 	}
 	if _, err := NewSigner(testmod.NewKey(t, "ecdsa:p256").Private, &x509.Certificate{Raw: der[:20]}, crypto.SHA256,
-		false); err == nil {
+		Form{}); err == nil {
 		t.Error("a signer of half a certificate")
 	}
 }

@@ -78,10 +78,10 @@ func addSigned(ctx context.Context, d Digests, m io.ReaderAt, size int64, signer
 	if err != nil {
 		return err
 	}
-	_, err = message.Check(func(h crypto.Hash) ([]byte, error) {
+	_, err = message.Check(func(h cms.Hash) ([]byte, error) {
 		sum := h.New()
 		_, err := io.Copy(sum, module.Reader(ctx, io.NewSectionReader(m, 0, layer.Offset)))
-		d.Add(h, sum.Sum(nil))
+		d.Add(h.HashFunc(), sum.Sum(nil))
 		return sum.Sum(nil), err
 	}, cms.NewKeyring(signer), nil)
 	return err
