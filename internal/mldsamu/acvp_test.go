@@ -48,8 +48,12 @@ func (o *octets) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// acvp calls f with each case of a mode and its expected result.
-func acvp(t *testing.T, mode string, f func(t *testing.T, p mldsa.Parameters, oracle sign.Scheme, public []byte, c, want acvpCase)) {
+// acvp calls f with each case of a mode and its expected result. Public is the key of the
+// case's group, if it has one.
+func acvp(
+	t *testing.T, mode string,
+	f func(t *testing.T, p mldsa.Parameters, circl sign.Scheme, public []byte, c, want acvpCase),
+) {
 	t.Helper()
 	list := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/cloudflare/circl")
 	out, err := list.Output()
