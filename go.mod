@@ -5,6 +5,7 @@ go 1.26.0
 toolchain go1.26.8
 
 require (
+	filippo.io/mldsa v1.0.0
 	github.com/ProtonMail/go-crypto v1.5.2
 	github.com/anchore/go-lzo v0.1.1
 	github.com/cyphar/filepath-securejoin v0.7.0
@@ -23,11 +24,12 @@ require (
 )
 
 // For tests alone.
-require github.com/rogpeppe/go-internal v1.16.0
+require (
+	github.com/cloudflare/circl v1.6.5
+	github.com/rogpeppe/go-internal v1.16.0
+)
 
 require (
-	filippo.io/mldsa v1.0.0 // indirect
-	github.com/cloudflare/circl v1.6.5 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )

@@ -13,14 +13,16 @@
 //
 //	version             3 (1 when the template has no extensions)
 //	serialNumber        positive, random, at most 20 octets
-//	signature           RSA:   shaNNNWithRSAEncryption, parameters NULL
-//	                    ECDSA: ecdsa-with-SHANNN, no parameters
+//	signature           RSA:    shaNNNWithRSAEncryption, parameters NULL
+//	                    ECDSA:  ecdsa-with-SHANNN, no parameters
+//	                    ML-DSA: id-ml-dsa-NN, no parameters: pure, with an
+//	                            empty context, and deterministic (RFC 9881)
 //	issuer = subject    one attribute per RDN, in the order given: UTF8String,
 //	                    but countryName and serialNumber PrintableString,
 //	                    emailAddress and domainComponent IA5String
 //	validity            UTCTime up to 2049, GeneralizedTime from 2050 on
-//	subjectPublicKey    rsaEncryption with NULL, or id-ecPublicKey with the
-//	                    OID of the curve
+//	subjectPublicKey    rsaEncryption with NULL, id-ecPublicKey with the OID
+//	                    of the curve, or id-ml-dsa-NN without parameters
 //	extensions          in the template's order; by default
 //	  basicConstraints      critical, 30 00 (the default CA:FALSE is left out:
 //	                        the kernel's parser refuses it when written)
@@ -45,8 +47,9 @@
 //
 // [Pair.WriteFile] writes what the kernel's build puts into
 // certs/signing_key.pem: PEM, mode 0600, the unencrypted PKCS #8 private key
-// ("PRIVATE KEY") first and the certificate ("CERTIFICATE") after it. The
-// kernel's sign-file and extract-cert take the file as it is.
+// ("PRIVATE KEY") first and the certificate ("CERTIFICATE") after it. Of an ML-DSA
+// key that is the seed (RFC 9881, section 6). The kernel's sign-file and extract-cert
+// take the file as it is, for ML-DSA with OpenSSL 3.5 or later.
 // [Pair.WriteCertificate] writes the certificate alone.
 //
 // # What is loaded
@@ -55,7 +58,9 @@
 // In a PEM file it uses the first block of a private key of any kind and skips all other
 // blocks:
 //
-//	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958)
+//	PRIVATE KEY            PKCS #8 (RFC 5208, RFC 5958); an ML-DSA key as its
+//	                       seed, alone or, as OpenSSL writes it, beside the
+//	                       expanded key (RFC 9881)
 //	ENCRYPTED PRIVATE KEY  PKCS #8 under PBES2 (RFC 8018): PBKDF2 with HMAC and
 //	                       SHA-1, SHA-224, SHA-256, SHA-384 or SHA-512, or
 //	                       scrypt (RFC 7914); AES-128, -192, -256 or three-key
@@ -66,16 +71,16 @@
 //	TSS2 PRIVATE KEY       a key of a TPM 2.0 (draft-bottomley-tpm2-keys)
 //
 // The two before the last may have OpenSSL's old encryption (Proc-Type and DEK-Info
-// headers: RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, or ECDSA on P-256, P-384 or
-// P-521. A certificate is PEM or DER.
+// headers: RFC 1421, 4.6.1). A key is RSA with at least 1024 bits, ECDSA on P-256, P-384 or
+// P-521, or ML-DSA. A certificate is PEM or DER.
 //
 // # Limits
 //
 // All certificates are self-signed: the package is not a certificate authority. It
 // reads neither the environment nor the terminal: the caller supplies the passphrase
-// ([Passphrase]). It refuses keys in a token (PKCS #11) and ML-DSA keys. It does not
-// promise to wipe memory, which Go's crypto packages do not offer. Package agent keeps
-// a key in the memory of a process of its own.
+// ([Passphrase]). It refuses keys in a token (PKCS #11), and ML-DSA keys without their
+// seed. It does not promise to wipe memory, which Go's crypto packages do not offer.
+// Package agent keeps a key in the memory of a process of its own.
 package keygen
 
 import (
@@ -89,13 +94,17 @@ import (
 	"io"
 	"strings"
 
+	"filippo.io/mldsa"
+
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Algorithm is a kind of key that Generate makes. The zero value is not one.
 type Algorithm uint8
 
-// The algorithms. The kernel's build offers RSA4096 (its default) and ECDSAP384.
+// The algorithms. The kernel's build offers RSA4096 (its default), ECDSAP384 and, from
+// Linux 7.0 on, those of ML-DSA, which older kernels do not know.
 const (
 	RSA2048 Algorithm = iota + 1
 	RSA3072
@@ -103,15 +112,18 @@ const (
 	ECDSAP256
 	ECDSAP384
 	ECDSAP521
+	MLDSA44
+	MLDSA65
+	MLDSA87
 )
 
 // Algorithms returns all algorithms, RSA first, each family from weak to strong.
 func Algorithms() []Algorithm {
-	return []Algorithm{RSA2048, RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521}
+	return []Algorithm{RSA2048, RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521, MLDSA44, MLDSA65, MLDSA87}
 }
 
-// String returns the name that ParseAlgorithm prefers, such as "rsa:4096" or
-// "ecdsa:p384".
+// String returns the name that ParseAlgorithm prefers, such as "rsa:4096",
+// "ecdsa:p384" or "mldsa:65".
 func (a Algorithm) String() string {
 	switch a {
 	case RSA2048:
@@ -126,14 +138,20 @@ func (a Algorithm) String() string {
 		return "ecdsa:p384"
 	case ECDSAP521:
 		return "ecdsa:p521"
+	case MLDSA44:
+		return "mldsa:44"
+	case MLDSA65:
+		return "mldsa:65"
+	case MLDSA87:
+		return "mldsa:87"
 	}
 	return fmt.Sprintf("Algorithm(%d)", uint8(a))
 }
 
 // ParseAlgorithm returns the algorithm with a name. Besides the names that String
 // returns it takes their usual spellings, in upper or lower case: rsa4096, rsa-4096,
-// p384, P-384, ec:p384, ecdsa-p384, nistp384, and the names of the curves in
-// OpenSSL and SEC 2 (prime256v1, secp256r1, secp384r1, secp521r1).
+// p384, P-384, ec:p384, ecdsa-p384, nistp384, the names of the curves in
+// OpenSSL and SEC 2 (prime256v1, secp256r1, secp384r1, secp521r1), and mldsa65, ML-DSA-65.
 func ParseAlgorithm(name string) (Algorithm, error) {
 	switch strings.NewReplacer(":", "", "-", "", "_", "").Replace(strings.ToLower(name)) {
 	case "rsa2048":
@@ -148,6 +166,12 @@ func ParseAlgorithm(name string) (Algorithm, error) {
 		return ECDSAP384, nil
 	case "p521", "ecp521", "ecdsap521", "nistp521", "secp521r1":
 		return ECDSAP521, nil
+	case "mldsa44":
+		return MLDSA44, nil
+	case "mldsa65":
+		return MLDSA65, nil
+	case "mldsa87":
+		return MLDSA87, nil
 	}
 	var known []string
 	for _, a := range Algorithms() {
@@ -157,19 +181,22 @@ func ParseAlgorithm(name string) (Algorithm, error) {
 }
 
 // KeyName returns the kind of a public key, in the form of Algorithm.String:
-// "rsa:2048", "ecdsa:p384".
+// "rsa:2048", "ecdsa:p384", "mldsa:65".
 func KeyName(public crypto.PublicKey) string {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
 		return fmt.Sprintf("rsa:%d", key.N.BitLen())
 	case *ecdsa.PublicKey:
 		return "ecdsa:" + strings.ToLower(strings.ReplaceAll(key.Params().Name, "-", ""))
+	case *mldsa.PublicKey:
+		return "mldsa:" + strings.TrimPrefix(key.Parameters().String(), "ML-DSA-")
 	}
 	return fmt.Sprintf("%T", public)
 }
 
-// Pair is a private key with its certificate. The key is RSA or ECDSA; its
-// public half is the one in the certificate. Both are safe for concurrent use.
+// Pair is a private key with its certificate. The key is RSA, ECDSA or ML-DSA; its
+// public half is the one in the certificate, where that of an ML-DSA key is a
+// *mldsa.PublicKey of filippo.io/mldsa. Both are safe for concurrent use.
 //
 // A one-time key is a Pair that is never written.
 type Pair struct {
@@ -192,10 +219,14 @@ func (p *Pair) Close() error {
 // Generate fails when the subject is empty or X.509 or OpenSSL does not allow it, when
 // the hash is missing or does not fit the algorithm, or when the validity ends before
 // it begins or after the year 9999. It also fails when no kernel would load the
-// certificate, or when the kernel's built-in list could not hold it.
+// certificate, or when the kernel's built-in list could not hold it. A kernel that loads
+// the certificate of an ML-DSA key is Linux 7.0 or later.
 func Generate(a Algorithm, t Template) (*Pair, error) {
 	// Before the long search for primes.
 	if err := t.check(); err != nil {
+		return nil, err
+	}
+	if _, err := signatureOID(nil, t.Hash); err != nil && !a.isMLDSA() {
 		return nil, err
 	}
 	signer, err := newKey(a)
@@ -205,9 +236,12 @@ func Generate(a Algorithm, t Template) (*Pair, error) {
 	return Certify(signer, t)
 }
 
-// Certify makes the self-signed certificate of an RSA or ECDSA key that exists. It fails as
-// [Generate] does.
+// Certify makes the self-signed certificate of a key that exists. It fails as [Generate]
+// does.
 func Certify(signer crypto.Signer, t Template) (*Pair, error) {
+	if key, ok := signer.(*mldsa.PrivateKey); ok {
+		signer = mldsamu.NewPrivateKey(key)
+	}
 	der, err := t.selfSigned(signer)
 	if err != nil {
 		return nil, err
@@ -218,6 +252,9 @@ func Certify(signer crypto.Signer, t Template) (*Pair, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("certificate for a new %s key: no kernel would load it: %w", KeyName(signer.Public()), err)
+	}
+	if cert.PublicKey == nil { // crypto/x509 does not know ML-DSA before Go 1.27
+		cert.PublicKey = signer.Public()
 	}
 	return &Pair{Signer: signer, Certificate: cert}, nil
 }
@@ -236,6 +273,22 @@ func newKey(a Algorithm) (crypto.Signer, error) {
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	case ECDSAP521:
 		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case MLDSA44:
+		return newMLDSA(mldsa.MLDSA44())
+	case MLDSA65:
+		return newMLDSA(mldsa.MLDSA65())
+	case MLDSA87:
+		return newMLDSA(mldsa.MLDSA87())
 	}
 	return nil, fmt.Errorf("no such key algorithm: %v", a)
 }
+
+func newMLDSA(p mldsa.Parameters) (crypto.Signer, error) {
+	key, err := mldsa.GenerateKey(p)
+	if err != nil {
+		return nil, err
+	}
+	return mldsamu.NewPrivateKey(key), nil
+}
+
+func (a Algorithm) isMLDSA() bool { return a == MLDSA44 || a == MLDSA65 || a == MLDSA87 }

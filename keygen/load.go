@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 
+	"filippo.io/mldsa"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
@@ -125,11 +126,11 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	}
 	pair := &Pair{Signer: signer, Certificate: cert}
 	switch cert.PublicKey.(type) {
-	case *rsa.PublicKey, *ecdsa.PublicKey:
+	case *rsa.PublicKey, *ecdsa.PublicKey, *mldsa.PublicKey:
 	default: // it is no matter whose it is
 		pair.Close()
 		return nil, inFile(certPath, refuse("",
-			"certificate's key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", cms.KeyAlgorithm(cert)))
+			"certificate's key is %s, and modules are signed with %s", cms.KeyAlgorithm(cert), signingKeys))
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(cert.PublicKey) {
 		pair.Close()
@@ -137,6 +138,9 @@ func Load(keyPath, certPath string, opts LoadOptions) (*Pair, error) {
 	}
 	return pair, nil
 }
+
+// signingKeys are the kinds of keys that sign modules.
+const signingKeys = "RSA, ECDSA (P-256, P-384, P-521) or ML-DSA"
 
 func mismatch(where string, cert *x509.Certificate) error {
 	return refuse(ErrMismatch, "%w %s, which is of %s", ErrMismatch, where, subjectOf(cert))

@@ -291,8 +291,6 @@ func TestLoadRefuses(t *testing.T) {
 		"RSA-PSS":  {generate("-algorithm", "RSA-PSS"), "RSA-PSS", ErrUnsupportedKey},
 		"DSA":      {dsa, "a DSA key", ErrUnsupportedKey},
 		"DSA, old": {dsaOld, "a DSA key", ErrUnsupportedKey},
-		"ML-DSA": {block("PRIVATE KEY", []byte{0x30, 0x13, 2, 1, 0, 0x30, 0x0b, 6, 9, 0x60, 0x86, 0x48, 1,
-			0x65, 3, 4, 3, 18, 4, 1, 0}), "ML-DSA", ErrUnsupportedKey},
 		"unknown algorithm": {block("PRIVATE KEY", []byte{0x30, 0x0c, 2, 1, 0, 0x30, 4, 6, 2, 42, 3, 4, 1, 0}),
 			"of an unknown algorithm", ErrUnsupportedKey},
 		"P-192":       {curve("prime192v1"), "P-192", ErrUnsupportedKey},
@@ -761,6 +759,11 @@ func FuzzLoadKey(f *testing.F) {
 	}
 	plain, _ := testmod.NewKey(f, "ecdsa:p256").Files(f)
 	f.Add(openssl(f, "pkcs8", "-topk8", "-in", plain, "-scrypt", "-scrypt_N", "16", "-passout", "pass:"+secret))
+	for _, algorithm := range mldsaNames {
+		for _, form := range mldsaForms(f, testmod.NewKey(f, algorithm)) {
+			f.Add(form)
+		}
+	}
 	limits := kdfLimits{iterations: 2048, memory: 1 << 20, work: 1 << 20}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		block, err := findKey(data)
@@ -774,11 +777,11 @@ func FuzzLoadKey(f *testing.F) {
 			}
 			return
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(signer)
+		written, err := (&Pair{Signer: signer}).keyBlock()
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := checkKey(parsePKCS8(der))
+		again, err := checkKey(parsePKCS8(written.Bytes))
 		if err != nil || !equalKeys(again, signer) {
 			t.Errorf("key comes back as %v, %v", again, err)
 		}

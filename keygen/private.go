@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"strings"
 
+	"filippo.io/mldsa"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // pemBlock is a PEM block that holds a key or a certificate.
@@ -219,12 +221,11 @@ func (ask Passphrase) passphrase() ([]byte, error) {
 // unsupportedKey refuses a kind of key, which is one of the names here: what the
 // file calls its algorithm may be a part of the key where the file is damaged.
 func unsupportedKey(kind string) error {
-	return refuse(ErrUnsupportedKey, "private key is %s, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)",
-		kind)
+	return refuse(ErrUnsupportedKey, "private key is %s, and modules are signed with %s", kind, signingKeys)
 }
 
-// checkKey keeps the keys that modules are signed with here. It takes what the
-// parsers of crypto/x509 return, which have computed an RSA key's CRT values:
+// checkKey keeps the keys that modules are signed with here. It takes what parseMLDSA
+// and the parsers of crypto/x509 return, which have computed an RSA key's CRT values:
 // without them each signature would take twice as long.
 func checkKey(key any, err error) (crypto.Signer, error) {
 	if _, refused := errors.AsType[Reason](err); refused {
@@ -246,6 +247,8 @@ func checkKey(key any, err error) (crypto.Signer, error) {
 			return key, nil
 		}
 		return nil, unsupportedKey("a " + key.Curve.Params().Name + " key")
+	case *mldsamu.PrivateKey:
+		return key, nil
 	}
 	return nil, unsupportedKey(fmt.Sprintf("a %T", key))
 }
@@ -289,11 +292,62 @@ func parsePKCS8(der []byte) (any, error) {
 		return nil, unsupportedKey("an Ed25519 key")
 	case "1.3.101.113":
 		return nil, unsupportedKey("an Ed448 key")
-	case "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19":
-		return nil, unsupportedKey("an ML-DSA key")
+	}
+	for parameters, known := range mldsaOIDs {
+		if known.Equal(oid) {
+			return parseMLDSA(parameters, algorithm, s)
+		}
 	}
 	return nil, unsupportedKey("of an unknown algorithm")
 }
+
+// parseMLDSA parses the rest of a PrivateKeyInfo, after the algorithm and its parameters
+// (RFC 9881, section 6).
+//
+//	privateKey ::= OCTET STRING containing CHOICE {
+//	    seed        [0] IMPLICIT OCTET STRING,
+//	    expandedKey OCTET STRING,
+//	    both        SEQUENCE { seed OCTET STRING, expandedKey OCTET STRING }
+//	}
+func parseMLDSA(parameters mldsa.Parameters, algorithm, rest cryptobyte.String) (any, error) {
+	seedAlone := cbasn1.Tag(0).ContextSpecific()
+	var key, seed, expanded cryptobyte.String
+	if !algorithm.Empty() || !rest.ReadASN1(&key, cbasn1.OCTET_STRING) {
+		return nil, errNotMLDSA
+	}
+	both := key.PeekASN1Tag(cbasn1.SEQUENCE)
+	switch {
+	case key.PeekASN1Tag(cbasn1.OCTET_STRING):
+		return nil, refuseMangled(ErrUnsupportedKey, mldsaSeedHint,
+			"private key is an expanded %s key without its seed, and modsign signs with the seed", parameters)
+	case both:
+		var pair cryptobyte.String
+		if !key.ReadASN1(&pair, cbasn1.SEQUENCE) || !pair.ReadASN1(&seed, cbasn1.OCTET_STRING) ||
+			!pair.ReadASN1(&expanded, cbasn1.OCTET_STRING) || !pair.Empty() {
+			return nil, errNotMLDSA
+		}
+	case !key.ReadASN1(&seed, seedAlone):
+		return nil, errNotMLDSA
+	}
+	if !key.Empty() || len(seed) != mldsa.PrivateKeySize {
+		return nil, errNotMLDSA
+	}
+	plain, err := mldsa.NewPrivateKey(parameters, seed)
+	if err != nil {
+		return nil, errNotMLDSA
+	}
+	private := mldsamu.NewPrivateKey(plain)
+	if both && !private.IsExpanded(expanded) {
+		return nil, errors.New("the seed and the expanded key of the ML-DSA key do not belong together")
+	}
+	return private, nil
+}
+
+var errNotMLDSA = errors.New("not an ML-DSA key in a form of RFC 9881")
+
+// mldsaSeedHint is for a key without its seed, which nobody can compute.
+const mldsaSeedHint = "modsign keygen makes another key; or, from a file of this key that has the seed: " +
+	"openssl pkey -provparam ml-dsa.output_formats=seed-only -in ORIGINAL -out KEY.pem"
 
 // parseSEC1 parses an ECPrivateKey.
 func parseSEC1(der []byte) (any, error) {

@@ -9,7 +9,6 @@ import (
 	_ "crypto/sha256" // SHA-224 and SHA-256 for Template.Hash
 	_ "crypto/sha3"   // SHA-3 for Template.Hash
 	_ "crypto/sha512" // SHA-384 and SHA-512 for Template.Hash
-	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
@@ -18,8 +17,13 @@ import (
 	"slices"
 	"time"
 
+	"filippo.io/mldsa"
+	"filippo.io/mldsa/x509"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Template is the profile of a certificate: all of it but the key.
@@ -38,7 +42,7 @@ type Template struct {
 	// Hash is what the certificate is signed with: SHA1, SHA224, SHA256,
 	// SHA384, SHA512, SHA3_256, SHA3_384 or SHA3_512. It says nothing about
 	// the hash of the modules' signatures, though the kernel's build uses
-	// CONFIG_MODULE_SIG_HASH for both.
+	// CONFIG_MODULE_SIG_HASH for both. For an ML-DSA key it does not matter.
 	Hash crypto.Hash
 
 	// Serial is the serial number: positive, at most 20 octets. Nil means a
@@ -91,9 +95,6 @@ func (t *Template) check() error {
 			return fmt.Errorf("validity of the certificate reaches the year %d: X.509 has 1950 to 9999", year)
 		}
 	}
-	if _, err := signatureOID(nil, t.Hash); err != nil {
-		return err
-	}
 	if t.Serial != nil && (t.Serial.Sign() <= 0 || t.Serial.BitLen() > 159) {
 		return errors.New("serial number of the certificate is not positive or longer than 20 octets")
 	}
@@ -132,6 +133,10 @@ func (t *Template) selfSigned(signer crypto.Signer) ([]byte, error) {
 	oid, err := signatureOID(signer.Public(), t.Hash)
 	if err != nil {
 		return nil, err
+	}
+	var hash cms.Hash = t.Hash
+	if key, ok := signer.Public().(*mldsa.PublicKey); ok {
+		hash = mldsamu.NewPublicKey(key)
 	}
 	_, isRSA := signer.Public().(*rsa.PublicKey)
 	addAlgorithm := func(b *cryptobyte.Builder) {
@@ -187,9 +192,9 @@ func (t *Template) selfSigned(signer crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 
-	h := t.Hash.New()
+	h := hash.New()
 	h.Write(tbs)
-	signature, err := signer.Sign(rand.Reader, h.Sum(nil), t.Hash)
+	signature, err := signer.Sign(rand.Reader, h.Sum(nil), hash)
 	if err != nil {
 		return nil, fmt.Errorf("signing the certificate: %w", err)
 	}
@@ -219,6 +224,9 @@ func (t *Template) selfSigned(signer crypto.Signer) ([]byte, error) {
 // signatureOID returns the signature algorithm of a key with a hash. Without a
 // key it only tells whether the hash is one that certificates are signed with.
 func signatureOID(key crypto.PublicKey, h crypto.Hash) (asn1.ObjectIdentifier, error) {
+	if key, ok := key.(*mldsa.PublicKey); ok {
+		return mldsaOIDs[key.Parameters()], nil
+	}
 	var rsaOID, ecdsaOID asn1.ObjectIdentifier
 	nist := func(arc int) asn1.ObjectIdentifier {
 		return asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 3, arc}
@@ -259,6 +267,13 @@ func signatureOID(key crypto.PublicKey, h crypto.Hash) (asn1.ObjectIdentifier, e
 		return ecdsaOID, nil
 	}
 	return nil, fmt.Errorf("no certificates for keys of type %T", key)
+}
+
+// mldsaOIDs are the algorithms of keys and signatures of ML-DSA (RFC 9881, section 2).
+var mldsaOIDs = map[mldsa.Parameters]asn1.ObjectIdentifier{
+	mldsa.MLDSA44(): {2, 16, 840, 1, 101, 3, 4, 3, 17},
+	mldsa.MLDSA65(): {2, 16, 840, 1, 101, 3, 4, 3, 18},
+	mldsa.MLDSA87(): {2, 16, 840, 1, 101, 3, 4, 3, 19},
 }
 
 // keyIdentifier returns the SHA-1 of the bits of the subjectPublicKey

@@ -4,6 +4,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"errors"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // check returns an error for a Pair without a key or certificate, such as a zero one,
@@ -17,6 +19,8 @@ func (p *Pair) check() error {
 	case *rsa.PrivateKey:
 		none = key == nil
 	case *ecdsa.PrivateKey:
+		none = key == nil
+	case *mldsamu.PrivateKey:
 		none = key == nil
 	}
 	if none {

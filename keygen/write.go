@@ -3,7 +3,6 @@ package keygen
 import (
 	"crypto/ecdsa"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,14 +11,17 @@ import (
 	"os"
 	"path/filepath"
 
+	"filippo.io/mldsa/x509"
+
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // WritePEM writes the private key, as unencrypted PKCS #8, and then the certificate:
 // the form of the kernel's certs/signing_key.pem. A Signer that has another form, as the
 // key of a TPM has, returns it by a method PrivateKeyBlock() *pem.Block. WritePEM fails
-// before it writes anything when Signer is neither that nor a [*rsa.PrivateKey] or
-// [*ecdsa.PrivateKey].
+// before it writes anything when Signer is neither that nor a [*rsa.PrivateKey],
+// [*ecdsa.PrivateKey] or a key of this package.
 func (p *Pair) WritePEM(w io.Writer) error {
 	if err := p.check(); err != nil {
 		return err
@@ -39,13 +41,19 @@ func (p *Pair) keyBlock() (*pem.Block, error) {
 	case interface{ PrivateKeyBlock() *pem.Block }:
 		return key.PrivateKeyBlock(), nil
 	case *rsa.PrivateKey, *ecdsa.PrivateKey:
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("private key: %w", err)
-		}
-		return &pem.Block{Type: "PRIVATE KEY", Bytes: der}, nil
+		return pkcs8Block(key)
+	case *mldsamu.PrivateKey:
+		return pkcs8Block(key.Key())
 	}
 	return nil, fmt.Errorf("a private key of type %T cannot be written", p.Signer)
+}
+
+func pkcs8Block(key any) (*pem.Block, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("private key: %w", err)
+	}
+	return &pem.Block{Type: "PRIVATE KEY", Bytes: der}, nil
 }
 
 func (p *Pair) certificateBlock() *pem.Block {

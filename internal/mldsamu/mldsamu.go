@@ -120,6 +120,12 @@ func (k *PrivateKey) Public() crypto.PublicKey { return k.public }
 // Key returns the key.
 func (k *PrivateKey) Key() *mldsa.PrivateKey { return k.key }
 
+// Equal reports whether x is the same private key.
+func (k *PrivateKey) Equal(x crypto.PrivateKey) bool {
+	other, ok := x.(*PrivateKey)
+	return ok && k.key.Equal(other.key)
+}
+
 // Sign signs mu, if the hash of opts is that of the key, or a whole message, if it is 0. It
 // does not use rand, which may be nil.
 func (k *PrivateKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {

@@ -44,14 +44,16 @@ func parametersOf(public *mldsa.PublicKey) *parameters {
 	return &parameters87
 }
 
-// beta is the largest coefficient of the challenge times a secret vector, whose own are at
-// most eta: 4 for ML-DSA-65, otherwise 2.
-func (p *parameters) beta() uint32 {
+// eta is the largest coefficient of a secret vector.
+func (p *parameters) eta() uint32 {
 	if p == &parameters65 {
-		return 4 * uint32(p.tau)
+		return 4
 	}
-	return 2 * uint32(p.tau)
+	return 2
 }
+
+// beta is the largest coefficient of the challenge times a secret vector.
+func (p *parameters) beta() uint32 { return uint32(p.tau) * p.eta() }
 
 func (p *parameters) signatureSize() int {
 	return p.challenge + p.l*n*p.gamma1Bits/8 + p.omega + p.k
@@ -116,17 +118,7 @@ func (p *PublicKey) Verify(mu, signature []byte) error {
 	h := sha3.NewSHAKE256()
 	h.Write(mu)
 	for row := range p.k {
-		w := p.matrix[row*p.l : (row+1)*p.l]
-		var product poly
-		for i := range product {
-			var sum uint64 // at most 7 * 2^46
-			for column := range w {
-				sum += uint64(w[column][i]) * uint64(z[column][i])
-			}
-			sum += uint64(q-c[i]) * uint64(p.t1[row][i])
-			product[i] = uint32(sum % q)
-		}
-		product.inverse()
+		product := p.product(row, z, &c)
 		h.Write(p.highPart(&product, hints[row]))
 	}
 	sum := make([]byte, p.challenge)
@@ -135,6 +127,22 @@ func (p *PublicKey) Verify(mu, signature []byte) error {
 		return ErrMismatch
 	}
 	return nil
+}
+
+// product returns a row of the matrix times z, less the row of t1 times c. All are
+// transformed, and the result is not.
+func (p *PublicKey) product(row int, z []poly, c *poly) (product poly) {
+	w := p.matrix[row*p.l : (row+1)*p.l]
+	for i := range product {
+		var sum uint64 // at most 8 * 2^46
+		for column := range w {
+			sum += uint64(w[column][i]) * uint64(z[column][i])
+		}
+		sum += uint64(q-c[i]) * uint64(p.t1[row][i])
+		product[i] = uint32(sum % q)
+	}
+	product.inverse()
+	return product
 }
 
 // unpackHints reads, for each row, the indices of the coefficients whose high part is one
@@ -166,21 +174,29 @@ func (p *parameters) unpackHints(b []byte) ([][]byte, bool) {
 // highPart packs the high parts of a row, corrected by hints (FIPS 204, algorithms 40, 28).
 func (p *parameters) highPart(w *poly, hints []byte) []byte {
 	count := (q - 1) / (2 * p.gamma2) // of high parts: 44 or 16
-	width := bits.Len32(count - 1)
-	packed := make([]byte, 0, n*width/8)
-	var buffer uint64
-	filled := 0
+	var high poly
 	for i, x := range w {
-		high, low := decompose(x, p.gamma2)
+		var low int32
+		high[i], low = decompose(x, p.gamma2)
 		if len(hints) > 0 && int(hints[0]) == i {
 			hints = hints[1:]
 			if low > 0 {
-				high = (high + 1) % count
+				high[i] = (high[i] + 1) % count
 			} else {
-				high = (high + count - 1) % count
+				high[i] = (high[i] + count - 1) % count
 			}
 		}
-		buffer |= uint64(high) << filled
+	}
+	return high.pack(bits.Len32(count - 1))
+}
+
+// pack encodes coefficients of so many bits, little endian.
+func (p *poly) pack(width int) []byte {
+	packed := make([]byte, 0, n*width/8)
+	var buffer uint64
+	filled := 0
+	for _, x := range p {
+		buffer |= uint64(x) << filled
 		for filled += width; filled >= 8; filled -= 8 {
 			packed = append(packed, byte(buffer))
 			buffer >>= 8

@@ -12,12 +12,19 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"filippo.io/mldsa"
+	mldsax509 "filippo.io/mldsa/x509"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Key is a throwaway private key with its self-signed certificate.
@@ -47,7 +54,7 @@ func makeKey(algorithm string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	spki, err := marshalPublic(private.Public())
+	spki, err := mldsax509.MarshalPKIXPublicKey(private.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +82,11 @@ func makeKey(algorithm string) (*Key, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 	}
-	der, err := createCertificate(template, private)
+	create := x509.CreateCertificate
+	if _, ok := private.(*mldsamu.PrivateKey); ok {
+		create = createMLDSA
+	}
+	der, err := create(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		return nil, err
 	}
@@ -83,10 +94,12 @@ func makeKey(algorithm string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cert.PublicKey == nil {
-		cert.PublicKey = private.Public()
+	cert.PublicKey = private.Public() // crypto/x509 does not know ML-DSA before Go 1.27
+	var plain any = private
+	if key, ok := private.(*mldsamu.PrivateKey); ok {
+		plain = key.Key()
 	}
-	pkcs8, err := marshalPrivate(private)
+	pkcs8, err := mldsax509.MarshalPKCS8PrivateKey(plain)
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +109,59 @@ func makeKey(algorithm string) (*Key, error) {
 		KeyPEM:      pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
 		CertPEM:     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 	}, nil
+}
+
+// createMLDSA is x509.CreateCertificate for a key that it does not take before Go 1.27. It
+// makes the certificate of another key, and exchanges the key and the signature.
+func createMLDSA(random io.Reader, template, parent *x509.Certificate, public, private any) ([]byte, error) {
+	other, err := ecdsa.GenerateKey(elliptic.P256(), random)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(random, template, parent, other.Public(), other)
+	if err != nil {
+		return nil, err
+	}
+	spki, err := mldsax509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	var info struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	var c struct {
+		TBS struct {
+			Version            int `asn1:"explicit,tag:0"`
+			SerialNumber       *big.Int
+			SignatureAlgorithm pkix.AlgorithmIdentifier
+			Issuer             asn1.RawValue
+			Validity           asn1.RawValue
+			Subject            asn1.RawValue
+			PublicKey          asn1.RawValue
+			Extensions         asn1.RawValue
+		}
+		SignatureAlgorithm pkix.AlgorithmIdentifier
+		Signature          asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(spki, &info); err != nil {
+		return nil, err
+	}
+	if _, err := asn1.Unmarshal(der, &c); err != nil {
+		return nil, err
+	}
+	c.TBS.PublicKey = asn1.RawValue{FullBytes: spki}
+	c.TBS.SignatureAlgorithm, c.SignatureAlgorithm = info.Algorithm, info.Algorithm
+	tbs, err := asn1.Marshal(c.TBS)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := private.(crypto.Signer).Sign(random, tbs, crypto.Hash(0))
+	if err != nil {
+		return nil, err
+	}
+	c.Signature = asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}
+	return asn1.Marshal(c)
 }
 
 func makePrivate(algorithm string) (crypto.Signer, error) {
@@ -113,8 +179,14 @@ func makePrivate(algorithm string) (crypto.Signer, error) {
 	case "ecdsa:p521":
 		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	}
-	if p, ok := mldsaParameters[algorithm]; ok {
-		return makeMLDSA(p)
+	for _, p := range []mldsa.Parameters{mldsa.MLDSA44(), mldsa.MLDSA65(), mldsa.MLDSA87()} {
+		if size, ok := strings.CutPrefix(algorithm, "mldsa:"); ok && "ML-DSA-"+size == p.String() {
+			key, err := mldsa.GenerateKey(p)
+			if err != nil {
+				return nil, err
+			}
+			return mldsamu.NewPrivateKey(key), nil
+		}
 	}
 	return nil, fmt.Errorf("testmod: no such algorithm: %s", algorithm)
 }

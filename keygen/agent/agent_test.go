@@ -833,6 +833,7 @@ func FuzzRequests(f *testing.F) {
 		"{\"op\":\"certificate\"}\n",
 		"{\"op\":\"sign\",\"hash\":\"sha256\",\"digest\":\"ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"sign\",\"hash\":\"sha512\",\"digest\":\"\"}\n",
+		"{\"op\":\"sign\",\"hash\":\"mldsa65-mu\",\"digest\":\"" + strings.Repeat("A", 86) + "==\"}\n",
 		"{\"op\":\"installed\"}\n{\"op\":\"installed\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"forget\"}\n{\"op\":\"status\"}\n",
 		"{\"op\":\"forget\"}", "{\"op\":1}\n", "{\"op\":\"status\",\"more\":1}\n", "{}{}\n", "null\n", "\n",

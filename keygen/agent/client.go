@@ -89,7 +89,7 @@ func Dial(dir string) (*Client, error) {
 	a := &Client{dir: dir, socket: socket, calls: make(chan struct{}, 1), idle: make(chan *clientConn, maxCalls)}
 	response, err := a.call(wireRequest{Op: "certificate"})
 	if err == nil {
-		a.cert, err = x509.ParseCertificate(response.Certificate)
+		a.cert, err = cms.ParseX509(response.Certificate)
 	}
 	if err != nil {
 		a.Close()
@@ -370,7 +370,7 @@ func (a *Client) Kept() bool { return a.kept }
 func (a *Client) Published() error { return a.unfit }
 
 // Pair returns the certificate with a Signer that asks the agent. The Signer makes the
-// signatures that modules have: RSA PKCS #1 v1.5 and ECDSA. It checks the first one with
+// signatures that modules have: RSA PKCS #1 v1.5, ECDSA, and ML-DSA of mu. It checks the first one with
 // the certificate, which shows that the agent has the key, and every one if the agent runs
 // as another user than this one and root. It signs nothing when [Client.Published] returns an
 // error. Its error is an [*UnavailableError] when the agent

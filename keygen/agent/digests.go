@@ -35,7 +35,8 @@ func (d Digests) Add(h crypto.Hash, digest []byte) {
 // the name of the hash as CONFIG_MODULE_SIG_HASH has it, a colon, the digest in
 // hexadecimal and a newline, such as "sha256:e3b0...b855\n"; the lines sorted by
 // their bytes (LC_ALL=C sort -u). The digest of a module is that of its payload,
-// decompressed and without signatures.
+// decompressed and without signatures. For an ML-DSA key it is mu (FIPS 204), with the
+// name mldsa44-mu, mldsa65-mu or mldsa87-mu.
 func (d Digests) SHA256() string {
 	h := sha256.New()
 	for _, line := range slices.Sorted(maps.Keys(d)) {

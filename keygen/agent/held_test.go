@@ -37,7 +37,7 @@ func holdKey(o *Options) (err error) {
 	}
 	if refused, ok := os.LookupEnv("AGENT_REFUSES"); ok {
 		o.Allow = func(path string, hash crypto.Hash, digest []byte) error {
-			if path == refused || len(digest) != hash.Size() {
+			if path == refused || len(digest) != cms.DigestSize(hash) {
 				return fmt.Errorf("refused by rule 7: not-path: %q", path)
 			}
 			return nil

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -17,8 +16,12 @@ import (
 	"io"
 	"time"
 
+	"filippo.io/mldsa"
+
 	"github.com/modsign/modsign/internal/atomicfile"
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
+	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -33,13 +36,14 @@ import (
 // of the fields here and a newline at the end. Its last but one line is the
 // signature. What is signed are the bytes of the file before that line (head -n -2):
 // with RSASSA-PSS, SHA-512, MGF1 with SHA-512 and a salt of 64 bytes for an RSA
-// key, with ECDSA and SHA-512 for an EC key.
+// key, with ECDSA and SHA-512 for an EC key, with pure ML-DSA and an empty context for
+// an ML-DSA key.
 //
 // The signature is the last that the key made. An RSA key makes no PSS signature
 // for anybody who asks the agent, so that nobody but the agent can have made the
-// receipt. ECDSA has no such second kind of signature: anyone who was allowed to use
-// the agent could have had it sign the digest of a receipt of their own, and the
-// receipt of an EC key proves no more than that its author was allowed to use the key.
+// receipt. ECDSA and ML-DSA have no such second kind of signature: anyone who was allowed
+// to use the agent could have had it sign the digest of a receipt of their own, and the
+// receipt of such a key proves no more than that its author was allowed to use the key.
 // No signature proves that the key was not copied before it was destroyed: for that,
 // the agent's program and its machine must be trusted.
 type Receipt struct {
@@ -119,8 +123,8 @@ func (r *Receipt) encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// digest is the SHA-512 of what is signed.
-func (r *Receipt) digest() ([]byte, error) {
+// digest is the hash of what is signed.
+func (r *Receipt) digest(hash cms.Hash) ([]byte, error) {
 	unsigned := *r
 	unsigned.Signature = nil
 	encoded, err := unsigned.encode()
@@ -131,8 +135,17 @@ func (r *Receipt) digest() ([]byte, error) {
 	if !ok {
 		return nil, errors.New("internal error: the signature is not the last member of a receipt")
 	}
-	sum := sha512.Sum512(signed)
-	return sum[:], nil
+	h := hash.New()
+	h.Write(signed)
+	return h.Sum(nil), nil
+}
+
+// receiptHash returns the hash for the receipt of a key. An ML-DSA key signs mu.
+func receiptHash(public crypto.PublicKey) cms.Hash {
+	if key, ok := public.(*mldsa.PublicKey); ok {
+		return mldsamu.NewPublicKey(key)
+	}
+	return crypto.SHA512
 }
 
 func receiptPadding() *rsa.PSSOptions {
@@ -141,11 +154,12 @@ func receiptPadding() *rsa.PSSOptions {
 
 // sign adds the signature.
 func (r *Receipt) sign(key crypto.Signer) error {
-	digest, err := r.digest()
+	hash := receiptHash(key.Public())
+	digest, err := r.digest(hash)
 	if err != nil {
 		return err
 	}
-	var opts crypto.SignerOpts = crypto.SHA512
+	var opts crypto.SignerOpts = hash
 	if _, ok := key.Public().(*rsa.PublicKey); ok {
 		opts = receiptPadding()
 	}
@@ -174,16 +188,16 @@ func (r *Receipt) Check() error {
 		}
 		return ErrUnsigned
 	}
-	digest, err := r.digest()
+	hash := receiptHash(cert.PublicKey)
+	digest, err := r.digest(hash)
 	if err != nil {
 		return err
 	}
-	good := false
-	switch key := cert.PublicKey.(type) {
-	case *rsa.PublicKey:
+	var good bool
+	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok {
 		good = rsa.VerifyPSS(key, crypto.SHA512, digest, r.Signature, receiptPadding()) == nil
-	case *ecdsa.PublicKey:
-		good = ecdsa.VerifyASN1(key, digest, r.Signature)
+	} else {
+		good = cms.Verifies(cert.PublicKey, hash.HashFunc(), digest, r.Signature)
 	}
 	if !good {
 		return errors.New("the signature is not one over this receipt by the key of its certificate")
@@ -197,7 +211,11 @@ func (r *Receipt) X509() (*x509.Certificate, error) {
 	if block == nil || len(rest) > 0 || block.Type != "CERTIFICATE" {
 		return nil, errors.New("not one block of PEM")
 	}
-	return x509.ParseCertificate(block.Bytes)
+	cert, err := cms.ParseX509(block.Bytes)
+	if err == nil && len(cert.Raw) < len(block.Bytes) {
+		return nil, errors.New("more than a certificate")
+	}
+	return cert, err
 }
 
 // receiptName is the name of the receipt that an agent leaves of a certificate.

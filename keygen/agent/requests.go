@@ -13,10 +13,12 @@ import (
 	"os"
 	"time"
 
+	"filippo.io/mldsa"
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/failures"
+	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 )
@@ -32,7 +34,8 @@ import (
 //	{"op":"forget"}                                    {}, and the connection ends when the process has
 //	whatever fails                                     {"error":"..."}, with "gone":true when the key is
 //
-// A signature is PKCS #1 v1.5 or ECDSA in ASN.1. The batch is how many signatures the
+// A signature is PKCS #1 v1.5, ECDSA in ASN.1, or ML-DSA of mu, whose hash is called
+// mldsa44-mu, mldsa65-mu or mldsa87-mu and has 64 bytes. The batch is how many signatures the
 // agent makes in the time of one, if that is more than one. Of a key that is not a one-time
 // key the agent says that it is kept elsewhere. An agent that holds such a key, or judges
 // modules, says that it wants their paths: then a request to sign has the members "path"
@@ -192,12 +195,16 @@ func (s *server) answer(request wireRequest) (response wireResponse) {
 }
 
 func (s *server) sign(r wireRequest) ([]byte, error) {
-	h, err := cms.HashByName(r.Hash)
-	if err != nil || cms.HashName(h) != r.Hash {
+	h, err := cms.DigestByName(r.Hash)
+	if err != nil {
 		return nil, fmt.Errorf("unknown hash %.20q", r.Hash)
 	}
-	if len(r.Digest) != h.Size() {
-		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(r.Digest), r.Hash, h.Size())
+	if len(r.Digest) != cms.DigestSize(h) {
+		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(r.Digest), r.Hash, cms.DigestSize(h))
+	}
+	// Package crypto does not know mu, and an RSA key would panic.
+	if mu := muOf(s.cert.PublicKey); h != mu && (mu != 0 || cms.IsMu(h)) {
+		return nil, fmt.Errorf("%s is not for a key %s", r.Hash, keygen.KeyName(s.cert.PublicKey))
 	}
 	signature, err := s.signAllowed(subject{h, r.Path, r.Size}, r.Digest)
 	if failures.IsLost(err) {
@@ -205,6 +212,14 @@ func (s *server) sign(r wireRequest) ([]byte, error) {
 		return nil, errGone
 	}
 	return signature, err
+}
+
+// muOf returns the only digest that an ML-DSA key signs, or 0 for other keys.
+func muOf(public crypto.PublicKey) crypto.Hash {
+	if key, ok := public.(*mldsa.PublicKey); ok {
+		return mldsamu.NewPublicKey(key).HashFunc()
+	}
+	return 0
 }
 
 // subject tells a held key which module a signature is for, as sign.Subject does.

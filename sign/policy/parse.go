@@ -207,12 +207,8 @@ func parseName(_ *Policy, r *rule) error {
 }
 
 func parseHash(_ *Policy, r *rule) error {
-	hash, err := cms.HashByName(r.value)
-	if err != nil {
+	if _, err := cms.DigestByName(r.value); err != nil {
 		return err
-	}
-	if name := cms.HashName(hash); name != r.value {
-		return fmt.Errorf("%q is called %s", r.value, name)
 	}
 	r.setExact()
 	return nil

@@ -214,7 +214,7 @@ func TestParse(t *testing.T) {
 		{"policy 1\npath **\nnot-name *\n", `p:3: not-name: * is every name: the policy allows nothing`},
 		{"policy 1\npath **\nvermagic 6.[0-9]\n", `p:3: vermagic: patterns have`},
 		{"policy 1\npath **\nhash md5\n", `p:3: hash: hash "md5": `},
-		{"policy 1\npath **\nhash SHA512\n", `p:3: hash: "SHA512" is called sha512`},
+		{"policy 1\npath **\nhash SHA512\n", `p:3: hash: hash "SHA512" is spelled sha512`},
 		{"policy 1\npath **\nmax-modules 0\n", `p:3: max-modules: want a number of modules from 1`},
 		{"policy 1\npath **\nmax-modules 010\n", `p:3: max-modules: want`},
 		{"policy 1\npath **\nmax-modules 1 2\n", `p:3: max-modules: want`},
