@@ -69,6 +69,9 @@ func (k *Keyring) AddFile(path string) error {
 	}
 	certs, err := parseFile(k.kernel(), b)
 	if err != nil {
+		if _, parsed := parseFile(cms.Newest, b); parsed == nil {
+			err = fmt.Errorf("%s cannot use it: %w", k.kernel(), err)
+		}
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if len(certs) == 0 {

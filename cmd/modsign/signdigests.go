@@ -120,8 +120,12 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 		u.Progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
 	}
 	if signer.Hash() != hash && keyed(signer.Hash(), hash) {
+		hint := "modsign digest --cert FILE takes those for the key of a certificate"
+		if !cms.IsMu(signer.Hash()) {
+			hint = "modsign digest without --cert takes those"
+		}
 		return withHint(fmt.Errorf("%s: its digests are %s, and the key signs %s", cmp.Or(file, "stdin"), cms.HashName(hash),
-			cms.HashName(signer.Hash())), "modsign digest --cert FILE takes those for the key of a certificate")
+			cms.HashName(signer.Hash())), "%s", hint)
 	}
 	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{
 		Jobs: int(o.jobs), Progress: progress, Policy: policy,

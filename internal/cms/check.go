@@ -162,8 +162,13 @@ func (m *Message) acceptable() error {
 			Reason: "content type is not data",
 			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
 	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes && !m.waived() }):
+		reason := "signed attributes, which no module may have"
+		if m.rules.mldsa && !slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return !s.signsData() }) {
+			reason = "signed attributes, which the kernel takes with ML-DSA only if it is built with " +
+				"CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA"
+		}
 		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
-			Reason: "signed attributes, which no module may have",
+			Reason: reason,
 			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
 	}
 	return nil

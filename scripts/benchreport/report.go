@@ -26,7 +26,8 @@ var tools = map[string]string{
 	"sign-file-n1": "`sign-file`, xargs -n1", "sign-file-n16": "`sign-file`, xargs -n16",
 	"strip-sign-file": "`strip`, then `sign-file`, each xargs -n1", "openssl": "`openssl cms -verify`, xargs -n1",
 	"dgst-n1": "`openssl dgst`, xargs -n1", "dgst-n16": "`openssl dgst`, xargs -n16",
-	"bare": "SHA-256 in Go, and no more", "shake": "SHAKE256 in Go, and no more", "unsynced": "modsign, `--sync none`", "sha256sum": "`sha256sum`, xargs -n500",
+	"bare": "SHA-256 in Go, and no more", "shake": "SHAKE256 in Go, and no more",
+	"unsynced": "modsign, `--sync none`", "sha256sum": "`sha256sum`, xargs -n500",
 	"modsign": "modsign", "batch": "modsign, `--rsa batch`", "sign-file": "the kernel's `sign-file`",
 	"plain": "without the hook", "hook": "with the hook",
 }
