@@ -741,6 +741,33 @@ func (c *Certificate) Mu() Hash {
 	return c.mldsa
 }
 
+// Blacklisted reports whether a list as in CONFIG_SYSTEM_BLACKLIST_HASH_LIST names the
+// certificate (tbs:).
+func (c *Certificate) Blacklisted(list []string) bool {
+	for _, entry := range list {
+		digest, ok := strings.CutPrefix(entry, "tbs:")
+		want, err := hex.DecodeString(digest)
+		if ok && err == nil && slices.ContainsFunc(c.tbsHashes(), func(h crypto.Hash) bool {
+			return h.Size() == len(want) && bytes.Equal(sum(h, c.RawTBS), want)
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// tbsHashes are the hashes by which the kernel may have the certificate on its blacklist.
+func (c *Certificate) tbsHashes() []crypto.Hash {
+	if c.rules.tbsSHA256 {
+		return []crypto.Hash{crypto.SHA256}
+	}
+	all := make([]crypto.Hash, len(hashes))
+	for i := range hashes {
+		all[i] = hashes[i].hash
+	}
+	return all
+}
+
 // tbs is the digest of what the signature on the certificate is for.
 func (c *Certificate) tbs(h Hash) ([]byte, error) { return sum(h, c.RawTBS), nil }
 

@@ -70,10 +70,10 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 }
 
 // Check decides like the kernel whether the message is a trusted signature of a module
-// (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE, Linux 6.12), and returns the
-// trusted certificate. digest returns the module's digest. Check calls it at most once
-// for each hash, and not if no key is known. Errors are of type *Error, except those of
-// digest, which are wrapped. With an error of kind BadSignature or Revoked, Check also
+// (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE), by the rules with which it was
+// parsed, and returns the trusted certificate. digest returns the module's digest. Check
+// calls it at most once for each hash, and not if no key is known. Errors are of type
+// *Error, except those of digest, which are wrapped. With an error of kind BadSignature or Revoked, Check also
 // returns the certificate in question.
 //
 // Check handles several signers, embedded certificates and chains of them as the kernel

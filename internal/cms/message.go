@@ -335,11 +335,12 @@ func (p *parser) signerInfo() {
 	switch p.maybeChoice(constructed0, constructed0+2) {
 	case constructed0:
 		s.HasAttributes = true
-		attributes := bytes.Clone(p.element())
 		seen := p.attributes(&s)
 		if p.err == nil {
-			attributes[0] = tagSet // what is signed instead of the data (RFC 5652, 5.4)
-			s.signature.attributes = attributes
+			// Not element: the end of an indefinite length is not signed. What is signed
+			// has the tag of a SET (RFC 5652, 5.4).
+			s.signature.attributes = bytes.Clone(p.data[p.start-p.header : p.after])
+			s.signature.attributes[0] = tagSet
 		}
 		if p.err == nil && (!seen[oidContentType] || !seen[oidMessageDigest]) {
 			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest",

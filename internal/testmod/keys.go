@@ -31,7 +31,7 @@ type Key struct {
 var keys sync.Map // algorithm -> func() (*Key, error), so that RSA-4096 is made once a process
 
 // NewKey returns the key of this test process for an algorithm: rsa:2048,
-// rsa:3072, rsa:4096, ecdsa:p256, ecdsa:p384 or ecdsa:p521.
+// rsa:3072, rsa:4096, ecdsa:p256, ecdsa:p384, ecdsa:p521, mldsa:44, mldsa:65 or mldsa:87.
 func NewKey(t testing.TB, algorithm string) *Key {
 	t.Helper()
 	made, _ := keys.LoadOrStore(algorithm, sync.OnceValues(func() (*Key, error) { return makeKey(algorithm) }))
@@ -47,7 +47,7 @@ func makeKey(algorithm string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	spki, err := x509.MarshalPKIXPublicKey(private.Public())
+	spki, err := marshalPublic(private.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func makeKey(algorithm string) (*Key, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	der, err := createCertificate(template, private)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,10 @@ func makeKey(algorithm string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if cert.PublicKey == nil {
+		cert.PublicKey = private.Public()
+	}
+	pkcs8, err := marshalPrivate(private)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +112,9 @@ func makePrivate(algorithm string) (crypto.Signer, error) {
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	case "ecdsa:p521":
 		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	}
+	if p, ok := mldsaParameters[algorithm]; ok {
+		return makeMLDSA(p)
 	}
 	return nil, fmt.Errorf("testmod: no such algorithm: %s", algorithm)
 }
