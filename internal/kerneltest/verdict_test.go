@@ -35,10 +35,10 @@ var debug string
 
 // A judge is a kernel that judges the made cases.
 type judge struct {
-	series   string // of SourceOf
-	config   string // on top of tinyconfig
+	series string // of SourceOf
+	config string // on top of tinyconfig
 	setups []setup
-	full     bool // with --full alone
+	full   bool // with --full alone
 }
 
 // A setup is the kernel of a judge, built with other settings than before.
@@ -77,17 +77,17 @@ var judges = []judge{
 			setup{compress.Zstd, "CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA=y\n", true}),
 	},
 	{
-		series:   "6.1",
-		config:   without(Base, "MODULE_COMPRESS", "MODULE_COMPRESS_ALL") + trusting,
+		series: "6.1",
+		config: without(Base, "MODULE_COMPRESS", "MODULE_COMPRESS_ALL") + trusting,
 		setups: formatSetups(compress.XZ, compress.Gzip),
-		full:     true,
+		full:   true,
 	},
 }
 
 // linux612 has modules with debug information too, for the tests of stripping.
 var linux612 = judge{
-	series:   "6.12",
-	config:   Base + debug + trusting,
+	series: "6.12",
+	config: Base + debug + trusting,
 	setups: formatSetups(compress.XZ, compress.Gzip, compress.Zstd),
 }
 
