@@ -100,15 +100,16 @@ func TestMLDSADigestsOfOthers(t *testing.T) {
 	if id := mldsamu.NewPublicKey(pair.Key().PublicKey()).ID(); !bytes.Equal(m[0].Key, id) {
 		t.Errorf("the manifest is for key %x, not %x", m[0].Key, id)
 	}
+	of := func(algorithm string) *Signer { return newSigner(t, algorithm, crypto.SHA512, false) }
 	for name, test := range map[string]struct {
 		signer *Signer
 		m      manifest.Manifest
 		want   string
 	}{
-		"another parameter set": {newSigner(t, "mldsa:65", crypto.SHA512, false), m, "its digest is mldsa44-mu, and the signer is for"},
-		"SHA-512":               {newSigner(t, "mldsa:44", crypto.SHA512, false), digests(crypto.SHA512), "its digest is sha512"},
-		"mu for an ECDSA key":   {newSigner(t, "ecdsa:p256", crypto.SHA512, false), m, "its digest is mldsa44-mu"},
-		"mu for another ML-DSA key": {newSigner(t, "mldsa:44", crypto.SHA512, false), func() manifest.Manifest {
+		"another parameter set": {of("mldsa:65"), m, "its digest is mldsa44-mu, and the signer is for"},
+		"SHA-512":               {of("mldsa:44"), digests(crypto.SHA512), "its digest is sha512"},
+		"mu for an ECDSA key":   {of("ecdsa:p256"), m, "its digest is mldsa44-mu"},
+		"mu for another ML-DSA key": {of("mldsa:44"), func() manifest.Manifest {
 			other := digests(hash)
 			for i := range other {
 				other[i].Key = bytes.Repeat([]byte{1}, 32)

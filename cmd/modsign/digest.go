@@ -103,8 +103,8 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, d := range m {
 		bytes += d.Size
 	}
-	u.Note("took the %s digests of %s (%s), in %s", cms.HashName(hash.HashFunc()), plural(len(m), "module"), megabytes(bytes),
-		seconds(time.Since(start)))
+	u.Note("took the %s digests of %s (%s), in %s", cms.HashName(hash.HashFunc()), plural(len(m), "module"),
+		megabytes(bytes), seconds(time.Since(start)))
 	for _, note := range linkNotes(tree.Links(), "read") {
 		u.Note("%s", note)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // Keyring holds certificates to trust or to reject. It finds them as the kernel finds
@@ -144,11 +145,9 @@ func isRevoked(c *Certificate) error {
 		Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
 }
 
-// waived reports whether the kernel accepts the signed attributes of the message, as if it
-// has them in every signature.
-func (m *Message) waived() bool {
-	return m.rules.waiver && !slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return !s.signsData() })
-}
+// waived reports whether the kernel accepts the signed attributes of the message. It looks at
+// the first signer alone (pkcs7_check_authattrs): others may be of another kind.
+func (m *Message) waived() bool { return m.rules.waiver && m.Signers[0].signsData() }
 
 // acceptable returns an error if no module may have the message, whoever has signed it.
 func (m *Message) acceptable() error {
@@ -255,6 +254,12 @@ func (k *checker) embeddedSigner(i int) error {
 	}
 	if k.signer[i] == nil {
 		return nil
+	}
+	if at := s.signingTime; !at.IsZero() && (at.Before(k.signer[i].NotBefore) || at.After(k.signer[i].NotAfter)) {
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: fmt.Sprintf("signed at %s, and the signer's embedded certificate is not valid then",
+				at.Format(time.RFC3339)),
+			Dmesg: "PKCS7: Message signed outside of X.509 validity window"}
 	}
 	if err := k.signer[i].verify(&s.signature, k.digest); err != nil {
 		return about("embedded certificate of the signer", err)

@@ -59,7 +59,8 @@
 //   - the digestAlgorithm of an ML-DSA signature without signed attributes;
 //   - which of the ecdsa-with-HASH identifiers is in signatureAlgorithm: the
 //     SignerInfo's digestAlgorithm decides;
-//   - unsigned attributes, and attributes in the obsolete form with tag [2];
+//   - unsigned attributes, and attributes in the obsolete form with tag [2], of which the
+//     kernel compares a signing time with the signer's certificate if that is inside;
 //   - the choice between SET and SEQUENCE for digestAlgorithms and signerInfos,
 //     and the constructed bit of constructed types (but not inside of the issuer's
 //     name);

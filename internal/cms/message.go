@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Message is a parsed CMS SignedData. Its byte slices refer to the parsed bytes.
@@ -57,7 +58,9 @@ type SignerInfo struct {
 	keyID     []byte // identifier that the kernel looks for
 	signature signature
 
-	messageDigest []byte // of the signed attributes
+	// Of the attributes, signed or in the obsolete form [2]. Without signingTime it is zero.
+	messageDigest []byte
+	signingTime   time.Time
 }
 
 const (
@@ -347,10 +350,10 @@ func (p *parser) signerInfo() {
 				"PKCS7: Missing required AuthAttr")
 		}
 	case constructed0 + 2:
-		// The kernel reads these one by one, and otherwise ignores them.
+		// The kernel reads these one by one. It ignores them but for the signing time.
 		p.note("attributes in the obsolete form [2], ignored")
 		p.need(tagSequence)
-		p.attributes(new(SignerInfo))
+		p.attributes(&s)
 		p.leave()
 	}
 
@@ -512,7 +515,7 @@ func (p *parser) attribute(s *SignerInfo, oid string, seen map[string]bool) {
 		}
 		s.messageDigest = p.value()
 	case oidSigningTime:
-		p.decodeTime(p.tag, p.value())
+		s.signingTime = p.decodeTime(p.tag, p.value())
 	case oidSMIMECapabilities:
 		if !p.msg.authenticode {
 			p.refuse(syscall.EKEYREJECTED, "signed attribute smimeCapabilities",

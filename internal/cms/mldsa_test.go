@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/x509"
 	"slices"
 	"syscall"
@@ -202,6 +203,54 @@ func TestMLDSASigners(t *testing.T) {
 	}
 	if _, err := first.Add(parsed(signedBy(t, mldsa, crypto.SHA512, Form{Attributes: true}))); err == nil {
 		t.Error("attributes beside none")
+	}
+}
+
+// TestMLDSAWaived puts signers with attributes into one message. The kernel looks only at the
+// first of them for whether it accepts attributes.
+func TestMLDSAWaived(t *testing.T) {
+	t.Parallel()
+	mldsa, ecdsa := testmod.NewKey(t, "mldsa:65"), testmod.NewKey(t, "ecdsa:p256")
+	info := func(der []byte) []byte { return parse(t, der).Signers[0].raw }
+	first := info(signedBy(t, mldsa, crypto.SHA512, Form{Attributes: true}))
+	s, err := NewSigner(ecdsa.Private, ecdsa.Certificate, crypto.SHA256, Form{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attributes := signedAttributes(sum(crypto.SHA256, payload))
+	signature, err := ecdsa.Private.Sign(rand.Reader, sum(crypto.SHA256, attributes), crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := info(s.encode(attributes, signature))
+	for name, test := range map[string]struct {
+		signers []byte
+		errno   syscall.Errno
+	}{
+		"ML-DSA": {set(first), 0}, "ML-DSA, ECDSA": {set(first, second), 0},
+		"ECDSA, ML-DSA": {set(second, first), syscall.EKEYREJECTED}, "ECDSA": {set(second), syscall.EKEYREJECTED},
+	} {
+		p := p256Parts(t)
+		p.signers = test.signers
+		for _, key := range []*testmod.Key{mldsa, ecdsa} {
+			c, err := ParseCertificate(key.Certificate.Raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := parse(t, p.der())
+			_, err = m.Check(digestOf(payload), NewKeyring(c), nil)
+			if test.errno == 0 && name == "ML-DSA" && key == ecdsa {
+				wantError(t, err, UnknownKey, syscall.ENOKEY)
+				continue
+			}
+			t.Run(name, func(t *testing.T) { wantError(t, err, Malformed, test.errno) })
+			m, err = Newest.Parse(p.der())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = m.Check(digestOf(payload), NewKeyring(c), nil)
+			wantError(t, err, Malformed, syscall.EKEYREJECTED)
+		}
 	}
 }
 
