@@ -36,8 +36,8 @@ signed exactly these modules and nothing else. It compares the SHA-256 of the li
 of all digests that the key signed.
 
 Compare the certificate's SHA-256 with that of the certificate in the kernel. Only
-the agent can make the receipt of an RSA key. For an ECDSA key, anyone who was
-allowed to use the agent could have made the agent sign a false receipt.
+the agent can make the receipt of an RSA key. For an ECDSA or ML-DSA key, anyone who
+was allowed to use the agent could have made the agent sign a false receipt.
 
 Nobody signs the receipt of an agent that held a key from elsewhere (modsign agent
 start): it is a note that proves nothing. Receipt exits with status 4 for it, unless
@@ -136,9 +136,10 @@ func showReceipt(u *ui, r *agent.Receipt) {
 	}
 	if r.Kept {
 		u.Note("receipt is not signed, and anybody can have written it")
-	} else if strings.HasPrefix(r.Algorithm, "ecdsa:") {
-		u.Note("receipt is good, within the limits of an ECDSA key: " +
-			"anyone who was allowed to use the agent could have made it sign another one")
+	} else if !strings.HasPrefix(r.Algorithm, "rsa:") {
+		kind := strings.NewReplacer("ecdsa", "ECDSA", "mldsa", "ML-DSA").Replace(strings.Split(r.Algorithm, ":")[0])
+		u.Note("receipt is good, within the limits of an %s key: "+
+			"anyone who was allowed to use the agent could have made it sign another one", kind)
 	} else {
 		u.Note("receipt is good")
 	}

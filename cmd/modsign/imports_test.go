@@ -23,7 +23,7 @@ const thisModule = "github.com/modsign/modsign/"
 var mayImport = map[string][]string{
 	"internal/atomicfile": {"internal/dirfd"},
 	"internal/batch":      nil,
-	"internal/cms":        nil,
+	"internal/cms":        {"internal/mldsamu"},
 	"internal/childenv":   nil,
 	"internal/compress":   {"internal/childenv"},
 	"internal/detached":   nil,
@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"internal/elfstrip":   {"internal/childenv"},
 	"internal/failures":   nil,
 	"internal/keyfile":    nil,
+	"internal/mldsamu":    nil,
 	"internal/gpgagent":   {"internal/keyfile"},
 	"internal/transit":    {"internal/batch", "internal/keyfile"},
 	"cmd/modsign": {
@@ -59,10 +60,10 @@ var mayImport = map[string][]string{
 		"keygen/keystore", "sign", "hashlist",
 	},
 	"kbuild": {"internal/module"},
-	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile"},
+	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile", "internal/mldsamu"},
 	"keygen/agent": {
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
-		"internal/batch", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
+		"internal/batch", "internal/mldsamu", "internal/module", "internal/rsabatch", "internal/undump", "keygen",
 	},
 	"keygen/keystore": {
 		"internal/batch", "internal/childenv", "internal/cms", "internal/gpgagent", "internal/keyfile", "internal/pkcs11",
@@ -80,7 +81,7 @@ var mayImport = map[string][]string{
 		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
-	"internal/testmod": nil,
+	"internal/testmod": {"internal/mldsamu"},
 
 	// For tests alone, as testmod is.
 	"internal/kerneltest":      {"internal/testmod"},
@@ -93,8 +94,12 @@ var mayImport = map[string][]string{
 // doors says which packages may import what others have written, each by as few
 // as can be. Without a door it is for tests.
 var doors = map[string][]string{
+	"filippo.io/mldsa": {
+		"internal/cms", "internal/mldsamu", "internal/testmod", "keygen", "keygen/agent", "keygen/keystore",
+	},
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
 	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/cloudflare/circl":     {},
 	"github.com/google/go-tpm/tpm2":   {"internal/tpmkey"},
 	"github.com/klauspost/compress":   {"internal/compress"},
 	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},

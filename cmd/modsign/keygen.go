@@ -54,10 +54,15 @@ another TPM than /dev/tpmrm0. Types are ecdsa:p384 (default), ecdsa:p256 and rsa
 size of an RSA key in the configuration is ignored. --passphrase-file sets a passphrase of
 at most 32 bytes, which the TPM protects from guessing.
 
---type takes ` + strings.Join(types, ", ") + `.
+--type takes ` + strings.Join(types[:6], ", ") + `,
+` + strings.Join(types[6:], ", ") + `.
+Only Linux 7.0 and later take ML-DSA (mldsa). Such a certificate is signed without a hash,
+so that --hash does not matter, and the file holds the seed of the key, which OpenSSL 3.5
+and later read.
 The kernel does not check how long a certificate is valid.`,
 		Example: `  modsign keygen -o signing_key.pem
   modsign keygen --type ecdsa:p384 --config certs/x509.genkey -o certs/signing_key.pem
+  modsign keygen --type mldsa:65 -o key.pem --cert-out key.x509
   modsign keygen --subject "/O=Example/CN=Example modules" --days 3650 -o key.pem --cert-out key.der
   modsign keygen --tpm -o tpm.pem`,
 		Args: noArgs,

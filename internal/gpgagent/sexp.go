@@ -102,6 +102,9 @@ func curveOf(name string) elliptic.Curve {
 	return nil
 }
 
+// usable are the keys of the agent that sign modules.
+const usable = "modsign signs with RSA and ECDSA keys (P-256, P-384, P-521) of gpg-agent"
+
 // parsePublic parses (public-key (rsa (n N)(e E))) or (public-key (ecc (curve C)(q Q))).
 func parsePublic(data []byte) (crypto.PublicKey, error) {
 	e, err := parseSexp(data)
@@ -119,8 +122,7 @@ func parsePublic(data []byte) (crypto.PublicKey, error) {
 	case "ecc", "ecdsa":
 		curve := curveOf(string(key.value("curve")))
 		if curve == nil {
-			return nil, fmt.Errorf("key is on the curve %.30q; modules are signed with RSA or ECDSA (P-256, P-384, P-521)",
-				key.value("curve"))
+			return nil, fmt.Errorf("key is on the curve %.30q; "+usable, key.value("curve"))
 		}
 		public, err := ecdsa.ParseUncompressedPublicKey(curve, key.value("q"))
 		if err != nil {
@@ -130,7 +132,7 @@ func parsePublic(data []byte) (crypto.PublicKey, error) {
 	case "":
 		return nil, errSexp
 	default:
-		return nil, fmt.Errorf("key is of type %.30q; modules are signed with RSA or ECDSA (P-256, P-384, P-521)", name)
+		return nil, fmt.Errorf("key is of type %.30q; "+usable, name)
 	}
 }
 

@@ -122,9 +122,15 @@ func (d *Driver) agent(tree *kbuild.Tree) (Agent, error) {
 	case "rsa": // of the size that the profile says
 	case "ecdsa":
 		a.KeyType = keygen.ECDSAP384.String()
+	case "mldsa44":
+		a.KeyType = keygen.MLDSA44.String()
+	case "mldsa65":
+		a.KeyType = keygen.MLDSA65.String()
+	case "mldsa87":
+		a.KeyType = keygen.MLDSA87.String()
 	default:
 		return a, fmt.Errorf("the configuration asks for a one-time key of type %s, which modsign cannot make: "+
-			"choose RSA or ECDSA (CONFIG_MODULE_SIG_KEY_TYPE_*)", kind)
+			"choose RSA, ECDSA or ML-DSA (CONFIG_MODULE_SIG_KEY_TYPE_*)", kind)
 	}
 	return a, nil
 }

@@ -124,7 +124,8 @@ func checkKind(kind uint64) error {
 			Hint: "sign with an RSA or ECDSA key, or with an ML-DSA key in a file",
 		}
 	}
-	return fmt.Errorf("the key is of type CKK 0x%x, and modules are signed with RSA or ECDSA (P-256, P-384, P-521)", kind)
+	return fmt.Errorf("the key is of type CKK 0x%x, and modsign signs with RSA and ECDSA keys (P-256, P-384, P-521) of a token",
+		kind)
 }
 
 // public returns the public half of a key: that of the public key in the token or of the

@@ -20,7 +20,7 @@ const (
 	defaultInFlight = 64
 	maxInFlight     = 1024
 
-	maxLine  = 64 << 10 // of the program's output: a signature has 3 KB at most
+	maxLine  = 64 << 10 // of the program's output: a signature has 7 KB at most
 	maxWords = 500      // runes of the program's own words in a message
 )
 
@@ -32,7 +32,7 @@ const (
 
 // A Request is a digest to sign.
 type Request struct {
-	Hash   string // as CONFIG_MODULE_SIG_HASH spells it
+	Hash   string // as CONFIG_MODULE_SIG_HASH spells it, or mldsa65-mu and the like
 	Digest []byte
 
 	IsModule bool   // the digest is a module's payload, and what follows is known

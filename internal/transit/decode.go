@@ -169,7 +169,8 @@ var errRetired = errors.New("the server does not sign with that version any more
 // that is asked for, if one is.
 func (d *description) choose(public crypto.PublicKey, asked int) (int, error) {
 	if len(d.versions) == 0 {
-		return 0, fmt.Errorf("key is of type %.40q; modules are signed with RSA or ECDSA (P-256, P-384, P-521)", d.kind)
+		return 0, fmt.Errorf("key is of type %.40q; modsign signs with RSA and ECDSA keys (P-256, P-384, P-521) of a server",
+			d.kind)
 	}
 	version := 0
 	known := slices.Sorted(maps.Keys(d.versions))

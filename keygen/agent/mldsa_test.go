@@ -137,7 +137,8 @@ func TestHeldMLDSA(t *testing.T) {
 	}
 	run.wait(t)
 	receipt := run.receipt(t)
-	if n, err := receipt.MatchModules(t.Context(), []string{path}); n != 1 || err != nil || receipt.Algorithm != "mldsa:87" {
+	n, err := receipt.MatchModules(t.Context(), []string{path})
+	if n != 1 || err != nil || receipt.Algorithm != "mldsa:87" {
 		t.Errorf("%d modules match the receipt of a key %s, %v", n, receipt.Algorithm, err)
 	}
 }

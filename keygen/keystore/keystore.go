@@ -17,6 +17,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"slices"
@@ -25,7 +26,10 @@ import (
 	"time"
 	"unicode"
 
+	"filippo.io/mldsa"
+
 	"github.com/modsign/modsign/internal/cms"
+	"github.com/modsign/modsign/internal/keyfile"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -79,7 +83,7 @@ type Key struct {
 const patience = 10 * time.Second
 
 // storedKey is what a store has to offer. Sign gets a digest, and returns a signature of
-// PKCS #1 v1.5, or ECDSA's as a SEQUENCE of r and s, which the caller checks. Several
+// PKCS #1 v1.5, ECDSA's as a SEQUENCE of r and s, or ML-DSA's, which the caller checks. Several
 // goroutines call it at once. It ends when the context of Open does. A
 // method Lost() bool, which need not be there, tells that Sign will only fail from now on.
 type storedKey interface {
@@ -93,13 +97,14 @@ type store struct {
 	usage  string // the form of its URIs
 	open   func(ctx context.Context, uri string, o Options) (storedKey, error)
 	tells  bool // that it waits
+	mldsa  bool // has keys of ML-DSA
 }
 
 var stores = []store{
-	{"pkcs11", "pkcs11:ATTRIBUTES", openPKCS11, false},
-	{"exec", "exec:PROGRAM", openProgram, true},
-	{"vault", "vault:MOUNT/KEY", openVault, false},
-	{"gpg", "gpg:KEYGRIP", openGPG, false},
+	{scheme: "pkcs11", usage: "pkcs11:ATTRIBUTES", open: openPKCS11},
+	{scheme: "exec", usage: "exec:PROGRAM", open: openProgram, tells: true, mldsa: true},
+	{scheme: "vault", usage: "vault:MOUNT/KEY", open: openVault},
+	{scheme: "gpg", usage: "gpg:KEYGRIP", open: openGPG},
 }
 
 // Schemes returns the forms of URI that [Open] takes, for people to read.
@@ -131,6 +136,11 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	if s == nil {
 		return nil, errors.New("not the URI of a key: want one of " + strings.Join(Schemes(), ", "))
 	}
+	if o.Certificate != nil && o.Certificate.PublicKey == nil { // crypto/x509 does not know ML-DSA before Go 1.27
+		if cert, err := cms.ParseX509(o.Certificate.Raw); err == nil {
+			o.Certificate = cert
+		}
+	}
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
@@ -140,6 +150,9 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	k := &Key{uri: Redact(uri), cert: o.Certificate, patience: patience}
 	if !s.tells {
 		k.slow = sync.OnceFunc(func() { o.Note(k.uri + ": no answer yet: waiting") })
+	}
+	if err := s.checkKind(o.Certificate); err != nil {
+		return nil, k.named(err)
 	}
 	stop := k.await()
 	if ask := o.PIN; ask != nil {
@@ -162,6 +175,22 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 		return nil, k.named(err)
 	}
 	return k, nil
+}
+
+// checkKind refuses a certificate with whose kind of key the store does not sign.
+func (s *store) checkKind(cert *x509.Certificate) error {
+	if cert == nil || s.mldsa {
+		return nil
+	}
+	key, ok := cert.PublicKey.(*mldsa.PublicKey)
+	if !ok {
+		return nil
+	}
+	return &keyfile.HintError{
+		Err: fmt.Errorf("certificate's key is %s, and modsign signs with RSA and ECDSA keys of %s", key.Parameters(),
+			s.usage),
+		Hint: "an ML-DSA key signs from a file, or through a program: exec:PROGRAM",
+	}
 }
 
 // await tells that the store does not answer, unless the result is called soon.
@@ -262,8 +291,8 @@ func (k *Key) BatchSize() int {
 	return 1
 }
 
-// Sign signs a digest, as RSA PKCS #1 v1.5 or ECDSA, and checks the signature. Opts may
-// tell the store about the module, too, as sign.Subject does. The random reader is ignored.
+// Sign signs a digest, as RSA PKCS #1 v1.5, ECDSA or ML-DSA, whose digest is mu (FIPS 204),
+// and checks the signature. Opts may tell the store about the module, too, as sign.Subject does. The random reader is ignored.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	stop := k.await()
 	signature, err := k.store.Sign(nil, digest, opts)

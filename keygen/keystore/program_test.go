@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,7 +13,10 @@ import (
 	"syscall"
 	"testing"
 
+	"filippo.io/mldsa"
+
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen"
 )
@@ -196,5 +200,65 @@ func TestProgramDocumented(t *testing.T) {
 		if !strings.Contains(string(doc), "\n\n"+block.String()+"\n") {
 			t.Errorf("docs/signer.md does not show scripts/signer/%s as it is", name)
 		}
+	}
+}
+
+// TestProgramMLDSA has the first example sign mu, changed as docs/signer.md says.
+func TestProgramMLDSA(t *testing.T) {
+	t.Parallel()
+	openssl := testmod.OpenSSL35(t)
+	key := testmod.NewKey(t, "mldsa:65")
+	file, _ := key.Files(t)
+	text, err := os.ReadFile(example("signer.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const call = `openssl pkeyutl -sign -inkey "$SIGNER_KEY" -pkeyopt `
+	program := testmod.WriteFile(t, "signer.sh", []byte(strings.Replace(string(text), call+`"digest:$hash"`,
+		`{ cat >"$SIGNER_KEY.mu"; `+call+`mu:1 -in "$SIGNER_KEY.mu"; }`, 1)))
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(key.Certificate.Raw) // its key may be nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := Open(t.Context(), "exec:"+program, Options{
+		Certificate: cert, Note: func(s string) { t.Error(s) },
+		Environ: append(withKey(file), "PATH="+filepath.Dir(openssl)+":"+os.Getenv("PATH")),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !key.Certificate.PublicKey.(*mldsa.PublicKey).Equal(k.Public()) {
+		t.Errorf("public key %T", k.Public())
+	}
+	digest := make([]byte, mldsamu.Size)
+	digest[0], digest[3] = 0xff, '\n'
+	for _, opts := range []crypto.SignerOpts{mldsamu.Mu65, module{mldsamu.Mu65, "a/x.ko", 7}} {
+		if _, err := k.Sign(nil, digest, opts); err != nil { // Sign has checked it
+			t.Error(err)
+		}
+	}
+	if err := k.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStoresWithoutMLDSA opens stores for a certificate with whose kind of key they cannot sign.
+func TestStoresWithoutMLDSA(t *testing.T) {
+	t.Parallel()
+	for _, uri := range []string{"pkcs11:token=a;object=b", "vault:transit/a", "gpg:" + strings.Repeat("A", 40)} {
+		_, err := Open(t.Context(), uri, Options{Certificate: testmod.NewKey(t, "mldsa:87").Certificate})
+		hint, ok := errors.AsType[*keyfile.HintError](err)
+		if !ok || !strings.Contains(err.Error(), uri+": certificate's key is ML-DSA-87") ||
+			!strings.Contains(hint.Hint, "exec:") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+	_, err := NewTPM(t.Context(), nil, keygen.MLDSA65, nil)
+	_, ok := errors.AsType[*keyfile.HintError](err)
+	if !ok || !strings.HasPrefix(err.Error(), "mldsa:65 is not for TPMs") {
+		t.Errorf("TPM: %v", err)
 	}
 }
