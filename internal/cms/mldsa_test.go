@@ -6,6 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
+	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"syscall"
 	"testing"
@@ -250,6 +253,34 @@ func TestMLDSAWaived(t *testing.T) {
 			}
 			_, err = m.Check(digestOf(payload), NewKeyring(c), nil)
 			wantError(t, err, Malformed, syscall.EKEYREJECTED)
+		}
+	}
+}
+
+// OpenSSL 3.5 verifies a message with attributes, which it can make itself.
+func TestMLDSAOpenSSL(t *testing.T) {
+	t.Parallel()
+	openssl := testmod.OpenSSL35(t)
+	content, other := testmod.WriteFile(t, "content", payload), testmod.WriteFile(t, "other", payload[1:])
+	for _, algorithm := range mldsaTypes {
+		key := testmod.NewKey(t, algorithm)
+		_, cert := key.Files(t)
+		for _, useKeyID := range []bool{false, true} {
+			message := testmod.WriteFile(t, "message", signedBy(t, key, crypto.SHA512, Form{UseKeyID: useKeyID, Attributes: true}))
+			verify := func(content string) error {
+				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", message, "-content", content,
+					"-certfile", cert, "-noverify", "-out", os.DevNull).CombinedOutput()
+				if err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			}
+			if err := verify(content); err != nil {
+				t.Errorf("%s: %v", algorithm, err)
+			}
+			if verify(other) == nil {
+				t.Errorf("%s: OpenSSL verifies other content", algorithm)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ package kerneltest
 import (
 	"bytes"
 	"crypto"
+	"encoding/asn1"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -363,6 +364,16 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 		p.attributes = tlv(0xa0, contentType, messageDigest, attribute(microsoftOID, null))
 	})
 	add("obsolete attributes", func(p *parts) { p.attributes = tlv(0xa2, seq(contentType)) })
+	for _, time := range []string{"500101000000Z", "700101000000Z", "491231235959Z", "26"} {
+		for _, certificate := range []bool{false, true} {
+			add(fmt.Sprintf("obsolete attributes with the time %s, certificate: %v", time, certificate), func(p *parts) {
+				p.attributes = tlv(0xa2, seq(attribute("1.2.840.113549.1.9.5", tlv(asn1.TagUTCTime, []byte(time)))))
+				if certificate {
+					p.between = tlv(0xa0, pair.Certificate.Raw)
+				}
+			})
+		}
+	}
 
 	add("signers good, good", func(p *parts) { p.signers = set(p.signerInfo(), p.signerInfo()) })
 	add("signers good, unknown", func(p *parts) { p.signers = set(p.signerInfo(), unknown.signerInfo()) })
