@@ -18,6 +18,7 @@ import (
 
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -436,7 +437,7 @@ func (u *user) likeStock(t *testing.T, tree *Tree) {
 	}
 	key := filepath.Join(t.TempDir(), "key.pem")
 	u.run(t, "", u.modsign, "keygen", "--type", "rsa:4096", "-o", key)
-	appendTo(t, tree.config(), fmt.Sprintf("CONFIG_MODULE_SIG_KEY=%q\n", key)+variant{format: formats[0]}.config())
+	appendTo(t, tree.config(), fmt.Sprintf("CONFIG_MODULE_SIG_KEY=%q\n", key)+variant{keygen.RSA4096, formats[0]}.config())
 	u.run(t, tree.Objtree, "make", "olddefconfig")
 	u.run(t, tree.Objtree, "make", u.jobs)
 	signFile := filepath.Join(tree.Objtree, "scripts/sign-file")
@@ -513,7 +514,7 @@ func (u *user) token(t *testing.T, tree *Tree) {
 	key := testmod.NewKey(t, "ecdsa:p384")
 	hsm.Import(t, "kernel", "modules", "01", key)
 	hsm.ImportCertificate(t, "kernel", "modules", "01", key.Certificate)
-	v := variant{ecdsa: true, format: compress.XZ}
+	v := variant{keygen.ECDSAP384, compress.XZ}
 	appendTo(t, tree.config(), "CONFIG_MODULE_SIG_KEY=\"pkcs11:token=kernel;object=modules\"\n"+v.config())
 	without, with := *u, *u
 	without.environ = append(slices.Clone(u.environ), "SOFTHSM2_CONF="+hsm.Conf)

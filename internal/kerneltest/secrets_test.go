@@ -15,6 +15,9 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"filippo.io/mldsa"
+	mldsax509 "filippo.io/mldsa/x509"
 )
 
 // privateKeys returns the files below the directories that contain a private key: PEM,
@@ -88,7 +91,7 @@ func holdsPrivateKey(b []byte) bool {
 }
 
 func isPrivateKey(der []byte) bool {
-	if _, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+	if _, err := mldsax509.ParsePKCS8PrivateKey(der); err == nil { // of ML-DSA, or any other
 		return true
 	}
 	if _, err := x509.ParsePKCS1PrivateKey(der); err == nil {
@@ -108,6 +111,10 @@ func TestPrivateKeysFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	lattice, err := mldsa.GenerateKey(mldsa.MLDSA65())
+	if err != nil {
+		t.Fatal(err)
+	}
 	encode := func(der []byte, err error) []byte {
 		if err != nil {
 			t.Fatal(err)
@@ -119,6 +126,7 @@ func TestPrivateKeysFound(t *testing.T) {
 		"PKCS #8, RSA": pkcs8,
 		"PKCS #8, EC":  encode(x509.MarshalPKCS8PrivateKey(ec)),
 		"PKCS #1":      x509.MarshalPKCS1PrivateKey(rsaKey),
+		"ML-DSA":       encode(mldsax509.MarshalPKCS8PrivateKey(lattice)),
 		"SEC 1":        encode(x509.MarshalECPrivateKey(ec)),
 		"PEM":          pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),
 	} {

@@ -102,28 +102,25 @@ func (u *user) agent(objtree string) (agent.Status, error) {
 
 // A variant is a configuration of signing and compression.
 type variant struct {
-	ecdsa  bool // P-384, else RSA-4096
+	key    keygen.Algorithm
 	format compress.Format
 }
 
-func (v variant) algorithm() string {
-	if v.ecdsa {
-		return keygen.ECDSAP384.String()
-	}
-	return keygen.RSA4096.String()
-}
-
-func (v variant) String() string { return fmt.Sprintf("%s, %s", v.algorithm(), v.format) }
+func (v variant) String() string { return fmt.Sprintf("%s, %s", v.key, v.format) }
 
 // config returns the lines of the configuration that differ between variants.
 func (v variant) config() string {
 	set := map[string]bool{
-		"SIG_KEY_TYPE_RSA": !v.ecdsa, "SIG_KEY_TYPE_ECDSA": v.ecdsa,
-		"COMPRESS_ALL": v.format != compress.None, "COMPRESS_XZ": v.format == compress.XZ || v.format == compress.None,
+		"SIG_KEY_TYPE_RSA": v.key == keygen.RSA4096, "SIG_KEY_TYPE_ECDSA": v.key == keygen.ECDSAP384,
+		"SIG_KEY_TYPE_MLDSA_65": v.key == keygen.MLDSA65,
+		"COMPRESS_ALL":          v.format != compress.None, "COMPRESS_XZ": v.format == compress.XZ || v.format == compress.None,
 		"COMPRESS_ZSTD": v.format == compress.Zstd, "COMPRESS_GZIP": v.format == compress.Gzip,
 	}
 	var lines strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if !set[name] && strings.Contains(name, "MLDSA") {
+			continue // no symbol before 7.0
+		}
 		if set[name] {
 			fmt.Fprintf(&lines, "CONFIG_MODULE_%s=y\n", name)
 		} else {
@@ -139,17 +136,26 @@ func (v variant) config() string {
 func TestStory(t *testing.T) {
 	// Debian's depmod does not support gzip.
 	var all []variant
-	for _, ecdsa := range []bool{false, true} {
+	for _, key := range []keygen.Algorithm{keygen.RSA4096, keygen.ECDSAP384} {
 		for _, format := range []compress.Format{compress.None, compress.XZ, compress.Zstd} {
-			all = append(all, variant{ecdsa, format})
+			all = append(all, variant{key, format})
 		}
 	}
 	t.Run("in the source tree", func(t *testing.T) { story{inTree: true, variants: all}.tell(t) })
 	slices.Reverse(all)
 	t.Run("O=", func(t *testing.T) { story{variants: all}.tell(t) })
+	if full() {
+		t.Run("Linux 7", func(t *testing.T) {
+			story{series: "7", variants: []variant{
+				{keygen.MLDSA65, compress.None}, {keygen.MLDSA65, compress.XZ}, {keygen.ECDSAP384, compress.Zstd},
+				{keygen.RSA4096, compress.None},
+			}}.tell(t)
+		})
+	}
 }
 
 type story struct {
+	series   string // of Linux; "" for the one of Source
 	inTree   bool
 	variants []variant
 }
@@ -158,7 +164,7 @@ type story struct {
 // the source and an empty directory beside it.
 func (s story) directories(t *testing.T) (srctree, objtree string) {
 	t.Helper()
-	source := Source(t)
+	source := SourceOf(t, cmp.Or(s.series, linux612.series))
 	base, err := os.MkdirTemp(filepath.Dir(source), "story-")
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +187,13 @@ func (s story) tell(t *testing.T) {
 	srctree, objtree := s.directories(t)
 	first := s.variants[0]
 	// The configuration completed by Kconfig, for the first command.
-	configured := Configure(t, "story", Base+first.config())
+	base := Base
+	if s.series != "" {
+		base = without(Base, "CRYPTO_MICHAEL_MIC")
+		// Kconfig asks openssl whether it knows ML-DSA.
+		u.environ = append(u.environ, "PATH="+filepath.Dir(testmod.OpenSSL35(t))+":"+os.Getenv("PATH"))
+	}
+	configured := configure(t, SourceOf(t, cmp.Or(s.series, linux612.series)), "story", base+first.config())
 	config, err := os.ReadFile(configured.config())
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +267,7 @@ make %[2]s clean
 			u.judge(t, tree, v, root)
 		})
 	}
-	if !s.inTree {
+	if !s.inTree && s.series == "" {
 		u.behave(t, tree)
 	}
 
@@ -323,7 +335,7 @@ func (u *user) judge(t *testing.T, tree *Tree, v variant, root string) (modlib s
 		t.Fatal(err)
 	}
 	modlib, modules = installed(t, root)
-	if status.Algorithm != v.algorithm() || status.Signatures != status.Installs*len(modules) {
+	if status.Algorithm != v.key.String() || status.Signatures != status.Installs*len(modules) {
 		t.Errorf("the agent has the key %s, and made %d signatures in %d installs of %d modules", status.Algorithm,
 			status.Signatures, status.Installs, len(modules))
 	}
