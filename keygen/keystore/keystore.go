@@ -292,7 +292,8 @@ func (k *Key) BatchSize() int {
 }
 
 // Sign signs a digest, as RSA PKCS #1 v1.5, ECDSA or ML-DSA, whose digest is mu (FIPS 204),
-// and checks the signature. Opts may tell the store about the module, too, as sign.Subject does. The random reader is ignored.
+// and checks the signature. Opts may tell the store about the module, too, as sign.Subject
+// does. The random reader is ignored.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	stop := k.await()
 	signature, err := k.store.Sign(nil, digest, opts)
