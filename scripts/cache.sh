@@ -1,5 +1,5 @@
-# What scripts/kernels and scripts/p11kit share: the cache outside of the repository, in
-# which one of them works at a time. Both source this file.
+# What scripts/kernels, scripts/sources, scripts/openssl and scripts/p11kit share: the cache
+# outside of the repository, in which one of them works at a time. They source this file.
 #
 # The cache is $MODSIGN_CACHE, or else modsign in the user's cache directory (~/.cache/modsign).
 # shellcheck shell=bash
@@ -17,6 +17,21 @@ need() {
 	for program; do
 		command -v "$program" >/dev/null || die "$program is missing: this script needs a Debian machine"
 	done
+}
+
+as_root() {
+	if [[ $EUID == 0 ]]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		die "root is needed, and sudo is missing: run as root: $*"
+	fi
+}
+
+update() {
+	say "updating apt's package lists"
+	as_root apt-get -qq update
 }
 
 # open_cache waits for other runs and sets cache, and new: a directory in it, which goes

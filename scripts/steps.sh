@@ -56,7 +56,7 @@ check_staticcheck() {
 check_scripts() {
 	local scripts
 	mapfile -t scripts < <(find . -name .git -prune -o -type f -exec awk 'FNR == 1 && /^#!.*sh$/ { print FILENAME } { nextfile }' {} +)
-	shellcheck -- scripts/steps.sh scripts/cache.sh "${scripts[@]}"
+	shellcheck -- scripts/steps.sh scripts/cache.sh scripts/suites.sh "${scripts[@]}"
 }
 
 # check_source runs every check that reads the source and runs nothing of it: strict, or

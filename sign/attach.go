@@ -85,9 +85,9 @@ func NewAttachment(ctx context.Context, cert *x509.Certificate, s manifest.Signa
 	if len(errs) > 0 {
 		return nil, refusals(errs)
 	}
-	ring := cms.NewKeyring(c)
+	ring, key := cms.NewKeyring(c), cms.KeyOf(hash)
 	err = each(ctx, len(s), func(i int) error {
-		if err := checkSignature(&s[i], ring, s[0].Hash); err != nil {
+		if err := checkSignature(&s[i], ring, s[0].Hash, key); err != nil {
 			return fmt.Errorf("%s: %w", cmp.Or(s[i].Source, s[i].Path), err)
 		}
 		return nil
@@ -121,7 +121,7 @@ func oneSigner(m *cms.Message) error {
 }
 
 // checkSignature checks a signature against its digest.
-func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash) error {
+func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash, key []byte) error {
 	m, err := cms.Parse(s.Message)
 	if err != nil {
 		return fmt.Errorf("not a signature that the kernel reads: %w", err)
@@ -133,6 +133,8 @@ func checkSignature(s *manifest.Signature, ring *cms.Keyring, hash crypto.Hash) 
 	switch {
 	case s.Hash != hash:
 		return fmt.Errorf("its digest is %s, others are %s", cms.HashName(s.Hash), cms.HashName(hash))
+	case !bytes.Equal(s.Key, key):
+		return errOtherKey
 	case signer.Digest() != s.Hash:
 		return fmt.Errorf("the signature uses %s, its digest %s", cms.HashName(signer.Digest()), cms.HashName(s.Hash))
 	}

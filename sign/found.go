@@ -3,6 +3,7 @@ package sign
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -70,14 +71,22 @@ func (t *Tree) FindSignatures(
 	if _, err := t.names(); err != nil {
 		return nil, err
 	}
-	if from.Layout == Raw && cert.PublicKeyAlgorithm != x509.RSA {
-		return nil, fmt.Errorf("raw signatures are RSA, and the certificate's key is %s", cert.PublicKeyAlgorithm)
+	c, err := cms.ParseCertificate(cert.Raw)
+	if err != nil {
+		return nil, fmt.Errorf("the kernel cannot use the certificate: %w", err)
+	}
+	if _, isRSA := c.PublicKey.(*rsa.PublicKey); from.Layout == Raw && !isRSA && c.Mu() == nil {
+		return nil, fmt.Errorf("raw signatures are RSA or ML-DSA, and the certificate's key is %s", c.KeyAlgorithm)
 	}
 	paths, err := t.signatureFiles(cert, &from)
 	if err != nil {
 		return nil, err
 	}
-	content, hash, err := readFound(ctx, cert, from.Layout, paths)
+	content, name, err := readFound(ctx, cert, from.Layout, paths)
+	if err != nil {
+		return nil, err
+	}
+	hash, err := hashOf(c, name)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +103,7 @@ func (t *Tree) FindSignatures(
 		k := of[m[i].Path]
 		found[i] = manifest.Signature{Digest: m[i], Message: content[k], Source: paths[k]}
 		if from.Layout == Raw {
-			if found[i].Message, err = cms.Wrap(cert, m[i].Hash, from.UseKeyID, m[i].Sum, content[k]); err != nil {
+			if found[i].Message, err = cms.Wrap(cert, hash, from.UseKeyID, m[i].Sum, content[k]); err != nil {
 				return fmt.Errorf("%s: %w", paths[k], err)
 			}
 		}
@@ -136,7 +145,7 @@ func readFound(
 			return err
 		}
 		if layout == Raw {
-			hashes[i], err = cms.RSAHash(cert, content[i])
+			hashes[i], err = cms.RawHash(cert, content[i])
 		} else {
 			hashes[i], err = messageHash(content[i])
 		}
@@ -157,7 +166,7 @@ func readFound(
 	return content, hashes[0], nil
 }
 
-// messageHash is the hash that a message names.
+// messageHash is what a message signs.
 func messageHash(message []byte) (crypto.Hash, error) {
 	m, err := cms.Parse(message)
 	if err != nil {
@@ -166,5 +175,5 @@ func messageHash(message []byte) (crypto.Hash, error) {
 	if err := oneSigner(m); err != nil {
 		return 0, err
 	}
-	return m.Signers[0].Hash, nil
+	return m.Signers[0].Digest(), nil
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"hash"
 	"reflect"
+
+	"github.com/modsign/modsign/internal/cms"
 )
 
 // checkCertificate refuses a certificate that was not parsed.
@@ -16,8 +18,20 @@ func checkCertificate(cert *x509.Certificate) error {
 		return errors.New("no certificate is given")
 	case len(cert.Raw) == 0:
 		return errors.New("the certificate was not parsed: it has no encoding")
-	case !isWhole(cert.PublicKey):
+	case !isWhole(publicKeyOf(cert)):
 		return errors.New("the certificate has no public key that can be used")
+	}
+	return nil
+}
+
+// publicKeyOf is the key of a certificate, also of ML-DSA, which crypto/x509 does not parse
+// before Go 1.27.
+func publicKeyOf(cert *x509.Certificate) crypto.PublicKey {
+	if cert.PublicKey != nil || cert.PublicKeyAlgorithm != x509.UnknownPublicKeyAlgorithm {
+		return cert.PublicKey
+	}
+	if parsed, err := cms.ParseX509(cert.Raw); err == nil {
+		return parsed.PublicKey
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package sign
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -29,10 +30,11 @@ func (t *Tree) Manifest(ctx context.Context, hash Hash, opts ReadOptions) (manif
 		return nil, err
 	}
 	m := make(manifest.Manifest, 0, len(t.entries))
+	key := cms.KeyOf(hash)
 	report := opts.Report.Result
 	opts.Report.Result = func(r Result) {
 		if r.Err == nil {
-			m = append(m, manifest.Digest{Path: r.Name, Size: r.Payload, Hash: hash.HashFunc(), Sum: r.Digest})
+			m = append(m, manifest.Digest{Path: r.Name, Size: r.Payload, Hash: hash.HashFunc(), Sum: r.Digest, Key: key})
 		}
 		if report != nil {
 			report(r)
@@ -97,7 +99,11 @@ func (s *Signer) SignManifest(
 	signed := make(manifest.Signatures, len(m))
 	var mu sync.Mutex
 	done := 0
+	key := cms.KeyOf(s.hashes[0])
 	err := batch.Each(ctx, len(m), s.jobs(opts.Jobs), func(i int) error {
+		if !bytes.Equal(m[i].Key, key) && m[i].Hash == s.hashes[0].HashFunc() {
+			return fmt.Errorf("%s: %w", m[i].Path, errOtherKey)
+		}
 		message, err := s.signLine(&m[i])
 		if err != nil {
 			return fmt.Errorf("%s: %w", m[i].Path, err)
@@ -116,6 +122,9 @@ func (s *Signer) SignManifest(
 	}
 	return signed, nil
 }
+
+var errOtherKey = errors.New("its digest is mu for another key, which depends on the key: " +
+	"take the digests with the certificate of this one")
 
 func (s *Signer) signLine(d *manifest.Digest) ([]byte, error) {
 	if hash := s.cms[0].Hash().HashFunc(); d.Hash != hash {

@@ -73,8 +73,8 @@ func (o SignerOptions) form() cms.Form {
 	return cms.Form{UseKeyID: o.UseKeyID, Attributes: o.Attributes}
 }
 
-// A Hash makes the digests of payloads that are signed. A crypto.Hash is one, and
-// [Signer.Hash] and [HashOf] return one for keys that sign another digest.
+// A Hash makes the digests of payloads that are signed. A crypto.Hash is one, and [HashOf]
+// returns one for keys that sign another digest.
 type Hash interface {
 	crypto.SignerOpts
 	New() hash.Hash
@@ -87,6 +87,15 @@ func HashOf(cert *x509.Certificate, opts SignerOptions) (Hash, error) {
 		return nil, err
 	}
 	return cms.HashOf(cert, cmp.Or(opts.Hash, crypto.SHA512), opts.form())
+}
+
+// Hash returns what the Signer signs of a module: a hash, or mu. Of several signers, it is
+// that of the first.
+func (s *Signer) Hash() crypto.Hash {
+	if s.check() != nil {
+		return 0
+	}
+	return s.hashes[0].HashFunc()
 }
 
 // NewSigner returns a Signer for a private key, RSA, ECDSA on P-256, P-384 or P-521, or

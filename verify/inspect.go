@@ -143,7 +143,7 @@ func describe(m *module.File, l module.Layer) (Layer, error) {
 }
 
 func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
-	message, err := parse(m, l)
+	message, err := parse(cms.Any, m, l)
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
 		d.Problem = refusal.Error()
 		return nil

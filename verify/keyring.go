@@ -2,9 +2,7 @@ package verify
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,8 +17,11 @@ import (
 )
 
 // A Keyring holds the certificates that a kernel trusts, and those that it is told to
-// reject. The zero value trusts nothing. Fill it before it is used by several goroutines.
+// reject. Its verdicts are those of the kernel of [Keyring.AddImage], or of the newest one
+// that this package knows. The zero value trusts nothing. Fill it before it is used by
+// several goroutines.
 type Keyring struct {
+	rules    *cms.Rules // nil: the newest
 	certs    []*cms.Certificate
 	bad      []*cms.Certificate
 	trusted  *cms.Keyring
@@ -44,7 +45,7 @@ func (k *Keyring) Add(cert *x509.Certificate, source string) error {
 	case len(cert.Raw) == 0:
 		return errors.New("certificate was not parsed: it has no encoding")
 	}
-	parsed, err := cms.ParseCertificate(cert.Raw)
+	parsed, err := k.kernel().ParseCertificate(cert.Raw)
 	if err != nil {
 		return err
 	}
@@ -66,8 +67,11 @@ func (k *Keyring) AddFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	certs, err := parseFile(b)
+	certs, err := parseFile(k.kernel(), b)
 	if err != nil {
+		if _, parsed := parseFile(cms.Newest, b); parsed == nil {
+			err = fmt.Errorf("%s cannot use it: %w", k.kernel(), err)
+		}
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if len(certs) == 0 {
@@ -91,9 +95,9 @@ func noCertificates(b []byte) (what, hint string) {
 	return "neither PEM certificates nor DER", ""
 }
 
-func parseFile(b []byte) ([]*cms.Certificate, error) {
+func parseFile(rules *cms.Rules, b []byte) ([]*cms.Certificate, error) {
 	if len(b) > 0 && b[0] == 0x30 {
-		return cms.ParseCertificates(b)
+		return rules.ParseCertificates(b)
 	}
 	var certs []*cms.Certificate
 	for block := range keyfile.Blocks(b) {
@@ -104,7 +108,7 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		cert, err := cms.ParseCertificate(decoded.Bytes)
+		cert, err := rules.ParseCertificate(decoded.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}
@@ -112,6 +116,57 @@ func parseFile(b []byte) ([]*cms.Certificate, error) {
 	}
 	return certs, nil
 }
+
+// Kernel names the kernel whose rules the Keyring follows: "Linux 6.12".
+func (k *Keyring) Kernel() string { return k.kernel().String() }
+
+func (k *Keyring) kernel() *cms.Rules {
+	if k == nil || k.rules == nil {
+		return cms.Newest
+	}
+	return k.rules
+}
+
+// follow takes the rules of the kernel in an image. Of several kernels, the oldest counts: it
+// knows least.
+func (k *Keyring) follow(path string, image *vmlinux.Image) error {
+	release, err := image.Release()
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		k.warnings = append(k.warnings, fmt.Sprintf("%s: the image does not tell its version: modules are judged as %s would",
+			path, k.kernel()))
+		return nil
+	}
+	waived, err := image.Holds(waivedLine)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	rules := cms.RulesOf(major, minor, waived)
+	if old := k.rules; old != nil && *old != *rules {
+		k.warnings = append(k.warnings, fmt.Sprintf("%s is %s, and another image is %s: modules are judged as the older would",
+			path, rules, old))
+		if !rules.OlderThan(old) {
+			return nil
+		}
+	}
+	k.rules = rules
+	for _, certs := range [][]*cms.Certificate{k.certs, k.bad} {
+		for i, c := range certs {
+			if certs[i], err = rules.ParseCertificate(c.Raw); err != nil {
+				return fmt.Errorf("%s cannot use the certificate in %s: %w", rules, k.source[c], err)
+			}
+			k.source[certs[i]] = k.source[c]
+		}
+	}
+	return nil
+}
+
+// waivedLine is what a kernel logs that takes signed attributes with ML-DSA, as
+// CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA lets it. Only such a kernel has it.
+const waivedLine = "Waived invalid module sig (has authattrs)"
 
 // AddImage trusts the certificates built into a kernel image (a vmlinux or an x86
 // bzImage), and rejects those that the image is built to reject. If the image has no
@@ -135,8 +190,11 @@ func (k *Keyring) AddImage(path string) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
+	if err := k.follow(path, image); err != nil {
+		return err
+	}
 	// A certificate that the kernel leaves out when it boots is no error.
-	certs, err := cms.ParseCertificateList(lists.Builtin)
+	certs, err := k.kernel().ParseCertificateList(lists.Builtin)
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
 	}
@@ -144,8 +202,8 @@ func (k *Keyring) AddImage(path string) error {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
 			path, len(lists.Dropped)))
 	}
-	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return blacklisted(c, lists.BlacklistHashes) })
-	revoked, err := cms.ParseCertificateList(lists.Revoked)
+	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return c.Blacklisted(lists.BlacklistHashes) })
+	revoked, err := k.kernel().ParseCertificateList(lists.Revoked)
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
 	}
@@ -173,30 +231,6 @@ func useSystemMap(image *vmlinux.Image, path string) error {
 	return image.UseSystemMap(f)
 }
 
-// blacklisted reports whether a list of CONFIG_SYSTEM_BLACKLIST_HASH_LIST names
-// a certificate, in any hash of that length.
-func blacklisted(c *cms.Certificate, list []string) bool {
-	for _, entry := range list {
-		digest, ok := strings.CutPrefix(entry, "tbs:")
-		want, err := hex.DecodeString(digest)
-		if !ok || err != nil {
-			continue
-		}
-		for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA224, crypto.SHA256, crypto.SHA384, crypto.SHA512,
-			crypto.SHA3_256, crypto.SHA3_384, crypto.SHA3_512} {
-			if h.Size() != len(want) {
-				continue
-			}
-			sum := h.New()
-			sum.Write(c.RawTBS)
-			if bytes.Equal(sum.Sum(nil), want) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 	if k.source == nil {
 		k.source = make(map[*cms.Certificate]string)
@@ -210,7 +244,7 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 }
 
 // blacklists reports whether a kernel has a certificate on its blacklist.
-func (k *Keyring) blacklists(c *cms.Certificate) bool { return blacklisted(c, k.hashes) }
+func (k *Keyring) blacklists(c *cms.Certificate) bool { return c.Blacklisted(k.hashes) }
 
 // Len returns how many certificates the keyring trusts.
 func (k *Keyring) Len() int { return len(k.list()) }

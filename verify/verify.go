@@ -173,7 +173,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	if r.Layers = countLayers(m, size); r.Layers > 1 {
 		r.Warnings = append(r.Warnings, "signed more than once: the kernel checks only the outermost signature")
 	}
-	message, err := parse(m, outer)
+	message, err := parse(keys.kernel(), m, outer)
 	if err == nil {
 		r.Signer = message.Signers[0].String()
 		r.Warnings = append(r.Warnings, message.Warnings()...)
@@ -259,7 +259,7 @@ func countLayers(m io.ReaderAt, size int64) int {
 }
 
 // parse reads the CMS message of a layer, which may claim any length.
-func parse(m io.ReaderAt, l module.Layer) (*cms.Message, error) {
+func parse(rules *cms.Rules, m io.ReaderAt, l module.Layer) (*cms.Message, error) {
 	if l.Info.SigLen > cms.MaxSize {
 		return nil, &cms.Error{Kind: cms.Malformed, Errno: syscall.EMSGSIZE,
 			Reason: fmt.Sprintf("signature of %d bytes: the kernel reads at most %d", l.Info.SigLen, cms.MaxSize)}
@@ -268,7 +268,7 @@ func parse(m io.ReaderAt, l module.Layer) (*cms.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cms.Parse(der)
+	return rules.Parse(der)
 }
 
 var verdictOf = map[cms.Kind]Verdict{

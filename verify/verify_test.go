@@ -67,7 +67,7 @@ func TestVerdicts(t *testing.T) {
 		return b
 	}
 	revoking := keyring(t, key)
-	revoked, err := parseFile(other.CertPEM)
+	revoked, err := parseFile(cms.Newest, other.CertPEM)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,7 @@ func TestShippedModules(t *testing.T) {
 }
 
 func TestBlacklistedCertificate(t *testing.T) {
-	cert, err := parseFile(testmod.NewKey(t, "ecdsa:p256").CertPEM)
+	cert, err := parseFile(cms.Newest, testmod.NewKey(t, "ecdsa:p256").CertPEM)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func TestBlacklistedCertificate(t *testing.T) {
 	for list, want := range map[string]bool{
 		listed: true, "bin:" + listed[4:]: false, listed[:len(listed)-2]: false, "tbs:": false, "": false,
 	} {
-		if got := blacklisted(cert[0], []string{"bin:00", list}); got != want {
+		if got := cert[0].Blacklisted([]string{"bin:00", list}); got != want {
 			t.Errorf("%q: %v", list, got)
 		}
 	}

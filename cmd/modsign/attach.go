@@ -45,9 +45,9 @@ lie elsewhere now, compressed or not.
     --detached write it, in the directory --signatures or beside the modules.
   - debian: a directory with files.json, which lists what was to be signed, and
     messages in signatures/PACKAGE/PATH.sig.
-  - raw: NAME.ko.sig with the bare RSA signature (PKCS #1 v1.5), as the signing
-    server of the Open Build Service returns it, in the directory --signatures or
-    beside the modules.
+  - raw: NAME.ko.sig with the bare signature: RSA (PKCS #1 v1.5), as the signing
+    server of the Open Build Service returns it, or ML-DSA. In the directory
+    --signatures or beside the modules.
 
 Attach replaces a module whole or not at all, as modsign sign does.`,
 		Example: `  modsign attach --cert signing_key.x509 /tmp/stage/lib/modules/6.12.0 < signatures

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"crypto"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +15,7 @@ import (
 
 type digestOptions struct {
 	installedOptions
+	cert    string
 	hash    hashFlag
 	output  string
 	jobs    jobsFlag
@@ -35,18 +36,22 @@ manifest has to leave the machine with the modules:
   modsign sign-digests --key KEY < manifest > signatures       where the key is
   modsign attach --cert CERT TREE < signatures                 here
 
-With an RSA key the result is, byte for byte, that of modsign sign. The digest of a
-module that is already signed is that of the module without its signatures.
+With an RSA or ML-DSA key the result is, byte for byte, that of modsign sign. The digest
+of a module that is already signed is that of the module without its signatures.
+
+What a key of ML-DSA signs depends on the key: name its certificate with --cert.
 
 If a module cannot be read, or a --policy refuses it, digest writes no manifest. Strip
 modules before this step.`,
 		Example: `  modsign digest /tmp/stage/lib/modules/6.12.0 > manifest
-  modsign digest --installed 6.12.0-1-amd64 --output manifest`,
+  modsign digest --installed 6.12.0-1-amd64 --output manifest
+  modsign digest --cert mldsa.x509 TREE > manifest`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	o.installedOptions.addFlags(flags)
+	flags.StringVarP(&o.cert, "cert", "c", "", "certificate `FILE` of the key: needed for ML-DSA")
 	o.hash.addFlag(flags)
 	o.policy.addFlag(flags)
 	flags.Lookup("policy").Usage = "write nothing unless the policy in `FILE` allows all of it"
@@ -75,7 +80,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	hash, err := o.hash.ofKernel(kernel)
+	hash, err := o.digestHash(kernel)
 	if err != nil {
 		return err
 	}
@@ -98,16 +103,33 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	for _, d := range m {
 		bytes += d.Size
 	}
-	u.Note("took the %s digests of %s (%s), in %s", cms.HashName(hash), plural(len(m), "module"), megabytes(bytes),
-		seconds(time.Since(start)))
+	u.Note("took the %s digests of %s (%s), in %s", cms.HashName(hash.HashFunc()), plural(len(m), "module"),
+		megabytes(bytes), seconds(time.Since(start)))
 	for _, note := range linkNotes(tree.Links(), "read") {
 		u.Note("%s", note)
 	}
 	return nil
 }
 
+// digestHash is what to take of each module.
+func (o *digestOptions) digestHash(kernel *kernel) (sign.Hash, error) {
+	hash, err := o.hash.ofKernel(kernel)
+	if err != nil || o.cert == "" {
+		return hash, err
+	}
+	cert, err := oneCertificate(o.cert)
+	if err != nil {
+		return nil, err
+	}
+	of, err := sign.HashOf(cert, sign.SignerOptions{Hash: hash})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.cert, err)
+	}
+	return of, nil
+}
+
 func (o *digestOptions) digest(
-	ctx context.Context, u *ui, tree *sign.Tree, hash crypto.Hash, policy *policy.Policy,
+	ctx context.Context, u *ui, tree *sign.Tree, hash sign.Hash, policy *policy.Policy,
 ) (manifest.Manifest, error) {
 	options := sign.ReadOptions{Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Policy: policy}
 	return readTree(u, tree, options, func(options sign.ReadOptions) (manifest.Manifest, error) {

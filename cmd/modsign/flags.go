@@ -46,6 +46,10 @@ func addKeyID(flags *pflag.FlagSet, keyID *bool) {
 	flags.BoolVar(keyID, "key-id", false, "name the certificate by subject key identifier (sign-file -k)")
 }
 
+func addAttributes(flags *pflag.FlagSet, attributes *bool) {
+	flags.BoolVar(attributes, "mldsa-attrs", false, "sign with signed attributes, as sign-file does with OpenSSL 3.5")
+}
+
 // jobsFlag is --jobs. 0 is the default of the packages.
 type jobsFlag int
 

@@ -131,6 +131,7 @@ type jsonVerifySummary struct {
 	Skipped      []string               `json:"links_not_followed,omitempty"`
 	Verdicts     map[verify.Verdict]int `json:"verdicts"`
 	Certificates []string               `json:"certificates"`
+	Kernel       string                 `json:"kernel"` // whose rules decided
 	Seconds      float64                `json:"seconds"`
 	Warnings     []string               `json:"warnings,omitempty"`
 }

@@ -162,8 +162,8 @@ func closeKey(pair *keygen.Pair, err *error) {
 }
 
 // newSigner returns the signer for a key and its certificate. Its errors name certFile.
-func newSigner(pair *keygen.Pair, certFile string, hash crypto.Hash, keyID bool) (*sign.Signer, error) {
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: hash, UseKeyID: keyID})
+func newSigner(pair *keygen.Pair, certFile string, o sign.SignerOptions) (*sign.Signer, error) {
+	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, o)
 	if err != nil && certFile != "" {
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
@@ -227,10 +227,13 @@ func buildPIN() ([]byte, error) {
 	return nil, keygen.ErrNoPassphrase
 }
 
-// signedWith describes what modules are signed with.
+// signedWith describes what modules are signed with. hash is 0 if none counts.
 func signedWith(cert *x509.Certificate, hash crypto.Hash) string {
-	return fmt.Sprintf(" with %s and %s, as %q",
-		keygen.KeyName(cert.PublicKey), cms.HashName(hash), cert.Subject.CommonName)
+	and := ""
+	if hash != 0 && !cms.IsMu(hash) {
+		and = " and " + cms.HashName(hash)
+	}
+	return fmt.Sprintf(" with %s%s, as %q", keygen.KeyName(cert.PublicKey), and, cert.Subject.CommonName)
 }
 
 // keepSecrets keeps the memory of this process out of core dumps and from other

@@ -20,6 +20,7 @@ type signOptions struct {
 	more          struct{ keys, certs, hashes []string } // all but the first
 	hash          hashFlag
 	keyID         bool
+	attributes    bool
 	add           bool
 	oneTime       bool
 	keyType       string
@@ -73,6 +74,11 @@ that works: remove old signatures, remove debug information, sign, compress. Wit
 DIR/lib/modules/KVER/.../NAME.ko.debug, with a link from DIR/.build-id: debuggers find
 it if DIR is usr/lib/debug of the installed system.
 
+A key of ML-DSA signs the module itself, which Linux 7.0 and later take, and --hash only
+names a hash. --mldsa-attrs signs the SHA-512 of the module in signed attributes instead,
+byte for byte as sign-file does with OpenSSL 3.5 and 3.6. Only kernels with
+CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA take that.
+
 --rsa batch signs eight modules at once with an RSA key, on processors with AVX-512
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
 lives on, choose it yourself. One-time keys use it wherever they can.
@@ -123,6 +129,7 @@ CONFIG_MODULE_SIG_HASH.`,
 func (o *signOptions) addFlags(flags *pflag.FlagSet, u *ui) {
 	o.hash.addFlag(flags)
 	addKeyID(flags, &o.keyID)
+	addAttributes(flags, &o.attributes)
 	o.addRSA(flags)
 	o.existing.addFlag(flags)
 	flags.BoolVar(&o.detached, "detached", false, "write NAME.ko.p7s beside each module, leave the module")

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/sign/manifest"
 )
@@ -14,6 +17,8 @@ import (
 type signDigestsOptions struct {
 	keyOptions
 	keyID  bool
+	hash   hashFlag
+	attrs  bool
 	output string
 	jobs   jobsFlag
 	policy policyFlag
@@ -31,6 +36,9 @@ module and signs whatever digests the manifest holds: accept manifests only from
 that you trust, or under a --policy (docs/policy.md). With a hash list in it, sign-digests
 signs known modules alone. --audit FILE gets a line of JSON for each signature.
 
+A key of ML-DSA signs digests that modsign digest --cert took for it, or with --mldsa-attrs
+those of sha512.
+
 It checks the whole manifest before it reads the key, and rejects one that is cut off,
 or in which a line is missing, doubled, moved or changed.`,
 		Example: `  modsign sign-digests --key signing_key.pem manifest > signatures
@@ -41,6 +49,9 @@ or in which a line is missing, doubled, moved or changed.`,
 	flags.SortFlags = false
 	o.keyOptions.addFlags(flags)
 	addKeyID(flags, &o.keyID)
+	o.hash.addFlag(flags)
+	flags.Lookup("hash").Usage = "`NAME` of the hash that ML-DSA signatures name (default: sha512)"
+	addAttributes(flags, &o.attrs)
 	o.addRSA(flags)
 	o.policy.addFlag(flags)
 	o.audit.addFlag(flags)
@@ -92,13 +103,29 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 	recordIn(log, pair)
 	defer closeKey(pair, &err)
 	warnUnloadable(u, o.certFile(), pair.Certificate)
-	signer, err := newSigner(pair, o.certFile(), hash, o.keyID)
+	options := sign.SignerOptions{Hash: hash, UseKeyID: o.keyID, Attributes: o.attrs}
+	if cms.IsMu(hash) {
+		if options.Hash, err = o.hash.or(crypto.SHA512); err != nil {
+			return err
+		}
+	} else if o.hash != "" {
+		return usagef("--hash goes with digests for a key of ML-DSA: these are %s", cms.HashName(hash))
+	}
+	signer, err := newSigner(pair, o.certFile(), options)
 	if err != nil {
 		return err
 	}
 	start := time.Now()
 	progress := func(done, total int) {
 		u.Progress(false, func() string { return fmt.Sprintf("signing %d of %d digests", done, total) })
+	}
+	if signer.Hash() != hash && keyed(signer.Hash(), hash) {
+		hint := "modsign digest --cert FILE takes those for the key of a certificate"
+		if !cms.IsMu(signer.Hash()) {
+			hint = "modsign digest without --cert takes those"
+		}
+		return withHint(fmt.Errorf("%s: its digests are %s, and the key signs %s", cmp.Or(file, "stdin"), cms.HashName(hash),
+			cms.HashName(signer.Hash())), "%s", hint)
 	}
 	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{
 		Jobs: int(o.jobs), Progress: progress, Policy: policy,
@@ -114,6 +141,9 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 		seconds(time.Since(start)))
 	return nil
 }
+
+// keyed reports whether one of two digests depends on the key.
+func keyed(a, b crypto.Hash) bool { return cms.IsMu(a) || cms.IsMu(b) }
 
 func readManifest(u *ui, file string) (manifest.Manifest, error) {
 	in, name, err := openInput(u, file, "manifest")

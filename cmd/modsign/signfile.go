@@ -175,7 +175,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 	if err != nil {
 		return err
 	}
-	signer, err := newSigner(pair, certPath, hash, a.keyID)
+	signer, err := newSigner(pair, certPath, sign.SignerOptions{Hash: hash, UseKeyID: a.keyID})
 	if err != nil {
 		return err
 	}

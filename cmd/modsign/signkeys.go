@@ -62,10 +62,11 @@ func (o *signOptions) accept(u *ui, kernel *kernel, keys []*signingKey) (said []
 func (o *signOptions) signer(keys []*signingKey) (signer *sign.Signer, how string, err error) {
 	signers, hows := make([]*sign.Signer, len(keys)), make([]string, len(keys))
 	for i, key := range keys {
-		if signers[i], err = newSigner(key.pair, key.options.certFile(), key.hash, o.keyID); err != nil {
+		options := sign.SignerOptions{Hash: key.hash, UseKeyID: o.keyID, Attributes: o.attributes}
+		if signers[i], err = newSigner(key.pair, key.options.certFile(), options); err != nil {
 			return nil, "", err
 		}
-		hows[i] = signedWith(key.pair.Certificate, key.hash)
+		hows[i] = signedWith(key.pair.Certificate, signers[i].Hash())
 	}
 	if len(signers) == 1 {
 		return signers[0], hows[0], nil

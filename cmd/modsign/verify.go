@@ -30,7 +30,9 @@ func newVerifyCommand(u *ui) *cobra.Command {
 		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
 unknown key, bad signature, malformed, unsupported or revoked. It also shows the
 error of the load, and what the kernel would log. The rules are the kernel's: dates
-and usages of certificates do not count.
+and usages of certificates do not count. They differ between versions: with an image
+they are those of its version, otherwise those of the newest that modsign knows, Linux
+7.2.
 
 --cert names the certificates to trust. --kernel trusts those built into a kernel
 image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
@@ -104,7 +106,8 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if u.JSON {
 		u.Object(jsonVerifySummary{
 			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
-			Verdicts: summary.Verdicts, Certificates: keys.Names(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
+			Verdicts: summary.Verdicts, Certificates: keys.Names(), Kernel: keys.Kernel(),
+			Seconds: took.Seconds(), Warnings: keys.Warnings(),
 		})
 	}
 	u.Note("%s", verdictSentence(summary, keys.Len(), took))

@@ -32,7 +32,9 @@ type Certificate struct {
 	Serial       []byte // contents of the INTEGER
 	SubjectKeyID []byte // nil if it has none
 
-	NotBefore, NotAfter time.Time // for messages only: the kernel ignores them
+	// The kernel compares them with the time that a message with the certificate inside says
+	// it was signed at, and with nothing else.
+	NotBefore, NotAfter time.Time
 
 	// PublicKey is a *rsa.PublicKey, an *ecdsa.PublicKey on P-256, P-384 or P-521, a
 	// *mldsa.PublicKey, or nil. If it is nil, KeyProblem tells why this package cannot
@@ -739,6 +741,17 @@ func (c *Certificate) Mu() Hash {
 		return nil
 	}
 	return c.mldsa
+}
+
+// Blacklisted reports whether a list as in CONFIG_SYSTEM_BLACKLIST_HASH_LIST names the
+// certificate (tbs:).
+func (c *Certificate) Blacklisted(list []string) bool {
+	sum := c.TBSHash()
+	return sum != nil && slices.ContainsFunc(list, func(entry string) bool {
+		digest, ok := strings.CutPrefix(entry, "tbs:")
+		listed, err := hex.DecodeString(digest)
+		return ok && err == nil && bytes.Equal(listed, sum)
+	})
 }
 
 // tbs is the digest of what the signature on the certificate is for.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // Keyring holds certificates to trust or to reject. It finds them as the kernel finds
@@ -70,10 +71,10 @@ func (k *Keyring) find(id, keyID []byte) (*Certificate, syscall.Errno) {
 }
 
 // Check decides like the kernel whether the message is a trusted signature of a module
-// (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE, Linux 6.12), and returns the
-// trusted certificate. digest returns the module's digest. Check calls it at most once
-// for each hash, and not if no key is known. Errors are of type *Error, except those of
-// digest, which are wrapped. With an error of kind BadSignature or Revoked, Check also
+// (verify_pkcs7_signature for VERIFYING_MODULE_SIGNATURE), by the rules with which it was
+// parsed, and returns the trusted certificate. digest returns the module's digest. Check
+// calls it at most once for each hash, and not if no key is known. Errors are of type
+// *Error, except those of digest, which are wrapped. With an error of kind BadSignature or Revoked, Check also
 // returns the certificate in question.
 //
 // Check handles several signers, embedded certificates and chains of them as the kernel
@@ -144,11 +145,9 @@ func isRevoked(c *Certificate) error {
 		Reason: fmt.Sprintf("signed with the revoked certificate %q", c.Description())}
 }
 
-// waived reports whether the kernel accepts the signed attributes of the message, as if it
-// has them in every signature.
-func (m *Message) waived() bool {
-	return m.rules.waiver && !slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return !s.signsData() })
-}
+// waived reports whether the kernel accepts the signed attributes of the message. It looks at
+// the first signer alone (pkcs7_check_authattrs): others may be of another kind.
+func (m *Message) waived() bool { return m.rules.waiver && m.Signers[0].signsData() }
 
 // acceptable returns an error if no module may have the message, whoever has signed it.
 func (m *Message) acceptable() error {
@@ -162,8 +161,13 @@ func (m *Message) acceptable() error {
 			Reason: "content type is not data",
 			Dmesg:  "PKCS7: Invalid module sig (not pkcs7-data)"}
 	case slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return s.HasAttributes && !m.waived() }):
+		reason := "signed attributes, which no module may have"
+		if m.rules.mldsa && !slices.ContainsFunc(m.Signers, func(s SignerInfo) bool { return !s.signsData() }) {
+			reason = "signed attributes, which the kernel takes with ML-DSA only if it is built with " +
+				"CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA"
+		}
 		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
-			Reason: "signed attributes, which no module may have",
+			Reason: reason,
 			Dmesg:  "PKCS7: Invalid module sig (has authattrs)"}
 	}
 	return nil
@@ -250,6 +254,12 @@ func (k *checker) embeddedSigner(i int) error {
 	}
 	if k.signer[i] == nil {
 		return nil
+	}
+	if at := s.signingTime; !at.IsZero() && (at.Before(k.signer[i].NotBefore) || at.After(k.signer[i].NotAfter)) {
+		return &Error{Kind: Malformed, Errno: syscall.EKEYREJECTED,
+			Reason: fmt.Sprintf("signed at %s, and the signer's embedded certificate is not valid then",
+				at.Format(time.RFC3339)),
+			Dmesg: "PKCS7: Message signed outside of X.509 validity window"}
 	}
 	if err := k.signer[i].verify(&s.signature, k.digest); err != nil {
 		return about("embedded certificate of the signer", err)

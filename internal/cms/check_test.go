@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/modsign/modsign/internal/testmod"
 )
@@ -249,6 +250,33 @@ func TestCheckEmbeddedChain(t *testing.T) {
 		tlv(tagOctetString, s.Signature)
 	_, err = parse(t, nochain.der()).Check(digestOf(payload), NewKeyring(impostor), nil)
 	wantError(t, err, Malformed, syscall.EKEYREJECTED)
+}
+
+// The kernel compares the time of signing with the signer's certificate inside the message,
+// and with no other.
+func TestCheckSigningTime(t *testing.T) {
+	t.Parallel()
+	c := certificate(t, "p256")
+	for at, fits := range map[time.Time]bool{
+		c.NotBefore: true, c.NotBefore.Add(-time.Second): false, c.NotAfter: true, c.NotAfter.Add(time.Second): false,
+	} {
+		tag, layout := byte(tagUTCTime), "060102150405Z"
+		if at.Year() > 2049 {
+			tag, layout = tagGeneralizedTime, "20060102150405Z"
+		}
+		p := p256Parts(t)
+		p.attributes = tlv(constructed0+2, seq(seq(oid(oidSigningTime), set(tlv(tag, []byte(at.Format(layout)))))))
+		_, err := parse(t, p.der()).Check(digestOf(payload), NewKeyring(c), nil)
+		wantError(t, err, Malformed, 0)
+		p.between = tlv(constructed0, c.Raw)
+		_, err = parse(t, p.der()).Check(digestOf(payload), NewKeyring(c), nil)
+		if fits {
+			wantError(t, err, Malformed, 0)
+		} else if e := wantError(t, err, Malformed, syscall.EKEYREJECTED); e != nil &&
+			e.Dmesg != "PKCS7: Message signed outside of X.509 validity window" {
+			t.Error(e.Dmesg)
+		}
+	}
 }
 
 // Two certificates that issued each other are visited once.

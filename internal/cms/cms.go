@@ -20,13 +20,21 @@
 //	        INTEGER 1                             3 if the signer is named by key id
 //	        SEQUENCE { issuer Name, INTEGER serial }   or [0] subject key identifier
 //	        SEQUENCE { digest OID }               no parameters
+//	        [0] SET { contentType, messageDigest }     with Form.Attributes only
 //	        SEQUENCE { rsaEncryption, NULL }      or SEQUENCE { ecdsa-with-HASH }
+//	                                              or SEQUENCE { id-ml-dsa-NN }
 //	        OCTET STRING signature
 //
-// There are no certificates, no signed or unsigned attributes and no time. Issuer and
+// There are no certificates, no unsigned attributes and no time. Issuer and
 // serial number are byte for byte those of the signer's certificate: the kernel
 // compares them as bytes. The RSA signature is PKCS #1 v1.5 over the digest. The ECDSA
-// signature is SEQUENCE { INTEGER r, INTEGER s }. A [Signer] writes exactly this form.
+// signature is SEQUENCE { INTEGER r, INTEGER s }. The ML-DSA signature (FIPS 204, pure, no
+// context) is of the module itself, and digestAlgorithm says nothing (RFC 9882, 3.3). A
+// [Signer] writes exactly this form.
+//
+// OpenSSL 3.5 and 3.6 cannot make that one with ML-DSA, and sign-file has them sign the
+// SHA-512 of the module in signed attributes instead. No kernel takes these but those that
+// are configured to; see [Form].
 //
 // A message may have several signers, which sign-file cannot write: [Message.Add] makes
 // one, in the same form but for the two sets. digestAlgorithms has the digest of each
@@ -39,17 +47,20 @@
 // The kernel's decoder (lib/asn1_decoder.c) accepts BER: indefinite lengths, lengths of
 // up to two octets that need not be minimal, bytes after the end. The parsers on top of
 // it (pkcs7_parser.c, x509_cert_parser.c) ignore some fields, and are strict where RFC
-// 5652 is not. [Parse], [ParseCertificate] and [Message.Check] give the verdicts of
-// Linux 6.12 with its errno. This package trusts a message only if that kernel trusts
-// it. The only messages that the kernel trusts and this package does not are those
-// whose keys Go cannot use. The following bytes of a message have no effect, and can
-// change without invalidating the signature:
+// 5652 is not. [Rules] hold what differs between versions of the kernel. [Rules.Parse],
+// [Rules.ParseCertificate] and [Message.Check] give the verdicts of such a version with its
+// errno. This package trusts a message only if that kernel trusts it. The only messages
+// that the kernel trusts and this package does not are those whose keys Go cannot use. The
+// following bytes of a message have no effect, and can change without invalidating the
+// signature:
 //
 //   - the contents of digestAlgorithms in SignedData, and the parameters of every
 //     AlgorithmIdentifier;
+//   - the digestAlgorithm of an ML-DSA signature without signed attributes;
 //   - which of the ecdsa-with-HASH identifiers is in signatureAlgorithm: the
 //     SignerInfo's digestAlgorithm decides;
-//   - unsigned attributes, and attributes in the obsolete form with tag [2];
+//   - unsigned attributes, and attributes in the obsolete form with tag [2], of which the
+//     kernel compares a signing time with the signer's certificate if that is inside;
 //   - the choice between SET and SEQUENCE for digestAlgorithms and signerInfos,
 //     and the constructed bit of constructed types (but not inside of the issuer's
 //     name);
@@ -63,8 +74,7 @@
 //
 // The package is not a general CMS library: no enveloped data, no attributes, no
 // content inside the message. It does not find the signature in a module, and does not
-// read key files. ML-DSA is not implemented: a certificate with such a key parses, but
-// its signatures are unsupported.
+// read key files.
 package cms
 
 import (

@@ -26,6 +26,15 @@ type Hash interface {
 // CONFIG_MODULE_SIG_HASH.
 var mus = map[crypto.Hash]string{mldsamu.Mu44: "mldsa44-mu", mldsamu.Mu65: "mldsa65-mu", mldsamu.Mu87: "mldsa87-mu"}
 
+// KeyOf returns the SHA-256 of the SubjectPublicKeyInfo of the key on which digests of a
+// Hash depend, or nil if they depend on none.
+func KeyOf(h Hash) []byte {
+	if mu, ok := h.(*mldsamu.PublicKey); ok {
+		return mu.ID()
+	}
+	return nil
+}
+
 // IsMu reports whether a digest is mu.
 func IsMu(h crypto.Hash) bool { return mldsamu.IsMu(h) }
 

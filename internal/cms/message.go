@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Message is a parsed CMS SignedData. Its byte slices refer to the parsed bytes.
@@ -57,7 +58,9 @@ type SignerInfo struct {
 	keyID     []byte // identifier that the kernel looks for
 	signature signature
 
-	messageDigest []byte // of the signed attributes
+	// Of the attributes, signed or in the obsolete form [2]. Without signingTime it is zero.
+	messageDigest []byte
+	signingTime   time.Time
 }
 
 const (
@@ -335,21 +338,22 @@ func (p *parser) signerInfo() {
 	switch p.maybeChoice(constructed0, constructed0+2) {
 	case constructed0:
 		s.HasAttributes = true
-		attributes := bytes.Clone(p.element())
 		seen := p.attributes(&s)
 		if p.err == nil {
-			attributes[0] = tagSet // what is signed instead of the data (RFC 5652, 5.4)
-			s.signature.attributes = attributes
+			// Not element: the end of an indefinite length is not signed. What is signed
+			// has the tag of a SET (RFC 5652, 5.4).
+			s.signature.attributes = bytes.Clone(p.data[p.start-p.header : p.after])
+			s.signature.attributes[0] = tagSet
 		}
 		if p.err == nil && (!seen[oidContentType] || !seen[oidMessageDigest]) {
 			p.refuse(syscall.EBADMSG, "signed attributes without contentType and messageDigest",
 				"PKCS7: Missing required AuthAttr")
 		}
 	case constructed0 + 2:
-		// The kernel reads these one by one, and otherwise ignores them.
+		// The kernel reads these one by one. It ignores them but for the signing time.
 		p.note("attributes in the obsolete form [2], ignored")
 		p.need(tagSequence)
-		p.attributes(new(SignerInfo))
+		p.attributes(&s)
 		p.leave()
 	}
 
@@ -511,7 +515,7 @@ func (p *parser) attribute(s *SignerInfo, oid string, seen map[string]bool) {
 		}
 		s.messageDigest = p.value()
 	case oidSigningTime:
-		p.decodeTime(p.tag, p.value())
+		s.signingTime = p.decodeTime(p.tag, p.value())
 	case oidSMIMECapabilities:
 		if !p.msg.authenticode {
 			p.refuse(syscall.EKEYREJECTED, "signed attribute smimeCapabilities",

@@ -10,23 +10,42 @@ import (
 	"io"
 	"math/big"
 	"slices"
+
+	"filippo.io/mldsa"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Wrap returns the message that [Signer.Sign] returns for a digest, with an existing
-// RSA signature (PKCS #1 v1.5), such as the bare value from a signing server. It fails
-// if the certificate's key did not make the signature for this digest.
-func Wrap(cert *x509.Certificate, h crypto.Hash, useKeyID bool, digest, signature []byte) ([]byte, error) {
-	public, ok := cert.PublicKey.(*rsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA",
-			KeyAlgorithm(cert))
-	}
-	s, err := NewSigner(madeAlready{public, signature}, cert, h, Form{UseKeyID: useKeyID})
+// signature of RSA (PKCS #1 v1.5) or ML-DSA, such as the bare value from a signing server.
+// It fails if the certificate's key did not make the signature for this digest. A message of
+// ML-DSA names SHA-512.
+func Wrap(cert *x509.Certificate, hash Hash, useKeyID bool, digest, signature []byte) ([]byte, error) {
+	cert, err := withKey(cert)
 	if err != nil {
 		return nil, err
 	}
-	if len(digest) == h.Size() && rsa.VerifyPKCS1v15(public, h, digest, signature) != nil {
-		if _, err := RSAHash(cert, signature); err != nil {
+	h := hash.HashFunc()
+	if mu, ok := hash.(*mldsamu.PublicKey); ok {
+		h = crypto.SHA512
+		if mu.Verify(digest, signature) != nil {
+			return nil, errors.New("not an ML-DSA signature of the module by the certificate's key")
+		}
+	}
+	s, err := NewSigner(madeAlready{cert.PublicKey, signature}, cert, h, Form{UseKeyID: useKeyID})
+	if err != nil {
+		return nil, err
+	}
+	if s.Hash().HashFunc() != hash.HashFunc() {
+		return nil, errors.New("the digest is for a key of another kind than the certificate's")
+	}
+	public, ok := cert.PublicKey.(*rsa.PublicKey)
+	if !ok && s.mldsa == nil {
+		return nil, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA or ML-DSA",
+			KeyAlgorithm(cert))
+	}
+	if ok && len(digest) == h.Size() && rsa.VerifyPKCS1v15(public, h, digest, signature) != nil {
+		if _, err := RawHash(cert, signature); err != nil {
 			return nil, err
 		}
 		return nil, errors.New("the signature is for another digest")
@@ -46,12 +65,20 @@ func (k madeAlready) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) 
 	return k.signature, nil
 }
 
-// RSAHash returns the hash that an RSA signature (PKCS #1 v1.5) by the certificate's
-// key names. It fails if that key did not make the signature.
-func RSAHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
+// RawHash returns the hash that an RSA signature (PKCS #1 v1.5) by the certificate's key
+// names. It fails if that key did not make the signature. For a key of ML-DSA it returns
+// which mu all signatures are for.
+func RawHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
+	cert, err := withKey(cert)
+	if err != nil {
+		return 0, err
+	}
+	if key, ok := cert.PublicKey.(*mldsa.PublicKey); ok {
+		return mldsamu.NewPublicKey(key).HashFunc(), nil
+	}
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return 0, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA",
+		return 0, fmt.Errorf("certificate's key is %s: a signature value without a message must be RSA or ML-DSA",
 			KeyAlgorithm(cert))
 	}
 	if len(signature) != public.Size() {

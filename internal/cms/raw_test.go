@@ -29,7 +29,7 @@ func TestWrap(t *testing.T) {
 			testmod.Run(t, openssl, "pkeyutl", "-sign", "-inkey", key, "-pkeyopt", "digest:"+hashes[i].name, "-in", in, "-out",
 				out)
 			raw := readFile(t, out)
-			if got, err := RSAHash(k.Certificate, raw); err != nil || got != h {
+			if got, err := RawHash(k.Certificate, raw); err != nil || got != h {
 				t.Errorf("%s, %v: RSAHash: %v, %v", algorithm, h, got, err)
 			}
 			for _, useKeyID := range []bool{false, true} {
@@ -87,7 +87,7 @@ func TestWrapRefuses(t *testing.T) {
 			t.Errorf("%d bytes, %v: %v, want %q", len(test.sig), test.hash, err, test.want)
 		}
 	}
-	if _, err := RSAHash(ec.Certificate, good); err == nil {
+	if _, err := RawHash(ec.Certificate, good); err == nil {
 		t.Error("RSAHash with an ECDSA certificate")
 	}
 	// The same number modulo N, encoded as a larger number than allowed.
@@ -99,7 +99,7 @@ func TestWrapRefuses(t *testing.T) {
 			continue
 		}
 		sig := larger.FillBytes(make([]byte, 256))
-		if _, err := RSAHash(k.Certificate, sig); err == nil {
+		if _, err := RawHash(k.Certificate, sig); err == nil {
 			t.Error("RSAHash takes a signature that is larger than the modulus")
 		}
 		if _, err := Wrap(k.Certificate, crypto.SHA256, false, d, sig); err == nil {
@@ -111,7 +111,7 @@ func TestWrapRefuses(t *testing.T) {
 	for i := range good {
 		changed := bytes.Clone(good)
 		changed[i] ^= 1 << (i % 8)
-		_, err1 := RSAHash(k.Certificate, changed)
+		_, err1 := RawHash(k.Certificate, changed)
 		_, err2 := Wrap(k.Certificate, crypto.SHA256, false, digest, changed)
 		if err1 == nil || err2 == nil {
 			t.Errorf("byte %d changed: %s", i, fmt.Sprint(err1, err2))

@@ -60,6 +60,11 @@ var (
 	Any = RulesOf(7, 2, true)
 )
 
+// OlderThan compares the versions.
+func (r *Rules) OlderThan(other *Rules) bool {
+	return r.major < other.major || r.major == other.major && r.minor < other.minor
+}
+
 // String returns the version: "Linux 6.12".
 func (r *Rules) String() string { return fmt.Sprintf("Linux %d.%d", r.major, r.minor) }
 

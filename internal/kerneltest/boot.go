@@ -45,6 +45,13 @@ const bootLimit = 10 * time.Minute
 // which is unreliable inside a virtual machine and saves little time.
 func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	t.Helper()
+	verdicts, _ := bootCases(t, image, cases)
+	return verdicts
+}
+
+// bootCases is Boot, and returns what the console showed too.
+func bootCases(t testing.TB, image string, cases []Case) ([]Verdict, []byte) {
+	t.Helper()
 	begin := time.Now()
 	dir := t.TempDir()
 	initrd := filepath.Join(dir, "initrd")
@@ -55,7 +62,7 @@ func Boot(t testing.TB, image string, cases []Case) []Verdict {
 		t.Fatalf("%s: %v\n%s", image, err, tail(console))
 	}
 	t.Logf("boot with %d cases: %s", len(cases), time.Since(begin).Round(time.Second/10))
-	return verdicts
+	return verdicts, console
 }
 
 // boot boots an image and returns what the console shows until the machine ends.
@@ -97,6 +104,23 @@ func parseConsole(console []byte, cases []Case) ([]Verdict, error) {
 			ended)
 	}
 	return verdicts, nil
+}
+
+// loadedCertificates returns the built-in certificates that the kernel says it trusts, in
+// its order and words.
+func loadedCertificates(console []byte) []string {
+	var loaded []string
+	trusted := false
+	for line := range strings.Lines(string(console)) {
+		line = strings.TrimSpace(line)
+		if strings.Contains(line, "] Loading compiled-in ") { // certificates, or revocation certificates
+			trusted = strings.HasSuffix(line, "] Loading compiled-in X.509 certificates")
+		}
+		if _, name, ok := strings.Cut(line, "] Loaded X.509 cert '"); ok && trusted {
+			loaded = append(loaded, strings.TrimSuffix(name, "'"))
+		}
+	}
+	return loaded
 }
 
 // fromLoader returns what the loader's lines of one kind say, and whether the loader came to

@@ -2,6 +2,7 @@ package kerneltest
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,5 +44,22 @@ func TestSymbols(t *testing.T) {
 		"# CONFIG_A is not set\n\n# CONFIG_C is not set\nCONFIG_C=m\n")
 	if want := map[string]string{"CONFIG_A": "", "CONFIG_B": `"b=c"`, "CONFIG_C": "m"}; !maps.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestWithout(t *testing.T) {
+	got := without("# about A\nCONFIG_A=y\n# CONFIG_AB is not set\nCONFIG_ABC=m\n# CONFIG_D is not set\nCONFIG_A=m\n", "A", "AB")
+	if want := "# about A\nCONFIG_ABC=m\n# CONFIG_D is not set\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestLoadedCertificates(t *testing.T) {
+	console := "[    0.50] Loading compiled-in X.509 certificates\r\n" +
+		"[    0.51] Loaded X.509 cert 'one: it's: 00'\r\n[    0.52] Problem loading in-kernel X.509 certificate (-65)\r\n" +
+		"[    0.53] Loaded X.509 cert 'two: 01'\r\n[    0.54] Loading compiled-in revocation X.509 certificates\r\n" +
+		"[    0.55] Loaded X.509 cert 'revoked: 02'\r\n"
+	if got := loadedCertificates([]byte(console)); !slices.Equal(got, []string{"one: it's: 00", "two: 01"}) {
+		t.Errorf("%q", got)
 	}
 }

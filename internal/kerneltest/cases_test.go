@@ -5,6 +5,7 @@ package kerneltest
 import (
 	"bytes"
 	"crypto"
+	"encoding/asn1"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -31,8 +32,13 @@ var hashes = []struct {
 // cms signs a payload like modsign.
 func (pairs keys) cms(t testing.TB, name string, hash crypto.Hash, useKeyID bool, payload []byte) []byte {
 	t.Helper()
-	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate,
-		sign.SignerOptions{Hash: hash, UseKeyID: useKeyID})
+	return pairs.cmsWith(t, name, sign.SignerOptions{Hash: hash, UseKeyID: useKeyID}, payload)
+}
+
+// cmsWith is cms with all options.
+func (pairs keys) cmsWith(t testing.TB, name string, options sign.SignerOptions, payload []byte) []byte {
+	t.Helper()
+	signer, err := sign.NewSigner(pairs[name].Signer, pairs[name].Certificate, options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +89,8 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	}
 
 	// Keys with special certificates.
-	for _, name := range []string{"module", "expired", "sha3", "unknown", "revoked", "blacklisted"} {
+	for _, name := range []string{"module", "expired", "sha3", "unknown", "revoked", "blacklisted", "by SHA-256",
+		"by SHA-512"} {
 		add("signed by "+name, pairs.signed(t, name, payload))
 		add("signed by "+name+", changed", changed(pairs.signed(t, name, payload), len(payload)/2))
 	}
@@ -161,6 +168,7 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 
 	cases = append(cases, otherTools(t, pairs, tree, payload)...)
 	cases = append(cases, severalSigners(t, pairs, payload)...)
+	cases = append(cases, mldsaCases(t, pairs, tree, payload)...)
 	for _, m := range messages(t, pairs, payload) {
 		add("message, "+m.name, withCMS(payload, m.der))
 	}
@@ -320,7 +328,7 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("ECDSA with the name of another digest", func(p *parts) { p.algorithm = seq(oid("1.2.840.10045.4.3.3")) })
 	add("another digest than signed", func(p *parts) { p.digest = seq(oid("2.16.840.1.101.3.4.2.2")) })
 	for _, digest := range [][2]string{
-		{"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"}, {"SM3", "1.2.156.10197.1.401"},
+		{"MD4", "1.2.840.113549.2.4"}, {"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"}, {"SM3", "1.2.156.10197.1.401"},
 		{"Streebog", streebogOID}, {"unknown", "1.2.3.4"},
 	} {
 		add("digest "+digest[0], func(p *parts) { p.digest = seq(oid(digest[1])) })
@@ -328,7 +336,8 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	for _, algorithm := range [][2]string{
 		{"rsaEncryption with an ECDSA key", rsaEncryption}, {"sha256WithRSAEncryption", sha256WithRSA},
 		{"RSASSA-PSS", "1.2.840.113549.1.1.10"}, {"id-ecPublicKey", "1.2.840.10045.2.1"},
-		{"Ed25519", "1.3.101.112"}, {"ML-DSA-65", "2.16.840.1.101.3.4.3.18"}, {"GOST", "1.2.643.7.1.1.1.1"},
+		{"Ed25519", "1.3.101.112"}, {"ML-DSA-65", mldsa65OID}, {"GOST", "1.2.643.7.1.1.1.1"},
+		{"SM2", "1.2.156.10197.1.501"},
 		{"unknown", "1.2.3.4"},
 	} {
 		add("signature algorithm "+algorithm[0], func(p *parts) { p.algorithm = seq(oid(algorithm[1])) })
@@ -355,6 +364,16 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 		p.attributes = tlv(0xa0, contentType, messageDigest, attribute(microsoftOID, null))
 	})
 	add("obsolete attributes", func(p *parts) { p.attributes = tlv(0xa2, seq(contentType)) })
+	for _, time := range []string{"500101000000Z", "700101000000Z", "491231235959Z", "26"} {
+		for _, certificate := range []bool{false, true} {
+			add(fmt.Sprintf("obsolete attributes with the time %s, certificate: %v", time, certificate), func(p *parts) {
+				p.attributes = tlv(0xa2, seq(attribute("1.2.840.113549.1.9.5", tlv(asn1.TagUTCTime, []byte(time)))))
+				if certificate {
+					p.between = tlv(0xa0, pair.Certificate.Raw)
+				}
+			})
+		}
+	}
 
 	add("signers good, good", func(p *parts) { p.signers = set(p.signerInfo(), p.signerInfo()) })
 	add("signers good, unknown", func(p *parts) { p.signers = set(p.signerInfo(), unknown.signerInfo()) })

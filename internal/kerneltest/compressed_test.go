@@ -102,6 +102,11 @@ func compressedCases(t testing.TB, pairs keys, format compress.Format, payload [
 		{"signature changed", changed(good, -60)},
 		{"trailer wrong", changed(good, -40)},
 		{"stacked", pairs.signed(t, p256, good)},
+		{"ml-dsa-44", pairs.signed(t, "ml-dsa-44", payload)},
+		{"ml-dsa-65", pairs.signed(t, "ml-dsa-65", payload)},
+		{"ml-dsa-87", pairs.signed(t, "ml-dsa-87", payload)},
+		{"ml-dsa-65, payload changed", changed(pairs.signed(t, "ml-dsa-65", payload), len(payload)/2)},
+		{"ml-dsa-65, signature changed", changed(pairs.signed(t, "ml-dsa-65", payload), -60)},
 		{"no payload", pairs.signed(t, p256, nil)},
 		{"3 MiB", pairs.signed(t, p256, append(slices.Clone(payload), make([]byte, 3<<20)...))},
 		// The content ends at a page boundary of the decompressor. RSA signatures have

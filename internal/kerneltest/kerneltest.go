@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,24 +32,45 @@ import (
 //go:embed base.config
 var Base string
 
-// Source returns the directory of the kernel's source. Build out of tree only, because
-// other tests use the source.
+// Source returns the directory of the source of Linux 6.12, which most tests use. Build out
+// of tree only, because other tests use the source.
 func Source(t testing.TB) string {
+	t.Helper()
+	return SourceOf(t, "6.12")
+}
+
+// SourceOf returns the directory of the source of a series of Linux, in the words of
+// scripts/sources: 6.1, 6.12, or 7 for the newest 7.x.
+func SourceOf(t testing.TB, series string) string {
 	t.Helper()
 	cache, err := testmod.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, _ := filepath.Glob(filepath.Join(cache, "linux", "*", "source"))
+	found, _ := filepath.Glob(filepath.Join(cache, "linux", series+".*", "source"))
 	switch len(found) {
 	case 0:
-		testmod.Missing(t, "the kernel's source", "run scripts/kernel-test")
+		testmod.Missing(t, "the source of Linux "+series, "run scripts/sources "+series)
 	case 1:
 		return found[0]
 	}
-	t.Fatalf("more than one source of the kernel: %s: run scripts/kernel-test, which keeps the newest",
-		strings.Join(found, ", "))
+	t.Fatalf("more than one source of Linux %s: %s: remove all but the newest", series, strings.Join(found, ", "))
 	return ""
+}
+
+// without returns a configuration without the lines about some symbols, which are those
+// that not every version of Linux has.
+func without(config string, names ...string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(config) {
+		for symbol := range symbols(line) {
+			if slices.Contains(names, strings.TrimPrefix(symbol, "CONFIG_")) {
+				line = ""
+			}
+		}
+		kept.WriteString(line)
+	}
+	return kept.String()
 }
 
 // A Tree is an object tree of the kernel. It is locked until the end of the test that
@@ -56,13 +78,14 @@ func Source(t testing.TB) string {
 type Tree struct {
 	Srctree, Objtree string
 	Log              string // file to which the output of make is appended
+	Path             string // directory that stands first in PATH of make, if any
 }
 
 // Image returns the path of the boot image that make builds.
 func (tree *Tree) Image() string { return filepath.Join(tree.Objtree, "arch/x86/boot/bzImage") }
 
-// Configure returns the object tree with that name and configuration. It configures the
-// tree again if the configuration has changed since, and builds nothing.
+// Configure returns the object tree of Linux 6.12 with that name and configuration. It
+// configures the tree again if the configuration has changed since, and builds nothing.
 func Configure(t testing.TB, name, config string) *Tree {
 	t.Helper()
 	return configure(t, Source(t), name, config)
@@ -73,6 +96,10 @@ func configure(t testing.TB, source, name, config string) *Tree {
 	key := sha256.Sum256([]byte(config))
 	objtree := filepath.Join(filepath.Dir(source), fmt.Sprintf("%s-%x", name, key[:6]))
 	tree := &Tree{Srctree: source, Objtree: objtree, Log: objtree + ".log"}
+	if strings.Contains(config, "CONFIG_MODULE_SIG_KEY_TYPE_MLDSA_") {
+		// Kconfig asks the program whether it knows ML-DSA, and Kbuild has it make the key.
+		tree.Path = filepath.Dir(testmod.OpenSSL35(t))
+	}
 	lock(t, objtree+".lock")
 	// The configuration completed by Kconfig is kept beside the tree.
 	completed := objtree + ".config"
@@ -155,6 +182,9 @@ func (tree *Tree) Make(t testing.TB, args ...string) []byte {
 	begin := time.Now()
 	cmd := exec.Command(testmod.Program(t, "make", "make"),
 		append([]string{"-C", tree.Srctree, "O=" + tree.Objtree, fmt.Sprintf("-j%d", runtime.NumCPU())}, args...)...)
+	if tree.Path != "" {
+		cmd.Env = append(cmd.Environ(), "PATH="+tree.Path+string(os.PathListSeparator)+os.Getenv("PATH"))
+	}
 	out, err := cmd.CombinedOutput()
 	log, openErr := os.OpenFile(tree.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if openErr != nil {

@@ -24,10 +24,7 @@ import (
 // writes debug files. Each module is byte for byte as binutils strips it, and the
 // kernel loads all.
 func TestStripped(t *testing.T) {
-	pairs := newKeys(t)
-	tree := Configure(t, "judge", judge)
-	pairs.install(t, tree)
-	tree.Make(t)
+	tree, pairs := linux612.build(t, newKeys(t))
 	pair := pairs["ecdsa:p384"]
 	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: crypto.SHA384})
 	if err != nil {

@@ -21,6 +21,7 @@ package mldsamu
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/sha3"
 	"fmt"
 	"hash"
@@ -29,6 +30,7 @@ import (
 
 	"filippo.io/mldsa"
 	"filippo.io/mldsa/mldsacrypto"
+	"filippo.io/mldsa/x509"
 )
 
 // Size is the length of mu in bytes.
@@ -70,6 +72,16 @@ func (p *PublicKey) Key() *mldsa.PublicKey { return p.key }
 
 // HashFunc returns the name of mu for the key: Mu44, Mu65 or Mu87.
 func (p *PublicKey) HashFunc() crypto.Hash { return p.mu }
+
+// ID returns the SHA-256 of the key's SubjectPublicKeyInfo (RFC 9881, section 4).
+func (p *PublicKey) ID() []byte {
+	spki, err := x509.MarshalPKIXPublicKey(p.key)
+	if err != nil {
+		panic(err) // it knows all keys of its own module
+	}
+	sum := sha256.Sum256(spki)
+	return sum[:]
+}
 
 // New begins mu of a message.
 func (p *PublicKey) New() hash.Hash { return &muHash{p.begun, &p.begun} }

@@ -9,6 +9,7 @@ import (
 var titles = map[string]string{
 	"rsa4096": "RSA-4096, sha512", "rsa2048": "RSA-2048, sha256",
 	"p384": "ECDSA P-384, sha384", "p256": "ECDSA P-256, sha256",
+	"mldsa65": "ML-DSA-65", "verify-mldsa65": "verify, ML-DSA-65",
 	"zstd": "P-384, modules in zstd", "xz": "P-384, modules in xz", "verify": "verify, RSA-4096",
 	"hash-list": "hash list", "hash-bare": "hash list, beside bare hashing",
 	"hash-merkle": "Merkle tree, proofs appended",
@@ -25,7 +26,8 @@ var tools = map[string]string{
 	"sign-file-n1": "`sign-file`, xargs -n1", "sign-file-n16": "`sign-file`, xargs -n16",
 	"strip-sign-file": "`strip`, then `sign-file`, each xargs -n1", "openssl": "`openssl cms -verify`, xargs -n1",
 	"dgst-n1": "`openssl dgst`, xargs -n1", "dgst-n16": "`openssl dgst`, xargs -n16",
-	"bare": "SHA-256 in Go, and no more", "sha256sum": "`sha256sum`, xargs -n500",
+	"bare": "SHA-256 in Go, and no more", "shake": "SHAKE256 in Go, and no more",
+	"unsynced": "modsign, `--sync none`", "sha256sum": "`sha256sum`, xargs -n500",
 	"modsign": "modsign", "batch": "modsign, `--rsa batch`", "sign-file": "the kernel's `sign-file`",
 	"plain": "without the hook", "hook": "with the hook",
 }
@@ -56,6 +58,8 @@ Made by `+"`scripts/bench`"+` from [bench/results.txt](bench/results.txt). Run i
   that scripts/kernel-test builds
 - hash rows: `+"`hashlist build`"+`, which reads the modules and writes only the list; the Merkle row also appends a
   proof to each module, compared with `+"`sign-file`"+` with P-384 and sha384
+- ML-DSA rows: beside the hash that ML-DSA makes of each module, as `+"`sign-file`"+` cannot make such signatures with
+  OpenSSL before 4.0
 - `+"`--rsa batch`"+`: eight RSA signatures at a time, by default only with one-time keys ([rsabatch.md](rsabatch.md)); a
   processor without AVX-512 IFMA has no such row, as it signs one at a time in any case
 - ratio: wall time per module divided by that of the row's first line, round by round

@@ -12,6 +12,7 @@ package manifest
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"fmt"
 	"io"
 
@@ -25,6 +26,10 @@ type Digest struct {
 	Size int64       // bytes of the payload
 	Hash crypto.Hash // the same for all modules of a file
 	Sum  []byte      // of the payload
+	// Key is the SHA-256 of the SubjectPublicKeyInfo (RFC 5280, 4.1) of the key that signs,
+	// if the digest is mu of ML-DSA, which depends on the key. It is the same for all
+	// modules of a file, and nil with other hashes.
+	Key []byte
 }
 
 // Manifest is what is to be signed of a tree.
@@ -43,7 +48,10 @@ type Signatures []Signature
 const (
 	manifestKind   = "manifest"
 	signaturesKind = "signatures"
-	fileVersion    = 1
+
+	// The versions of both files: 2 is for digests that depend on the key.
+	plainVersion = 1
+	keyedVersion = 2
 
 	// A path at its longest, each character escaped, and the largest message that the
 	// kernel accepts in base64 are less.
@@ -103,8 +111,12 @@ func (d *Digest) Check() error {
 		return fmt.Errorf("size %d", d.Size)
 	case !known(name):
 		return fmt.Errorf("hash %q does not sign modules", name)
-	case len(d.Sum) != d.Hash.Size():
-		return fmt.Errorf("digest of %d bytes, %s has %d", len(d.Sum), name, d.Hash.Size())
+	case len(d.Sum) != cms.DigestSize(d.Hash):
+		return fmt.Errorf("digest of %d bytes, %s has %d", len(d.Sum), name, cms.DigestSize(d.Hash))
+	case cms.IsMu(d.Hash) && len(d.Key) != sha256.Size:
+		return fmt.Errorf("%s depends on the key, and no key is named", name)
+	case !cms.IsMu(d.Hash) && d.Key != nil:
+		return fmt.Errorf("%s does not depend on a key, and one is named", name)
 	}
 	return nil
 }
@@ -112,6 +124,6 @@ func (d *Digest) Check() error {
 // known reports whether a name is that of a hash for modules, as CONFIG_MODULE_SIG_HASH
 // spells it.
 func known(name string) bool {
-	h, err := cms.HashByName(name)
-	return err == nil && cms.HashName(h) == name
+	_, err := cms.DigestByName(name)
+	return err == nil
 }

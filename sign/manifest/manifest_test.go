@@ -69,19 +69,19 @@ func TestWriteRefuses(t *testing.T) {
 	sum := make([]byte, 32)
 	for _, m := range []Manifest{
 		{},
-		{{"a.ko", 1, crypto.SHA256, sum}, {"a.ko", 1, crypto.SHA256, sum}},
-		{{"a.ko", 0, crypto.SHA256, sum}},
-		{{"a.ko", 1, crypto.SHA256, sum[1:]}},
-		{{"a.ko", 1, crypto.MD5, sum[:16]}},
-		{{"a.ko", 1, crypto.SHA256, sum}, {"b.ko", 1, crypto.SHA3_256, sum}},
-		{{"/a.ko", 1, crypto.SHA256, sum}},
+		{{"a.ko", 1, crypto.SHA256, sum, nil}, {"a.ko", 1, crypto.SHA256, sum, nil}},
+		{{"a.ko", 0, crypto.SHA256, sum, nil}},
+		{{"a.ko", 1, crypto.SHA256, sum[1:], nil}},
+		{{"a.ko", 1, crypto.MD5, sum[:16], nil}},
+		{{"a.ko", 1, crypto.SHA256, sum, nil}, {"b.ko", 1, crypto.SHA3_256, sum, nil}},
+		{{"/a.ko", 1, crypto.SHA256, sum, nil}},
 	} {
 		var b bytes.Buffer
 		if err := m.Write(&b); err == nil || b.Len() > 0 {
 			t.Errorf("%v was written: %v", m, err)
 		}
 	}
-	if err := (Signatures{{Digest: Digest{"a.ko", 1, crypto.SHA256, sum}}}).Write(io.Discard); err == nil {
+	if err := (Signatures{{Digest: Digest{"a.ko", 1, crypto.SHA256, sum, nil}}}).Write(io.Discard); err == nil {
 		t.Error("a line without a signature was written")
 	}
 }
@@ -108,8 +108,8 @@ func TestReadRefuses(t *testing.T) {
 		{"\n", "line 1: not a file of digests"},
 		{"no JSON\n", "line 1: not a file of digests"},
 		{`{"message_type":"summary"}` + "\n", "line 1: not a file of digests"},
-		{string(firstLine(signaturesKind)), "line 1: these are signatures and not a manifest"},
-		{strings.Replace(whole, `"version":1`, `"version":2,"more":3`, 1), "line 1: unknown version 2, want 1"},
+		{string(firstLine(signaturesKind, nil)), "line 1: these are signatures and not a manifest"},
+		{strings.Replace(whole, `"version":1`, `"version":3,"more":3`, 1), "line 1: unknown version 3, want 1 or 2"},
 		{strings.Replace(whole, `"version":1`, `"version": 1`, 1), "line 1: not in canonical form"},
 		{first, "the file is cut off after line 1: its last line is missing"},
 		{strings.Join(lines[:3], ""), "the file is cut off after line 3: its last line is missing"},
@@ -181,7 +181,7 @@ func TestReadRefuses(t *testing.T) {
 	}
 	// Names that are odd and go.
 	for _, name := range []string{`a"b\c.ko`, "ü/é ñ.ko", "a..ko", "..a/-.ko", "<&>.ko", strings.Repeat(`\`, 4096)} {
-		m := Manifest{{name, 1, crypto.SHA256, make([]byte, 32)}}
+		m := Manifest{{name, 1, crypto.SHA256, make([]byte, 32), nil}}
 		if got, err := Read(strings.NewReader(text(t, m))); err != nil || got[0].Path != name {
 			t.Errorf("%.40q: %v", name, err)
 		}
@@ -189,21 +189,21 @@ func TestReadRefuses(t *testing.T) {
 	// And in signatures.
 	for _, test := range []struct{ text, want string }{
 		{whole, "line 1: this is a manifest without signatures"},
-		{withSum(string(firstLine(signaturesKind)), line("a.ko")), "line 2: a.ko has no signature"},
+		{withSum(string(firstLine(signaturesKind, nil)), line("a.ko")), "line 2: a.ko has no signature"},
 		{
-			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":""}`, 1)),
+			withSum(string(firstLine(signaturesKind, nil)), strings.Replace(line("a.ko"), `"}`, `","signature":""}`, 1)),
 			"line 2: a.ko has no signature",
 		},
 		{
-			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"A"}`, 1)),
+			withSum(string(firstLine(signaturesKind, nil)), strings.Replace(line("a.ko"), `"}`, `","signature":"A"}`, 1)),
 			"line 2: not a line of such a file: illegal base64",
 		},
 		{
-			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AB=="}`, 1)),
+			withSum(string(firstLine(signaturesKind, nil)), strings.Replace(line("a.ko"), `"}`, `","signature":"AB=="}`, 1)),
 			"line 2: not in canonical form",
 		},
 		{
-			withSum(string(firstLine(signaturesKind)), strings.Replace(line("a.ko"), `"}`, `","signature":"AA"}`, 1)),
+			withSum(string(firstLine(signaturesKind, nil)), strings.Replace(line("a.ko"), `"}`, `","signature":"AA"}`, 1)),
 			"line 2: not a line of such a file",
 		},
 	} {
@@ -258,7 +258,7 @@ func TestEveryByteOfManifestCounts(t *testing.T) {
 // A file that is written is there whole, and a pipe stays one.
 func TestWriteManifest(t *testing.T) {
 	t.Parallel()
-	m := Manifest{{"a.ko", 1, crypto.SHA256, make([]byte, 32)}}
+	m := Manifest{{"a.ko", 1, crypto.SHA256, make([]byte, 32), nil}}
 	dir := t.TempDir()
 	name := filepath.Join(dir, "manifest")
 	if err := os.WriteFile(name, []byte("old"), 0o644); err != nil {
@@ -311,7 +311,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(
 		[]byte(
 			withSum(
-				string(firstLine(manifestKind)),
+				string(firstLine(manifestKind, nil)),
 				`{"message_type":"module","path":"a\"\\/ü.ko","size":9223372036854775807,"hash":"sha1","digest":"0000000000000000000000000000000000000000"}`+"\n",
 			),
 		),

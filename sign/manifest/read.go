@@ -17,6 +17,7 @@ import (
 type anyLine struct {
 	Type      string  `json:"message_type"`
 	Version   int     `json:"version"`
+	Key       string  `json:"key"`
 	Path      string  `json:"path"`
 	Size      int64   `json:"size"`
 	Hash      string  `json:"hash"`
@@ -29,6 +30,7 @@ type anyLine struct {
 // lineReader reads a file of a kind line by line.
 type lineReader struct {
 	kind  string
+	key   []byte // that the first line names
 	lines *bufio.Reader
 	left  int // bytes that the file may still have
 	at    int // the number of the line that was read last
@@ -67,7 +69,7 @@ func readLines(from io.Reader, kind string, add func(Digest, []byte)) error {
 		return err
 	}
 	sum := sha256.New()
-	sum.Write(firstLine(kind))
+	sum.Write(firstLine(kind, r.key))
 	var last *Digest
 	for n := 0; ; n++ {
 		line, err := r.next()
@@ -117,10 +119,16 @@ func (r *lineReader) first() error {
 		return r.errorf("these are signatures and not a manifest: modsign attach takes them")
 	case l.Type != r.kind:
 		return r.errorf("not a file of %s", describeKind(r.kind))
-	case l.Version != fileVersion:
-		return r.errorf("unknown version %d, want %d: another version of modsign wrote the file", l.Version, fileVersion)
+	case l.Version != plainVersion && l.Version != keyedVersion:
+		return r.errorf("unknown version %d, want %d or %d: another version of modsign wrote the file", l.Version,
+			plainVersion, keyedVersion)
 	}
-	return r.exact(line, firstLine(r.kind))
+	if l.Version == keyedVersion {
+		if r.key, err = hex.DecodeString(l.Key); err != nil || len(r.key) != sha256.Size {
+			return r.errorf("version %d without the SHA-256 of a key", l.Version)
+		}
+	}
+	return r.exact(line, firstLine(r.kind, r.key))
 }
 
 func describeKind(kind string) string {
@@ -143,11 +151,11 @@ func (r *lineReader) module(line []byte, l anyLine) (d Digest, message []byte, e
 	if l.Type != "module" {
 		return d, nil, r.errorf("unknown message_type %.40q", l.Type)
 	}
-	d = Digest{Path: l.Path, Size: l.Size}
+	d = Digest{Path: l.Path, Size: l.Size, Key: r.key}
 	if !known(l.Hash) {
 		return d, nil, r.errorf("hash %.40q does not sign modules", l.Hash)
 	}
-	if d.Hash, err = cms.HashByName(l.Hash); err != nil {
+	if d.Hash, err = cms.DigestByName(l.Hash); err != nil {
 		return d, nil, r.errorf("%w", err)
 	}
 	if d.Sum, err = hex.DecodeString(l.Digest); err != nil {

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -40,8 +41,11 @@ func (d *Digest) appendLine(b, message []byte) []byte {
 	return append(b, "\"}\n"...)
 }
 
-func firstLine(kind string) []byte {
-	return fmt.Appendf(nil, `{"message_type":"%s","version":%d}`+"\n", kind, fileVersion)
+func firstLine(kind string, key []byte) []byte {
+	if key != nil {
+		return fmt.Appendf(nil, `{"message_type":"%s","version":%d,"key":"%x"}`+"\n", kind, keyedVersion, key)
+	}
+	return fmt.Appendf(nil, `{"message_type":"%s","version":%d}`+"\n", kind, plainVersion)
 }
 
 func lastLine(modules int, sum []byte) []byte {
@@ -65,7 +69,9 @@ func writeLines[T any](w io.Writer, kind string, items []T, parts func(*T) (*Dig
 	}
 	// Everything is checked before anything is written, and no more than a line is held.
 	var last *Digest
-	line := firstLine(kind)
+	one, _ := parts(&items[0])
+	first := firstLine(kind, one.Key)
+	line := slices.Clone(first)
 	size := len(line)
 	for i := range items {
 		d, message := parts(&items[i])
@@ -89,7 +95,7 @@ func writeLines[T any](w io.Writer, kind string, items []T, parts func(*T) (*Dig
 	}
 	out := bufio.NewWriterSize(w, 64<<10)
 	both := io.MultiWriter(out, sum)
-	both.Write(firstLine(kind)) // Flush returns the first error
+	both.Write(first) // Flush returns the first error
 	for i := range items {
 		d, message := parts(&items[i])
 		line = d.appendLine(line[:0], message)
@@ -111,6 +117,8 @@ func follows(d, last *Digest) error {
 	case d.Hash != last.Hash:
 		return fmt.Errorf("%s has hash %s, but %s has %s: all need the same",
 			d.Path, cms.HashName(d.Hash), last.Path, cms.HashName(last.Hash))
+	case !bytes.Equal(d.Key, last.Key):
+		return fmt.Errorf("%s is for another key than %s: all need the same", d.Path, last.Path)
 	}
 	return nil
 }
