@@ -192,7 +192,7 @@ func TestStartAgentFails(t *testing.T) {
 		"x509.genkey: there is no section":                      func(o *kbuildrun.Agent) { o.Genkey = genkey },
 		"the lifetime has to be positive":                       func(o *kbuildrun.Agent) { o.Lifetime = -time.Hour },
 		"--keep: invalid value \"never\": want installs=N":      func(o *kbuildrun.Agent) { o.Keep = "never" },
-		"unknown key algorithm \"mldsa65\"":                     func(o *kbuildrun.Agent) { o.KeyType = "mldsa65" },
+		"unknown key algorithm \"mldsa66\"":                     func(o *kbuildrun.Agent) { o.KeyType = "mldsa66" },
 		"hash \"sm3\": the kernel verifies no module signature": func(o *kbuildrun.Agent) { o.Hash = "sm3" },
 	} {
 		o := good

@@ -3,6 +3,7 @@ package detached
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -19,7 +20,7 @@ import (
 	"go.mozilla.org/pkcs7"
 )
 
-// SignCMS returns a signature of the content, in DER.
+// SignCMS returns a signature of the content, in DER. The key is RSA or ECDSA.
 func SignCMS(content []byte, key crypto.Signer, cert *x509.Certificate) ([]byte, error) {
 	// By hand, as pkcs7 signs only with keys whose private half it sees.
 	signature, err := newMessage(content, key, cert)
@@ -69,8 +70,12 @@ func newMessage(content []byte, key crypto.Signer, cert *x509.Certificate) ([]by
 	s := signerInfo{Version: 1}
 	s.IssuerAndSerial.Issuer, s.IssuerAndSerial.Serial = asn1.RawValue{FullBytes: cert.RawIssuer}, cert.SerialNumber
 	s.Digest.Algorithm, s.Algorithm.Algorithm = oids.digest, oids.ecdsa
-	if _, ok := key.Public().(*rsa.PublicKey); ok {
+	switch key.Public().(type) {
+	case *rsa.PublicKey:
 		s.Algorithm.Algorithm = oids.rsa
+	case *ecdsa.PublicKey:
+	default:
+		return nil, errors.New("key signs modules alone: a signature beside a file is by RSA, ECDSA or OpenPGP")
 	}
 	for _, a := range []struct {
 		kind  asn1.ObjectIdentifier

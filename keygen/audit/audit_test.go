@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -62,6 +63,22 @@ func records(t testing.TB, path string) []Record {
 		all = append(all, r)
 	}
 	return all
+}
+
+// A signature of mu has its name.
+func TestRecordMLDSA(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "mldsa:44")
+	path := filepath.Join(t.TempDir(), "record")
+	signature, err := open(t, path).Key(key.Private, key.Certificate).Sign(nil, make([]byte, mldsamu.Size), mldsamu.Mu44)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := records(t, path)
+	if len(all) != 1 || all[0].Hash != "mldsa44-mu" || all[0].Digest != strings.Repeat("00", mldsamu.Size) ||
+		all[0].Signature != sum(signature) || all[0].Key != sum(key.Certificate.RawSubjectPublicKeyInfo) {
+		t.Errorf("%+v", all)
+	}
 }
 
 func TestRecord(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // parse reads a policy of lines, after the first one.
@@ -117,7 +119,13 @@ func TestRefusals(t *testing.T) {
 	late := noon.Add(12 * time.Hour)
 	list, license := parse(t, "path **", "list x"), parse(t, "path **", "license GPL")
 	ends := parse(t, "path **", "expires 2027-06-30T12:00:00Z")
+	mu := parse(t, "path **", "hash mldsa65-mu")
+	if err := mu.CheckRun(noon, mldsamu.Mu65, 1); err != nil {
+		t.Errorf("a run with an ML-DSA key: %v", err)
+	}
 	for want, err := range map[string]error{
+		`:3: hash: the hash "mldsa87-mu" is not`:                               mu.CheckRun(noon, mldsamu.Mu87, 1),
+		`:3: hash: the hash "sha512" is not`:                                   mu.CheckRun(noon, crypto.SHA512, 1),
 		`:10: hash: the hash "sha1" is in none of 2 lines`:                     p.CheckRun(noon, crypto.SHA1, 2),
 		`:13: max-modules: 3 modules are to be signed, and 2 may be`:           p.CheckRun(noon, crypto.SHA256, 3),
 		`:14: expires: the policy has expired; it is 2027-07-01T00:00:00Z now`: p.CheckRun(late, crypto.SHA256, 1),
