@@ -181,10 +181,7 @@ func otherTools(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	dir := t.TempDir()
 	var cases []made
 	for _, name := range []string{keygen.RSA3072.String(), keygen.ECDSAP384.String()} {
-		key := filepath.Join(dir, name+".pem")
-		if err := pairs[name].WriteFile(key); err != nil {
-			t.Fatal(err)
-		}
+		key := pairs.file(t, name)
 		in := testmod.WriteFile(t, "m.ko", payload)
 		for _, args := range [][]string{{"sha1"}, {"sha256"}, {"sha512"}, {"-k", "sha384"}} {
 			out := filepath.Join(dir, "out.ko")

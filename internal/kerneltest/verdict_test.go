@@ -110,7 +110,8 @@ func (j judge) build(t testing.TB, pairs keys) (*Tree, keys) {
 	tree.Make(t)
 	if tree.Path != "" {
 		pairs = maps.Clone(pairs)
-		pairs["module"] = readPair(t, filepath.Join(tree.Objtree, "certs/signing_key.pem"))
+		own := filepath.Join(tree.Objtree, "certs/signing_key.pem")
+		pairs["module"] = readPair(t, own, own)
 	}
 	return tree, pairs
 }
