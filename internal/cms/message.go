@@ -533,6 +533,15 @@ func (p *parser) attribute(s *SignerInfo, oid string, seen map[string]bool) {
 // digest.
 func (s *SignerInfo) signsData() bool { return strings.HasPrefix(s.Algorithm, "mldsa") }
 
+// SumAttributes returns the digest of the signed attributes, which is what the signature is
+// for. Without signed attributes it is nil.
+func (s *SignerInfo) SumAttributes(h Hash) []byte {
+	if !s.HasAttributes {
+		return nil
+	}
+	return sum(h, s.signature.attributes)
+}
+
 // Digest returns what the signature is for: a digest of the data, or mu of it, or 0 if this
 // package does not know the digest.
 func (s *SignerInfo) Digest() crypto.Hash {

@@ -36,7 +36,8 @@ func (d Digests) Add(h crypto.Hash, digest []byte) {
 // hexadecimal and a newline, such as "sha256:e3b0...b855\n"; the lines sorted by
 // their bytes (LC_ALL=C sort -u). The digest of a module is that of its payload,
 // decompressed and without signatures. For an ML-DSA key it is mu (FIPS 204), with the
-// name mldsa44-mu, mldsa65-mu or mldsa87-mu.
+// name mldsa44-mu, mldsa65-mu or mldsa87-mu; of the signed attributes, if the signature has
+// such.
 func (d Digests) SHA256() string {
 	h := sha256.New()
 	for _, line := range slices.Sorted(maps.Keys(d)) {
@@ -79,13 +80,24 @@ func addSigned(ctx context.Context, d Digests, m io.ReaderAt, size int64, signer
 	if err != nil {
 		return err
 	}
+	mu := signer.Mu()
 	_, err = message.Check(func(h cms.Hash) ([]byte, error) {
 		sum := h.New()
 		_, err := io.Copy(sum, module.Reader(ctx, io.NewSectionReader(m, 0, layer.Offset)))
-		d.Add(h.HashFunc(), sum.Sum(nil))
+		if mu == nil || h == mu {
+			d.Add(h.HashFunc(), sum.Sum(nil))
+		}
 		return sum.Sum(nil), err
 	}, cms.NewKeyring(signer), nil)
-	return err
+	if err != nil || mu == nil {
+		return err
+	}
+	for i := range message.Signers {
+		if sum := message.Signers[i].SumAttributes(mu); sum != nil {
+			d.Add(mu.HashFunc(), sum)
+		}
+	}
+	return nil
 }
 
 // SignedExactly reports whether the key signed all of these digests and no others.

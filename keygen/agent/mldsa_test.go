@@ -42,7 +42,8 @@ func TestMLDSA(t *testing.T) {
 			}
 			dir := t.TempDir()
 			for i, pair := range []*keygen.Pair{agent.Pair(), loaded} {
-				signer, err := cms.NewSigner(pair.Signer, pair.Certificate, crypto.SHA512, cms.Form{})
+				form := cms.Form{Attributes: i == 1}
+				signer, err := cms.NewSigner(pair.Signer, pair.Certificate, crypto.SHA512, form)
 				if err != nil {
 					t.Fatal(err)
 				}
