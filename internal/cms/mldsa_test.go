@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
@@ -306,12 +307,21 @@ func TestMLDSAWrap(t *testing.T) {
 		if err != nil || !bytes.Equal(got, signedBy(t, key, crypto.SHA512, Form{})) {
 			t.Errorf("%s: %v", algorithm, err)
 		}
-		digest[0] ^= 1
-		if _, err := Wrap(key.Certificate, mu, false, digest, bare); err == nil {
+		other := bytes.Clone(digest)
+		other[0] ^= 1
+		if _, err := Wrap(key.Certificate, mu, false, other, bare); err == nil {
 			t.Errorf("%s: a signature of another digest", algorithm)
 		}
 		if h, err := RawHash(key.Certificate, bare); err != nil || h != mu.HashFunc() {
 			t.Errorf("%s: %v, %v", algorithm, h, err)
+		}
+		// The key as its package has it.
+		plain, err := NewSigner(key.Private.(*mldsamu.PrivateKey).Key(), key.Certificate, crypto.SHA512, Form{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if made, err := plain.Sign(digest, nil); err != nil || !bytes.Equal(made, got) {
+			t.Errorf("%s: with the key itself: %v", algorithm, err)
 		}
 		// A certificate as crypto/x509 parses it.
 		bareCert, err := x509.ParseCertificate(key.Certificate.Raw)

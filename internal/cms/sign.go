@@ -80,6 +80,9 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, form Fo
 	case *mldsa.PublicKey:
 		s.mldsa = mldsamu.NewPublicKey(public)
 		s.algorithm = mldsaName(public)
+		if plain, ok := key.(*mldsa.PrivateKey); ok { // which has another name for mu
+			s.key = mldsamu.NewPrivateKey(plain)
+		}
 	default:
 		return nil, fmt.Errorf("certificate's key is %s: the kernel verifies RSA (PKCS #1 v1.5), ECDSA and ML-DSA",
 			KeyAlgorithm(cert))
