@@ -382,8 +382,9 @@ func TestPatchParts(t *testing.T) {
 		for _, f := range p.files {
 			parts = append(parts, f.text...)
 		}
-		if "linux-"+p.For != dir.Name() || !bytes.HasPrefix(p.Text(), []byte("Authenticate modules by built-in hashes (Linux "+p.For+")\n")) || len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) ||
-			!bytes.HasSuffix(p.Text(), parts) {
+		title := "Authenticate modules by built-in hashes (Linux " + p.For + ")\n"
+		if "linux-"+p.For != dir.Name() || !bytes.HasPrefix(p.Text(), []byte(title)) ||
+			len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) || !bytes.HasSuffix(p.Text(), parts) {
 			t.Errorf("%s: the patch for %s has come apart into %d files", dir.Name(), p.For, len(p.files))
 		}
 	}
