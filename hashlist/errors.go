@@ -11,8 +11,8 @@ import (
 // Errors of [Reference.Verify] and [Build]. They come wrapped in an error that counts the
 // modules and wraps the errors of the first ones.
 var (
-	// ErrRefused reports modules with any verdict but Trusted, as Summary.Refused
-	// counts them.
+	// ErrRefused reports modules with any verdict but Trusted and Signed, as
+	// Summary.Refused counts them.
 	ErrRefused = errors.New("some modules are not trusted")
 	// ErrIncomplete reports modules that could not be read, or hashed: for Verify, their
 	// verdict is Failed.
@@ -53,7 +53,7 @@ func (o *outcome) add(r Result) {
 		path = r.Name
 	}
 	switch {
-	case r.Verdict == Trusted:
+	case r.Verdict == Trusted || r.Verdict == Signed:
 		return
 	case r.Verdict == Failed:
 		o.failed++

@@ -1,6 +1,7 @@
 package hashlist
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -20,6 +21,7 @@ type Verdict string
 
 const (
 	Trusted     Verdict = "trusted"           // the kernel loads it because of its hash
+	Signed      Verdict = "signed"            // not because of its hash, but of its signature
 	Changed     Verdict = "changed"           // its content is not the one that was hashed
 	Stripped    Verdict = "stripped since"    // it was changed, and lost its debug information
 	Unstripped  Verdict = "not stripped"      // the kernel trusts it without debug information
@@ -31,8 +33,8 @@ const (
 	Failed      Verdict = "failed"            // no verdict: it cannot be read
 )
 
-var verdicts = []Verdict{Trusted, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel, Malformed,
-	Failed}
+var verdicts = []Verdict{Trusted, Signed, Changed, Stripped, Unstripped, Extra, Missing, Unproven, OtherKernel,
+	Malformed, Failed}
 
 // Result is the verdict on one module.
 type Result struct {
@@ -55,10 +57,10 @@ func (r Result) String() string {
 // Summary counts verdicts.
 type Summary map[Verdict]int
 
-// Refused returns how many modules have any verdict but Trusted.
+// Refused returns how many modules have any verdict but Trusted and Signed.
 func (s Summary) Refused() (n int) {
 	for verdict, count := range s {
-		if verdict != Trusted {
+		if verdict != Trusted && verdict != Signed {
 			n += count
 		}
 	}
@@ -68,7 +70,7 @@ func (s Summary) Refused() (n int) {
 // String returns "all trusted", "no module", or the number of modules with each verdict.
 func (s Summary) String() string {
 	switch {
-	case s.Refused() > 0:
+	case s.Refused()+s[Signed] > 0:
 	case s[Trusted] > 0:
 		return "all trusted"
 	default:
@@ -150,6 +152,10 @@ type VerifyOptions struct {
 	// Root is the root directory of the system that the modules belong to: symbolic links
 	// lead where they would lead after chroot(2). Empty means the machine's own.
 	Root string
+	// Signed, if it is not nil, is asked about files that are not Trusted. It returns who
+	// signed one, if the kernel loads it for its signature, and otherwise "". Several
+	// goroutines call it.
+	Signed func(file string) (signer string)
 	// Result, if it is not nil, gets the results one at a time: in the order of the names,
 	// and last of the modules that are missing.
 	Result func(Result)
@@ -157,7 +163,7 @@ type VerifyOptions struct {
 
 // Verify compares the modules below a directory lib/modules/KVER with a reference. It
 // looks at the files that depmod would find, over symbolic links too. The error is nil
-// only if all modules are Trusted. Otherwise it is [ErrRefused], with [ErrIncomplete] if
+// only if all modules are Trusted or Signed. Otherwise it is [ErrRefused], with [ErrIncomplete] if
 // some could not be read, or the cause of the context if that has ended. A directory
 // without modules is no error in itself, but all modules of the reference are missing.
 func (r *Reference) Verify(ctx context.Context, root string, opts VerifyOptions) (Summary, error) {
@@ -193,7 +199,16 @@ func (r *Reference) Verify(ctx context.Context, root string, opts VerifyOptions)
 		}
 	}
 	limits := module.SharedLimits(0)
-	work := func(i int) Result { return r.entry(ctx, entries[i], limits) }
+	work := func(i int) Result {
+		result := r.entry(ctx, entries[i], limits)
+		if opts.Signed == nil || result.Verdict == Trusted || result.Verdict == Failed {
+			return result
+		}
+		if signer := opts.Signed(cmp.Or(result.Target, result.Path)); signer != "" {
+			result.Verdict, result.Detail = Signed, "by "+signer
+		}
+		return result
+	}
 	if err := batch.Map(ctx, len(entries), opts.Jobs, work, report); err != nil {
 		return summary, err
 	}

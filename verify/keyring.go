@@ -16,10 +16,10 @@ import (
 	"github.com/modsign/modsign/internal/vmlinux"
 )
 
-// A Keyring holds the certificates that a kernel trusts, and those that it is told to
-// reject. Its verdicts are those of the kernel of [Keyring.AddImage], or of the newest one
-// that this package knows. The zero value trusts nothing. Fill it before it is used by
-// several goroutines.
+// A Keyring holds the certificates that a kernel trusts, those that it is told to reject,
+// and the hashes of its modules if it has them. Its verdicts are those of the kernel of
+// [Keyring.AddImage], or of the newest one that this package knows. The zero value trusts
+// nothing. Fill it before it is used by several goroutines.
 type Keyring struct {
 	rules    *cms.Rules // nil: the newest
 	certs    []*cms.Certificate
@@ -29,6 +29,9 @@ type Keyring struct {
 	source   map[*cms.Certificate]string
 	hashes   []string // that kernels have on their blacklists
 	warnings []string
+
+	hashList           Hashes
+	hashed, hashesOnly bool
 }
 
 // ErrNoCertificates reports a file or a kernel image without certificates.
@@ -170,7 +173,9 @@ const waivedLine = "Waived invalid module sig (has authattrs)"
 
 // AddImage trusts the certificates built into a kernel image (a vmlinux or an x86
 // bzImage), and rejects those that the image is built to reject. If the image has no
-// symbols, AddImage uses a System.map beside it.
+// symbols, AddImage uses a System.map beside it. An image without certificates is an
+// error, unless it has the hashes of its modules: see [Keyring.Hashed]. One that accepts
+// no signatures adds no certificates.
 func (k *Keyring) AddImage(path string) error {
 	if k == nil {
 		return errNoKeyring
@@ -180,11 +185,20 @@ func (k *Keyring) AddImage(path string) error {
 		return err
 	}
 	defer image.Close()
+	if err := k.addHashed(image); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if k.hashesOnly {
+		return nil
+	}
 	lists, err := image.Certificates()
 	if err != nil {
 		// The first error explains more if the map does not help.
 		if useSystemMap(image, path) == nil {
 			lists, err = image.Certificates()
+		}
+		if k.hashed && errors.Is(err, vmlinux.ErrNoCertificates) {
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
@@ -207,7 +221,7 @@ func (k *Keyring) AddImage(path string) error {
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
 	}
-	if len(certs) == 0 {
+	if len(certs) == 0 && !k.hashed {
 		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
 	k.hashes = append(k.hashes, lists.BlacklistHashes...)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
@@ -174,6 +175,19 @@ func TestNothing(t *testing.T) {
 	}
 	if err := none.AddImage(good); err == nil {
 		t.Error("added an image to no Keyring")
+	}
+	if err := none.AddHashes(new(hashlist.Embedded)); err == nil {
+		t.Error("added hashes to no Keyring")
+	}
+	if err := new(verify.Keyring).AddHashes(nil); err == nil {
+		t.Error("added no hashes")
+	}
+	hashed := new(verify.Keyring)
+	if err := errors.Join(hashed.AddHashes(new(hashlist.Embedded)), hashed.AddHashes(new(hashlist.Embedded))); err == nil {
+		t.Error("added the hashes of two kernels")
+	}
+	if none.Hashed() || none.HashesOnly() {
+		t.Error("no Keyring has hashes")
 	}
 	if text := fmt.Sprint(none.Len(), none.Names(), none.Warnings(), none.Holds(nil)); text != "0 [] [] false" {
 		t.Errorf("no Keyring has %s", text)

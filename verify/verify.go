@@ -1,5 +1,7 @@
 // Package verify reports whether a kernel would load a kernel module: it gives the
-// verdict that module_sig_check of the kernel (kernel/module/signing.c) gives.
+// verdict that module_sig_check of the kernel (kernel/module/signing.c) gives. A kernel
+// with CONFIG_MODULE_HASHES trusts modules for their hashes besides or instead: give these
+// to [Keyring.AddHashes].
 //
 // Put the certificates that the kernel trusts into a [Keyring] first, with
 // [Keyring.Add], [Keyring.AddFile] or [Keyring.AddImage]. Then call [Tree] for all modules
@@ -38,11 +40,13 @@ const (
 	Malformed    Verdict = "malformed"     // the signature or the module is
 	Unsupported  Verdict = "unsupported"   // the kernel does not know the algorithms
 	Revoked      Verdict = "revoked"       // the kernel is told to reject the key that signed it
+	Foreign      Verdict = "foreign"       // it carries a proof, and the kernel was not built with it
 	Unreadable   Verdict = "unreadable"    // no verdict: the file could not be read
 )
 
 // verdicts are all of them, the good one first.
-var verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed, Unsupported, Revoked, Unreadable}
+var verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed, Unsupported, Revoked, Foreign,
+	Unreadable}
 
 // Result is the verdict on one module.
 type Result struct {
@@ -51,6 +55,7 @@ type Result struct {
 	Verdict Verdict
 	Signer  string         // who signed it, as far as the signature tells
 	Source  string         // of the certificate that trusts it: the path of a file, or the source given to Add
+	ByHash  bool           // it is Trusted for its hash, whatever its signature
 	Layers  int            // the number of signatures; only the outermost counts
 	Signers []SignerResult // of the outermost signature, as far as it can be parsed
 
@@ -146,7 +151,7 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 // check follows module_sig_check and the steps behind it.
 func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size int64) {
 	// The kernel looks at the outermost layer only: an inner one may be malformed.
-	outer, err := module.Check(m, size, module.TypePKCS7)
+	outer, err := module.Check(m, size, keys.types()...)
 	if format, ok := errors.AsType[*module.FormatError](err); ok {
 		switch {
 		case errors.Is(err, module.ErrIDType):
@@ -164,7 +169,13 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	}
 	switch {
 	case err == module.ErrNotSigned:
+		if r.listed(ctx, keys, m, size) {
+			return
+		}
 		*r = r.refuse(NotSigned, syscall.ENODATA, err)
+		if keys.lists() {
+			r.Dmesg = []string{"Loading of unsigned module that is not in the hash list is rejected"}
+		}
 		return
 	case err != nil:
 		r.Verdict, r.Err = Unreadable, err
@@ -172,6 +183,9 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	}
 	if r.Layers = countLayers(m, size); r.Layers > 1 {
 		r.Warnings = append(r.Warnings, "signed more than once: the kernel checks only the outermost signature")
+	}
+	if r.hashes(ctx, keys, m, outer) {
+		return
 	}
 	message, err := parse(keys.kernel(), m, outer)
 	if err == nil {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
@@ -73,6 +74,25 @@ func TestVerdicts(t *testing.T) {
 	}
 	revoking.add(nil, revoked, "a revocation list")
 	executable := spoil(payload, 16, 2)
+	// Kernels that have the hash of the payload, or of a tree of two modules.
+	more := append(slices.Clone(payload), 0)
+	listing, alone, proving := keyring(t, key), keyring(t, key), keyring(t, key)
+	sum, tree := hashlist.Hash(sha256.Sum256(payload)), hashlist.NewTree([]hashlist.Hash{leaf(0, payload), leaf(1, more)})
+	root := tree.Root()
+	for keys, hashes := range map[*Keyring]*hashlist.Embedded{
+		listing: {Hashes: []hashlist.Hash{{}, sum}}, alone: {Hashes: []hashlist.Hash{sum}}, proving: {Root: &root},
+	} {
+		if err := keys.AddHashes(hashes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alone.hashesOnly = true
+	proof := tree.Prove(0).Append(nil)
+	proven := module.AppendSignature(slices.Clone(payload), module.TypeMerkle, proof)
+	const (
+		unlisted = "Loading of unsigned module that is not in the hash list is rejected"
+		none     = "module hashes: the module is none of those that this kernel was built with"
+	)
 	tests := []struct {
 		name      string
 		file      string
@@ -200,6 +220,57 @@ func TestVerdicts(t *testing.T) {
 			"broken compression", "m.ko.xz", []byte("\xfd7zXZ\x00 and no more"), keyring(t, key), Malformed,
 			syscall.EINVAL, syscall.EINVAL, false, "",
 		},
+
+		{"listed", "m.ko", payload, listing, Trusted, 0, 0, false, ""},
+		{"listed, and signed", "m.ko", signed(t, other, payload), listing, Trusted, 0, 0, false, ""},
+		{"signed, and not listed", "m.ko", signed(t, key, more), listing, Trusted, 0, 0, false, ""},
+		{
+			"not listed", "m.ko", more, listing, NotSigned, syscall.EKEYREJECTED, syscall.ENODATA, true, unlisted,
+		},
+		{
+			"not listed, and an unknown key", "m.ko", signed(t, other, more), listing, UnknownKey, syscall.EKEYREJECTED,
+			syscall.ENOKEY, true, "Loading of module with unavailable key is rejected",
+		},
+		{
+			"listed, and signed twice", "m.ko", signed(t, other, signed(t, other, payload)), listing, UnknownKey,
+			syscall.EKEYREJECTED, syscall.ENOKEY, true, "",
+		},
+		{
+			"listed, with a field of the signature", "m.ko", spoil(signed(t, key, payload), -40, 1), listing, Malformed,
+			syscall.EBADMSG, syscall.EBADMSG, false, "",
+		},
+		{
+			"a proof for a list", "m.ko", proven, listing, Unsupported, syscall.EKEYREJECTED, syscall.ENOPKG, true,
+			"module: not signed with expected PKCS#7 message",
+		},
+		{"hashes alone, listed", "m.ko", payload, alone, Trusted, 0, 0, false, ""},
+		{"hashes alone, listed and signed", "m.ko", signed(t, other, payload), alone, Trusted, 0, 0, false, ""},
+		{
+			"hashes alone, signed", "m.ko", signed(t, key, more), alone, Unsupported, syscall.EKEYREJECTED,
+			syscall.ENOPKG, true, noSignatures,
+		},
+		{"hashes alone", "m.ko", more, alone, NotSigned, syscall.EKEYREJECTED, syscall.ENODATA, true, unlisted},
+		{"proven", "m.ko", proven, proving, Trusted, 0, 0, false, ""},
+		{"a key for a tree", "m.ko", signed(t, key, more), proving, Trusted, 0, 0, false, ""},
+		{
+			"not proven", "m.ko", payload, proving, NotSigned, syscall.EKEYREJECTED, syscall.ENODATA, true,
+			"Loading of unsigned module is rejected",
+		},
+		{
+			"the proof of another", "m.ko", module.AppendSignature(slices.Clone(more), module.TypeMerkle, proof), proving,
+			Foreign, syscall.EKEYREJECTED, syscall.ENOKEY, true, none,
+		},
+		{
+			"a proof too long", "m.ko",
+			module.AppendSignature(slices.Clone(payload), module.TypeMerkle, append(slices.Clone(proof), proof[4:]...)),
+			proving, Foreign, syscall.EKEYREJECTED, syscall.ENOPKG, true,
+			"module hashes: the proof is that of another kernel: it has 68 bytes, and the tree 1 levels",
+		},
+		{
+			"a proof too short", "m.ko", module.AppendSignature(slices.Clone(payload), module.TypeMerkle, nil), proving,
+			Foreign, syscall.EKEYREJECTED, syscall.ENOPKG, true,
+			"module hashes: the proof is that of another kernel: it has 0 bytes, and the tree 1 levels",
+		},
 	}
 	seen := make(map[Verdict]bool)
 	for _, test := range tests {
@@ -231,6 +302,13 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("no test has the verdict %s", verdict)
 		}
 	}
+}
+
+// leaf is the hash of a module in a tree.
+func leaf(position uint32, payload []byte) hashlist.Hash {
+	h := hashlist.NewLeaf(position)
+	h.Write(payload)
+	return hashlist.Hash(h.Sum(nil))
 }
 
 // No change of a single byte makes a trusted module another trusted one, but for

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/verify"
 )
 
 type hashlistVerifyOptions struct {
@@ -31,8 +32,9 @@ or that the kernel would reject because of its hash: changed, extra, missing, st
 since, without a proof, or with the proof of another kernel. The kernel is a vmlinux or
 an x86 boot image. It holds no names: these come from modules.order in the directory.
 
-Verify follows symbolic links as modsign verify does. It also names modules that the
-kernel would load for their signatures.`,
+Modules with other hashes that the kernel loads for their signatures are "signed": it
+accepts signatures, and one of its built-in certificates fits. modsign verify --kernel
+takes more certificates. Verify follows symbolic links as modsign verify does.`,
 		Example: `  modsign hashlist verify --list hashes /tmp/stage/lib/modules/6.12.0
   modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
   modsign hashlist verify --installed`,
@@ -68,14 +70,29 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
-	options := hashlist.VerifyOptions{Jobs: int(o.jobs), Root: kernel.rootDir(), Result: func(r hashlist.Result) {
+	keys, err := o.keyring()
+	if err != nil {
+		u.Note("warning: signatures are not looked at: %v", err)
+	}
+	var signed func(file string) string
+	if keys.Len() > 0 {
+		against += " and " + plural(keys.Len(), "certificate")
+		signed = func(file string) string {
+			if r := verify.File(ctx, keys, file); r.Verdict == verify.Trusted {
+				return r.Signer
+			}
+			return ""
+		}
+	}
+	options := hashlist.VerifyOptions{Jobs: int(o.jobs), Root: kernel.rootDir(), Signed: signed}
+	options.Result = func(r hashlist.Result) {
 		modules++
 		if r.Verdict != hashlist.Extra && r.Verdict != hashlist.Missing && r.Detail == "" {
 			inPlace++
 		}
 		u.Progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
 		o.show(u, r)
-	}}
+	}
 	summary, err := reference.Verify(ctx, dir, options)
 	u.Progress(true, nil)
 	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
@@ -99,6 +116,15 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		return exitStatus(exitSome)
 	}
 	return nil
+}
+
+// keyring holds the certificates of a kernel that loads modules for their signatures too.
+func (o *hashlistVerifyOptions) keyring() (*verify.Keyring, error) {
+	keys := new(verify.Keyring)
+	if o.list != "" {
+		return keys, nil
+	}
+	return keys, keys.AddImage(o.image)
 }
 
 // choose checks the flags, completes them for an installed kernel, and returns the

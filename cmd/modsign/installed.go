@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
@@ -111,14 +112,28 @@ func (k *kernel) order(dir string) ([]string, error) {
 	return k.Modules()
 }
 
-// keyring holds the certificates in the kernel's image.
-func (k *kernel) keyring() (*verify.Keyring, error) {
+// keyring holds what the kernel's image trusts.
+func (k *kernel) keyring() (*verify.Keyring, *hashlist.Embedded, error) {
 	path, err := k.Image()
+	if err != nil {
+		return nil, nil, err
+	}
+	keys := new(verify.Keyring)
+	hashes, err := addImage(keys, path)
+	return keys, hashes, err
+}
+
+// addImage trusts what is built into a kernel image: certificates, and the hashes of its
+// modules, which it returns if there are any.
+func addImage(keys *verify.Keyring, path string) (*hashlist.Embedded, error) {
+	if err := keys.AddImage(path); err != nil || !keys.Hashed() {
+		return nil, err
+	}
+	kernel, err := hashlist.OpenKernel(path)
 	if err != nil {
 		return nil, err
 	}
-	keys := new(verify.Keyring)
-	return keys, keys.AddImage(path)
+	return kernel.Embedded, keys.AddHashes(kernel.Embedded)
 }
 
 // accept returns an error if the kernel will reject modules that are signed with a
@@ -137,7 +152,7 @@ func (k *kernel) accept(u *ui, file string, cert *x509.Certificate, force bool) 
 
 // trusts returns an error unless the kernel has one of the certificates built in.
 func (k *kernel) trusts(certs ...*x509.Certificate) error {
-	keys, err := k.keyring()
+	keys, _, err := k.keyring()
 	if err != nil {
 		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.Release, err),
 			"add --force-untrusted to go on without this check")
@@ -150,7 +165,7 @@ func (k *kernel) trusts(certs ...*x509.Certificate) error {
 		err = fmt.Errorf("kernel %s has none of these certificates built in and would reject the modules", k.Release)
 	}
 	return withHint(err, "the kernel trusts %s; add --force-untrusted if the key is enrolled by other means",
-		strings.Join(keys.Names(), ", "))
+		cmp.Or(strings.Join(keys.Names(), ", "), "no certificate"))
 }
 
 // outdated says what still holds the old modules after a run that signed some in place.

@@ -84,6 +84,7 @@ type jsonVerified struct {
 	Verdict   string              `json:"verdict"`
 	Signer    string              `json:"signer,omitempty"`
 	Source    string              `json:"trusted_by,omitempty"`
+	ByHash    bool                `json:"by_hash,omitempty"`
 	Layers    int                 `json:"signature_count"`
 	Signers   []jsonSignerVerdict `json:"signers,omitempty"`
 	Errno     string              `json:"errno,omitempty"`
@@ -97,8 +98,8 @@ type jsonVerified struct {
 func newJSONVerified(r verify.Result) jsonVerified {
 	o := jsonVerified{
 		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source,
-		Layers: r.Layers,
-		Errno:  errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
+		ByHash: r.ByHash, Layers: r.Layers,
+		Errno: errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
 	}
 	for _, s := range r.Signers {
 		signer := jsonSignerVerdict{
@@ -132,6 +133,8 @@ type jsonVerifySummary struct {
 	Verdicts     map[verify.Verdict]int `json:"verdicts"`
 	Certificates []string               `json:"certificates"`
 	Kernel       string                 `json:"kernel"` // whose rules decided
+	Hashed       bool                   `json:"hashes,omitempty"`
+	HashesOnly   bool                   `json:"hashes_only,omitempty"`
 	Seconds      float64                `json:"seconds"`
 	Warnings     []string               `json:"warnings,omitempty"`
 }

@@ -24,6 +24,10 @@ func newKbuildPatchCommand(u *ui) *cobra.Command {
 		Long: `Patch adds CONFIG_MODULE_HASHES to a kernel's source: a kernel with it trusts the
 modules that it was built with by their hashes, without a key. Signing needs no patch.
 
+There are patches for Linux ` + kbuildrun.PatchedKernels() + `. The version in the source's Makefile chooses
+between them: a source of another version gets the one for the kernel before it, if that
+applies. The first line of a patch tells which kernel it is for.
+
 The program patch (GNU patch, in the package patch) applies it, without fuzz. If a dry
 run says that a part of the patch does not apply, nothing is written. After an
 interrupted run, the next one continues.
@@ -83,9 +87,9 @@ func (o *kbuildPatch) run(u *ui) error {
 	case err != nil:
 		return err
 	case before.Applied():
-		u.Say("%s has the patch already", p.Srctree)
+		u.Say("%s has the patch for Linux %s already", p.Srctree, p.For)
 	case before.Absent():
-		u.Say("patched %s, which is Linux %s", p.Srctree, p.Version)
+		u.Say("patched %s, which is Linux %s, with the patch for Linux %s", p.Srctree, p.Version, p.For)
 		u.Hint("make menuconfig now has MODULE_HASHES, below \"Enable loadable module support\"")
 	default:
 		u.Say("patched %s of %s: the others had the patch already, from an interrupted run",
@@ -101,13 +105,13 @@ func checkPatch(u *ui, p *kbuildrun.Patch) error {
 		return err
 	}
 	if state.Applied() {
-		u.Say("%s has the patch", p.Srctree)
+		u.Say("%s has the patch for Linux %s", p.Srctree, p.For)
 		return nil
 	}
 	f := &failure{code: exitRefused}
 	switch {
 	case state.Absent():
-		f.err = fmt.Errorf("%s does not have the patch, which applies", p.Srctree)
+		f.err = fmt.Errorf("%s does not have the patch for Linux %s, which applies", p.Srctree, p.For)
 		f.hint = "modsign kbuild patch applies it"
 	case len(state.Other) == 0:
 		f.err = fmt.Errorf("%s has the patch in part: it is %v", p.Srctree, state)

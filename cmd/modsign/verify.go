@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -28,8 +29,8 @@ func newVerifyCommand(u *ui) *cobra.Command {
 		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
 		Short: "Check whether a kernel will load modules",
 		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
-unknown key, bad signature, malformed, unsupported or revoked. It also shows the
-error of the load, and what the kernel would log. The rules are the kernel's: dates
+unknown key, bad signature, malformed, unsupported, revoked or foreign. It also shows
+the error of the load, and what the kernel would log. The rules are the kernel's: dates
 and usages of certificates do not count. They differ between versions: with an image
 they are those of its version, otherwise those of the newest that modsign knows, Linux
 7.2.
@@ -38,6 +39,9 @@ they are those of its version, otherwise those of the newest that modsign knows,
 image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
 into the installed kernel. Keys that a running kernel learned beyond its image, such as
 machine owner keys, are not in the image: add them with --cert beside --kernel.
+
+A kernel with CONFIG_MODULE_HASHES trusts a module for its hash or, with
+CONFIG_MODULE_SIG, for its signature. Then --kernel and --installed look at both.
 
 Below a directory, verify looks at the files that depmod would find and modprobe may
 load: *.ko, *.ko.gz, *.ko.xz and *.ko.zst, also over symbolic links to files and
@@ -54,7 +58,7 @@ Verify lists the modules that are not trusted, one a line, and with --all every 
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, PEM or DER (repeatable)")
-	flags.StringVar(&o.image, "kernel", "", "trust the certificates built into the kernel `IMAGE`")
+	flags.StringVar(&o.image, "kernel", "", "trust what is built into the kernel `IMAGE`")
 	o.installedOptions.addFlags(flags)
 	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
@@ -78,7 +82,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	keys, err := o.keyring(kernel)
+	keys, hashes, err := o.keyring(kernel)
 	if err != nil {
 		return err
 	}
@@ -106,11 +110,11 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if u.JSON {
 		u.Object(jsonVerifySummary{
 			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
-			Verdicts: summary.Verdicts, Certificates: keys.Names(), Kernel: keys.Kernel(),
-			Seconds: took.Seconds(), Warnings: keys.Warnings(),
+			Verdicts: summary.Verdicts, Certificates: keys.Names(), Kernel: keys.Kernel(), Hashed: hashes != nil,
+			HashesOnly: keys.HashesOnly(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
 		})
 	}
-	u.Note("%s", verdictSentence(summary, keys.Len(), took))
+	u.Note("%s", verdictSentence(summary, trustedOf(keys, hashes), took))
 	u.skipped(summary.Skipped)
 	switch {
 	case refused:
@@ -121,31 +125,43 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	return nil
 }
 
-// keyring returns the certificates to trust, at least one.
-func (o *verifyOptions) keyring(kernel *kernel) (*verify.Keyring, error) {
-	keys := new(verify.Keyring)
+// keyring returns what to trust: at least one certificate, or the hashes of a kernel.
+func (o *verifyOptions) keyring(kernel *kernel) (keys *verify.Keyring, hashes *hashlist.Embedded, err error) {
+	keys = new(verify.Keyring)
 	switch {
 	case len(o.certs) > 0 || o.image != "":
 		if o.image != "" {
-			if err := keys.AddImage(o.image); err != nil {
-				return nil, withHint(err, "name the certificates with --cert instead of --kernel")
+			if hashes, err = addImage(keys, o.image); err != nil {
+				return nil, nil, withHint(err, "name the certificates with --cert instead of --kernel")
 			}
 		}
 		for _, path := range o.certs {
 			if err := keys.AddFile(path); err != nil {
-				return nil, hintFor(path, err)
+				return nil, nil, hintFor(path, err)
 			}
 		}
-		return keys, nil
+		return keys, hashes, nil
 	case kernel != nil:
-		keys, err := kernel.keyring()
+		keys, hashes, err := kernel.keyring()
 		if err != nil {
-			return nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
+			return nil, nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
 		}
-		return keys, nil
+		return keys, hashes, nil
 	}
-	return nil, withHint(errors.New("no certificate to verify with"),
+	return nil, nil, withHint(errors.New("no certificate to verify with"),
 		"use --cert FILE, or --kernel IMAGE for those built into a kernel")
+}
+
+// trustedOf says what a keyring trusts: "a list of 23 hashes and 2 certificates".
+func trustedOf(keys *verify.Keyring, hashes *hashlist.Embedded) string {
+	certs := plural(keys.Len(), "certificate")
+	switch {
+	case hashes == nil:
+		return certs
+	case keys.HashesOnly():
+		return hashes.String()
+	}
+	return hashes.String() + " and " + certs
 }
 
 func (o *verifyOptions) show(u *ui, r verify.Result) {
@@ -155,6 +171,8 @@ func (o *verifyOptions) show(u *ui, r verify.Result) {
 	case r.Verdict != verify.Trusted:
 		u.Result("%s", refusal(r))
 		showSigners(u, r)
+	case o.all && r.ByHash:
+		u.Result("%s: trusted, built with the kernel", r.Path)
 	case o.all:
 		u.Result("%s: trusted, signed by %s", r.Path, r.Signer)
 		showSigners(u, r)
@@ -207,8 +225,8 @@ func refusal(r verify.Result) string {
 }
 
 // verdictSentence sums up a run.
-func verdictSentence(s verify.Summary, certs int, took time.Duration) string {
-	against := fmt.Sprintf("against %s in %s", plural(certs, "certificate"), seconds(took))
+func verdictSentence(s verify.Summary, trusted string, took time.Duration) string {
+	against := fmt.Sprintf("against %s in %s", trusted, seconds(took))
 	if s.Modules == 0 {
 		return "there is no module to verify " + against
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/modsign/modsign/kbuild"
 )
 
-// A directory of patches has the name of the oldest kernel that they are for. The patch
-// for 6.12 serves all later kernels too, up to the one of the next directory.
+// A directory of patches has the name of the kernel that they were made for and tested
+// with. They are tried for later kernels too, up to the one of the next directory.
 //
 //go:embed patches
 var patches embed.FS
@@ -28,7 +28,7 @@ const patchName = "module-hashes.patch"
 type Patch struct {
 	Srctree string // absolute
 	Version string // of the source, such as 6.12.117
-	For     string // the oldest kernel that the patch is for, such as 6.12
+	For     string // the kernel that the patch is made for, such as 6.12
 
 	text  []byte
 	files []patchedFile
@@ -55,14 +55,15 @@ func OpenPatch(source string) (*Patch, error) {
 	if p.Version, is, err = sourceVersion(source); err != nil {
 		return nil, err
 	}
-	oldest, base, err := baseVersion(is)
-	if err != nil {
-		return nil, err
+	for _, v := range patchVersions() {
+		if compareVersions(v, is) <= 0 {
+			p.For = v.String()
+		}
 	}
-	if base == (version{}) {
-		return nil, fmt.Errorf("%s is Linux %s, and there is no patch for kernels before %s", source, p.Version, oldest)
+	if p.For == "" {
+		return nil, fmt.Errorf("%s is Linux %s, and there is no patch for it: modsign has patches for Linux %s",
+			source, p.Version, PatchedKernels())
 	}
-	p.For = base.String()
 	if p.text, err = patches.ReadFile("patches/linux-" + p.For + "/" + patchName); err != nil {
 		return nil, err
 	}
@@ -91,28 +92,26 @@ func (v version) String() string { return fmt.Sprintf("%d.%d", v[0], v[1]) }
 
 func compareVersions(a, b version) int { return slices.Compare(a[:], b[:]) }
 
-// baseVersion returns the oldest kernel that there is a patch for, and the one whose patch
-// serves a kernel; the zero version if none does.
-func baseVersion(is version) (oldest, base version, err error) {
-	dirs, err := patches.ReadDir("patches")
-	if err != nil {
-		return oldest, base, err
-	}
-	var versions []version
+// patchVersions returns the kernels that there are patches for, the oldest first.
+func patchVersions() (all []version) {
+	dirs, _ := patches.ReadDir("patches")
 	for _, dir := range dirs {
 		var v version
-		if _, err := fmt.Sscanf(dir.Name(), "linux-%d.%d", &v[0], &v[1]); err != nil {
-			return oldest, base, fmt.Errorf("internal error: patches/%s: %w", dir.Name(), err)
-		}
-		versions = append(versions, v)
-	}
-	slices.SortFunc(versions, compareVersions)
-	for _, v := range versions {
-		if compareVersions(v, is) <= 0 {
-			base = v
+		if _, err := fmt.Sscanf(dir.Name(), "linux-%d.%d", &v[0], &v[1]); err == nil {
+			all = append(all, v)
 		}
 	}
-	return versions[0], base, nil
+	slices.SortFunc(all, compareVersions)
+	return all
+}
+
+// PatchedKernels names the kernels that there are patches for.
+func PatchedKernels() string {
+	var all []string
+	for _, v := range patchVersions() {
+		all = append(all, v.String())
+	}
+	return names(all)
 }
 
 var versionLine = regexp.MustCompile(`(?m)^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)[ \t]*$`)
@@ -277,6 +276,7 @@ func (p *Patch) unfit(state *PatchState, direction ...string) error {
 			"put these back as they were, with the patch or without; nothing was written",
 			p.Srctree, len(state.With), len(p.files), what)
 	}
-	return fmt.Errorf("the patch for Linux %s does not apply to %s, which is Linux %s: %s; nothing was written",
-		p.For, p.Srctree, p.Version, what)
+	return fmt.Errorf("the patch for Linux %s does not apply to %s, which is Linux %s: %s; "+
+		"modsign has patches for Linux %s; nothing was written",
+		p.For, p.Srctree, p.Version, what, PatchedKernels())
 }

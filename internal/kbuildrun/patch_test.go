@@ -15,12 +15,15 @@ import (
 
 var hunkHeader = regexp.MustCompile(`^@@ -(\d+),\d+ \+\d+,\d+ @@`)
 
-// patchable makes the least source that the patch for 6.12 fits: of each file the
+// patchable makes the least source that the patch for 6.12 fits.
+func patchable(t *testing.T) string { return patchableFor(t, version{6, 12}) }
+
+// patchableFor makes the least source that the patch for a kernel fits: of each file the
 // lines that the patch has, where it has them, among others of no meaning.
-func patchable(t *testing.T) string {
+func patchableFor(t *testing.T, v version) string {
 	t.Helper()
 	testmod.Program(t, "patch", "patch")
-	text, err := patches.ReadFile("patches/linux-6.12/" + patchName)
+	text, err := patches.ReadFile("patches/linux-" + v.String() + "/" + patchName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +51,9 @@ func patchable(t *testing.T) string {
 		}
 		fill(len(lines) + 10)
 		if name == "Makefile" {
-			copy(lines, []string{"VERSION = 6", "PATCHLEVEL = 12", "SUBLEVEL = 3", "EXTRAVERSION ="})
+			copy(lines, []string{
+				fmt.Sprint("VERSION = ", v[0]), fmt.Sprint("PATCHLEVEL = ", v[1]), "SUBLEVEL = 3", "EXTRAVERSION =",
+			})
 		}
 		files[name] = strings.Join(lines, "\n") + "\n"
 	}
@@ -131,10 +136,16 @@ func edit(t *testing.T, path, old, new string) {
 func TestPatch(t *testing.T) {
 	testmod.Slow(t, "it copies a source and patches it in many ways")
 	t.Parallel()
-	source := patchable(t)
+	for _, v := range patchVersions() {
+		t.Run(v.String(), func(t *testing.T) { testPatch(t, v) })
+	}
+}
+
+func testPatch(t *testing.T, v version) {
+	source := patchableFor(t, v)
 	before := contents(t, source)
 	p := openPatch(t, source)
-	if p.Version != "6.12.3" || p.For != "6.12" {
+	if p.Version != v.String()+".3" || p.For != v.String() {
 		t.Errorf("the patch for Linux %s, and the source is %s", p.For, p.Version)
 	}
 	mode := filepath.Join(source, "scripts/link-vmlinux.sh")
@@ -322,8 +333,11 @@ func TestPatchVersions(t *testing.T) {
 		"VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 0\nEXTRAVERSION = -rc1\n": "6.12 6.12.0-rc1",
 		"VERSION = 6\nPATCHLEVEL = 18\nSUBLEVEL = 2\nEXTRAVERSION =\n":      "6.12 6.18.2",
 		"VERSION = 6\nPATCHLEVEL = 100\n":                                   "6.12 6.100",
-		"VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 170\nEXTRAVERSION =\n":     "is Linux 6.1.170, and there is no patch for kernels before 6.12",
-		"VERSION = 5\nPATCHLEVEL = 15\n":                                    "is Linux 5.15, and there is no patch for kernels before 6.12",
+		"VERSION = 7\nPATCHLEVEL = 1\nSUBLEVEL = 4\n":                       "6.12 7.1.4",
+		"VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 13\nEXTRAVERSION =\n":      "7.2 7.2.13",
+		"VERSION = 7\nPATCHLEVEL = 20\n":                                    "7.2 7.20",
+		"VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 170\nEXTRAVERSION =\n":     "is Linux 6.1.170, and there is no patch for it: modsign has patches for Linux 6.12 and 7.2",
+		"VERSION = 5\nPATCHLEVEL = 15\n":                                    "is Linux 5.15, and there is no patch for it: modsign has patches for Linux 6.12 and 7.2",
 		"VERSION = 6\n":                                                     `/Makefile does not say which kernel this is: its PATCHLEVEL is ""`,
 		"all:\n":                                                            `/Makefile does not say which kernel this is: its VERSION is ""`,
 	} {
@@ -368,8 +382,9 @@ func TestPatchParts(t *testing.T) {
 		for _, f := range p.files {
 			parts = append(parts, f.text...)
 		}
-		if "linux-"+p.For != dir.Name() || len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) ||
-			!bytes.HasSuffix(p.Text(), parts) {
+		title := "Authenticate modules by built-in hashes (Linux " + p.For + ")\n"
+		if "linux-"+p.For != dir.Name() || !bytes.HasPrefix(p.Text(), []byte(title)) ||
+			len(p.files) != bytes.Count(p.Text(), []byte("\n+++ ")) || !bytes.HasSuffix(p.Text(), parts) {
 			t.Errorf("%s: the patch for %s has come apart into %d files", dir.Name(), p.For, len(p.files))
 		}
 	}

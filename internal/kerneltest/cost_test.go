@@ -19,7 +19,7 @@ func TestCost(t *testing.T) {
 		return // five configurations that test nothing else
 	}
 	u := newUser(t)
-	tree := u.hashedTree(t, "plain", Base+hashing)
+	tree := u.hashedTree(t, linux6, "plain", Base+hashing)
 	const (
 		none = unsigned + "# CONFIG_MODULE_HASHES is not set\n# CONFIG_MODULE_SIG_FORCE is not set\n"
 		bare = "# CONFIG_CRYPTO_SHA1 is not set\n# CONFIG_CRYPTO_SHA3 is not set\n" +

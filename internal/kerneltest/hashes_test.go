@@ -3,18 +3,16 @@
 package kerneltest
 
 import (
-	"crypto"
 	"crypto/sha256"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,8 +22,6 @@ import (
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/kbuild"
-	"github.com/modsign/modsign/keygen"
-	"github.com/modsign/modsign/sign"
 )
 
 // unsigned removes from Base what signatures need.
@@ -51,18 +47,72 @@ CONFIG_DEBUG_INFO_BTF=y
 CONFIG_DEBUG_INFO_BTF_MODULES=y
 `
 
-const list = `
+// The two forms, with modules compressed by xz.
+const (
+	list = `
 # CONFIG_MODULE_HASHES_MERKLE is not set
 CONFIG_MODULE_HASHES_LIST=y
 # CONFIG_MODULE_COMPRESS_ZSTD is not set
 CONFIG_MODULE_COMPRESS_XZ=y
 `
+	merkle = `
+# CONFIG_MODULE_HASHES_LIST is not set
+CONFIG_MODULE_HASHES_MERKLE=y
+# CONFIG_MODULE_COMPRESS_ZSTD is not set
+CONFIG_MODULE_COMPRESS_XZ=y
+`
+)
 
-// hashedSource returns the kernel's source with the patch that modsign applies. Tests
-// share it like Source.
-func (u *user) hashedSource(t testing.TB) string {
+// signatures are accepted beside hashes: by the key of somebody else.
+const signatures = `
+CONFIG_MODULE_SIG=y
+# CONFIG_MODULE_SIG_ALL is not set
+CONFIG_MODULE_SIG_SHA512=y
+CONFIG_MODULE_SIG_KEY=""
+CONFIG_SYSTEM_TRUSTED_KEYS="theirs.pem"
+CONFIG_CRYPTO_ECDSA=y
+`
+
+// otherUses has the same certificate, and accepts no signatures.
+const otherUses = `
+# CONFIG_MODULE_SIG is not set
+CONFIG_KEYS=y
+CONFIG_ASYMMETRIC_KEY_TYPE=y
+CONFIG_ASYMMETRIC_PUBLIC_KEY_SUBTYPE=y
+CONFIG_X509_CERTIFICATE_PARSER=y
+CONFIG_SYSTEM_TRUSTED_KEYRING=y
+CONFIG_SYSTEM_TRUSTED_KEYS="theirs.pem"
+CONFIG_CRYPTO_ECDSA=y
+`
+
+// Series of Linux that have a patch.
+const (
+	linux6 = "6.12"
+	linux7 = "7.2"
+)
+
+// sourceOf returns the newest source of a series.
+func sourceOf(t testing.TB, series string) string {
 	t.Helper()
-	source := Source(t)
+	cache, err := testmod.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, _ := filepath.Glob(filepath.Join(cache, "linux", series+".*", "source"))
+	if len(found) == 0 {
+		testmod.Missing(t, "the source of Linux "+series, "run scripts/kernel-test")
+	}
+	return found[len(found)-1]
+}
+
+// gone are the symbols of the configurations here that Linux 7.2 has no more.
+var gone = regexp.MustCompile(`(?m)^CONFIG_CRYPTO_(AES_TI|FCRYPT|KEYWRAP|MICHAEL_MIC|PCBC|SM3_GENERIC|VMAC)=m$`)
+
+// hashedSource returns the source of a series with the patch that modsign applies. Tests
+// share it like Source.
+func (u *user) hashedSource(t testing.TB, series string) string {
+	t.Helper()
+	source := sourceOf(t, series)
 	patch := u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", source, "--print")
 	key := sha256.Sum256([]byte(patch))
 	patched := filepath.Join(filepath.Dir(source), fmt.Sprintf("hashed-%x", key[:6]))
@@ -82,17 +132,23 @@ func (u *user) hashedSource(t testing.TB) string {
 	}
 	// Hard links suffice: patching replaces files, and does not write into them.
 	testmod.Run(t, "cp", "-al", source, patched+".new")
-	u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", patched+".new")
+	out := u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", patched+".new")
+	if !strings.Contains(out, "with the patch for Linux "+series) {
+		t.Errorf("the source of %s was patched otherwise: %s", series, out)
+	}
 	if err := os.Rename(patched+".new", patched); err != nil {
 		t.Fatal(err)
 	}
 	return patched
 }
 
-// hashedTree returns a tree of the patched source in which modsign is enabled.
-func (u *user) hashedTree(t *testing.T, name, config string) *Tree {
+// hashedTree returns a tree of a patched source in which modsign is enabled.
+func (u *user) hashedTree(t *testing.T, series, name, config string) *Tree {
 	t.Helper()
-	tree := configure(t, u.hashedSource(t), "hashed-"+name, config)
+	if series == linux7 {
+		config = gone.ReplaceAllString(config, "")
+	}
+	tree := configure(t, u.hashedSource(t, series), "hashed-"+name, config)
 	u.run(t, tree.Srctree, u.modsign, "kbuild", "enable", "--objtree", tree.Objtree)
 	t.Cleanup(func() { u.run(t, tree.Srctree, u.modsign, "kbuild", "disable", "--objtree", tree.Objtree) })
 	return tree
@@ -117,10 +173,51 @@ func (u *user) install(t testing.TB, tree *Tree, args ...string) (modlib string,
 }
 
 // TestHashes builds kernels with the hook and plain make. Such a kernel trusts exactly
-// the modules that it was built with, whatever happens during the build.
+// the modules that it was built with, whatever happens during the build, or with
+// CONFIG_MODULE_SIG those with a good signature besides.
 func TestHashes(t *testing.T) {
 	u := newUser(t)
-	tree := u.hashedTree(t, "debug", Base+debug+hashing+btf)
+	t.Run(linux6, func(t *testing.T) { u.allOfHashes(t, linux6) })
+	t.Run(linux7, func(t *testing.T) {
+		if full() {
+			u.allOfHashes(t, linux7)
+		}
+		u.hashesInShort(t, linux7)
+	})
+}
+
+// hashesInShort has a small kernel, which is built once: in both forms, and with hashes
+// beside signatures and alone.
+func (u *user) hashesInShort(t *testing.T, series string) {
+	tree := u.hashedTree(t, series, "short", Base+hashing)
+	signers := newSigners(t, tree)
+	for _, step := range []struct{ name, config string }{
+		{"list or signature", list + signatures},
+		{"tree or signature", merkle + signatures},
+		{"tree alone", merkle + otherUses},
+		{"list alone", list + otherUses},
+	} {
+		if !full() && step.name == "tree or signature" {
+			continue
+		}
+		t.Run(step.name, func(t *testing.T) {
+			tree.Reconfigure(t, step.config)
+			u.make(t, tree)
+			u.settled(t, tree)
+			modlib, modules := u.install(t, tree)
+			if strings.HasSuffix(step.name, "alone") {
+				u.judgeHashes(t, tree, compress.XZ, modlib, modules, signers)
+				return
+			}
+			u.judgeEither(t, tree, compress.XZ, modlib, modules, signers)
+		})
+	}
+}
+
+// allOfHashes has a kernel with debug information.
+func (u *user) allOfHashes(t *testing.T, series string) {
+	tree := u.hashedTree(t, series, "debug", Base+debug+hashing+btf)
+	signers := newSigners(t, tree)
 	for _, format := range []struct{ name, config string }{{"merkle", ""}, {"list", list}} {
 		t.Run(format.name, func(t *testing.T) {
 			if format.config != "" {
@@ -132,15 +229,15 @@ func TestHashes(t *testing.T) {
 			}
 			u.settled(t, tree)
 			modlib, modules := u.install(t, tree)
-			u.judgeHashes(t, tree, compress.XZ, modlib, modules)
+			u.judgeHashes(t, tree, compress.XZ, modlib, modules, signers)
 			plain, _ := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
-			u.judgeHashes(t, tree, compress.None, plain, baseNames(modules))
+			u.judgeHashes(t, tree, compress.None, plain, baseNames(modules), signers)
 			u.stripping(t, tree)
 
 			tree.Reconfigure(t, "# CONFIG_MODULE_COMPRESS_XZ is not set\nCONFIG_MODULE_COMPRESS_ZSTD=y\n")
 			u.make(t, tree)
 			modlib, modules = u.install(t, tree)
-			u.judgeHashes(t, tree, compress.Zstd, modlib, modules)
+			u.judgeHashes(t, tree, compress.Zstd, modlib, modules, signers)
 			u.changes(t, tree)
 			// A package's own make installs without the hook.
 			u.make(t, tree, "dir-pkg")
@@ -148,13 +245,26 @@ func TestHashes(t *testing.T) {
 			u.run(t, "", u.modsign, "hashlist", "verify", "--kernel", tree.Image(), packaged)
 		})
 	}
-	t.Run("signatures too", func(t *testing.T) { u.signaturesToo(t, tree) })
+	for _, format := range []struct{ name, config string }{{"list", list}, {"tree", merkle}} {
+		t.Run(format.name+" or signature", func(t *testing.T) {
+			tree.Reconfigure(t, format.config+signatures)
+			u.make(t, tree)
+			modlib, modules := u.install(t, tree)
+			u.judgeEither(t, tree, compress.XZ, modlib, modules, signers)
+		})
+	}
+	t.Run("certificates for other uses", func(t *testing.T) {
+		tree.Reconfigure(t, otherUses)
+		u.make(t, tree)
+		modlib, modules := u.install(t, tree)
+		u.judgeHashes(t, tree, compress.XZ, modlib, modules, signers)
+	})
 	t.Run("without BTF", func(t *testing.T) {
 		tree.Reconfigure(t, "# CONFIG_DEBUG_INFO_BTF is not set\n")
 		u.make(t, tree)
 		u.settled(t, tree)
 		modlib, modules := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
-		u.judgeHashes(t, tree, compress.None, modlib, modules)
+		u.judgeHashes(t, tree, compress.None, modlib, modules, signers)
 	})
 }
 
@@ -185,7 +295,7 @@ func built(t testing.TB, tree *Tree) map[string]string {
 		}
 		return nil
 	})
-	if err != nil || len(files) < 40 {
+	if err != nil || len(files) < 10 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
 	return files
@@ -205,50 +315,36 @@ func (u *user) settled(t *testing.T, tree *Tree) {
 }
 
 // judgeHashes boots the kernel, which loads all its modules and none of the changed
-// ones. modsign predicts each verdict.
-func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, modlib string, modules []string) {
+// ones, signed or not. modsign predicts each verdict.
+func (u *user) judgeHashes(
+	t *testing.T, tree *Tree, format compress.Format, modlib string, modules []string, signers keys,
+) {
 	t.Helper()
-	kernel, err := hashlist.OpenKernel(tree.Image())
-	if err != nil {
-		t.Fatal(err)
-	}
 	order, err := kbuild.InstalledModules(modlib)
 	if err != nil {
 		t.Fatal(err)
 	}
-	reference, err := hashlist.NewKernelReference(kernel.Embedded, order)
-	if err != nil {
-		t.Fatal(err)
-	}
-	compressed := format != compress.None
-	var cases []Case
-	merkle := kernel.Embedded.Root != nil
-	const victim = "kernel/crypto/md4.ko"
+	judge := newHashJudge(t, tree, order)
+	hashes := judge.hashes
+	merkle := hashes.Root != nil
 	whole := decompress(t, filepath.Join(modlib, victim+format.Suffix()))
-	payload := read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	payload := read(t, filepath.Join(tree.Objtree, strings.TrimPrefix(victim, "kernel/")))
 	if merkle && len(whole) <= len(payload) || !merkle && len(whole) != len(payload) {
-		t.Fatalf("md4.ko has %d bytes, and as it was built %d", len(whole), len(payload))
+		t.Fatalf("%s has %d bytes, and as it was built %d", victim, len(whole), len(payload))
 	}
-	want := make(map[string]hashlist.Verdict)
-	bad := func(name string, verdict hashlist.Verdict, data []byte) {
-		if compressed {
-			data = modsignCompress(t, format, data)
-		}
-		cases = append(cases, Case{Name: name, Data: data, Compressed: compressed})
-		want[name] = verdict
-	}
+	cases := hashCases{format: format, want: make(map[string]hashlist.Verdict)}
+	bad := func(name string, verdict hashlist.Verdict, data []byte) { cases.add(t, name, verdict, data) }
 	bad("one byte changed", hashlist.Changed, changed(whole, len(payload)/2))
 	foreign := u.foreign(t, tree)
 	bad("a foreign one", map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle], foreign)
-	pair, err := keygen.Generate(keygen.ECDSAP256, keygen.DefaultTemplate())
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed := keys{"any": pair}.signed(t, "any", payload)
+	bad("a foreign one with a signature", map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle],
+		signers.signed(t, "theirs", foreign))
+	signed := signers.signed(t, "theirs", payload)
 	if merkle {
 		proof := whole[len(payload):]
 		bad("without its proof", hashlist.Unproven, payload)
 		bad("a foreign one with its proof", hashlist.Changed, slices.Concat(foreign, proof))
+		bad("stripped since, with its proof", hashlist.Changed, slices.Concat(stripped(t, payload), proof))
 		other := decompress(t, filepath.Join(modlib, "kernel/crypto/wp512.ko"+format.Suffix()))
 		otherPayload := read(t, filepath.Join(tree.Objtree, "crypto/wp512.ko"))
 		bad("with the proof of another", hashlist.Changed, slices.Concat(payload, other[len(otherPayload):]))
@@ -260,8 +356,8 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 			h.Write(read(t, filepath.Join(tree.Objtree, strings.TrimPrefix(name, "kernel/"))))
 			leaves[i] = hashlist.Hash(h.Sum(nil))
 		}
-		if root := hashlist.NewTree(leaves).Root(); root != *kernel.Embedded.Root {
-			t.Fatalf("the kernel has the root %v, and the modules make %v", kernel.Embedded.Root, root)
+		if root := hashlist.NewTree(leaves).Root(); root != *hashes.Root {
+			t.Fatalf("the kernel has the root %v, and the modules make %v", hashes.Root, root)
 		}
 		at := slices.Index(order, victim)
 		h := hashlist.NewLeaf(uint32(at))
@@ -280,7 +376,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 	} else {
 		bad("from another build", hashlist.Changed, filter(t, nil, "sh", "-c",
 			`cp "$0" "$1" && objcopy --add-section .more="$0" "$1" && cat "$1"`,
-			filepath.Join(tree.Objtree, "crypto/crc32_generic.ko"), filepath.Join(t.TempDir(), "m.ko")))
+			filepath.Join(tree.Objtree, "crypto/rmd160.ko"), filepath.Join(t.TempDir(), "m.ko")))
 		bad("stripped since", hashlist.Changed, stripped(t, payload))
 		bad("with a proof", hashlist.OtherKernel, module.AppendSignature(slices.Clone(payload), module.TypeMerkle,
 			hashlist.Proof{}.Append(nil)))
@@ -288,52 +384,7 @@ func (u *user) judgeHashes(t *testing.T, tree *Tree, format compress.Format, mod
 		// does no harm.
 		bad("signed with a key", hashlist.Trusted, signed)
 	}
-	// Load the modules after the cases made from them, because a loaded module does not
-	// load again.
-	for _, name := range modules {
-		if !strings.HasSuffix(name, ".ko"+format.Suffix()) {
-			t.Errorf("%s is not compressed with %v", name, format)
-		}
-		cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Compressed: compressed, Keep: true})
-	}
-	modlibOf := t.TempDir()
-	for i, v := range Boot(t, tree.Image(), cases) {
-		if cases[i].File != "" {
-			if v.Errno != 0 || slices.ContainsFunc(v.Log, func(line string) bool {
-				return strings.Contains(line, "verification failed")
-			}) {
-				t.Errorf("%s: %v %q", v.Name, v.Errno, v.Log)
-			}
-			continue
-		}
-		path := filepath.Join(modlibOf, victim+format.Suffix())
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, cases[i].Data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		var verdict hashlist.Verdict
-		if _, err := reference.Verify(t.Context(), modlibOf, hashlist.VerifyOptions{Result: func(r hashlist.Result) {
-			if r.Path != "" {
-				verdict = r.Verdict
-			}
-		}}); err != nil && !errors.Is(err, hashlist.ErrRefused) {
-			t.Fatal(err)
-		}
-		if verdict != want[v.Name] {
-			t.Errorf("%s: modsign says %q, want %q", v.Name, verdict, want[v.Name])
-		}
-		if loads := v.Errno == 0; loads != (verdict == hashlist.Trusted) {
-			t.Errorf("%s: kernel %v %q, modsign %q", v.Name, v.Errno, v.Log, verdict)
-		}
-		if verdict != hashlist.Trusted && len(v.Log) == 0 && v.Errno != syscall.ENOEXEC && v.Errno != syscall.EBADMSG {
-			t.Errorf("%s: %v, and the kernel logs no reason", v.Name, v.Errno)
-		}
-		if full() {
-			t.Logf("%s: %v %q", v.Name, v.Errno, v.Log)
-		}
-	}
+	judge.boot(t, tree, &cases, modlib, modules)
 }
 
 // foreign returns a module built for this kernel, but not with it.
@@ -344,14 +395,14 @@ func (u *user) foreign(t testing.TB, tree *Tree) []byte {
 	return read(t, filepath.Join(dir, "theirs.ko"))
 }
 
-// stripped returns a module stripped with strip --strip-debug.
+// stripped returns a module without symbols that it can do without.
 func stripped(t testing.TB, data []byte) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "m.ko")
 	if err := os.WriteFile(path, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	testmod.Run(t, "strip", "--strip-debug", path)
+	testmod.Run(t, "strip", "--strip-unneeded", path)
 	return read(t, path)
 }
 
@@ -440,67 +491,18 @@ func modTime(t testing.TB, path string) time.Time {
 	return info.ModTime()
 }
 
-// signaturesToo checks a kernel that trusts its own modules by hash, and others by key.
-func (u *user) signaturesToo(t *testing.T, tree *Tree) {
-	pair, err := keygen.Generate(keygen.ECDSAP384, keygen.DefaultTemplate())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := filepath.Join(tree.Objtree, "theirs.pem")
-	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate.Raw}),
-		0o644); err != nil {
-		t.Fatal(err)
-	}
-	signer, err := sign.NewSigner(pair.Signer, pair.Certificate, sign.SignerOptions{Hash: crypto.SHA512})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, format := range []string{list, "# CONFIG_MODULE_HASHES_LIST is not set\nCONFIG_MODULE_HASHES_MERKLE=y\n"} {
-		tree.Reconfigure(t, format+`
-CONFIG_MODULE_SIG=y
-# CONFIG_MODULE_SIG_ALL is not set
-CONFIG_MODULE_SIG_SHA512=y
-CONFIG_MODULE_SIG_KEY=""
-CONFIG_SYSTEM_TRUSTED_KEYS="theirs.pem"
-CONFIG_CRYPTO_ECDSA=y
-`)
-		u.make(t, tree)
-		modlib, modules := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
-		foreign := u.foreign(t, tree)
-		dir := t.TempDir()
-		path := filepath.Join(dir, "theirs.ko")
-		if err := os.WriteFile(path, foreign, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		theirs, err := sign.Open(t.Context(), sign.Source{Roots: []string{dir}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if s, err := theirs.Sign(t.Context(), signer, sign.Options{}); err != nil || s.Signed != 1 {
-			t.Fatalf("%+v, %v", s, err)
-		}
-		theirs.Close()
-		var cases []Case
-		for _, name := range modules {
-			cases = append(cases, Case{Name: name, File: filepath.Join(modlib, name), Keep: true})
-		}
-		signed := read(t, path)
-		cases = append(cases, Case{Name: "signed", Data: signed}, Case{Name: "not signed", Data: foreign},
-			Case{Name: "signed and changed", Data: changed(signed, len(foreign)/2)})
-		want := map[string]syscall.Errno{"not signed": syscall.EKEYREJECTED, "signed and changed": syscall.EKEYREJECTED}
-		for _, v := range Boot(t, tree.Image(), cases) {
-			if v.Errno != want[v.Name] {
-				t.Errorf("%s: %v %q, want %v", v.Name, v.Errno, v.Log, want[v.Name])
-			}
-		}
-	}
-}
-
 // Two clean builds of a kernel with hashes are identical. With a one-time key they are
 // not.
 func TestHashesReproducible(t *testing.T) {
 	u := newUser(t)
-	tree := u.hashedTree(t, "plain", Base+hashing)
+	u.reproducible(t, linux6)
+	if full() {
+		u.reproducible(t, linux7)
+	}
+}
+
+func (u *user) reproducible(t *testing.T, series string) {
+	tree := u.hashedTree(t, series, "plain", Base+hashing)
 	fixed := []string{"KBUILD_BUILD_TIMESTAMP=Thu Jan 1 00:00:00 UTC 2026", "KBUILD_BUILD_USER=user",
 		"KBUILD_BUILD_HOST=host"}
 	// build returns the results of a clean build that users get.

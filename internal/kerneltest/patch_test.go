@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,10 +17,16 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// TestPatchRealSource patches a copy of the kernel's source whose files are hard links
-// to the source's files, and reverts the patch.
+// TestPatchRealSource patches copies of the kernels' sources whose files are hard links
+// to the sources' files, and reverts the patches.
 func TestPatchRealSource(t *testing.T) {
-	source := Source(t)
+	for _, series := range []string{linux6, linux7} {
+		t.Run(series, func(t *testing.T) { patchRealSource(t, series) })
+	}
+}
+
+func patchRealSource(t *testing.T, series string) {
+	source := sourceOf(t, series)
 	dir, err := os.MkdirTemp(filepath.Dir(source), "patch-") // on the source's file system
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +38,22 @@ func TestPatchRealSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if p.For != series {
+		t.Errorf("Linux %s gets the patch for %s", p.Version, p.For)
+	}
 	names := fileNames(t, copied)
+	// Other programs have to apply it too, as the queues of distributions do.
+	text := testmod.WriteFile(t, "module-hashes.patch", p.Text())
+	for _, apply := range [][]string{
+		{"patch", "-p1", "--fuzz=0", "--dry-run", "--directory=" + copied, "--input=" + text},
+		{"git", "-C", copied, "apply", "--check", text},
+	} {
+		cmd := exec.Command(testmod.Program(t, apply[0], apply[0]), apply[1:]...)
+		cmd.Env = append(cmd.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(copied)) // it is in no repository
+		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "fuzz") {
+			t.Errorf("%q: %v: %s", apply, err, out)
+		}
+	}
 
 	// files returns the patched files; those that the patch creates are empty before.
 	files := func(root string) (all [][]byte) {

@@ -112,3 +112,17 @@ func (im *Image) Release() (string, error) {
 	}
 	return "", nil
 }
+
+// Contains reports whether the memory of the kernel has a text in one piece.
+func (im *Image) Contains(text string) (bool, error) {
+	for _, s := range im.elf.segments {
+		data, err := im.elf.read(s.off, s.size)
+		if err != nil {
+			return false, err
+		}
+		if bytes.Contains(data, []byte(text)) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
