@@ -185,6 +185,9 @@ func (k *Keyring) AddImage(path string) error {
 		return err
 	}
 	defer image.Close()
+	if err := k.follow(path, image); err != nil {
+		return err
+	}
 	if err := k.addHashed(image); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -203,9 +206,6 @@ func (k *Keyring) AddImage(path string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
-	}
-	if err := k.follow(path, image); err != nil {
-		return err
 	}
 	// A certificate that the kernel leaves out when it boots is no error.
 	certs, err := k.kernel().ParseCertificateList(lists.Builtin)

@@ -131,8 +131,8 @@ type jsonVerifySummary struct {
 	Linked       int                    `json:"modules_over_links,omitempty"`
 	Skipped      []string               `json:"links_not_followed,omitempty"`
 	Verdicts     map[verify.Verdict]int `json:"verdicts"`
-	Certificates []string               `json:"certificates"`
 	Kernel       string                 `json:"kernel"` // whose rules decided
+	Certificates []string               `json:"certificates"`
 	Hashed       bool                   `json:"hashes,omitempty"`
 	HashesOnly   bool                   `json:"hashes_only,omitempty"`
 	Seconds      float64                `json:"seconds"`
