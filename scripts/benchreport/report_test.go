@@ -103,3 +103,26 @@ func TestReport(t *testing.T) {
 		}
 	}
 }
+
+// TestDocs checks that the documents are what report makes of the results beside them.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	docs, again := "../../docs", t.TempDir()
+	if err := report(filepath.Join(docs, "bench/results.txt"), again); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"performance.md", "performance.svg", "scale.svg"} {
+		got, err := os.ReadFile(filepath.Join(docs, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join(again, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != string(want) {
+			t.Errorf("%s is not made of docs/bench/results.txt: go run -C scripts/benchreport . \"$PWD/docs/bench/results.txt\" "+
+				"\"$PWD/docs\"", name)
+		}
+	}
+}
