@@ -89,8 +89,8 @@ func makeCases(t testing.TB, pairs keys, tree *Tree, payload []byte) []made {
 	}
 
 	// Keys with special certificates.
-	for _, name := range []string{"module", "expired", "sha3", "unknown", "revoked", "blacklisted", "by SHA-256",
-		"by SHA-512"} {
+	for _, name := range []string{"module", "expired", "sha3", "unknown", "revoked", "blacklisted", "sha256 listed",
+		"sha512 listed"} {
 		add("signed by "+name, pairs.signed(t, name, payload))
 		add("signed by "+name+", changed", changed(pairs.signed(t, name, payload), len(payload)/2))
 	}

@@ -127,8 +127,8 @@ func severalSigners(t testing.TB, pairs keys, payload []byte) []made {
 		{"blacklisted, with certificate", si("blacklisted", crypto.SHA256), cert("blacklisted")},
 		{"blacklisted, with certificate, signature changed", with("blacklisted", bad), cert("blacklisted")},
 		{"issued, with certificate", si("issued", crypto.SHA256), cert("issued")},
-		{"by SHA-256, with certificate", si("by SHA-256", crypto.SHA256), cert("by SHA-256")},
-		{"by SHA-512, with certificate", si("by SHA-512", crypto.SHA256), cert("by SHA-512")},
+		{"sha256 listed, with certificate", si("sha256 listed", crypto.SHA256), cert("sha256 listed")},
+		{"sha512 listed, with certificate", si("sha512 listed", crypto.SHA256), cert("sha512 listed")},
 		{"unknown, with both certificates", si("unknown", crypto.SHA256), cert("unknown", p256)},
 	} {
 		between := func(p *parts) {

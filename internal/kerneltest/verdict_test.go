@@ -48,6 +48,8 @@ type setup struct {
 	config string
 	// all makes every case, and not only those of the format.
 	all bool
+	// loads are some of the cases that this kernel loads, and not all judges do.
+	loads []string
 }
 
 // trusting is what judges trust and reject. The files that it names are in the object tree,
@@ -77,13 +79,16 @@ var judges = []judge{
 	{
 		series: "7",
 		config: without(Base, gone...) + trusting + mldsaKey,
-		setups: append(formatSetups(compress.XZ, compress.Gzip, compress.Zstd),
-			setup{compress.Zstd, "CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA=y\n", true}),
+		setups: append(formatSetups([]string{"ml-dsa-44", "ml-dsa-65, by key id", "ml-dsa-87", "mldsa:65 sha512",
+			"signed by module", "signed by sha512 listed"}, compress.XZ, compress.Gzip, compress.Zstd),
+			setup{format: compress.Zstd, config: "CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA=y\n", all: true,
+				loads: []string{"ml-dsa-44, attributes", "ml-dsa-87, by key id, attributes",
+					"openssl 3.5, with certificate, ml-dsa-65", "sign-file with OpenSSL 3.5, ml-dsa-65"}}),
 	},
 	{
 		series: "6.1",
 		config: without(Base, "MODULE_COMPRESS", "MODULE_COMPRESS_ALL") + trusting,
-		setups: formatSetups(compress.XZ, compress.Gzip),
+		setups: formatSetups([]string{"signed by revoked", "signed by sha256 listed"}, compress.XZ, compress.Gzip),
 		full:   true,
 	},
 }
@@ -92,12 +97,13 @@ var judges = []judge{
 var linux612 = judge{
 	series: "6.12",
 	config: Base + debug + trusting,
-	setups: formatSetups(compress.XZ, compress.Gzip, compress.Zstd),
+	setups: formatSetups([]string{"ecdsa:p521 sha3-512", "signed by sha3", "signed by sha256 listed"},
+		compress.XZ, compress.Gzip, compress.Zstd),
 }
 
 // formatSetups are kernels for these formats. Base has the first of them.
-func formatSetups(formats ...compress.Format) []setup {
-	setups := []setup{{format: formats[0], all: true}}
+func formatSetups(loads []string, formats ...compress.Format) []setup {
+	setups := []setup{{format: formats[0], all: true, loads: loads}}
 	for i, format := range formats[1:] {
 		setups = append(setups, setup{format: format, config: fmt.Sprintf(
 			"# CONFIG_MODULE_COMPRESS_%s is not set\nCONFIG_MODULE_COMPRESS_%s=y\n", kconfig(formats[i]), kconfig(format))})
@@ -144,7 +150,7 @@ func newKeys(t testing.TB) keys {
 	for _, algorithm := range keygen.Algorithms() {
 		add(algorithm.String(), algorithm, nil)
 	}
-	for _, name := range []string{"module", "unknown", "stranger", "revoked", "blacklisted", "by SHA-256", "by SHA-512"} {
+	for _, name := range []string{"module", "unknown", "stranger", "revoked", "blacklisted", "sha256 listed", "sha512 listed"} {
 		add(name, keygen.ECDSAP256, nil)
 	}
 	add("expired", keygen.ECDSAP256, func(template *keygen.Template) {
@@ -203,8 +209,8 @@ func (pairs keys) install(t testing.TB, tree *Tree) {
 			hashes = append(hashes, fmt.Sprintf("\"tbs:%x\"", sum.Sum(nil)))
 		}
 	}
-	add(crypto.SHA256, "blacklisted", "issued", "ml-dsa blacklisted", "by SHA-256")
-	add(crypto.SHA512, "blacklisted", "issued", "ml-dsa blacklisted", "by SHA-512")
+	add(crypto.SHA256, "blacklisted", "issued", "ml-dsa blacklisted", "sha256 listed")
+	add(crypto.SHA512, "blacklisted", "issued", "ml-dsa blacklisted", "sha512 listed")
 	list := strings.Join(hashes, ",\n") + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "blacklist"), []byte(list), 0o644); err != nil {
 		t.Fatal(err)
@@ -213,7 +219,7 @@ func (pairs keys) install(t testing.TB, tree *Tree) {
 
 // trusted are the names of the keys whose certificates are given to a kernel to trust.
 func (pairs keys) trusted() []string {
-	names := []string{"revoked", "blacklisted", "by SHA-256", "by SHA-512", "expired", "sha3"}
+	names := []string{"revoked", "blacklisted", "sha256 listed", "sha512 listed", "expired", "sha3"}
 	for _, algorithm := range keygen.Algorithms() {
 		names = append(names, algorithm.String())
 	}
@@ -262,15 +268,15 @@ func (j judge) judge(t *testing.T, pairs keys) {
 	tree, pairs := j.build(t, pairs)
 	count, accepted := 0, 0
 	verdicts := make(map[verify.Verdict]int)
-	for i, v := range j.setups {
-		t.Run(v.String(), func(t *testing.T) {
+	for i, s := range j.setups {
+		t.Run(s.String(), func(t *testing.T) {
 			if i > 0 {
-				tree.Reconfigure(t, v.config)
+				tree.Reconfigure(t, s.config)
 				tree.Make(t, "bzImage")
 			}
 			payload := modulePayload(t, tree)
-			cases := compressedCases(t, pairs, v.format, payload)
-			if v.all {
+			cases := compressedCases(t, pairs, s.format, payload)
+			if s.all {
 				cases = append(makeCases(t, pairs, tree, payload), cases...)
 			}
 			trusted := imageKeyring(t, tree)
@@ -283,6 +289,7 @@ func (j judge) judge(t *testing.T, pairs keys) {
 			if loaded := loadedCertificates(console); !slices.Equal(trusted.Names(), loaded) {
 				t.Errorf("verify finds the certificates %q, and the kernel loads %q", trusted.Names(), loaded)
 			}
+			refused := slices.Clone(s.loads)
 			for i, kernel := range judged {
 				path := filepath.Join(dir, cases[i].file())
 				if err := os.WriteFile(path, cases[i].Data, 0o644); err != nil {
@@ -293,7 +300,11 @@ func (j judge) judge(t *testing.T, pairs keys) {
 				verdicts[predicted.Verdict]++
 				if kernel.Errno == 0 {
 					accepted++
+					refused = slices.DeleteFunc(refused, func(name string) bool { return name == kernel.Name })
 				}
+			}
+			if len(refused) > 0 {
+				t.Errorf("the kernel does not load %q", refused)
 			}
 			count += len(cases)
 		})
@@ -304,11 +315,11 @@ func (j judge) judge(t *testing.T, pairs keys) {
 	}
 }
 
-func (v setup) String() string {
-	if v.all && v.config != "" {
-		return v.format.String() + ", " + strings.TrimSpace(v.config)
+func (s setup) String() string {
+	if s.all && s.config != "" {
+		return s.format.String() + ", " + strings.TrimSpace(s.config)
 	}
-	return v.format.String()
+	return s.format.String()
 }
 
 func kconfig(format compress.Format) string { return strings.ToUpper(format.String()) }
