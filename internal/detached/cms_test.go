@@ -346,3 +346,13 @@ func TestTrust(t *testing.T) {
 
 // opaque is a private key outside of this process.
 type opaque struct{ crypto.Signer }
+
+// A certificate that a key of ML-DSA has issued: crypto/x509 does not know whether it has.
+func TestIssuedByUnknownAlgorithm(t *testing.T) {
+	t.Parallel()
+	cert := &x509.Certificate{Issuer: pkix.Name{CommonName: "lattice"}, Raw: []byte{0x30, 0}}
+	err := checkSigner(cert, x509.NewCertPool(), x509.NewCertPool(), time.Now())
+	if err == nil || !strings.Contains(err.Error(), `whether "CN=lattice" has issued it cannot be checked`) {
+		t.Error(err)
+	}
+}
