@@ -54,8 +54,8 @@ It differs from the kernel's program in seven ways:
     other sizes than 1024, 1536, 2048, 3072 and 4096 bits, RSA-PSS, DSA, elliptic
     curves other than P-256, P-384 and P-521 (P-192, P-224, secp256k1, Brainpool)
     or with explicit parameters, ML-DSA keys without their seed, keys encrypted with
-    Camellia or ARIA, certificates with an empty issuer, and hashes that no kernel verifies, such
-    as md5.`
+    Camellia or ARIA, certificates with an empty issuer, and hashes that no kernel
+    verifies, such as md5.`
 
 // signFileExit ends the help. The exit codes are the kernel's.
 const signFileExit = `Exit status:
