@@ -113,7 +113,7 @@ func loadedCertificates(console []byte) []string {
 	trusted := false
 	for line := range strings.Lines(string(console)) {
 		line = strings.TrimSpace(line)
-		if strings.Contains(line, "] Loading compiled-in ") { // certificates, or revocation certificates
+		if strings.Contains(line, "Loading compiled-in ") { // certificates, or revocation certificates
 			trusted = strings.HasSuffix(line, "] Loading compiled-in X.509 certificates")
 		}
 		if _, name, ok := strings.Cut(line, "] Loaded X.509 cert '"); ok && trusted {

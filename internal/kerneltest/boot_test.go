@@ -57,7 +57,7 @@ func TestWithout(t *testing.T) {
 func TestLoadedCertificates(t *testing.T) {
 	console := "[    0.50] Loading compiled-in X.509 certificates\r\n" +
 		"[    0.51] Loaded X.509 cert 'one: it's: 00'\r\n[    0.52] Problem loading in-kernel X.509 certificate (-65)\r\n" +
-		"[    0.53] Loaded X.509 cert 'two: 01'\r\n[    0.54] Loading compiled-in revocation X.509 certificates\r\n" +
+		"[    0.53] Loaded X.509 cert 'two: 01'\r\n[    0.54] blacklist: Loading compiled-in revocation X.509 certificates\r\n" +
 		"[    0.55] Loaded X.509 cert 'revoked: 02'\r\n"
 	if got := loadedCertificates([]byte(console)); !slices.Equal(got, []string{"one: it's: 00", "two: 01"}) {
 		t.Errorf("%q", got)

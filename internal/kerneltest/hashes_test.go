@@ -10,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -85,34 +84,17 @@ CONFIG_SYSTEM_TRUSTED_KEYS="theirs.pem"
 CONFIG_CRYPTO_ECDSA=y
 `
 
-// Series of Linux that have a patch.
+// Series of Linux that have a patch, for SourceOf.
 const (
 	linux6 = "6.12"
-	linux7 = "7.2"
+	linux7 = "7"
 )
-
-// sourceOf returns the newest source of a series.
-func sourceOf(t testing.TB, series string) string {
-	t.Helper()
-	cache, err := testmod.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, _ := filepath.Glob(filepath.Join(cache, "linux", series+".*", "source"))
-	if len(found) == 0 {
-		testmod.Missing(t, "the source of Linux "+series, "run scripts/kernel-test")
-	}
-	return found[len(found)-1]
-}
-
-// gone are the symbols of the configurations here that Linux 7.2 has no more.
-var gone = regexp.MustCompile(`(?m)^CONFIG_CRYPTO_(AES_TI|FCRYPT|KEYWRAP|MICHAEL_MIC|PCBC|SM3_GENERIC|VMAC)=m$`)
 
 // hashedSource returns the source of a series with the patch that modsign applies. Tests
 // share it like Source.
 func (u *user) hashedSource(t testing.TB, series string) string {
 	t.Helper()
-	source := sourceOf(t, series)
+	source := SourceOf(t, series)
 	patch := u.run(t, "", u.modsign, "kbuild", "patch", "--srctree", source, "--print")
 	key := sha256.Sum256([]byte(patch))
 	patched := filepath.Join(filepath.Dir(source), fmt.Sprintf("hashed-%x", key[:6]))
@@ -146,7 +128,7 @@ func (u *user) hashedSource(t testing.TB, series string) string {
 func (u *user) hashedTree(t *testing.T, series, name, config string) *Tree {
 	t.Helper()
 	if series == linux7 {
-		config = gone.ReplaceAllString(config, "")
+		config = without(config, gone...)
 	}
 	tree := configure(t, u.hashedSource(t, series), "hashed-"+name, config)
 	u.run(t, tree.Srctree, u.modsign, "kbuild", "enable", "--objtree", tree.Objtree)
