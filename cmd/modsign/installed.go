@@ -167,7 +167,7 @@ func (k *kernel) loads(file string, cert *x509.Certificate) error {
 	rules := k.rules()
 	if err := rules.Loads(cert); err != nil {
 		return withHint(fmt.Errorf("%s: kernel %s, which is %s, cannot use this certificate: %w", file, k.Release,
-			rules.Kernel(), err), "docs/kernels.md says which kernel takes which keys; every one takes RSA, and ECDSA on P-384")
+			rules.Kernel(), err), "docs/kernels.md says which kernel takes which keys; each takes RSA, and ECDSA on P-384")
 	}
 	return nil
 }

@@ -76,9 +76,9 @@ it if DIR is usr/lib/debug of the installed system.
 
 A key of ML-DSA signs the module itself, which Linux 7.0 and later take, and --hash only
 names a hash: sha512, unless you name another. --mldsa-attrs signs the SHA-512 of the
-module in signed attributes instead, in the form of sign-file with OpenSSL 3.5 and 3.6. Only kernels with
-CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA take that; modsign verify --mldsa-attrs
-judges like one.
+module in signed attributes instead, in the form of sign-file with OpenSSL 3.5 and 3.6.
+Only kernels with CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA take that; modsign
+verify --mldsa-attrs judges like one.
 
 --rsa batch signs eight modules at once with an RSA key, on processors with AVX-512
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
