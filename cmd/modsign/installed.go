@@ -179,8 +179,8 @@ func (k *kernel) reads(message []byte) error {
 	}
 	rules := k.rules()
 	if err := rules.Reads(message); err != nil {
-		return withHint(fmt.Errorf("kernel %s, which is %s, cannot read such a signature: %w", k.Release, rules.Kernel(), err),
-			"docs/kernels.md says which kernel takes which keys and hashes")
+		return withHint(fmt.Errorf("kernel %s, which is %s, cannot read such a signature: %w", k.Release, rules.Kernel(),
+			err), "docs/kernels.md says which kernel takes which keys and hashes")
 	}
 	return nil
 }
