@@ -158,6 +158,17 @@ func (a *Attachment) check() error {
 	return nil
 }
 
+// Message returns one of the messages: all are of the same form.
+func (a *Attachment) Message() []byte {
+	if a == nil {
+		return nil
+	}
+	for _, s := range a.signatures {
+		return bytes.Clone(s.Message)
+	}
+	return nil
+}
+
 // Hash returns the hash of all signatures.
 func (a *Attachment) Hash() crypto.Hash {
 	if a == nil {
@@ -240,12 +251,15 @@ func (a attached) begin(string) []hash.Hash { return []hash.Hash{a.hash.New()} }
 
 func (attached) byName() bool { return false }
 
-func (a attached) trailer(name string, _ int64, digests [][]byte) (trailer, error) {
+func (a attached) trailer(name string, size int64, digests [][]byte) (trailer, error) {
 	digest := digests[0]
 	for _, name := range append([]string{name}, a.links[name]...) {
 		if s := a.signatures[name]; !bytes.Equal(s.Sum, digest) {
 			const differs = "not the module that was signed as %s: its %s begins with %.8x, that of the signed one with %.8x"
 			return trailer{}, fmt.Errorf(differs, name, cms.HashName(a.hash.HashFunc()), digest, s.Sum)
+		}
+		if s := a.signatures[name]; s.Size != size {
+			return trailer{}, fmt.Errorf("it has %d bytes, and its digest in the signatures says %d: they were changed", size, s.Size)
 		}
 	}
 	return trailer{module.TypePKCS7, a.signatures[name].Message}, nil

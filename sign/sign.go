@@ -219,6 +219,15 @@ func (s *Signer) join(each func(*cms.Signer) ([]byte, error)) ([]byte, error) {
 	return joined, nil
 }
 
+// Draft returns a message as the Signer makes, with zeros for the signatures: enough to ask
+// whether a kernel can read it.
+func (s *Signer) Draft() ([]byte, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	return s.draft()
+}
+
 // draft returns a message as the Signer makes, with zeros for signatures. No message of the
 // Signer is longer.
 func (s *Signer) draft() ([]byte, error) {

@@ -130,6 +130,37 @@ func (k *Keyring) kernel() *cms.Rules {
 	return k.rules
 }
 
+// FollowRelease has the Keyring follow the rules of a kernel of which only the release is
+// known, as uname -r prints it. A release without a version changes nothing.
+func (k *Keyring) FollowRelease(release string) error {
+	if k == nil {
+		return errNoKeyring
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return nil
+	}
+	return k.obey(cms.RulesOf(major, minor, false))
+}
+
+// AcceptAttributes has the Keyring judge like a kernel with
+// CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA. An image tells that itself.
+func (k *Keyring) AcceptAttributes() error {
+	if k == nil {
+		return errNoKeyring
+	}
+	return k.obey(k.kernel().Waived())
+}
+
+// Reads returns an error if the kernel cannot read a signature: a message in DER.
+func (k *Keyring) Reads(message []byte) error {
+	_, err := k.kernel().Parse(message)
+	return err
+}
+
+// Loads returns an error if the kernel cannot load a certificate, or verify modules with it.
+func (k *Keyring) Loads(cert *x509.Certificate) error { return k.kernel().Loadable(cert.Raw) }
+
 // follow takes the rules of the kernel in an image. Of several kernels, the oldest counts: it
 // knows least.
 func (k *Keyring) follow(path string, image *vmlinux.Image) error {
@@ -155,6 +186,11 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 			return nil
 		}
 	}
+	return k.obey(rules)
+}
+
+// obey takes other rules, also for the certificates that are there.
+func (k *Keyring) obey(rules *cms.Rules) (err error) {
 	k.rules = rules
 	for _, certs := range [][]*cms.Certificate{k.certs, k.bad} {
 		for i, c := range certs {
@@ -164,6 +200,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 			k.source[certs[i]] = k.source[c]
 		}
 	}
+	k.add(nil, nil, "")
 	return nil
 }
 

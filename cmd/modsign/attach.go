@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -120,6 +121,9 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := tree.CheckComplete(attachment); err != nil {
 		return refused(u, err)
 	}
+	if err := p.kernel.reads(attachment.Message()); err != nil {
+		return err
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -147,7 +151,16 @@ func (o *attachOptions) fromLines(ctx context.Context, u *ui, cert *x509.Certifi
 			"nothing was attached: write the signatures again with modsign sign-digests")
 	}
 	attachment, err := sign.NewAttachment(ctx, cert, s)
-	return attachment, refused(u, err)
+	return attachment, refused(u, o.about(name, err))
+}
+
+// about names the file of the signatures, or the certificate's, in an error that is about no
+// module.
+func (o *attachOptions) about(file string, err error) error {
+	if _, ok := errors.AsType[*sign.RefusedError](err); ok || err == nil {
+		return err
+	}
+	return fmt.Errorf("%s, with the certificate in %s: %w", file, o.cert, err)
 }
 
 // fromFiles reads and checks the signatures that lie in files.
@@ -165,10 +178,10 @@ func (o *attachOptions) fromFiles(
 		return tree.FindSignatures(ctx, cert, from, options)
 	})
 	if err != nil {
-		return nil, refused(u, err)
+		return nil, refused(u, o.about(cmp.Or(o.signatures, "the signatures"), err))
 	}
 	attachment, err := sign.NewAttachment(ctx, cert, s)
-	return attachment, refused(u, err)
+	return attachment, refused(u, o.about(cmp.Or(o.signatures, "the signatures"), err))
 }
 
 // oneCertificate reads a file with one certificate.

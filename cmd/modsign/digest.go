@@ -69,7 +69,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := o.check("digest", args); err != nil {
 		return err
 	}
-	if err := checkOutput("--output", o.output, args...); err != nil {
+	if err := checkOutput("--output", o.output, append(args, o.cert, string(o.policy))...); err != nil {
 		return err
 	}
 	policy, err := o.policy.read()
@@ -80,7 +80,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	hash, err := o.digestHash(kernel)
+	hash, err := o.digestHash(u, kernel)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 }
 
 // digestHash is what to take of each module.
-func (o *digestOptions) digestHash(kernel *kernel) (sign.Hash, error) {
+func (o *digestOptions) digestHash(u *ui, kernel *kernel) (sign.Hash, error) {
 	hash, err := o.hash.ofKernel(kernel)
 	if err != nil || o.cert == "" {
 		return hash, err
@@ -121,6 +121,7 @@ func (o *digestOptions) digestHash(kernel *kernel) (sign.Hash, error) {
 	if err != nil {
 		return nil, err
 	}
+	warnUnloadable(u, o.cert, cert)
 	of, err := sign.HashOf(cert, sign.SignerOptions{Hash: hash})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.cert, err)

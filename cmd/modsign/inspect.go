@@ -116,7 +116,7 @@ func inspection(d *verify.Description) []string {
 			field("sig_hashalgo", "%s", s.Hash)
 			field("sig_algorithm", "%s, %d bytes", s.Algorithm, s.Size)
 			if s.HasAttribute {
-				field("note", "signed attributes, which the kernel rejects for a module")
+				field("note", "signed attributes, which no kernel takes but one built so, with ML-DSA")
 			}
 		}
 		if l.Problem != "" {

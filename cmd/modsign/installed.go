@@ -144,10 +144,45 @@ func (k *kernel) accept(u *ui, file string, cert *x509.Certificate, force bool) 
 	if k == nil {
 		return warnUnloadable(u, file, cert), nil
 	}
-	if err := refuseUnloadable(file, cert); err != nil || force {
+	if err := refuseUnloadable(file, cert); err != nil {
+		return nil, err
+	}
+	if err := k.loads(file, cert); err != nil || force {
 		return nil, err
 	}
 	return nil, k.trusts(cert)
+}
+
+// rules follow the kernel's version, which its release tells.
+func (k *kernel) rules() *verify.Keyring {
+	keys := new(verify.Keyring)
+	if k != nil {
+		_ = keys.FollowRelease(k.Release) // fails for certificates, and there are none
+	}
+	return keys
+}
+
+// loads returns an error if a kernel of that version cannot use a certificate.
+func (k *kernel) loads(file string, cert *x509.Certificate) error {
+	rules := k.rules()
+	if err := rules.Loads(cert); err != nil {
+		return withHint(fmt.Errorf("%s: kernel %s, which is %s, cannot use this certificate: %w", file, k.Release,
+			rules.Kernel(), err), "docs/kernels.md says which kernel takes which keys; each takes RSA, and ECDSA on P-384")
+	}
+	return nil
+}
+
+// reads returns an error if a kernel of that version cannot read a signature.
+func (k *kernel) reads(message []byte) error {
+	if k == nil {
+		return nil
+	}
+	rules := k.rules()
+	if err := rules.Reads(message); err != nil {
+		return withHint(fmt.Errorf("kernel %s, which is %s, cannot read such a signature: %w", k.Release, rules.Kernel(),
+			err), "docs/kernels.md says which kernel takes which keys and hashes")
+	}
+	return nil
 }
 
 // trusts returns an error unless the kernel has one of the certificates built in.

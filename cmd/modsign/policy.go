@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/sign/policy"
 )
@@ -67,10 +68,11 @@ func checkManifest(p *policy.Policy, hash crypto.Hash) error {
 	if err == nil {
 		return nil
 	}
-	return &failure{
-		code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err),
-		hint: "modsign digest --policy asks it where the modules are; here, name a hash list, and take SHA-256 digests",
+	hint := "modsign digest --policy asks it where the modules are; here, name a hash list, and take SHA-256 digests"
+	if cms.IsMu(hash) {
+		hint = "modsign digest --policy asks it where the modules are: digests for ML-DSA are in no hash list"
 	}
+	return &failure{code: exitRefused, err: fmt.Errorf("%w: nothing was signed", err), hint: hint}
 }
 
 // checkPolicy has a policy judge all modules that will be signed. The modules that it refuses

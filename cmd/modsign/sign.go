@@ -75,9 +75,10 @@ DIR/lib/modules/KVER/.../NAME.ko.debug, with a link from DIR/.build-id: debugger
 it if DIR is usr/lib/debug of the installed system.
 
 A key of ML-DSA signs the module itself, which Linux 7.0 and later take, and --hash only
-names a hash. --mldsa-attrs signs the SHA-512 of the module in signed attributes instead,
-byte for byte as sign-file does with OpenSSL 3.5 and 3.6. Only kernels with
-CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA take that.
+names a hash: sha512, unless you name another. --mldsa-attrs signs the SHA-512 of the
+module in signed attributes instead, in the form of sign-file with OpenSSL 3.5 and 3.6.
+Only kernels with CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA take that; modsign
+verify --mldsa-attrs judges like one.
 
 --rsa batch signs eight modules at once with an RSA key, on processors with AVX-512
 IFMA. Every signature is checked, but the code is younger than Go's own: for a key that
@@ -223,6 +224,13 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	}
 	signer, how, err := o.signer(keys)
 	if err != nil {
+		return err
+	}
+	draft, err := signer.Draft()
+	if err != nil {
+		return err
+	}
+	if err := p.kernel.reads(draft); err != nil {
 		return err
 	}
 	tree, err := openTree(ctx, u, p.source, o.wait)

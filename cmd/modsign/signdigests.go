@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto"
@@ -126,6 +127,10 @@ func (o *signDigestsOptions) run(ctx context.Context, u *ui, args []string) (err
 		}
 		return withHint(fmt.Errorf("%s: its digests are %s, and the key signs %s", cmp.Or(file, "stdin"), cms.HashName(hash),
 			cms.HashName(signer.Hash())), "%s", hint)
+	}
+	if of, err := sign.HashOf(pair.Certificate, options); err == nil && !bytes.Equal(m[0].Key, cms.KeyOf(of)) {
+		return withHint(fmt.Errorf("%s: its digests are for another key of the same kind", cmp.Or(file, "stdin")),
+			"modsign digest --cert FILE takes those for the key of a certificate")
 	}
 	signatures, err := signer.SignManifest(ctx, m, sign.SignManifestOptions{
 		Jobs: int(o.jobs), Progress: progress, Policy: policy,

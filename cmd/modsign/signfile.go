@@ -39,7 +39,7 @@ needs its passphrase in KBUILD_SIGN_PIN.
 Modsign behaves like this under every name that begins or ends with sign-file, and as
 kmodsign.
 
-It differs from the kernel's program in six ways:
+It differs from the kernel's program in seven ways:
   - It replaces an old signature. The kernel's signs it as a part of the module.
   - If <dest> is the module under another name, it signs in place. The kernel's
     destroys the module.
@@ -47,13 +47,15 @@ It differs from the kernel's program in six ways:
     it. The kernel's replaces the link with a signed copy. Links such as those of
     weak-updates still lead to the same module. To sign a copy, give a <dest>.
   - It warns of a private key that others can read, once per build or other job.
+  - With an ML-DSA key it signs the module itself. The kernel's signs attributes if its
+    OpenSSL is older than 4.0, and most kernels reject that (docs/mldsa.md).
   - It reports an error in one line. The kernel's prints OpenSSL's errors.
   - It rejects some keys and certificates that the kernel's accepts: RSA keys of
     other sizes than 1024, 1536, 2048, 3072 and 4096 bits, RSA-PSS, DSA, elliptic
     curves other than P-256, P-384 and P-521 (P-192, P-224, secp256k1, Brainpool)
-    or with explicit parameters, keys encrypted with Camellia or ARIA,
-    certificates with an empty issuer, and hashes that no kernel verifies, such
-    as md5.`
+    or with explicit parameters, ML-DSA keys without their seed, keys encrypted with
+    Camellia or ARIA, certificates with an empty issuer, and hashes that no kernel
+    verifies, such as md5.`
 
 // signFileExit ends the help. The exit codes are the kernel's.
 const signFileExit = `Exit status:

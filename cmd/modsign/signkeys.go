@@ -15,6 +15,7 @@ import (
 type signingKey struct {
 	options *keyOptions
 	hash    crypto.Hash
+	named   bool // on the command line
 	pair    *keygen.Pair
 }
 
@@ -24,9 +25,9 @@ func (o *signOptions) keys(kernel *kernel) ([]*signingKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := []*signingKey{{options: &o.keyOptions, hash: hash}}
+	keys := []*signingKey{{options: &o.keyOptions, hash: hash, named: o.hash != ""}}
 	for i, name := range o.more.keys {
-		key := &signingKey{hash: hash, options: &keyOptions{
+		key := &signingKey{hash: hash, named: o.hash != "", options: &keyOptions{
 			key: name, passphraseFile: o.passphraseFile, allowInsecure: o.allowInsecure, rsa: o.rsa,
 		}}
 		if len(o.more.certs) > 0 {
@@ -63,6 +64,9 @@ func (o *signOptions) signer(keys []*signingKey) (signer *sign.Signer, how strin
 	signers, hows := make([]*sign.Signer, len(keys)), make([]string, len(keys))
 	for i, key := range keys {
 		options := sign.SignerOptions{Hash: key.hash, UseKeyID: o.keyID, Attributes: o.attributes}
+		if strings.HasPrefix(keygen.KeyName(key.pair.Certificate.PublicKey), "mldsa:") && !key.named {
+			options.Hash = crypto.SHA512 // what a kernel's configuration says does not count with ML-DSA
+		}
 		if signers[i], err = newSigner(key.pair, key.options.certFile(), options); err != nil {
 			return nil, "", err
 		}

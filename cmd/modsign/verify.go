@@ -17,6 +17,7 @@ type verifyOptions struct {
 	installedOptions
 	certs      []string
 	image      string
+	attributes bool
 	all        bool
 	allowEmpty bool
 	jobs       jobsFlag
@@ -26,7 +27,7 @@ type verifyOptions struct {
 func newVerifyCommand(u *ui) *cobra.Command {
 	o := verifyOptions{installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
-		Use:   "verify {[--kernel IMAGE] [--cert FILE]... | --installed [KVER]} PATH...",
+		Use:   "verify {[--kernel IMAGE | --installed [KVER]] [--cert FILE]...} PATH...",
 		Short: "Check whether a kernel will load modules",
 		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
 unknown key, bad signature, malformed, unsupported, revoked or foreign. It also shows
@@ -38,7 +39,8 @@ they are those of its version, otherwise those of the newest that modsign knows,
 --cert names the certificates to trust. --kernel trusts those built into a kernel
 image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
 into the installed kernel. Keys that a running kernel learned beyond its image, such as
-machine owner keys, are not in the image: add them with --cert beside --kernel.
+machine owner keys, are not in the image: add them with --cert beside --kernel or
+--installed.
 
 A kernel with CONFIG_MODULE_HASHES trusts a module for its hash or, with
 CONFIG_MODULE_SIG, for its signature. Then --kernel and --installed look at both.
@@ -59,6 +61,7 @@ Verify lists the modules that are not trusted, one a line, and with --all every 
 	flags.SortFlags = false
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, PEM or DER (repeatable)")
 	flags.StringVar(&o.image, "kernel", "", "trust what is built into the kernel `IMAGE`")
+	flags.BoolVar(&o.attributes, "mldsa-attrs", false, "judge like a kernel that takes ML-DSA with signed attributes")
 	o.installedOptions.addFlags(flags)
 	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
 	flags.BoolVarP(&o.all, "all", "a", false, "list every module")
@@ -82,7 +85,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	keys, hashes, err := o.keyring(kernel)
+	keys, hashes, err := o.keyring(u, kernel)
 	if err != nil {
 		return err
 	}
@@ -126,30 +129,37 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 }
 
 // keyring returns what to trust: at least one certificate, or the hashes of a kernel.
-func (o *verifyOptions) keyring(kernel *kernel) (keys *verify.Keyring, hashes *hashlist.Embedded, err error) {
+func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, hashes *hashlist.Embedded, err error) {
 	keys = new(verify.Keyring)
 	switch {
-	case len(o.certs) > 0 || o.image != "":
-		if o.image != "" {
-			if hashes, err = addImage(keys, o.image); err != nil {
-				return nil, nil, withHint(err, "name the certificates with --cert instead of --kernel")
-			}
+	case o.image != "":
+		if hashes, err = addImage(keys, o.image); err != nil {
+			return nil, nil, withHint(err, "name the certificates with --cert instead of --kernel")
 		}
-		for _, path := range o.certs {
-			if err := keys.AddFile(path); err != nil {
-				return nil, nil, hintFor(path, err)
-			}
-		}
-		return keys, hashes, nil
 	case kernel != nil:
-		keys, hashes, err := kernel.keyring()
-		if err != nil {
+		keys, hashes, err = kernel.keyring()
+		if err != nil && len(o.certs) == 0 {
 			return nil, nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
 		}
-		return keys, hashes, nil
+		if err != nil {
+			keys = kernel.rules()
+			u.Note("warning: %v: only the certificates of --cert count, by the rules of %s", err, keys.Kernel())
+		}
+	case len(o.certs) == 0:
+		return nil, nil, withHint(errors.New("no certificate to verify with"),
+			"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 	}
-	return nil, nil, withHint(errors.New("no certificate to verify with"),
-		"use --cert FILE, or --kernel IMAGE for those built into a kernel")
+	if o.attributes {
+		if err := keys.AcceptAttributes(); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, path := range o.certs {
+		if err := keys.AddFile(path); err != nil {
+			return nil, nil, hintFor(path, err)
+		}
+	}
+	return keys, hashes, nil
 }
 
 // trustedOf says what a keyring trusts: "a list of 23 hashes and 2 certificates".

@@ -49,7 +49,7 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 		w.ui.Hint("--owner runner makes you the owner of new files; --output DIR writes a copy and leaves the modules alone")
 	}
 	if w.mixed {
-		w.ui.Hint("--key-id names the new signer by subject key identifier, no --key-id by issuer and serial number")
+		w.ui.Hint("--key-id, of sign or sign-digests, names the new signer by subject key identifier, no --key-id by issuer and serial number")
 	}
 	for _, dir := range summary.StaleIndexes {
 		w.ui.Hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))

@@ -366,7 +366,11 @@ func (p *parser) signerInfo() {
 	s.signature.hash, s.signature.hashName = s.Hash, s.HashName
 	if s.HasAttributes && !(s.signsData() && s.Hash == crypto.SHA512 &&
 		bytes.Equal(s.signature.attributes, signedAttributes(s.messageDigest))) {
-		p.note("signed attributes")
+		if s.signsData() {
+			p.note("signed attributes other than contentType and the messageDigest of sha512")
+		} else {
+			p.note("signed attributes")
+		}
 	}
 	switch {
 	case s.Hash == 0 || s.Algorithm == "ecrdsa":

@@ -267,9 +267,11 @@ func TestMLDSAOpenSSL(t *testing.T) {
 		key := testmod.NewKey(t, algorithm)
 		_, cert := key.Files(t)
 		for _, useKeyID := range []bool{false, true} {
-			message := testmod.WriteFile(t, "message", signedBy(t, key, crypto.SHA512, Form{UseKeyID: useKeyID, Attributes: true}))
+			form := Form{UseKeyID: useKeyID, Attributes: true}
+			message := testmod.WriteFile(t, "message", signedBy(t, key, crypto.SHA512, form))
 			verify := func(content string) error {
-				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", message, "-content", content,
+				out, err := exec.Command(openssl, "cms", "-verify", "-binary", "-inform", "DER", "-in", message, "-content",
+					content,
 					"-certfile", cert, "-noverify", "-out", os.DevNull).CombinedOutput()
 				if err != nil {
 					return fmt.Errorf("%w: %s", err, out)
@@ -328,7 +330,8 @@ func TestMLDSAWrap(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, err := NewSigner(key.Private, bareCert, crypto.SHA512, Form{}); err != nil || s.Hash().HashFunc() != mu.HashFunc() {
+		s, err := NewSigner(key.Private, bareCert, crypto.SHA512, Form{})
+		if err != nil || s.Hash().HashFunc() != mu.HashFunc() {
 			t.Errorf("%s: %v", algorithm, err)
 		}
 	}

@@ -28,6 +28,9 @@ func Wrap(cert *x509.Certificate, hash Hash, useKeyID bool, digest, signature []
 	h := hash.HashFunc()
 	if mu, ok := hash.(*mldsamu.PublicKey); ok {
 		h = crypto.SHA512
+		if size := mu.Key().Parameters().SignatureSize(); len(signature) != size {
+			return nil, fmt.Errorf("signature of %d bytes: one by the certificate's key has %d", len(signature), size)
+		}
 		if mu.Verify(digest, signature) != nil {
 			return nil, errors.New("not an ML-DSA signature of the module by the certificate's key")
 		}

@@ -60,6 +60,9 @@ var (
 	Any = RulesOf(7, 2, true)
 )
 
+// Waived are the rules of such a kernel that takes signed attributes with ML-DSA.
+func (r *Rules) Waived() *Rules { return RulesOf(r.major, r.minor, true) }
+
 // OlderThan compares the versions.
 func (r *Rules) OlderThan(other *Rules) bool {
 	return r.major < other.major || r.major == other.major && r.minor < other.minor

@@ -42,8 +42,11 @@ func ParseX509(der []byte) (*x509.Certificate, error) {
 
 // Loadable returns nil if a kernel would load the certificate into a keyring and verify
 // modules with it. Otherwise the error tells why not.
-func Loadable(der []byte) error {
-	c, err := ParseCertificate(der)
+func Loadable(der []byte) error { return Any.Loadable(der) }
+
+// Loadable is [Loadable] for such a kernel.
+func (r *Rules) Loadable(der []byte) error {
+	c, err := r.ParseCertificate(der)
 	if err != nil {
 		return err
 	}

@@ -238,6 +238,10 @@ func checkSigner(cert *x509.Certificate, roots, intermediates *x509.CertPool, no
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		if cert.SignatureAlgorithm == x509.UnknownSignatureAlgorithm {
+			return fmt.Errorf("the certificate is not trusted itself, and whether %q has issued it cannot be checked: "+
+				"lists are signed with RSA and ECDSA, also their certificates", cert.Issuer.String())
+		}
 		return errors.New("the certificate is neither trusted nor issued by a trusted certificate")
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {

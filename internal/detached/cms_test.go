@@ -346,3 +346,16 @@ func TestTrust(t *testing.T) {
 
 // opaque is a private key outside of this process.
 type opaque struct{ crypto.Signer }
+
+// A certificate that a key of ML-DSA has issued: crypto/x509 does not know whether it has.
+func TestIssuedByUnknownAlgorithm(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	cert := &x509.Certificate{
+		Raw: []byte{0x30, 0}, Issuer: pkix.Name{CommonName: "lattice"}, NotBefore: now, NotAfter: now.Add(time.Hour),
+	}
+	err := checkSigner(cert, x509.NewCertPool(), x509.NewCertPool(), now)
+	if err == nil || !strings.Contains(err.Error(), `whether "CN=lattice" has issued it cannot be checked`) {
+		t.Error(err)
+	}
+}

@@ -325,7 +325,8 @@ func messages(t testing.TB, pairs keys, payload []byte) []message {
 	add("ECDSA with the name of another digest", func(p *parts) { p.algorithm = seq(oid("1.2.840.10045.4.3.3")) })
 	add("another digest than signed", func(p *parts) { p.digest = seq(oid("2.16.840.1.101.3.4.2.2")) })
 	for _, digest := range [][2]string{
-		{"MD4", "1.2.840.113549.2.4"}, {"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"}, {"SM3", "1.2.156.10197.1.401"},
+		{"MD4", "1.2.840.113549.2.4"}, {"MD5", "1.2.840.113549.2.5"}, {"SHA3-224", "2.16.840.1.101.3.4.2.7"},
+		{"SM3", "1.2.156.10197.1.401"},
 		{"Streebog", streebogOID}, {"unknown", "1.2.3.4"},
 	} {
 		add("digest "+digest[0], func(p *parts) { p.digest = seq(oid(digest[1])) })

@@ -183,7 +183,7 @@ func (tree *Tree) Make(t testing.TB, args ...string) []byte {
 	cmd := exec.Command(testmod.Program(t, "make", "make"),
 		append([]string{"-C", tree.Srctree, "O=" + tree.Objtree, fmt.Sprintf("-j%d", runtime.NumCPU())}, args...)...)
 	if tree.Path != "" {
-		cmd.Env = append(cmd.Environ(), "PATH="+tree.Path+string(os.PathListSeparator)+os.Getenv("PATH"))
+		cmd.Env = append(cmd.Environ(), testmod.FirstInPath(tree.Path))
 	}
 	out, err := cmd.CombinedOutput()
 	log, openErr := os.OpenFile(tree.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)

@@ -33,8 +33,8 @@ var mldsaSets = []string{"ml-dsa-44", "ml-dsa-65", "ml-dsa-87"}
 
 // mldsaTrusted are the keys with certificates about ML-DSA that are given to a kernel to
 // trust: two of each set, and one that a key of ML-DSA has signed.
-var mldsaTrusted = append(slices.Clone(mldsaSets), "ml-dsa revoked", "ml-dsa blacklisted", "ml-dsa expired", "ml-dsa issued",
-	"issued by ml-dsa")
+var mldsaTrusted = append(slices.Clone(mldsaSets), "ml-dsa revoked", "ml-dsa blacklisted", "ml-dsa expired",
+	"ml-dsa issued", "issued by ml-dsa")
 
 // addMLDSA makes keys with OpenSSL, which writes them in a form of its own, and their
 // certificates.
@@ -228,7 +228,8 @@ func mldsaMessages(t testing.TB, pairs keys, payload []byte) []message {
 		for _, other := range []message{
 			{"cut", sig[:len(sig)-1]}, {"longer by a byte", append(slices.Clone(sig), 0)}, {"empty", nil},
 			{"of zeros", make([]byte, len(sig))}, {"of ones", bytes.Repeat([]byte{0xff}, len(sig))},
-			{"of ML-DSA-44", mldsaSign(t, pairs["ml-dsa-44"], payload)}, {"of ML-DSA-65", mldsaSign(t, pairs["ml-dsa-65"], payload)},
+			{"of ML-DSA-44", mldsaSign(t, pairs["ml-dsa-44"], payload)},
+			{"of ML-DSA-65", mldsaSign(t, pairs["ml-dsa-65"], payload)},
 			{"of ML-DSA-87", mldsaSign(t, pairs["ml-dsa-87"], payload)},
 			{"of the digest", mldsaSign(t, pair, digestOf(crypto.SHA512, payload))},
 			{"with another key", mldsaSign(t, pairs["ml-dsa unknown"], payload)},
@@ -236,7 +237,9 @@ func mldsaMessages(t testing.TB, pairs keys, payload []byte) []message {
 			add("signature "+other.name, func(p *parts) { p.sig = tlv(asn1.TagOctetString, other.der) })
 		}
 		keyID := tlv(0x80, pair.Certificate.SubjectKeyId)
-		add("key id of another", func(p *parts) { p.version, p.siVersion, p.sid = integer(3), integer(3), changed(keyID, -1) })
+		add("key id of another", func(p *parts) {
+			p.version, p.siVersion, p.sid = integer(3), integer(3), changed(keyID, -1)
+		})
 		add("versions 1 with key id", func(p *parts) { p.sid = keyID })
 		add("versions 3 with issuer", func(p *parts) { p.version, p.siVersion = integer(3), integer(3) })
 		add("unsigned attributes", func(p *parts) { p.unsigned = tlv(0xa1, attribute("1.2.3", null)) })

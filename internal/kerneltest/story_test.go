@@ -113,8 +113,9 @@ func (v variant) config() string {
 	set := map[string]bool{
 		"SIG_KEY_TYPE_RSA": v.key == keygen.RSA4096, "SIG_KEY_TYPE_ECDSA": v.key == keygen.ECDSAP384,
 		"SIG_KEY_TYPE_MLDSA_65": v.key == keygen.MLDSA65,
-		"COMPRESS_ALL":          v.format != compress.None, "COMPRESS_XZ": v.format == compress.XZ || v.format == compress.None,
-		"COMPRESS_ZSTD": v.format == compress.Zstd, "COMPRESS_GZIP": v.format == compress.Gzip,
+		"COMPRESS_ALL":          v.format != compress.None,
+		"COMPRESS_XZ":           v.format == compress.XZ || v.format == compress.None,
+		"COMPRESS_ZSTD":         v.format == compress.Zstd, "COMPRESS_GZIP": v.format == compress.Gzip,
 	}
 	var lines strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(set)) {
@@ -191,7 +192,7 @@ func (s story) tell(t *testing.T) {
 	if s.series != "" {
 		base = without(Base, "CRYPTO_MICHAEL_MIC")
 		// Kconfig asks openssl whether it knows ML-DSA.
-		u.environ = append(u.environ, "PATH="+filepath.Dir(testmod.OpenSSL35(t))+":"+os.Getenv("PATH"))
+		u.environ = append(u.environ, testmod.FirstInPath(filepath.Dir(testmod.OpenSSL35(t))))
 	}
 	configured := configure(t, SourceOf(t, cmp.Or(s.series, linux612.series)), "story", base+first.config())
 	config, err := os.ReadFile(configured.config())
