@@ -174,7 +174,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 			path, k.kernel()))
 		return nil
 	}
-	waived, err := image.Holds(waivedLine)
+	waived, err := image.Contains(waivedLine)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

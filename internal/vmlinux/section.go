@@ -71,20 +71,6 @@ func (im *Image) Section(name string) (*Section, error) {
 	return nil, ErrNoSection
 }
 
-// Holds reports whether what the kernel loads contains a text.
-func (im *Image) Holds(text string) (bool, error) {
-	for _, s := range im.elf.segments {
-		data, err := im.elf.read(s.off, s.size)
-		if err != nil {
-			return false, err
-		}
-		if bytes.Contains(data, []byte(text)) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
 // banner is the beginning of linux_banner (init/version-timestamp.c). The release
 // follows, as uname -r prints it.
 const banner = "Linux version "
