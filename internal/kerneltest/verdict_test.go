@@ -150,7 +150,9 @@ func newKeys(t testing.TB) keys {
 	for _, algorithm := range keygen.Algorithms() {
 		add(algorithm.String(), algorithm, nil)
 	}
-	for _, name := range []string{"module", "unknown", "stranger", "revoked", "blacklisted", "sha256 listed", "sha512 listed"} {
+	for _, name := range []string{
+		"module", "unknown", "stranger", "revoked", "blacklisted", "sha256 listed", "sha512 listed",
+	} {
 		add(name, keygen.ECDSAP256, nil)
 	}
 	add("expired", keygen.ECDSAP256, func(template *keygen.Template) {
