@@ -348,9 +348,9 @@ func (u *user) judgeHashes(
 	bad := func(name string, verdict hashlist.Verdict, data []byte) { cases.add(t, name, verdict, data) }
 	bad("one byte changed", hashlist.Changed, changed(whole, len(payload)/2))
 	foreign := u.foreign(t, tree)
-	bad("a foreign one", map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle], foreign)
-	bad("a foreign one with a signature", map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle],
-		signers.signed(t, "theirs", foreign))
+	strange := map[bool]hashlist.Verdict{true: hashlist.Unproven, false: hashlist.Changed}[merkle]
+	bad("a foreign one", strange, foreign)
+	bad("a foreign one with a signature", strange, signers.signed(t, "theirs", foreign))
 	signed := signers.signed(t, "theirs", payload)
 	if merkle {
 		proof := whole[len(payload):]
