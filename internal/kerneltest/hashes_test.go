@@ -241,16 +241,8 @@ func (u *user) allOfHashes(t *testing.T, series string) {
 			u.judgeEither(t, tree, compress.XZ, modlib, modules, signers)
 		})
 	}
-	if full() {
-		t.Run("certificates for other uses", func(t *testing.T) {
-			tree.Reconfigure(t, otherUses)
-			u.make(t, tree)
-			modlib, modules := u.install(t, tree)
-			u.judgeHashes(t, tree, compress.XZ, modlib, modules, signers)
-		})
-	}
-	t.Run("without BTF", func(t *testing.T) {
-		tree.Reconfigure(t, "# CONFIG_DEBUG_INFO_BTF is not set\n")
+	t.Run("without signatures and BTF", func(t *testing.T) {
+		tree.Reconfigure(t, otherUses+"# CONFIG_DEBUG_INFO_BTF is not set\n")
 		u.make(t, tree)
 		u.settled(t, tree)
 		modlib, modules := u.install(t, tree, "CONFIG_MODULE_COMPRESS_ALL=")
