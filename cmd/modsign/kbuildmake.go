@@ -79,9 +79,6 @@ type kbuildFront struct{ *ui }
 func (f kbuildFront) Sign(
 	ctx context.Context, key *keygen.Pair, hash crypto.Hash, o sign.Options, pass kbuildrun.Pass,
 ) error {
-	if hashed, err := sign.HashOf(key.Certificate, sign.SignerOptions{Hash: hash}); err == nil {
-		hash = hashed.HashFunc()
-	}
 	w := work{ui: f.ui, verb: "signing", how: signedWith(key.Certificate, hash), options: o}
 	return w.do(ctx, pass)
 }

@@ -63,7 +63,7 @@ func (d *Driver) installSigned(ctx context.Context, tree *kbuild.Tree, step Step
 		}
 	}()
 	do := func(modules *sign.Tree, l *lines, o sign.Options) error {
-		return d.Front.Sign(ctx, key.pair, key.hash, o, l.through(func(o sign.Options) (sign.Summary, error) {
+		return d.Front.Sign(ctx, key.pair, key.signer.Hash(), o, l.through(func(o sign.Options) (sign.Summary, error) {
 			return modules.Sign(ctx, key.signer, o)
 		}))
 	}

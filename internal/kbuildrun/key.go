@@ -2,7 +2,6 @@ package kbuildrun
 
 import (
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -122,13 +121,11 @@ func (d *Driver) agent(tree *kbuild.Tree) (Agent, error) {
 	case "rsa": // of the size that the profile says
 	case "ecdsa":
 		a.KeyType = keygen.ECDSAP384.String()
-	case "mldsa44":
-		a.KeyType = keygen.MLDSA44.String()
-	case "mldsa65":
-		a.KeyType = keygen.MLDSA65.String()
-	case "mldsa87":
-		a.KeyType = keygen.MLDSA87.String()
 	default:
+		if algorithm, err := keygen.ParseAlgorithm(kind); err == nil { // mldsa65 and the like
+			a.KeyType = algorithm.String()
+			break
+		}
 		return a, fmt.Errorf("the configuration asks for a one-time key of type %s, which modsign cannot make: "+
 			"choose RSA, ECDSA or ML-DSA (CONFIG_MODULE_SIG_KEY_TYPE_*)", kind)
 	}
@@ -152,7 +149,6 @@ func readProfile(path string) ([]byte, error) {
 // A signingKey is the key that the kernel of a tree was linked with.
 type signingKey struct {
 	pair   *keygen.Pair
-	hash   crypto.Hash
 	signer *sign.Signer
 }
 
@@ -174,10 +170,11 @@ func (d *Driver) fit(key *signingKey, path string, tree *kbuild.Tree) (err error
 	if err := d.checkLinked(path, key.pair, tree); err != nil {
 		return err
 	}
-	if key.hash, err = cms.HashByName(tree.Config.SigHash()); err != nil {
+	hash, err := cms.HashByName(tree.Config.SigHash())
+	if err != nil {
 		return fmt.Errorf("CONFIG_MODULE_SIG_HASH: %w", err)
 	}
-	key.signer, err = sign.NewSigner(key.pair.Signer, key.pair.Certificate, sign.SignerOptions{Hash: key.hash})
+	key.signer, err = sign.NewSigner(key.pair.Signer, key.pair.Certificate, sign.SignerOptions{Hash: hash})
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
