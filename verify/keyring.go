@@ -200,7 +200,7 @@ func (k *Keyring) obey(rules *cms.Rules) (err error) {
 			k.source[certs[i]] = k.source[c]
 		}
 	}
-	k.add(nil, nil, "")
+	k.index()
 	return nil
 }
 
@@ -290,6 +290,11 @@ func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
 		k.source[c] = source
 	}
 	k.certs, k.bad = append(k.certs, trusted...), append(k.bad, revoked...)
+	k.index()
+}
+
+// index makes the keyrings of the certificates.
+func (k *Keyring) index() {
 	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
 	k.revoked.Blacklist(k.blacklists)
 }
