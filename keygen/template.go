@@ -23,7 +23,6 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/modsign/modsign/internal/cms"
-	"github.com/modsign/modsign/internal/mldsamu"
 )
 
 // Template is the profile of a certificate: all of it but the key.
@@ -134,10 +133,7 @@ func (t *Template) selfSigned(signer crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var hash cms.Hash = t.Hash
-	if key, ok := signer.Public().(*mldsa.PublicKey); ok {
-		hash = mldsamu.NewPublicKey(key)
-	}
+	hash := cms.HashFor(signer.Public(), t.Hash)
 	_, isRSA := signer.Public().(*rsa.PublicKey)
 	addAlgorithm := func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

@@ -27,13 +27,14 @@ func checkCertificate(cert *x509.Certificate) error {
 // publicKeyOf is the key of a certificate, also of ML-DSA, which crypto/x509 does not parse
 // before Go 1.27.
 func publicKeyOf(cert *x509.Certificate) crypto.PublicKey {
-	if cert.PublicKey != nil || cert.PublicKeyAlgorithm != x509.UnknownPublicKeyAlgorithm {
+	if cert.PublicKeyAlgorithm != x509.UnknownPublicKeyAlgorithm {
 		return cert.PublicKey
 	}
-	if parsed, err := cms.ParseX509(cert.Raw); err == nil {
-		return parsed.PublicKey
+	whole, err := cms.WithKey(cert)
+	if err != nil {
+		return nil
 	}
-	return nil
+	return whole.PublicKey
 }
 
 // checkKey refuses a private key that is none, or lacks its numbers.

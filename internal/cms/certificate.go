@@ -109,9 +109,6 @@ var rsaWithHash = map[string]crypto.Hash{
 	nistSignatures + "\x10": crypto.SHA3_512,
 }
 
-// mldsas are the kernel's names for the parameter sets of ML-DSA.
-var mldsas = map[string]string{oidMLDSA44: "mldsa44", oidMLDSA65: "mldsa65", oidMLDSA87: "mldsa87"}
-
 // certificateSignature returns the algorithms of a certificate's signatureAlgorithm,
 // and whether the kernel supports it.
 func (r *Rules) certificateSignature(oid string) (signature, bool) {
@@ -129,8 +126,8 @@ func (r *Rules) certificateSignature(oid string) (signature, bool) {
 	case gostArc + "\x03\x03":
 		return signature{algorithm: "ecrdsa", hashName: "streebog512"}, true
 	}
-	if name, ok := mldsas[oid]; ok {
-		return signature{algorithm: name}, r.mldsa
+	if set := mldsaByOID(oid); set != nil {
+		return signature{algorithm: set.name}, r.mldsa
 	}
 	if oid == oidSM2WithSM3 {
 		return signature{algorithm: "sm2", hashName: "sm3"}, r.sm2
@@ -377,7 +374,7 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 	case oidGOST256, oidGOST512:
 		c.KeyAlgorithm = "ecrdsa"
 	case oidMLDSA44, oidMLDSA65, oidMLDSA87:
-		if c.KeyAlgorithm = mldsas[algorithm]; !c.rules.mldsa {
+		if c.KeyAlgorithm = mldsaByOID(algorithm).name; !c.rules.mldsa {
 			unsupported()
 			return
 		}
@@ -425,13 +422,11 @@ func (c *Certificate) publicKey(d *decoder, algorithm string, parameters, bits [
 		c.ecdsaKey(elliptic.P384(), key)
 	case "ecdsa-nist-p521":
 		c.ecdsaKey(elliptic.P521(), key)
-	case "mldsa44":
-		c.mldsaKey(mldsa.MLDSA44(), key)
-	case "mldsa65":
-		c.mldsaKey(mldsa.MLDSA65(), key)
-	case "mldsa87":
-		c.mldsaKey(mldsa.MLDSA87(), key)
 	default:
+		if set := mldsaByName(c.KeyAlgorithm); set != nil {
+			c.mldsaKey(set.parameters, key)
+			return
+		}
 		c.keyErrno, c.KeyProblem = syscall.ENOPKG, "modsign cannot verify "+c.KeyAlgorithm+" signatures"
 	}
 }
@@ -528,9 +523,9 @@ func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte
 func (c *Certificate) parseAuthorityKeyID(der []byte) error {
 	d := newDecoder(der)
 	var issuer []byte
-	name := d.generalName
+	readName := d.generalName
 	if !c.rules.otherNames {
-		name = d.oldGeneralName
+		readName = d.oldGeneralName
 	}
 	d.need(tagSequence)
 	if d.maybe(primitive0) {
@@ -538,7 +533,7 @@ func (c *Certificate) parseAuthorityKeyID(der []byte) error {
 	}
 	if d.maybe(constructed0 + 1) {
 		for {
-			if name := name(); name != nil {
+			if name := readName(); name != nil {
 				issuer = name
 			}
 			if !d.again() {
@@ -729,8 +724,8 @@ func describeOID(oid string) string {
 	case pkcs1Arc + "\x04":
 		return "md5WithRSAEncryption"
 	}
-	if name, ok := mldsas[oid]; ok {
-		return name
+	if set := mldsaByOID(oid); set != nil {
+		return set.name
 	}
 	return dotted(oid)
 }

@@ -376,18 +376,18 @@ func TestCertificateRules(t *testing.T) {
 func TestParseCertificates(t *testing.T) {
 	t.Parallel()
 	small, large, next := testdata(t, "small.x509"), testdata(t, "rsa2048.x509"), testdata(t, "p256.x509")
-	certs, err := ParseCertificates(slices.Concat(small, large, next))
+	certs, err := Any.ParseCertificates(slices.Concat(small, large, next))
 	if err != nil || len(certs) != 3 || certs[2].Name() != "modsign tests: p256" {
 		t.Errorf("%d certificates, %v", len(certs), err)
 	}
-	if _, err := ParseCertificates(slices.Concat(small, []byte("garbage"))); err == nil ||
+	if _, err := Any.ParseCertificates(slices.Concat(small, []byte("garbage"))); err == nil ||
 		!strings.Contains(err.Error(), "certificate 2 at offset 322: ASN.1") {
 		t.Error(err)
 	}
 	if _, err := ParseCertificate(make([]byte, MaxSize+1)); !errors.Is(err, syscall.EMSGSIZE) {
 		t.Error(err)
 	}
-	if certs, err := ParseCertificates(nil); len(certs) != 0 || err != nil {
+	if certs, err := Any.ParseCertificates(nil); len(certs) != 0 || err != nil {
 		t.Error(certs, err)
 	}
 }
@@ -416,7 +416,7 @@ func TestParseCertificateList(t *testing.T) {
 		{"cut off", slices.Concat(large, cut), 1, "offset 804: no certificate", syscall.EBADMSG},
 		{"padding", slices.Concat(large, make([]byte, 3)), 1, "ignores this and the following 3 bytes", syscall.EBADMSG},
 	} {
-		certs, err := ParseCertificateList(test.der)
+		certs, err := Any.ParseCertificateList(test.der)
 		if len(certs) != test.want {
 			t.Errorf("%s: %d certificates", test.name, len(certs))
 		}
@@ -482,7 +482,7 @@ func FuzzParseCertificateList(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, list uint8, one, two, three uint64) {
 		der := testmod.Edit(lists[int(list)%len(lists)], one, two, three)
-		certs, err := ParseCertificateList(der)
+		certs, err := Any.ParseCertificateList(der)
 		total := 0
 		for _, c := range certs {
 			total += len(c.Raw)
@@ -490,7 +490,7 @@ func FuzzParseCertificateList(f *testing.F) {
 		if total > len(der) || err == nil && len(der) > 0 && len(certs) == 0 {
 			t.Fatalf("%d certificates of %d bytes out of %d, %v", len(certs), total, len(der), err)
 		}
-		all, err := ParseCertificates(der)
+		all, err := Any.ParseCertificates(der)
 		if err == nil {
 			total = 0
 			for _, c := range all {

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"filippo.io/mldsa"
+
 	"github.com/modsign/modsign/internal/mldsamu"
 )
 
@@ -22,9 +24,13 @@ type Hash interface {
 	New() hash.Hash
 }
 
-// mus are the names of mu in manifests and records, where other digests have those of
-// CONFIG_MODULE_SIG_HASH.
-var mus = map[crypto.Hash]string{mldsamu.Mu44: "mldsa44-mu", mldsamu.Mu65: "mldsa65-mu", mldsamu.Mu87: "mldsa87-mu"}
+// HashFor returns the Hash for signatures by a key: mu for one of ML-DSA, otherwise h.
+func HashFor(public crypto.PublicKey, h crypto.Hash) Hash {
+	if key, ok := public.(*mldsa.PublicKey); ok {
+		return mldsamu.NewPublicKey(key)
+	}
+	return h
+}
 
 // KeyOf returns the SHA-256 of the SubjectPublicKeyInfo of the key on which digests of a
 // Hash depend, or nil if they depend on none.
@@ -40,7 +46,7 @@ func IsMu(h crypto.Hash) bool { return mldsamu.IsMu(h) }
 
 // HashOf returns the Hash of a [Signer] with that certificate.
 func HashOf(cert *x509.Certificate, h crypto.Hash, form Form) (Hash, error) {
-	cert, err := withKey(cert)
+	cert, err := WithKey(cert)
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +68,8 @@ func DigestSize(h crypto.Hash) int {
 // DigestByName returns the digest that [HashName] calls so: what [HashByName] knows by its
 // common name, or mu.
 func DigestByName(name string) (crypto.Hash, error) {
-	for h, mu := range mus {
-		if mu == name {
-			return h, nil
-		}
+	if set := findMLDSA(func(s mldsaSet) bool { return s.muName() == name }); set != nil {
+		return set.mu, nil
 	}
 	h, err := HashByName(name)
 	if err == nil && HashName(h) != name {
@@ -150,8 +154,8 @@ func hashNames() string {
 // HashName returns the name of a digest in CONFIG_MODULE_SIG_HASH: sha512, sha3-256. That of
 // mu is mldsa65-mu and the like.
 func HashName(h crypto.Hash) string {
-	if mu, ok := mus[h]; ok {
-		return mu
+	if set := findMLDSA(func(s mldsaSet) bool { return s.mu == h }); set != nil {
+		return set.muName()
 	}
 	if a := hashAlgorithmOf(h); a != nil {
 		return a.name

@@ -445,8 +445,8 @@ func (p *parser) signatureAlgorithm(s *SignerInfo, oid string, parameters []byte
 		s.Algorithm = "ecrdsa"
 	case oid == oidSM2WithSM3 && p.rules.sm2:
 		s.Algorithm = "sm2"
-	case mldsas[oid] != "" && p.rules.mldsa:
-		s.Algorithm = mldsas[oid]
+	case mldsaByOID(oid) != nil && p.rules.mldsa:
+		s.Algorithm = mldsaByOID(oid).name
 		if parameters != nil {
 			p.note("ML-DSA signatureAlgorithm has parameters")
 		}
@@ -535,7 +535,7 @@ func (p *parser) attribute(s *SignerInfo, oid string, seen map[string]bool) {
 
 // signsData reports whether the signature is one of ML-DSA, which is for data and not for a
 // digest.
-func (s *SignerInfo) signsData() bool { return strings.HasPrefix(s.Algorithm, "mldsa") }
+func (s *SignerInfo) signsData() bool { return mldsaByName(s.Algorithm) != nil }
 
 // SumAttributes returns the digest of the signed attributes, which is what the signature is
 // for. Without signed attributes it is nil.
@@ -552,12 +552,7 @@ func (s *SignerInfo) Digest() crypto.Hash {
 	if s.HasAttributes || !s.signsData() {
 		return s.Hash
 	}
-	for h, name := range mus {
-		if name == s.Algorithm+"-mu" {
-			return h
-		}
-	}
-	return 0
+	return mldsaByName(s.Algorithm).mu
 }
 
 // KeyID returns the identifier that the kernel looks for among its keys: the octets of

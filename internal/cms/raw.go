@@ -21,7 +21,7 @@ import (
 // It fails if the certificate's key did not make the signature for this digest. A message of
 // ML-DSA names SHA-512.
 func Wrap(cert *x509.Certificate, hash Hash, useKeyID bool, digest, signature []byte) ([]byte, error) {
-	cert, err := withKey(cert)
+	cert, err := WithKey(cert)
 	if err != nil {
 		return nil, err
 	}
@@ -72,12 +72,12 @@ func (k madeAlready) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) 
 // names. It fails if that key did not make the signature. For a key of ML-DSA it returns
 // which mu all signatures are for.
 func RawHash(cert *x509.Certificate, signature []byte) (crypto.Hash, error) {
-	cert, err := withKey(cert)
+	cert, err := WithKey(cert)
 	if err != nil {
 		return 0, err
 	}
 	if key, ok := cert.PublicKey.(*mldsa.PublicKey); ok {
-		return mldsamu.NewPublicKey(key).HashFunc(), nil
+		return mldsaOf(key).mu, nil
 	}
 	public, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {

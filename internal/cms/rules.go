@@ -76,9 +76,3 @@ func Parse(der []byte) (*Message, error) { return Any.Parse(der) }
 
 // ParseCertificate parses a certificate by the rules of [Any] kernel.
 func ParseCertificate(der []byte) (*Certificate, error) { return Any.ParseCertificate(der) }
-
-// ParseCertificates parses successive certificates by the rules of [Any] kernel.
-func ParseCertificates(der []byte) ([]*Certificate, error) { return Any.ParseCertificates(der) }
-
-// ParseCertificateList parses the list that is built into [Any] kernel.
-func ParseCertificateList(der []byte) ([]*Certificate, error) { return Any.ParseCertificateList(der) }

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 
 	"filippo.io/mldsa"
 	"golang.org/x/crypto/cryptobyte"
@@ -57,7 +56,7 @@ type Form struct {
 // P-521, and ML-DSA, with the digests that its CMS parser knows. A key that does not match
 // the certificate is an error too.
 func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, form Form) (*Signer, error) {
-	cert, err := withKey(cert)
+	cert, err := WithKey(cert)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +78,7 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, form Fo
 		}
 	case *mldsa.PublicKey:
 		s.mldsa = mldsamu.NewPublicKey(public)
-		s.algorithm = mldsaName(public)
+		s.algorithm = mldsaOf(public).name
 		if plain, ok := key.(*mldsa.PrivateKey); ok { // which has another name for mu
 			s.key = mldsamu.NewPrivateKey(plain)
 		}
@@ -119,9 +118,9 @@ func NewSigner(key crypto.Signer, cert *x509.Certificate, h crypto.Hash, form Fo
 	return s, nil
 }
 
-// withKey returns a certificate with its key. Of the given one, only Raw may be set, or
-// crypto/x509 may not know its key.
-func withKey(cert *x509.Certificate) (*x509.Certificate, error) {
+// WithKey returns a certificate with its key. Of the given one, only Raw may be set, or
+// crypto/x509 may not know its key, as that of ML-DSA before Go 1.27.
+func WithKey(cert *x509.Certificate) (*x509.Certificate, error) {
 	if cert.PublicKey != nil || len(cert.Raw) == 0 {
 		return cert, nil
 	}
@@ -214,11 +213,6 @@ func (o ofAttributes) Module() (path string, size int64) {
 	return "", 0
 }
 
-// mldsaName returns the kernel's name for the algorithm of a key.
-func mldsaName(key *mldsa.PublicKey) string {
-	return strings.ReplaceAll(strings.ToLower(key.Parameters().String()), "-", "")
-}
-
 // signedAttributes returns the attributes that OpenSSL makes for a digest of data, as the
 // SET that is signed: contentType and messageDigest (RFC 5652, 11.1 and 11.2).
 func signedAttributes(digest []byte) []byte {
@@ -295,10 +289,8 @@ func signatureOID(digest *hashAlgorithm, algorithm string) string {
 	if algorithm == "ecdsa" {
 		return digest.ecdsa
 	}
-	for oid, name := range mldsas {
-		if name == algorithm {
-			return oid
-		}
+	if set := mldsaByName(algorithm); set != nil {
+		return set.oid
 	}
 	return oidRSA
 }

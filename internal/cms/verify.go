@@ -76,16 +76,34 @@ func (c *Certificate) verifyMLDSA(s *signature, digest func(Hash) ([]byte, error
 	return &Error{Kind: BadSignature, Errno: errno, Reason: "signature does not match the data"}
 }
 
+// Verifies is [Verifier.Verifies] for one signature.
+func Verifies(public crypto.PublicKey, h crypto.Hash, digest, signature []byte) bool {
+	return NewVerifier(public).Verifies(h, digest, signature)
+}
+
+// Verifier checks signatures by one key. What depends on the key alone is computed once.
+type Verifier struct {
+	public crypto.PublicKey // of ML-DSA: a *mldsamu.PublicKey
+}
+
+// NewVerifier returns the Verifier of a key.
+func NewVerifier(public crypto.PublicKey) *Verifier {
+	if key, ok := public.(*mldsa.PublicKey); ok {
+		public = mldsamu.NewPublicKey(key)
+	}
+	return &Verifier{public}
+}
+
 // Verifies reports whether a signature is one of a module's kind (PKCS #1 v1.5, ECDSA in
 // strict DER, or pure ML-DSA) of a digest, by the private key of the public one.
-func Verifies(public crypto.PublicKey, h crypto.Hash, digest, signature []byte) bool {
-	switch key := public.(type) {
+func (v *Verifier) Verifies(h crypto.Hash, digest, signature []byte) bool {
+	switch key := v.public.(type) {
 	case *rsa.PublicKey:
 		return rsa.VerifyPKCS1v15(key, h, digest, signature) == nil
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(key, digest, signature)
-	case *mldsa.PublicKey:
-		return mldsamu.NewPublicKey(key).Verify(digest, signature) == nil
+	case *mldsamu.PublicKey:
+		return key.Verify(digest, signature) == nil
 	}
 	return false
 }

@@ -100,7 +100,7 @@ func TestParseX509Trailing(t *testing.T) {
 			t.Errorf("followed by %q: %v", tail, err)
 		}
 	}
-	certs, err := ParseCertificates(append(bytes.Clone(der), 0, 0, 0, 0))
+	certs, err := Any.ParseCertificates(append(bytes.Clone(der), 0, 0, 0, 0))
 	if err != nil || len(certs) != 1 {
 		t.Errorf("filled up: %d certificates, %v", len(certs), err)
 	}

@@ -16,12 +16,9 @@ import (
 	"io"
 	"time"
 
-	"filippo.io/mldsa"
-
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/dirfd"
-	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/keygen"
 )
 
@@ -140,13 +137,8 @@ func (r *Receipt) digest(hash cms.Hash) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// receiptHash returns the hash for the receipt of a key. An ML-DSA key signs mu.
-func receiptHash(public crypto.PublicKey) cms.Hash {
-	if key, ok := public.(*mldsa.PublicKey); ok {
-		return mldsamu.NewPublicKey(key)
-	}
-	return crypto.SHA512
-}
+// receiptHash returns the hash for the receipt of a key.
+func receiptHash(public crypto.PublicKey) cms.Hash { return cms.HashFor(public, crypto.SHA512) }
 
 func receiptPadding() *rsa.PSSOptions {
 	return &rsa.PSSOptions{SaltLength: sha512.Size, Hash: crypto.SHA512}

@@ -13,12 +13,10 @@ import (
 	"os"
 	"time"
 
-	"filippo.io/mldsa"
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/failures"
-	"github.com/modsign/modsign/internal/mldsamu"
 	"github.com/modsign/modsign/internal/undump"
 	"github.com/modsign/modsign/keygen"
 )
@@ -203,7 +201,7 @@ func (s *server) sign(r wireRequest) ([]byte, error) {
 		return nil, fmt.Errorf("digest of %d bytes: %s has %d", len(r.Digest), r.Hash, cms.DigestSize(h))
 	}
 	// Package crypto does not know mu, and an RSA key would panic.
-	if mu := muOf(s.cert.PublicKey); h != mu && (mu != 0 || cms.IsMu(h)) {
+	if mu := cms.MuOf(s.cert.PublicKey); h != mu && (mu != 0 || cms.IsMu(h)) {
 		return nil, fmt.Errorf("%s is not for a key %s", r.Hash, keygen.KeyName(s.cert.PublicKey))
 	}
 	signature, err := s.signAllowed(subject{h, r.Path, r.Size}, r.Digest)
@@ -212,14 +210,6 @@ func (s *server) sign(r wireRequest) ([]byte, error) {
 		return nil, errGone
 	}
 	return signature, err
-}
-
-// muOf returns the only digest that an ML-DSA key signs, or 0 for other keys.
-func muOf(public crypto.PublicKey) crypto.Hash {
-	if key, ok := public.(*mldsa.PublicKey); ok {
-		return mldsamu.NewPublicKey(key).HashFunc()
-	}
-	return 0
 }
 
 // subject tells a held key which module a signature is for, as sign.Subject does.

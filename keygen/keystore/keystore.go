@@ -75,6 +75,9 @@ type Key struct {
 	cert   *x509.Certificate // nil for a key that is being made
 	public crypto.PublicKey
 
+	expand   sync.Once
+	verifier *cms.Verifier // of public, after expand
+
 	slow     func() // tells, once, that the store does not answer; nil if it tells itself
 	patience time.Duration
 }
@@ -136,8 +139,8 @@ func Open(ctx context.Context, uri string, o Options) (*Key, error) {
 	if s == nil {
 		return nil, errors.New("not the URI of a key: want one of " + strings.Join(Schemes(), ", "))
 	}
-	if o.Certificate != nil && o.Certificate.PublicKey == nil { // crypto/x509 does not know ML-DSA before Go 1.27
-		if cert, err := cms.ParseX509(o.Certificate.Raw); err == nil {
+	if o.Certificate != nil {
+		if cert, err := cms.WithKey(o.Certificate); err == nil {
 			o.Certificate = cert
 		}
 	}
@@ -298,7 +301,8 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	stop := k.await()
 	signature, err := k.store.Sign(nil, digest, opts)
 	stop()
-	if err == nil && !cms.Verifies(k.public, opts.HashFunc(), digest, signature) {
+	k.expand.Do(func() { k.verifier = cms.NewVerifier(k.public) })
+	if err == nil && !k.verifier.Verifies(opts.HashFunc(), digest, signature) {
 		err = ErrWrong
 	}
 	if err != nil {
