@@ -121,7 +121,8 @@ func newELF(r io.ReaderAt, size int64) (*body, error) {
 // of bytes for some machines, the exponent of one for the others.
 func alignments(machine elf.Machine) (eight, four int) {
 	switch machine {
-	case elf.EM_X86_64, elf.EM_386, elf.EM_S390, elf.EM_SPARCV9, elf.EM_SPARC, elf.EM_SPARC32PLUS, elf.EM_PARISC, elf.EM_68K:
+	case elf.EM_X86_64, elf.EM_386, elf.EM_S390, elf.EM_SPARCV9, elf.EM_SPARC, elf.EM_SPARC32PLUS, elf.EM_PARISC,
+		elf.EM_68K:
 		return 8, 4
 	}
 	return 1 << 8, 1 << 4

@@ -198,7 +198,8 @@ func makeELF(order binary.ByteOrder, wide bool, addr uint64, data []byte) []byte
 	var b bytes.Buffer
 	if wide {
 		ident[elf.EI_CLASS] = byte(elf.ELFCLASS64)
-		binary.Write(&b, order, elf.Header64{Ident: ident, Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1,
+		binary.Write(&b, order, elf.Header64{Ident: ident, Type: uint16(elf.ET_EXEC),
+			Machine: uint16(elf.EM_X86_64), Version: 1,
 			Phoff: 64, Phentsize: 56,
 			Phnum: 1})
 		binary.Write(&b, order, elf.Prog64{Type: uint32(elf.PT_LOAD), Off: 120, Vaddr: addr, Filesz: uint64(len(data)),

@@ -66,7 +66,8 @@ func images(t testing.TB) map[string][]byte {
 	images["arm64 Image, big-endian"] = bigEndian
 	images["arm64 Image, gzip"] = gzipOf(arm64)
 	images["EFI zboot: arm64 Image, gzip"] = makeZboot(gzipOf(arm64))
-	images["EFI zboot: LoongArch Image, gzip"] = makeZboot(gzipOf(makeLoongArch(memoryOf(machine{wide: true, power: true}))))
+	loongArch := makeLoongArch(memoryOf(machine{wide: true, power: true}))
+	images["EFI zboot: LoongArch Image, gzip"] = makeZboot(gzipOf(loongArch))
 	images["RISC-V Image"] = makeRISCV32(memoryOf(machine{power: true}))
 	images["arm zImage, gzip"] = makeZImage(memoryOf(machine{power: true}))
 	be32 := makeZImageOf(gzipOf(memoryOf(machine{power: true, big: true})), binary.BigEndian)
@@ -102,8 +103,8 @@ func TestFixtures(t *testing.T) {
 			continue
 		}
 		// Images that are not files have the packing for their name.
-		if file := strings.Contains(name, "vmlinux."); !file && im.Packing() != strings.ReplaceAll(name, "big-endian", "gzip") &&
-			im.Packing()+", big-endian" != name {
+		if file := strings.Contains(name, "vmlinux."); !file && im.Packing()+", big-endian" != name &&
+			im.Packing() != strings.ReplaceAll(name, "big-endian", "gzip") {
 			t.Errorf("%s: packing %q", name, im.Packing())
 		}
 		if len(got.Builtin) == 0 || len(got.Revoked) == 0 || len(got.BlacklistHashes) != 1 {
