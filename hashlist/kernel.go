@@ -110,7 +110,8 @@ func ParseSection(b []byte, order binary.ByteOrder) (*Embedded, error) {
 // ErrNoSection reports a kernel that was built without CONFIG_MODULE_HASHES.
 var ErrNoSection = errors.New("no section " + SectionName + ": the kernel was built without CONFIG_MODULE_HASHES")
 
-// A Kernel is a kernel image with hashes: a vmlinux, or an x86 boot image.
+// A Kernel is a kernel image with hashes: a vmlinux, or a boot image with one inside, as on
+// x86. A flat binary, as the Image of arm64 is, does not tell where it has them.
 type Kernel struct {
 	Release  string // as uname -r prints it; empty if the image does not tell
 	Embedded *Embedded

@@ -1,5 +1,6 @@
-# What scripts/kernels, scripts/sources, scripts/openssl and scripts/p11kit share: the cache
-# outside of the repository, in which one of them works at a time. They source this file.
+# What scripts/kernels, scripts/images, scripts/sources, scripts/openssl and scripts/p11kit
+# share: the cache outside of the repository, in which one of them works at a time. They
+# source this file.
 #
 # The cache is $MODSIGN_CACHE, or else modsign in the user's cache directory (~/.cache/modsign).
 # shellcheck shell=bash

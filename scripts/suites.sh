@@ -1,5 +1,6 @@
-# What scripts/p11kit, scripts/openssl and scripts/sources share: packages of other suites of
-# Debian than this system's. They source this file after scripts/cache.sh.
+# What scripts/p11kit, scripts/openssl, scripts/sources and scripts/images share: packages of
+# other suites and architectures of Debian than this system's. They source this file after
+# scripts/cache.sh.
 # shellcheck shell=bash
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -12,18 +13,19 @@ find_mirror() {
 }
 
 # apt_of runs apt-get or apt-cache with the package lists of one suite, which are nobody
-# else's. open_cache has set new.
+# else's, for $architecture, or amd64. open_cache has set new.
 apt_of() {
-	local suite=$1 program=$2 dir=${new:?}/$1
+	local suite=$1 program=$2 arch=${architecture:-amd64}
+	local dir=${new:?}/$suite${architecture:+-$arch}
 	shift 2
 	[[ -f $keyring ]] || die "$keyring is missing: apt-get install debian-archive-keyring"
 	[[ -n ${mirror:-} ]] || find_mirror
 	mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-	echo "deb [arch=amd64 signed-by=$keyring] $mirror $suite main" >"$dir/sources.list"
+	echo "deb [arch=$arch signed-by=$keyring] $mirror $suite main" >"$dir/sources.list"
 	"$program" -qq -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::State::Lists="$dir/lists" -o Dir::State::Status=/dev/null \
 		-o Dir::Cache="$dir" -o Dir::Cache::Archives="$dir/archives" \
-		-o APT::Architecture=amd64 -o APT::Sandbox::User=root -o Acquire::Languages=none "$@"
+		-o APT::Architecture="$arch" -o APT::Architectures="$arch" -o APT::Sandbox::User=root -o Acquire::Languages=none "$@"
 }
 
 # unpack_of unpacks packages of one suite into a directory.

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"syscall"
 
@@ -28,6 +29,10 @@ const (
 	// certificates all the same, for other uses.
 	noSignatures = "module hashes: the module is signed, and this kernel accepts no signatures"
 )
+
+// hashLines are in what kernels with CONFIG_MODULE_HASHES log, one in each: a kernel with
+// a tree, and one with a list.
+var hashLines = []string{"module hashes: the ", "unsigned module that is not in the hash list"}
 
 // AddHashes makes the keyring that of a kernel which trusts a module for its hash too.
 // [Keyring.Hashed] tells that an image needs it. A keyring has the hashes of one kernel.
@@ -56,6 +61,19 @@ func (k *Keyring) HashesOnly() bool { return k != nil && k.hashesOnly }
 func (k *Keyring) addHashed(image *vmlinux.Image) error {
 	_, err := image.Section(hashSection)
 	if errors.Is(err, vmlinux.ErrNoSection) {
+		return nil
+	}
+	if errors.Is(err, vmlinux.ErrFlat) {
+		// Its certificates are no answer alone if the kernel looks at hashes too.
+		for _, line := range hashLines {
+			found, failed := image.Contains(line)
+			if failed != nil {
+				return failed
+			}
+			if found {
+				return fmt.Errorf("the kernel has hashes of its modules (CONFIG_MODULE_HASHES): %w", err)
+			}
+		}
 		return nil
 	}
 	if err != nil {

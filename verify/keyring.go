@@ -208,11 +208,12 @@ func (k *Keyring) obey(rules *cms.Rules) (err error) {
 // CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA lets it. Only such a kernel has it.
 const waivedLine = "Waived invalid module sig (has authattrs)"
 
-// AddImage trusts the certificates built into a kernel image (a vmlinux or an x86
-// bzImage), and rejects those that the image is built to reject. If the image has no
-// symbols, AddImage uses a System.map beside it. An image without certificates is an
-// error, unless it has the hashes of its modules: see [Keyring.Hashed]. One that accepts
-// no signatures adds no certificates.
+// AddImage trusts the certificates built into a kernel image (a vmlinux, an Image, or a boot
+// image of any architecture, also a unified kernel image), and rejects those that the image
+// is built to reject. If the image has no symbols, AddImage uses a System.map beside it. An
+// image without certificates is an error, unless it has the hashes of its modules: see
+// [Keyring.Hashed]. One that accepts no signatures adds no certificates. A flat binary, as
+// the Image of arm64 is, that has hashes of its modules is an error: it does not tell where.
 func (k *Keyring) AddImage(path string) error {
 	if k == nil {
 		return errNoKeyring

@@ -30,7 +30,8 @@ func newHashlistVerifyCommand(u *ui) *cobra.Command {
 hashes that a kernel has built in. It names every module that differs from the list,
 or that the kernel would reject because of its hash: changed, extra, missing, stripped
 since, without a proof, or with the proof of another kernel. The kernel is a vmlinux or
-an x86 boot image. It holds no names: these come from modules.order in the directory.
+a boot image with a vmlinux inside, as on x86. It holds no names: these come from
+modules.order in the directory.
 
 Modules with other hashes that the kernel loads for their signatures are "signed": it
 accepts signatures, and one of its built-in certificates fits. modsign verify --kernel

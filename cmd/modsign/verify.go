@@ -37,10 +37,10 @@ they are those of its version, otherwise those of the newest that modsign knows,
 7.2.
 
 --cert names the certificates to trust. --kernel trusts those built into a kernel
-image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
-into the installed kernel. Keys that a running kernel learned beyond its image, such as
-machine owner keys, are not in the image: add them with --cert beside --kernel or
---installed.
+image: a vmlinux, an Image, or what boots, such as /boot/vmlinuz of any architecture or
+a unified kernel image. --installed trusts those built into the installed kernel. Keys
+that a running kernel learned beyond its image, such as machine owner keys, are not in
+the image: add them with --cert beside --kernel or --installed.
 
 A kernel with CONFIG_MODULE_HASHES trusts a module for its hash or, with
 CONFIG_MODULE_SIG, for its signature. Then --kernel and --installed look at both.

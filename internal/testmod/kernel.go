@@ -19,6 +19,44 @@ type Kernel struct {
 	Modules []string // every module as packaged (.ko or .ko.xz), sorted
 }
 
+// PortedImage is the kernel image of a Debian package for some architecture.
+type PortedImage struct {
+	Arch    string // Debian's name
+	Version string // as uname -r says it
+	Path    string
+	Modules string // a directory with 50 to 80 modules of the package, or ""
+}
+
+// PortedImages returns the kernel images that scripts/images has fetched, at least one,
+// sorted by architecture.
+func PortedImages(t testing.TB) []PortedImage {
+	t.Helper()
+	cache, err := CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, _ := filepath.Glob(filepath.Join(cache, "images", "*", "boot", "vmlinu[xz]-*"))
+	var images []PortedImage
+	for _, path := range paths {
+		root := filepath.Dir(filepath.Dir(path))
+		_, version, _ := strings.Cut(filepath.Base(path), "-")
+		image := PortedImage{Arch: filepath.Base(root), Version: version, Path: path}
+		if dir := filepath.Join(root, "lib", "modules"); exists(dir) {
+			image.Modules = dir
+		}
+		images = append(images, image)
+	}
+	if len(images) == 0 {
+		Missing(t, "a kernel image of each architecture", "run scripts/images")
+	}
+	return images
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // CacheDir is where scripts/kernels keeps what it fetches: MODSIGN_CACHE, or
 // modsign in the user's cache directory.
 func CacheDir() (string, error) {

@@ -49,6 +49,8 @@ const (
 	symExtraUsed   = "system_extra_cert_used"
 	symRevoked     = "revocation_certificate_list"
 	symRevokedSize = "revocation_certificate_list_size"
+	symText        = "_text"
+	symStart       = "_start"
 )
 
 func symbolNames() []string {
@@ -59,7 +61,7 @@ func symbolNames() []string {
 // without symbols. A map without the list's address is an error and changes nothing;
 // Debian's map in /boot, for example, is a stub.
 func (im *Image) UseSystemMap(r io.Reader) error {
-	mapped, wanted := make(map[string]symbol), symbolNames()
+	mapped, wanted := make(map[string]symbol), append(symbolNames(), symText, symStart)
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		// c1234567 R system_certificate_list
@@ -84,6 +86,19 @@ func (im *Image) UseSystemMap(r io.Reader) error {
 		return fmt.Errorf("the System.map does not contain %s: the file is a stub, "+
 			"or the kernel was built without CONFIG_SYSTEM_TRUSTED_KEYRING", symList)
 	}
+	if im.body.flat {
+		text, ok := mapped[symText]
+		if start, also := mapped[symStart]; also && (!ok || start.addr < text.addr) {
+			text, ok = start, true
+		}
+		if !ok {
+			return fmt.Errorf("the System.map does not contain %s, where the image begins", symText)
+		}
+		for name, s := range mapped {
+			s.addr -= text.addr
+			mapped[name] = s
+		}
+	}
 	im.mapped = mapped
 	return nil
 }
@@ -92,8 +107,8 @@ func (im *Image) UseSystemMap(r io.Reader) error {
 // else from the given System.map. Otherwise Certificates searches for the lists by
 // their layout:
 //
-//   - A list is a run of certificates, 8-aligned, followed by its own length in
-//     bytes in the next aligned word. Between the two there may be the reserve
+//   - A list is a run of certificates, aligned as the machine's assembler does,
+//     followed by its own length in bytes in the next aligned word. Between the two there may be the reserve
 //     for the extra certificate, which only the built-in list has.
 //   - A list that has a reserve, or whose length is followed by a module_cert_size
 //     that ends on one of its certificates, is the built-in list. Every other list
@@ -107,7 +122,7 @@ func (im *Image) UseSystemMap(r io.Reader) error {
 //
 // If the kernel has no built-in certificates, the error is [ErrNoCertificates].
 func (im *Image) Certificates() (*Certificates, error) {
-	symbols, err := im.elf.symbols(symbolNames())
+	symbols, err := im.body.symbols(symbolNames())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", im.packing, err)
 	}
@@ -117,23 +132,23 @@ func (im *Image) Certificates() (*Certificates, error) {
 	}
 	var c *Certificates
 	if _, ok := symbols[symList]; ok {
-		c, err = im.elf.listsAt(symbols)
+		c, err = im.body.listsAt(symbols)
 	} else {
-		c, err = im.elf.scan()
+		c, err = im.body.scan()
 		found = "scan"
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s, by %s: %w", im.packing, found, err)
 	}
 	c.Found = found
-	if c.BlacklistHashes, err = im.elf.blacklistHashes(); err != nil {
+	if c.BlacklistHashes, err = im.body.blacklistHashes(); err != nil {
 		return nil, fmt.Errorf("%s: %w", im.packing, err)
 	}
 	return c, nil
 }
 
 // listsAt reads the lists at the addresses of the symbols.
-func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
+func (f *body) listsAt(symbols map[string]symbol) (*Certificates, error) {
 	list, err := f.listAt(symbols, symList, symListSize)
 	if err != nil {
 		return nil, err
@@ -189,7 +204,7 @@ func (f *kernelELF) listsAt(symbols map[string]symbol) (*Certificates, error) {
 }
 
 // listAt reads the list that two symbols describe.
-func (f *kernelELF) listAt(symbols map[string]symbol, list, size string) ([]byte, error) {
+func (f *body) listAt(symbols map[string]symbol, list, size string) ([]byte, error) {
 	at, ok := symbols[size]
 	if !ok {
 		return nil, fmt.Errorf("symbol %s without %s", list, size)
@@ -205,7 +220,7 @@ func (f *kernelELF) listAt(symbols map[string]symbol, list, size string) ([]byte
 	return bytes.Clone(b), nil
 }
 
-func (f *kernelELF) wordAt(addr uint64) (uint64, error) {
+func (f *body) wordAt(addr uint64) (uint64, error) {
 	b, err := f.at(addr, f.wordSize())
 	if err != nil {
 		return 0, err
@@ -243,7 +258,7 @@ func certificate(b []byte) int {
 // blacklistHashes collects the strings of the blacklist anywhere in the image: the
 // array of pointers to them holds addresses only after a relocatable kernel has
 // relocated itself. No other data looks like these strings.
-func (f *kernelELF) blacklistHashes() ([]string, error) {
+func (f *body) blacklistHashes() ([]string, error) {
 	var hashes []string
 	for _, s := range f.segments {
 		b, err := f.read(s.off, s.size)
@@ -290,7 +305,7 @@ func blacklistHash(b []byte, at int) string {
 }
 
 // wordSize returns the size of the target's unsigned long, in bytes.
-func (f *kernelELF) wordSize() uint64 {
+func (f *body) wordSize() uint64 {
 	if f.wide {
 		return 8
 	}

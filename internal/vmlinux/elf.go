@@ -18,19 +18,22 @@ const (
 	maxSections = 1 << 14
 )
 
-// kernelELF is the part of an ELF file that this package needs: where its memory is in
-// the file, and the addresses of a few symbols. debug/elf is, by its own documentation,
+// body is the part of a kernel, an ELF file or a flat binary, that this package needs:
+// where its memory is in the file, and the addresses of a few symbols. debug/elf is, by its own documentation,
 // not hardened against hostile files (an index in a header may make it panic), and its
 // Symbols holds every name of a kernel at once.
-type kernelELF struct {
-	r        io.ReaderAt
-	size     int64 // of the file, in bytes
-	order    binary.ByteOrder
-	wide     bool         // ELFCLASS64: an unsigned long has 8 bytes
-	head     elf.Header64 // only the fields that are needed
-	segments []segment
-	symtab   section // zero if the file is stripped
-	strtab   section
+type body struct {
+	r     io.ReaderAt
+	size  int64 // of the file, in bytes
+	order binary.ByteOrder
+	wide  bool // ELFCLASS64: an unsigned long has 8 bytes
+	flat  bool // a flat binary: one segment, at address 0 in the place of its own
+	// What .align 8 and .align 4 are in the kernel's assembler files, in bytes.
+	align, intAlign int
+	head            elf.Header64 // only the fields that are needed
+	segments        []segment
+	symtab          section // zero if the file is stripped
+	strtab          section
 }
 
 // segment is the part of a PT_LOAD segment that the file holds.
@@ -43,8 +46,8 @@ type segment struct {
 type section struct{ off, size int64 }
 
 // newELF reads the headers of a final kernel, ET_EXEC or ET_DYN.
-func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
-	f := &kernelELF{r: r, size: size}
+func newELF(r io.ReaderAt, size int64) (*body, error) {
+	f := &body{r: r, size: size}
 	ident, err := f.read(0, elf.EI_NIDENT)
 	if err != nil || string(ident[:4]) != elf.ELFMAG {
 		return nil, errors.New("not an ELF file")
@@ -72,7 +75,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 		var n elf.Header32
 		err = f.decode(0, &n)
 		h = elf.Header64{
-			Type: n.Type, Phoff: uint64(n.Phoff), Phentsize: n.Phentsize, Phnum: n.Phnum,
+			Type: n.Type, Machine: n.Machine, Phoff: uint64(n.Phoff), Phentsize: n.Phentsize, Phnum: n.Phnum,
 			Shoff: uint64(n.Shoff), Shentsize: n.Shentsize, Shnum: n.Shnum,
 			Shstrndx: n.Shstrndx,
 		}
@@ -91,6 +94,7 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 		return nil, fmt.Errorf("ELF file with %d segments and %d sections: not a kernel", h.Phnum, h.Shnum)
 	}
 	f.head = h
+	f.align, f.intAlign = alignments(elf.Machine(h.Machine))
 	for i := range uint64(h.Phnum) {
 		if err := f.addSegment(h.Phoff + i*uint64(h.Phentsize)); err != nil {
 			return nil, fmt.Errorf("program header %d: %w", i, err)
@@ -113,7 +117,18 @@ func newELF(r io.ReaderAt, size int64) (*kernelELF, error) {
 	return f, nil
 }
 
-func (f *kernelELF) addSegment(off uint64) error {
+// alignments returns what the assembler makes of .align 8 and .align 4, in bytes: a number
+// of bytes for some machines, the exponent of one for the others.
+func alignments(machine elf.Machine) (eight, four int) {
+	switch machine {
+	case elf.EM_X86_64, elf.EM_386, elf.EM_S390, elf.EM_SPARCV9, elf.EM_SPARC, elf.EM_SPARC32PLUS, elf.EM_PARISC,
+		elf.EM_68K:
+		return 8, 4
+	}
+	return 1 << 8, 1 << 4
+}
+
+func (f *body) addSegment(off uint64) error {
 	var p elf.Prog64
 	if f.wide {
 		if err := f.decode(off, &p); err != nil {
@@ -138,7 +153,7 @@ func (f *kernelELF) addSegment(off uint64) error {
 }
 
 // findSymtab finds .symtab and its strings by their types, without names.
-func (f *kernelELF) findSymtab() error {
+func (f *body) findSymtab() error {
 	for i := range uint64(f.head.Shnum) {
 		sym, err := f.header(i)
 		if err != nil {
@@ -166,7 +181,7 @@ func (f *kernelELF) findSymtab() error {
 }
 
 // inFile returns a range of the file. A range beyond the end is an error.
-func (f *kernelELF) inFile(off, size uint64) (section, error) {
+func (f *body) inFile(off, size uint64) (section, error) {
 	if off > uint64(f.size) || size > uint64(f.size)-off {
 		return section{}, fmt.Errorf(
 			"%d bytes at offset %d reach beyond the end of the file (%d bytes); the file may be cut short",
@@ -176,7 +191,7 @@ func (f *kernelELF) inFile(off, size uint64) (section, error) {
 }
 
 // read returns bytes of the file, which the caller must not change.
-func (f *kernelELF) read(off, size int64) ([]byte, error) {
+func (f *body) read(off, size int64) ([]byte, error) {
 	if _, err := f.inFile(uint64(off), uint64(size)); err != nil {
 		return nil, err
 	}
@@ -193,7 +208,7 @@ func (f *kernelELF) read(off, size int64) ([]byte, error) {
 	return b, nil
 }
 
-func (f *kernelELF) decode(off uint64, v any) error {
+func (f *body) decode(off uint64, v any) error {
 	s, err := f.inFile(off, uint64(binary.Size(v)))
 	if err != nil {
 		return err
@@ -215,7 +230,7 @@ func (m memory) ReadAt(p []byte, off int64) (int, error) {
 
 // word reads an unsigned long of the target from the beginning of b, which may be too
 // short.
-func (f *kernelELF) word(b []byte) (uint64, bool) {
+func (f *body) word(b []byte) (uint64, bool) {
 	switch {
 	case f.wide && len(b) >= 8:
 		return f.order.Uint64(b), true
@@ -226,7 +241,7 @@ func (f *kernelELF) word(b []byte) (uint64, bool) {
 }
 
 // at returns the size bytes in the file for an address.
-func (f *kernelELF) at(addr, size uint64) ([]byte, error) {
+func (f *body) at(addr, size uint64) ([]byte, error) {
 	for _, s := range f.segments {
 		if into := addr - s.addr; addr >= s.addr && into <= uint64(s.size) && size <= uint64(s.size)-into {
 			return f.read(s.off+int64(into), int64(size))
@@ -240,7 +255,7 @@ type symbol struct{ addr, size uint64 }
 
 // symbols looks up global symbols in .symtab. A name that is defined twice with
 // different addresses is an error, because the right one is unknown.
-func (f *kernelELF) symbols(names []string) (map[string]symbol, error) {
+func (f *body) symbols(names []string) (map[string]symbol, error) {
 	found := make(map[string]symbol)
 	entry := int64(elf.Sym32Size)
 	if f.wide {

@@ -2,12 +2,14 @@ package vmlinux
 
 import (
 	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/modsign/modsign/internal/testmod"
@@ -44,6 +46,39 @@ func images(t testing.TB) map[string][]byte {
 		}
 		images["bzImage of "+name] = makeBzImage(stream)
 	}
+	// The other images have the same certificates.
+	vmlinux, err := New(memory(images["vmlinux.amd64"]), int64(len(images["vmlinux.amd64"])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := vmlinux.Certificates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const texts = "Linux version 6.12.1-test (somebody)\x00" + "Loading compiled-in X.509 certificates\x00" +
+		"Loading compiled-in revocation X.509 certificates\x00"
+	before := join(make([]byte, headRoom), []byte(texts), []byte(c.BlacklistHashes[0]), make([]byte, 8))
+	memoryOf := func(m machine) []byte { return m.memoryOf(before, c.Builtin, 0, len(c.Module), c.Revoked) }
+	arm64 := makeArm64Image(memoryOf(machine{wide: true, power: true}))
+	images["arm64 Image"] = arm64
+	bigEndian := makeArm64Image(memoryOf(machine{wide: true, big: true, power: true}))
+	bigEndian[24] = 1
+	images["arm64 Image, big-endian"] = bigEndian
+	images["arm64 Image, gzip"] = gzipOf(arm64)
+	images["EFI zboot: arm64 Image, gzip"] = makeZboot(gzipOf(arm64))
+	loongArch := makeLoongArch(memoryOf(machine{wide: true, power: true}))
+	images["EFI zboot: LoongArch Image, gzip"] = makeZboot(gzipOf(loongArch))
+	images["RISC-V Image"] = makeRISCV32(memoryOf(machine{power: true}))
+	images["arm zImage, gzip"] = makeZImage(memoryOf(machine{power: true}))
+	be32 := makeZImageOf(gzipOf(memoryOf(machine{power: true, big: true})), binary.BigEndian)
+	images["arm zImage, big-endian"] = be32
+	s390 := memoryOf(machine{wide: true, big: true})
+	images["s390 bzImage, gzip"] = makeS390(gzipOf(s390))
+	images["s390 image"] = makeS390(s390)
+	images["powerpc zImage: vmlinux, gzip"] = makePowerpc(images["vmlinux.bin.gz"])
+	images["powerpc zImage: vmlinux"] = makePowerpc(images["vmlinux.amd64"])
+	images["UKI: bzImage, gzip"] = makeUKI(images["bzImage of vmlinux.bin.gz"])
+	images["UKI: EFI zboot: arm64 Image, gzip"] = makeUKI(images["EFI zboot: arm64 Image, gzip"])
 	return images
 }
 
@@ -66,6 +101,11 @@ func TestFixtures(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
+		}
+		// Images that are not files have the packing for their name.
+		if file := strings.Contains(name, "vmlinux."); !file && im.Packing()+", big-endian" != name &&
+			im.Packing() != strings.ReplaceAll(name, "big-endian", "gzip") {
+			t.Errorf("%s: packing %q", name, im.Packing())
 		}
 		if len(got.Builtin) == 0 || len(got.Revoked) == 0 || len(got.BlacklistHashes) != 1 {
 			t.Errorf("%s: %+v", name, got)
@@ -91,7 +131,7 @@ func TestTruncated(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		step := 37
+		step := max(37, len(data)/100)
 		if whole.Packing() == "vmlinux" {
 			step = 1
 		}
@@ -148,8 +188,8 @@ func FuzzNew(f *testing.F) {
 		}
 		c, err := im.Certificates()
 		checkCertificates(t, c, err)
-		if s, err := im.Section(".rodata"); err == nil && s.Offset+int64(len(s.Data)) > im.elf.size {
-			t.Errorf("a section of %d bytes at %d, and the file has %d", len(s.Data), s.Offset, im.elf.size)
+		if s, err := im.Section(".rodata"); err == nil && s.Offset+int64(len(s.Data)) > im.body.size {
+			t.Errorf("a section of %d bytes at %d, and the file has %d", len(s.Data), s.Offset, im.body.size)
 		}
 		if release, err := im.Release(); err == nil && len(release) > 65 {
 			t.Errorf("release %q", release)
@@ -161,18 +201,18 @@ func FuzzNew(f *testing.F) {
 func FuzzScan(f *testing.F) {
 	p384, p256 := certOf(f, "ecdsa:p384"), certOf(f, "ecdsa:p256")
 	type kernel struct {
-		data      []byte
-		wide, big bool
+		data []byte
+		machine
 	}
 	var kernels []kernel
-	for _, wide := range []bool{true, false} {
-		for _, big := range []bool{true, false} {
-			for _, data := range [][]byte{
-				memoryOf(wide, big, p384, 0, len(p384), nil), memoryOf(wide, big, join(p384, p256), 4096, len(p384), p256),
-				memoryOf(wide, big, p384, 0, 0, p256),
-			} {
-				kernels = append(kernels, kernel{data, wide, big})
-			}
+	before := []byte{1, 2, 3, 4, 5, 6, 7, 8}
+	for i := range 8 {
+		m := machine{wide: i&1 != 0, big: i&2 != 0, power: i&4 != 0}
+		for _, data := range [][]byte{
+			m.memoryOf(before, p384, 0, len(p384), nil), m.memoryOf(before, join(p384, p256), 4096, len(p384), p256),
+			m.memoryOf(before, p384, 0, 0, p256),
+		} {
+			kernels = append(kernels, kernel{data, m})
 		}
 	}
 	for i := range kernels {
@@ -184,6 +224,9 @@ func FuzzScan(f *testing.F) {
 		data, wide, big := testmod.Edit(k.data, one, two, three), k.wide, k.big
 		defer testmod.ShowInputs(t, data)
 		file := makeELF(order(big), wide, 1<<20, data)
+		if k.power {
+			order(big).PutUint16(file[18:], uint16(elf.EM_PPC64))
+		}
 		im, err := New(bytes.NewReader(file), int64(len(file)))
 		if err != nil {
 			if len(data) > 0 {
@@ -195,7 +238,7 @@ func FuzzScan(f *testing.F) {
 		checkCertificates(t, c, err)
 
 		// Every list that is found is at its stated offset, and ends with its length.
-		s := scanner{kernelELF: im.elf}
+		s := scanner{body: im.body}
 		if s.segment(1<<20, data) != nil {
 			return
 		}
@@ -203,7 +246,7 @@ func FuzzScan(f *testing.F) {
 			if i > 0 && l.addr < s.lists[i-1].addr+uint64(len(s.lists[i-1].der)) {
 				t.Errorf("list at %#x overlaps the one before", l.addr)
 			}
-			if at := l.addr - 1<<20; at%8 != 0 || !bytes.HasPrefix(data[at:], l.der) {
+			if at := l.addr - 1<<20; at%uint64(k.align(8)) != 0 || !bytes.HasPrefix(data[at:], l.der) {
 				t.Errorf("list at %#x is not there", l.addr)
 			}
 			ends := certificates(l.der)
@@ -221,25 +264,47 @@ func order(big bool) binary.ByteOrder {
 	return binary.LittleEndian
 }
 
-// memoryOf lays out lists as the kernel's build does.
-func memoryOf(wide, big bool, builtin []byte, reserve, module int, revoked []byte) []byte {
-	b := append([]byte{1, 2, 3, 4, 5, 6, 7, 8}, builtin...)
-	word := func(n int) {
-		b = append(b, make([]byte, -len(b)&7)...)
-		if wide {
-			b, _ = binary.Append(b, order(big), uint64(n))
-		} else {
-			b, _ = binary.Append(b, order(big), uint32(n))
+// machine is how a kernel lays out its lists.
+type machine struct {
+	wide, big bool
+	power     bool // .align takes an exponent
+}
+
+func (m machine) align(n int) int {
+	if m.power {
+		return 1 << n
+	}
+	return n
+}
+
+// memoryOf lays out lists as the kernel's build does, after other contents.
+func (m machine) memoryOf(before, builtin []byte, reserve, module int, revoked []byte) []byte {
+	b := bytes.Clone(before)
+	pad := func(n int) {
+		for len(b)%m.align(n) != 0 {
+			b = append(b, 0)
 		}
 	}
+	word := func(n int) {
+		pad(8)
+		if m.wide {
+			b, _ = binary.Append(b, order(m.big), uint64(n))
+		} else {
+			b, _ = binary.Append(b, order(m.big), uint32(n))
+		}
+	}
+	pad(8)
+	b = append(b, builtin...)
 	if reserve > 0 {
-		b = append(b, make([]byte, reserve+4)...)
+		b = append(b, make([]byte, reserve)...)
+		pad(4)
+		b = append(b, 0, 0, 0, 0)
 	}
 	word(len(builtin))
 	word(module)
 	word(0)
 	if revoked != nil {
-		b = append(b, make([]byte, -len(b)&7)...)
+		pad(8)
 		b = append(b, revoked...)
 		word(len(revoked))
 	}

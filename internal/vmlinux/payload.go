@@ -27,6 +27,10 @@ const maxKernel = 1 << 30
 // kernels have 4 to 8; a bomb has thousands.
 const maxRatio = 100
 
+// lzmaMagic begins a stream of lzma -9: its properties, the dictionary of 64 MiB, and no
+// size.
+const lzmaMagic = "\x5d\x00\x00\x00\x04\xff\xff\xff\xff\xff\xff\xff\xff"
+
 // maxWindow is the size limit of an lzma stream's dictionary, in bytes. lzma -9 uses 64
 // MiB.
 const maxWindow = 128 << 20
@@ -35,7 +39,9 @@ const maxWindow = 128 << 20
 type compression struct {
 	name  string
 	magic string
-	sized bool // the format itself ends with the uncompressed size
+	// kbuild is a longer beginning, which all streams of Kbuild have and little else.
+	kbuild string
+	sized  bool // the format itself ends with the uncompressed size
 	// open returns a decompressor for at most limit bytes of output.
 	open func(r *bufio.Reader, limit int64) (io.ReadCloser, error)
 }
@@ -45,17 +51,17 @@ func compressions() []compression {
 		return func(r *bufio.Reader, limit int64) (io.ReadCloser, error) { return compress.NewReader(f, r, limit) }
 	}
 	return []compression{
-		{"gzip", "\x1f\x8b", true, shared(compress.Gzip)},
-		{"bzip2", "BZh", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
+		{"gzip", "\x1f\x8b", "\x1f\x8b\x08\x00\x00\x00\x00\x00", true, shared(compress.Gzip)},
+		{"bzip2", "BZh", "BZh91AY&SY", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
 			return io.NopCloser(bzip2.NewReader(r)), nil
 		}},
-		{"lzma", "\x5d\x00\x00", false, openLZMA},
-		{"xz", "\xfd7zXZ\x00", false, shared(compress.XZ)},
-		{"lzo", lzopMagic, false, openLzop},
-		{"lz4", "\x02\x21\x4c\x18", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
+		{"lzma", "\x5d\x00\x00", lzmaMagic, false, openLZMA},
+		{"xz", "\xfd7zXZ\x00", "\xfd7zXZ\x00\x00\x01", false, shared(compress.XZ)},
+		{"lzo", lzopMagic, lzopMagic, false, openLzop},
+		{"lz4", "\x02\x21\x4c\x18", "\x02\x21\x4c\x18", false, func(r *bufio.Reader, _ int64) (io.ReadCloser, error) {
 			return io.NopCloser(lz4.NewReader(r)), nil
 		}},
-		{"zstd", "\x28\xb5\x2f\xfd", false, shared(compress.Zstd)},
+		{"zstd", "\x28\xb5\x2f\xfd", "\x28\xb5\x2f\xfd", false, shared(compress.Zstd)},
 	}
 }
 
@@ -71,9 +77,9 @@ func compressionOf(head []byte) *compression {
 }
 
 // decompress decompresses r, which holds only the stream. size is the expected size, or
-// -1 if unknown.
-func (c *compression) decompress(r *io.SectionReader, size int64) (memory, error) {
-	limit := min(maxKernel, r.Size()*maxRatio+1<<20)
+// -1 if unknown. The image that r is from may expand to most bytes.
+func (c *compression) decompress(r *io.SectionReader, size, most int64) (memory, error) {
+	limit := min(most, r.Size()*maxRatio+1<<20)
 	if size > limit {
 		return nil, fmt.Errorf("%d bytes would expand to %d: no kernel compresses that well", r.Size(), size)
 	}

@@ -8,9 +8,6 @@ import (
 )
 
 const (
-	// align is the alignment of the lists and their sizes in the kernel's .S files.
-	align = 8
-
 	// maxList is the size limit of a list, in bytes: some ten thousand certificates.
 	maxList = 16 << 20
 
@@ -40,13 +37,13 @@ type list struct {
 
 // scanner searches for lists in a kernel without symbols.
 type scanner struct {
-	*kernelELF
+	*body
 	steps int
 	lists []list // by address
 }
 
-func (f *kernelELF) scan() (*Certificates, error) {
-	s := scanner{kernelELF: f}
+func (f *body) scan() (*Certificates, error) {
+	s := scanner{body: f}
 	// Kernels before 5.13 have no revocation list. Later kernels may have one, and then
 	// log a message when they load it.
 	trusts, revokes := false, false
@@ -116,7 +113,7 @@ func chooseBuiltin(lists []list, alone bool) (int, error) {
 
 // segment collects the lists of a segment at the address addr.
 func (s *scanner) segment(addr uint64, b []byte) error {
-	for at := int(-addr % align); at+5 <= len(b); at += align {
+	for at := int(-addr % uint64(s.align)); at+5 <= len(b); at += s.align {
 		// A certificate begins with two SEQUENCEs, the inner one being the
 		// TBSCertificate.
 		if b[at] != 0x30 || b[at+1] != 0x82 || b[at+4] != 0x30 {
@@ -147,35 +144,35 @@ func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err e
 
 	// Zeros up to the next word: padding, and perhaps the reserve.
 	next := end
-	for next < min(len(b), end+maxReserve+align) && b[next] == 0 {
+	for next < min(len(b), end+maxReserve+s.align) && b[next] == 0 {
 		next++
 	}
-	s.steps += (next - end) / align
+	s.steps += (next - end) / s.align
 	if err := s.tooMany(); err != nil {
 		return list{}, 0, err
 	}
-	back := func(n int, to uint64) int { return n - int((addr+uint64(n))%to) }
-	up := func(n int, to uint64) int { return back(n+int(to)-1, to) }
+	back := func(n, to int) int { return n - int((addr+uint64(n))%uint64(to)) }
+	up := func(n, to int) int { return back(n+to-1, to) }
 
 	l = list{addr: addr + uint64(at), der: b[at:end]}
 	isSize := func(slot int) bool {
 		n, ok := s.word(b[min(slot, len(b)):])
 		return ok && n == uint64(size)
 	}
-	slot = back(next, align)
+	slot = back(next, s.align)
 	switch {
 	case slot >= end && isSize(slot):
 		// If the list is only an extra certificate, this may be system_extra_cert_used,
 		// with the same value as the size that follows. The list is the same in both
 		// cases.
-		l.reserve = slot > up(end, align)
+		l.reserve = slot > up(end, s.align)
 	default:
-		at := back(next, 4)
+		at := back(next, s.intAlign)
 		if at < end || at+4 > len(b) {
 			return list{}, 0, nil
 		}
 		used := uint64(s.order.Uint32(b[at:]))
-		slot = up(at+4, align)
+		slot = up(at+4, s.align)
 		if used > uint64(size) || !slices.Contains(append(ends, 0), size-int(used)) || !isSize(slot) {
 			return list{}, 0, nil
 		}
@@ -183,7 +180,7 @@ func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err e
 	}
 
 	l.module = -1
-	if n, ok := s.word(b[min(slot+align, len(b)):]); ok {
+	if n, ok := s.word(b[min(slot+s.align, len(b)):]); ok {
 		if n == 0 || n <= uint64(size) && slices.Contains(ends, int(n)) {
 			l.module = int(n)
 		}

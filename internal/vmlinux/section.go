@@ -11,6 +11,10 @@ import (
 // ErrNoSection reports that a kernel has no section with the given name.
 var ErrNoSection = errors.New("no such section")
 
+// ErrFlat reports that a kernel is a flat binary, which does not tell where its sections
+// are.
+var ErrFlat = errors.New("a flat binary does not tell where its sections are: " + giveVmlinux)
+
 // A Section is a named section of a kernel's ELF file.
 type Section struct {
 	Data   []byte           // contents; the caller must not change them
@@ -19,7 +23,7 @@ type Section struct {
 }
 
 // header returns the section header number i.
-func (f *kernelELF) header(i uint64) (s elf.Section64, err error) {
+func (f *body) header(i uint64) (s elf.Section64, err error) {
 	off := f.head.Shoff + i*uint64(f.head.Shentsize)
 	if f.wide {
 		return s, f.decode(off, &s)
@@ -31,9 +35,14 @@ func (f *kernelELF) header(i uint64) (s elf.Section64, err error) {
 }
 
 // Section returns the section with the given name. The error is [ErrNoSection] if there
-// is none, as in every kernel without section headers.
-func (im *Image) Section(name string) (*Section, error) {
-	f := im.elf
+// is none, as in every kernel without section headers. For a flat binary, the error is
+// [ErrFlat].
+func (im *Image) Section(name string) (*Section, error) { return im.body.section(name) }
+
+func (f *body) section(name string) (*Section, error) {
+	if f.flat {
+		return nil, ErrFlat
+	}
 	if uint64(f.head.Shstrndx) >= uint64(f.head.Shnum) {
 		return nil, ErrNoSection
 	}
@@ -76,9 +85,11 @@ func (im *Image) Section(name string) (*Section, error) {
 const banner = "Linux version "
 
 // Release returns the kernel's release from its banner, or "" if there is no banner.
-func (im *Image) Release() (string, error) {
-	for _, s := range im.elf.segments {
-		data, err := im.elf.read(s.off, s.size)
+func (im *Image) Release() (string, error) { return im.body.release() }
+
+func (f *body) release() (string, error) {
+	for _, s := range f.segments {
+		data, err := f.read(s.off, s.size)
 		if err != nil {
 			return "", err
 		}
@@ -101,8 +112,8 @@ func (im *Image) Release() (string, error) {
 
 // Contains reports whether the memory of the kernel has a text in one piece.
 func (im *Image) Contains(text string) (bool, error) {
-	for _, s := range im.elf.segments {
-		data, err := im.elf.read(s.off, s.size)
+	for _, s := range im.body.segments {
+		data, err := im.body.read(s.off, s.size)
 		if err != nil {
 			return false, err
 		}

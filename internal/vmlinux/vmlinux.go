@@ -5,10 +5,13 @@
 //
 // # Images
 //
-// The package reads the kernel's ELF file, vmlinux. The file may be plain, compressed
-// as a whole (as some distributions ship it), or the payload of an x86 bzImage, the
-// file called vmlinuz in /boot. A bzImage (Documentation/arch/x86/boot.rst) begins with
-// real-mode code that contains the setup header; all numbers are little-endian:
+// The package reads the kernel's ELF file, vmlinux, or the flat binary that objcopy makes
+// of it for some architectures, Image. Both come plain, compressed as a whole (vmlinuz,
+// Image.gz), or inside of other images. It tells them by their contents, never by their
+// names, and opens one inside of another, at most four deep.
+//
+// x86 bzImage (Documentation/arch/x86/boot.rst) begins with real-mode code that contains
+// the setup header; all numbers are little-endian:
 //
 //	0x1f1  u8   setup_sects, sectors of 512 bytes after the first; 0 means 4
 //	0x1fe  u16  0xaa55
@@ -20,8 +23,69 @@
 // The payload is the stripped vmlinux, followed by relocations if the kernel is
 // relocatable. It is compressed as CONFIG_KERNEL_GZIP, _BZIP2, _LZMA, _XZ, _LZO, _LZ4
 // or _ZSTD selects; its magic number identifies the format. Kbuild appends the
-// uncompressed size as a u32 (scripts/Makefile.lib, size_append). A gzip stream already
-// ends with that number and gets no second one.
+// uncompressed size as a little-endian u32 (scripts/Makefile.lib, size_append). A gzip
+// stream already ends with that number and gets no second one. In the images below, a
+// payload has the same form unless they say otherwise.
+//
+// arm64 and RISC-V Image (arch/arm64/kernel/head.S, arch/riscv/include/asm/image.h), a
+// flat binary with a little-endian header:
+//
+//	0x18  u64  flags; bit 0: the kernel is big-endian
+//	0x38       "ARM\x64" or "RSC\x05"
+//	0x3c  u32  offset of a PE header, with CONFIG_EFI
+//
+// Only the sections of the PE header tell whether the file is whole.
+//
+// LoongArch Image (arch/loongarch/kernel/head.S), a flat binary. Its header is that of a
+// PE file with a number of Linux, which zboot images and others have too: the machine in
+// the PE header distinguishes them.
+//
+//	0x00       "MZ"
+//	0x38  u32  0x818223cd
+//	0x3c  u32  offset of the PE header: "PE\0\0", u16 machine 0x6264 or 0x6232
+//
+// EFI zboot image (drivers/firmware/efi/libstub/zboot-header.S), a PE file whose
+// payload is an Image. The payload's length does not count the size behind it.
+//
+//	0x00       "MZ"
+//	0x04       "zimg"
+//	0x08  u32  offset of the payload
+//	0x0c  u32  length of the payload
+//
+// arm zImage (arch/arm/boot/compressed/head.S and vmlinux.lds.S), 32-bit code around
+// a payload that is a flat binary. A table tells where the payload ends, and the
+// package searches for its beginning. The numbers are in the byte order of the magic
+// number, which is little-endian but in kernels with CONFIG_CPU_ENDIAN_BE32.
+//
+//	0x24  u32  0x016f2818
+//	0x30  u32  0x04030201 in the byte order of the kernel's data
+//	0x34  u32  0x45454545, since Linux 4.15
+//	0x38  u32  offset of the table: u32 words after this one, u32 0x5a534c4b,
+//	           u32 offset of the last word of the payload, its uncompressed size
+//
+// s390 bzImage (arch/s390/boot/vmlinux.lds.S), which nothing describes. The payload, a
+// flat binary, is the last but zeros and the trailer of Secure Boot, and 8-aligned; a
+// signature in the form of a module's may follow. The package searches for the payload.
+// In an image without one (CONFIG_KERNEL_UNCOMPRESSED) it takes the whole file for the
+// kernel, if the trailer shows that the file is whole.
+//
+//	0x10008  "S390EP"
+//	...      the payload, then zeros
+//	-0x08    u64, big-endian, 0x207a49504c
+//
+// powerpc zImage (arch/powerpc/boot/wrapper), an ELF file whose section
+// .kernel:vmlinux.strip is the vmlinux, mostly compressed.
+//
+// A unified kernel image (https://uapi-group.org/specifications/specs/unified_kernel_image)
+// is a PE file whose section .linux is any of these images. It may have several of them,
+// one for each profile, and which one boots is decided then: the package opens it if all
+// are the same, and refuses it otherwise.
+//
+// A U-Boot uImage or FIT image, and an arm Image, which has no header, are refused.
+//
+// A flat binary has neither sections nor symbols, nor does it tell its address:
+// [Image.Section] fails with [ErrFlat], and a System.map helps because the first byte of
+// the kernel is at _text, or on RISC-V at _start.
 //
 // # Lists
 //
@@ -40,6 +104,9 @@
 //	align 8  revocation_certificate_list:
 //	align 8  revocation_certificate_list_size: unsigned long
 //
+// This is x86 and s390. For arm, powerpc, RISC-V and LoongArch, the assembler takes the same
+// numbers for exponents: 8 is 256 bytes there, and 4 is 16.
+//
 // The two system_extra lines exist only with CONFIG_SYSTEM_EXTRA_CERTIFICATE.
 // module_cert_size and the revocation list exist since Linux 5.13. The padding is zero.
 // The kernel's loader (x509_load_certificate_list) accepts certificates that begin with
@@ -53,15 +120,12 @@
 // # What the package does not do
 //
 // The package does not check certificates, and does not read the initramfs, the UEFI
-// variables or the MOK list. It detects boot images of other architectures than x86,
-// and its error asks for the vmlinux. A kernel image is trusted input. Still, no image
-// makes the package panic, or take time or memory that is not proportional to the size
-// of the image.
+// variables or the MOK list. A kernel image is trusted input. Still, no image makes the
+// package panic, or take time or memory that is not proportional to the size of the
+// image.
 package vmlinux
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -72,13 +136,13 @@ import (
 // UseSystemMap and Close.
 type Image struct {
 	packing string
-	elf     *kernelELF
+	body    *body
 	closer  io.Closer         // the file, if it is read as needed
 	mapped  map[string]symbol // symbols from a System.map
 }
 
-// Open opens the kernel image at path. It reads a vmlinux from the file as needed. It
-// decompresses other images into memory, where the kernel stays while the Image is in
+// Open opens the kernel image at path. It reads a vmlinux or a flat Image from the file as
+// needed. It decompresses other images into memory, where the kernel stays while the Image is in
 // use. Decompression also needs the window of the decoder, at most as much memory
 // again.
 func Open(path string) (*Image, error) {
@@ -98,41 +162,23 @@ func Open(path string) (*Image, error) {
 		file.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if _, inMemory := im.elf.r.(memory); inMemory {
+	if _, inMemory := im.body.r.(memory); inMemory {
 		return im, file.Close()
 	}
 	im.closer = file
 	return im, nil
 }
 
-// New opens a kernel image of size bytes. If the image is a vmlinux, the Image reads r
-// as long as it is in use. It never closes r.
+// New opens a kernel image of size bytes. If the image is a vmlinux or a flat Image, plain
+// or in a unified kernel image, the Image reads r as long as it is in use. It never closes
+// r.
 func New(r io.ReaderAt, size int64) (*Image, error) {
-	head := make([]byte, min(size, headSize))
-	if _, err := r.ReadAt(head, 0); err != nil && err != io.EOF {
+	o := opener{limit: min(maxKernel, max(size, 0)*maxRatio+1<<20)}
+	kernel, packing, err := o.open(r, size)
+	if err != nil {
 		return nil, err
 	}
-	f := formatOf(head)
-	if f == nil {
-		return nil, errors.New("not a kernel image: use a vmlinux, or an x86 vmlinuz")
-	}
-	im := &Image{packing: f.name}
-	if f.unpack != nil {
-		kernel, packing, err := f.unpack(r, size, head)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.name, err)
-		}
-		im.packing = packing
-		r, size = kernel, int64(len(kernel))
-	}
-	if f.refuse != "" {
-		return nil, fmt.Errorf("%s is not supported: %s", f.name, f.refuse)
-	}
-	var err error
-	if im.elf, err = newELF(r, size); err != nil {
-		return nil, fmt.Errorf("%s: %w", im.packing, err)
-	}
-	return im, nil
+	return &Image{packing: packing, body: kernel}, nil
 }
 
 // Close closes the file that Open opened.
@@ -145,122 +191,6 @@ func (im *Image) Close() error {
 	return closer.Close()
 }
 
-// Packing describes the kind of the image, for example "bzImage, zstd" or "vmlinux".
+// Packing describes the kind of the image, for example "vmlinux", "bzImage, zstd",
+// "arm64 Image, gzip" or "UKI: EFI zboot: arm64 Image, zstd".
 func (im *Image) Packing() string { return im.packing }
-
-// format is a kind of file that contains a kernel, recognized by its first bytes.
-type format struct {
-	name   string
-	match  func(head []byte) bool
-	unpack func(r io.ReaderAt, size int64, head []byte) (kernel memory, packing string, err error)
-	refuse string // what to use instead of an unsupported image; else empty
-}
-
-// headSize is the number of bytes that formats check at the beginning of a file.
-const headSize = 0x10010
-
-const giveVmlinux = "use the vmlinux that the image was made from"
-
-// formatOf returns the first format that matches. The order matters: some formats are
-// special cases of others (all EFI images begin with MZ).
-func formatOf(head []byte) *format {
-	at := func(offset int, magic string) func([]byte) bool {
-		return func(head []byte) bool {
-			return len(head) >= offset && bytes.HasPrefix(head[offset:], []byte(magic))
-		}
-	}
-	formats := []format{
-		{name: "vmlinux", match: at(0, "\x7fELF")},
-		{name: "bzImage", match: at(0x202, "HdrS"), unpack: unpackBzImage},
-		{name: "an EFI zboot image", match: at(4, "zimg"), refuse: giveVmlinux},
-		{name: "an arm64 Image", match: at(56, "ARM\x64"), refuse: giveVmlinux},
-		{name: "a RISC-V Image", match: at(56, "RSC\x05"), refuse: giveVmlinux},
-		{name: "a LoongArch image", match: at(56, "\xcd\x23\x82\x81"), refuse: giveVmlinux},
-		{name: "an arm zImage", match: at(0x24, "\x18\x28\x6f\x01"), refuse: giveVmlinux},
-		{name: "an s390 image", match: at(0x10008, "S390EP"), refuse: giveVmlinux},
-		{name: "a U-Boot uImage", match: at(0, "\x27\x05\x19\x56"), refuse: giveVmlinux},
-		{name: "a U-Boot FIT image", match: at(0, "\xd0\x0d\xfe\xed"), refuse: giveVmlinux},
-		{name: "an EFI program that is not a kernel (perhaps a unified kernel image)", match: at(0, "MZ"),
-			refuse: "use the kernel in the image (objcopy -O binary --only-section=.linux), or the vmlinux"},
-	}
-	for _, c := range compressions() {
-		formats = append(formats, format{name: "vmlinux, " + c.name, match: at(0, c.magic), unpack: unpackWhole})
-	}
-	for i := range formats {
-		if formats[i].match(head) {
-			return &formats[i]
-		}
-	}
-	return nil
-}
-
-// unpackWhole decompresses a whole compressed file, which must contain a vmlinux.
-func unpackWhole(r io.ReaderAt, size int64, head []byte) (memory, string, error) {
-	c := compressionOf(head)
-	kernel, err := c.decompress(io.NewSectionReader(r, 0, size), -1)
-	if err != nil {
-		return nil, "", err
-	}
-	inner := formatOf(kernel[:min(len(kernel), headSize)])
-	switch {
-	case inner == nil:
-		return nil, "", errors.New("the decompressed file is not a kernel image")
-	case inner.refuse != "":
-		return nil, "", fmt.Errorf("the decompressed file is %s, which is not supported: %s", inner.name, inner.refuse)
-	case inner.unpack != nil:
-		return nil, "", fmt.Errorf("the decompressed file is %s: decompress the outer file first", inner.name)
-	}
-	return kernel, inner.name + ", " + c.name, nil
-}
-
-// unpackBzImage decompresses the payload of an x86 boot image.
-func unpackBzImage(r io.ReaderAt, size int64, head []byte) (memory, string, error) {
-	if len(head) < 0x250 || binary.LittleEndian.Uint16(head[0x1fe:]) != 0xaa55 {
-		return nil, "", errors.New("the boot sector's signature is missing; the file may be cut short")
-	}
-	if protocol := binary.LittleEndian.Uint16(head[0x206:]); protocol < 0x208 {
-		return nil, "", fmt.Errorf("boot protocol %d.%02d (a kernel before 2.6.26) does not tell where the kernel is: %s",
-			protocol>>8, protocol&0xff, giveVmlinux)
-	}
-	sectors := int64(head[0x1f1])
-	if sectors == 0 {
-		sectors = 4
-	}
-	start := (sectors+1)*512 + int64(binary.LittleEndian.Uint32(head[0x248:]))
-	length := int64(binary.LittleEndian.Uint32(head[0x24c:]))
-	if start > size || length > size-start {
-		return nil, "", fmt.Errorf(
-			"the payload, %d bytes at offset %d, reaches beyond the end of the file (%d bytes); the file may be cut short",
-			length, start, size)
-	}
-	if length < 16 {
-		return nil, "", fmt.Errorf("a payload of %d bytes contains no kernel", length)
-	}
-
-	// The payload's first bytes tell its compression, its last four the uncompressed
-	// size.
-	magic, tail := make([]byte, 16), make([]byte, 4)
-	if _, err := r.ReadAt(magic, start); err != nil {
-		return nil, "", err
-	}
-	if _, err := r.ReadAt(tail, start+length-4); err != nil && err != io.EOF {
-		return nil, "", err
-	}
-	if bytes.HasPrefix(magic, []byte("\x7fELF")) {
-		kernel, err := readExactly(io.NewSectionReader(r, start, length), length)
-		return kernel, "bzImage, not compressed", err
-	}
-	c := compressionOf(magic)
-	if c == nil {
-		return nil, "", fmt.Errorf("the payload at offset %d begins with % x: "+
-			"neither an ELF file nor a compression that the kernel supports", start, magic[:8])
-	}
-	if !c.sized {
-		length -= 4
-	}
-	kernel, err := c.decompress(io.NewSectionReader(r, start, length), int64(binary.LittleEndian.Uint32(tail)))
-	if err != nil {
-		return nil, "", fmt.Errorf("%s payload at offset %d: %w", c.name, start, err)
-	}
-	return kernel, "bzImage, " + c.name, nil
-}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,7 +124,7 @@ func TestPackings(t *testing.T) {
 	kernels := testmod.Kernels(t)
 	k := kernels[len(kernels)-1]
 	im := realKernel(t, k)
-	real, ok := im.elf.r.(memory)
+	real, ok := im.body.r.(memory)
 	if !ok {
 		t.Fatalf("%s is not decompressed into memory", k.Image)
 	}
@@ -176,7 +177,7 @@ func TestPackings(t *testing.T) {
 				if im.Packing() != packing {
 					t.Errorf("Packing = %q, want %q", im.Packing(), packing)
 				}
-				if got, ok := im.elf.r.(memory); !ok || !bytes.Equal(got, unpacked) {
+				if got, ok := im.body.r.(memory); !ok || !bytes.Equal(got, unpacked) {
 					t.Errorf("%s: what came out differs from what went in", packing)
 				}
 				got, err := im.Certificates()
@@ -244,15 +245,8 @@ func TestRefused(t *testing.T) {
 		data []byte
 		want []string
 	}{
-		{"arm64", at(128, 56, "ARM\x64"), []string{"arm64 Image", "use the vmlinux"}},
-		{"riscv", at(128, 56, "RSC\x05"), []string{"RISC-V Image", "use the vmlinux"}},
-		{"loongarch", at(128, 56, "\xcd\x23\x82\x81"), []string{"LoongArch", "use the vmlinux"}},
-		{"zboot", at(128, 4, "zimg"), []string{"zboot", "use the vmlinux"}},
-		{"arm", at(128, 0x24, "\x18\x28\x6f\x01"), []string{"arm zImage", "use the vmlinux"}},
-		{"s390", at(headSize, 0x10008, "S390EP"), []string{"s390", "use the vmlinux"}},
 		{"uImage", at(128, 0, "\x27\x05\x19\x56"), []string{"uImage", "use the vmlinux"}},
 		{"FIT", at(128, 0, "\xd0\x0d\xfe\xed"), []string{"FIT", "use the vmlinux"}},
-		{"UKI", at(4096, 0, "MZ"), []string{"unified kernel image", ".linux"}},
 		{"text", []byte("#!/bin/sh\n"), []string{"not a kernel image: use a vmlinux"}},
 		{"empty", nil, []string{"not a kernel image"}},
 		{"MZ alone", []byte("MZ"), []string{"EFI program"}},
@@ -278,28 +272,80 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestCompressedInside rejects a compressed file that contains anything but a vmlinux.
-func TestCompressedInside(t *testing.T) {
+// TestInside rejects images that contain something else than a kernel.
+func TestInside(t *testing.T) {
 	t.Parallel()
-	arm64 := make([]byte, 64)
-	copy(arm64[56:], "ARM\x64")
+	image := images(t)["vmlinux.amd64"]
+	other := bytes.Clone(image)
+	other[len(other)-1]++
+	deep := image
+	for range 4 {
+		deep = makeUKI(deep)
+	}
+	table := makeZImage(make([]byte, 100))
+	copy(table[0x38:], "\xff\xff\xff\xff")
 	for _, test := range []struct {
-		inside []byte
-		want   string
+		name string
+		data []byte
+		want string
 	}{
-		{[]byte("some text"), "not a kernel image"},
-		{arm64, "arm64 Image"},
-		{makeBzImage(make([]byte, 64)), "decompress the outer file first"},
+		{"text", gzipOf([]byte("some text")), "not a kernel image"},
+		{"uImage", gzipOf([]byte("\x27\x05\x19\x56")), "uImage is not supported"},
+		{"bzImage without a kernel", gzipOf(makeBzImage(make([]byte, 64))), "the payload at offset 1024 begins with"},
+		{"bomb", gzipOf(make([]byte, 3<<20)), "expands to more than"},
+		{"bomb in zboot", makeZboot(gzipOf(gzipOf(make([]byte, 40<<20)))), "expands to more than"},
+		{"deep", deep, "too many images"},
+		{"profiles", makePE(0x8664, []string{".linux", ".profile", ".linux"}, image, nil, other),
+			"2 profiles with different"},
+		{"UKI with text", makeUKI([]byte("a text and no kernel")), "section .linux: what it contains is not"},
+		{"UKI cut short", makeUKI(image)[:400], "cut short"},
+		{"EFI program", makePE(0x8664, []string{".text"}, []byte("text")), "EFI program without a kernel is not supported"},
+		{"zboot cut short", makeZboot(gzipOf(image))[:500], "cut short"},
+		{"zboot with text", makeZboot([]byte("a text and no kernel")), "what it contains is not"},
+		{"old arm zImage", append(makeZImage(nil)[:0x30:0x30], make([]byte, 0x100)...), "a kernel before 4.15"},
+		{"arm zImage without a table", table, "no table at offset 4294967295"},
+		{"arm zImage without a kernel", makeZImageOf(make([]byte, 64), binary.LittleEndian), "no compressed kernel ends"},
+		{"arm zImage cut short", makeZImage(make([]byte, 4096))[:0x90], "cut short"},
+		{"s390 image of zeros", makeS390(make([]byte, 4096)), "no kernel in it"},
+		{"s390 bzImage cut short", makeS390(gzipOf(image))[:0x11900], "cut short"},
+		{"powerpc zImage", makePowerpc([]byte("a text and no kernel")), ".kernel:vmlinux.strip: what it contains is not"},
+		{"arm64 Image cut short", makeArm64Image(make([]byte, 4096))[:4000], "section .text: the payload, 4096 bytes"},
+		{"arm64 header", makeArm64Image(make([]byte, 256))[:60], "the header is cut short"},
 	} {
-		gzip := exec.Command(testmod.Program(t, "gzip", "gzip"), "-n")
-		gzip.Stdin = bytes.NewReader(test.inside)
-		data, err := gzip.Output()
-		if err != nil {
-			t.Fatal(err)
+		_, err := New(bytes.NewReader(test.data), int64(len(test.data)))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q in it", test.name, err, test.want)
 		}
-		if _, err := New(bytes.NewReader(data), int64(len(data))); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("gzip of %.10q: %v, want %q in it", test.inside, err, test.want)
-		}
+	}
+	same := makePE(0x8664, []string{".linux", ".profile", ".linux"}, image, nil, image)
+	if im, err := New(bytes.NewReader(same), int64(len(same))); err != nil || im.Packing() != "UKI: vmlinux" {
+		t.Errorf("profiles with one kernel: %v", err)
+	}
+}
+
+// TestFlat asks a flat binary for what it does not tell.
+func TestFlat(t *testing.T) {
+	t.Parallel()
+	image := images(t)["arm64 Image"]
+	im, err := New(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := im.Section(".module_hashes"); !errors.Is(err, ErrFlat) {
+		t.Errorf("Section: %v, %v", s, err)
+	}
+	if release, err := im.Release(); err != nil || release != "6.12.1-test" {
+		t.Errorf("Release: %q, %v", release, err)
+	}
+	// Without the header of EFI, a 32-bit RISC-V kernel tells itself by its place in memory.
+	riscv := append(make([]byte, 56), "RSC\x05    "...)
+	binary.LittleEndian.PutUint64(riscv[8:], 4<<20)
+	if im, err := New(bytes.NewReader(riscv), int64(len(riscv))); err != nil || im.body.wide {
+		t.Errorf("a 32-bit kernel: %v", err)
+	}
+	if err := im.UseSystemMap(strings.NewReader("ffff800080000100 R system_certificate_list\n")); err == nil ||
+		!strings.Contains(err.Error(), "_text") {
+		t.Errorf("a System.map without _text: %v", err)
 	}
 }
 
@@ -396,7 +442,7 @@ func BenchmarkCertificates(b *testing.B) {
 	for _, k := range testmod.Kernels(b) {
 		b.Run(k.Version, func(b *testing.B) {
 			im := realKernel(b, k)
-			b.SetBytes(im.elf.size)
+			b.SetBytes(im.body.size)
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := im.Certificates(); err != nil {
