@@ -189,8 +189,13 @@ func (r *run[J, T]) all() error {
 		return err
 	}
 	r.group.Wait()
-	for _, p := range r.aliases {
-		r.alias(p)
+	// Symbolic links may lead to hard links.
+	for _, hard := range []bool{true, false} {
+		for _, p := range r.aliases {
+			if hard == (p.Target != "") {
+				r.alias(p)
+			}
+		}
 	}
 	r.outside()
 	return nil
@@ -486,7 +491,7 @@ func (r *run[J, T]) noKernel() error {
 	for _, k := range r.kernels {
 		return fmt.Errorf("%w: %w", ErrNoKernel, k.err)
 	}
-	return fmt.Errorf("%w in the %s", ErrNoKernel, r.archive.kind)
+	return fmt.Errorf("%w: the %s holds none", ErrNoKernel, r.archive.kind)
 }
 
 // otherKernel says that there are kernel images, but not that of a module.
@@ -516,7 +521,7 @@ func (r *run[J, T]) alias(p pending) {
 	fail := func(err error) {
 		p.Err = err
 		var judge J
-		r.start(judge, p)
+		r.put(p, r.Do(judge, p.Module))
 	}
 	name, target := p.Name, p.Target
 	if target == "" {
@@ -646,10 +651,8 @@ func kernelRelease(name string) (release string, ok bool) {
 	if path.Base(dir) == "boot" && !strings.Contains("/"+dir, "/lib/debug/") {
 		return match[3], true
 	}
-	if release, rel := moduleRelease(name); rel == path.Base(name) && match[2] == "" && !strings.Contains(dir, "lib/debug/") {
-		return release, true
-	}
-	return "", false
+	release, rel := moduleRelease(name)
+	return release, rel == path.Base(name) && match[2] == "" && !strings.Contains(dir, "lib/debug/")
 }
 
 // isInner reports whether a file has the name of an archive with modules.
