@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"time"
 
@@ -65,9 +66,13 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	if err != nil {
 		return err
 	}
-	reference, against, err := o.reference(u, dir, kernel)
-	if err != nil {
-		return err
+	pkgs, _ := packages([]string{dir})
+	var reference *hashlist.Reference
+	var against string
+	if len(pkgs) == 0 {
+		if reference, against, err = o.reference(u, dir, kernel); err != nil {
+			return err
+		}
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
@@ -76,8 +81,9 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		u.Note("warning: signatures are not looked at: %v", err)
 	}
 	var signed func(file string) string
+	and := ""
 	if keys.Len() > 0 {
-		against += " and " + plural(keys.Len(), "certificate")
+		and = " and " + plural(keys.Len(), "certificate")
 		signed = func(file string) string {
 			if r := verify.File(ctx, keys, file); r.Verdict == verify.Trusted {
 				return r.Signer
@@ -94,8 +100,15 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		u.Progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
 		o.show(u, r)
 	}
-	summary, err := reference.Verify(ctx, dir, options)
+	var summary hashlist.Summary
+	if len(pkgs) == 0 {
+		summary, err = reference.Verify(ctx, dir, options)
+	} else {
+		options.SignedContent = signedContent(keys)
+		summary, against, err = o.verifyPackage(ctx, dir, options)
+	}
 	u.Progress(true, nil)
+	against += and
 	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
 		return err
 	}
@@ -122,10 +135,23 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 // keyring holds the certificates of a kernel that loads modules for their signatures too.
 func (o *hashlistVerifyOptions) keyring() (*verify.Keyring, error) {
 	keys := new(verify.Keyring)
-	if o.list != "" {
+	if o.list != "" || o.image == "" {
 		return keys, nil
 	}
 	return keys, keys.AddImage(o.image)
+}
+
+// signedContent returns what tells who signed a module, as far as the keyring has the key.
+func signedContent(keys *verify.Keyring) func(io.ReaderAt, int64) string {
+	if keys.Len() == 0 {
+		return nil
+	}
+	return func(content io.ReaderAt, size int64) string {
+		if r := verify.Module(content, size, keys); r.Verdict == verify.Trusted {
+			return r.Signer
+		}
+		return ""
+	}
 }
 
 // choose checks the flags, completes them for an installed kernel, and returns the
@@ -143,7 +169,7 @@ func (o *hashlistVerifyOptions) choose(kernel *kernel, args []string) (dir strin
 		return kernel.ModLib, nil
 	case len(args) != 1:
 		return "", usagef("no modules given: name the directory lib/modules/KVER, or use --installed")
-	case o.list == "" && o.image == "":
+	case o.list == "" && o.image == "" && !isPackage(args[0]):
 		return "", usagef("nothing to compare with: use --list FILE or --kernel IMAGE")
 	}
 	return args[0], nil

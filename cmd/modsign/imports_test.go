@@ -21,6 +21,7 @@ const thisModule = "github.com/modsign/modsign/"
 // arrows point down, and the public packages do not know each other. Only the
 // command meets everything.
 var mayImport = map[string][]string{
+	"internal/archive":    {"internal/batch", "internal/compress", "internal/module"},
 	"internal/atomicfile": {"internal/dirfd"},
 	"internal/batch":      nil,
 	"internal/cms":        {"internal/mldsamu"},
@@ -41,7 +42,7 @@ var mayImport = map[string][]string{
 		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
-		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
+		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
 	"internal/module":        {"internal/compress", "internal/dirfd"},
@@ -78,7 +79,7 @@ var mayImport = map[string][]string{
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
 	"sign/policy":   {"internal/cms"},
 	"verify": {
-		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
+		"internal/archive", "internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
 	"internal/testmod": {"internal/mldsamu"},
@@ -98,25 +99,25 @@ var doors = map[string][]string{
 		"internal/cms", "internal/mldsamu", "internal/testmod", "keygen", "keygen/agent", "keygen/keystore",
 	},
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
-	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/anchore/go-lzo":       {"internal/compress"},
 	"github.com/cloudflare/circl":     {},
 	"github.com/google/go-tpm/tpm2":   {"internal/tpmkey"},
 	"github.com/klauspost/compress":   {"internal/compress"},
-	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
+	"github.com/pierrec/lz4/v4":       {"internal/compress", "internal/vmlinux"},
 	"github.com/rogpeppe/go-internal": {},
 	"github.com/spf13/cobra":          {"cmd/modsign"},
 	"github.com/spf13/pflag":          {"cmd/modsign"},
 	"github.com/therootcompany/xz":    {"internal/compress"},
 	"github.com/ulikunitz/xz":         {"internal/compress"},
-	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
+	"github.com/ulikunitz/xz/lzma":    {"internal/compress"},
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
-	"golang.org/x/sync/semaphore":     {"internal/module"},
+	"golang.org/x/sync/semaphore":     {"internal/archive", "internal/module"},
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
-		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
+		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
