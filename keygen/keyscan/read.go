@@ -1,0 +1,191 @@
+package keyscan
+
+import (
+	"bytes"
+	"compress/bzip2"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/modsign/modsign/internal/compress"
+)
+
+const (
+	// window is how much of a file is in memory at once, in bytes: most files as a whole.
+	window = 1 << 20
+	// lookback is how much may stand before the words that findPEM searches for: the line up
+	// to BEGIN, and the label.
+	lookback = 256
+	// overlap is what two windows have in common: whatever begins in the first lookback of
+	// the second one was found in the first one.
+	overlap = maxBlock + 2*lookback
+	// maxDepth bounds compressed files in compressed files.
+	maxDepth = 4
+)
+
+// look finds the keys of a stream.
+func (s *Scanner) look(f *file, r io.Reader, depth int) error {
+	buffer := s.buffers.Get().(*[window]byte)
+	defer s.buffers.Put(buffer)
+	data := buffer[:]
+	n, err := fill(r, data)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	if inner := decompressor(data[:n], r, s.options.MaxSize); inner != nil {
+		defer inner.Close()
+		if depth == maxDepth {
+			return errors.New("compressed too many times")
+		}
+		start := make([]byte, 18)
+		n, err := fill(inner, start)
+		switch {
+		case err != nil && err != io.EOF:
+			return err
+		case isObject(start[:n]):
+			s.modules.Add(1)
+			return nil
+		}
+		return s.look(f, io.MultiReader(bytes.NewReader(start[:n]), inner), depth+1)
+	}
+	if err == io.EOF {
+		s.bytes.Add(int64(n))
+		findWhole(data[:n], n, func(l located) { s.add(f, l.key, lineAt(data[:n], l.at), int64(l.at)) })
+		s.collect(f.path, data[:n])
+		return nil
+	}
+
+	const step = window - overlap
+	findWhole(data, step+lookback, func(l located) { s.add(f, l.key, lineAt(data, l.at), int64(l.at)) })
+	s.collect(f.path, data)
+	lines, text := 1, isText(data)
+	for at := int64(step); ; at += step {
+		s.bytes.Add(step)
+		if text {
+			lines += bytes.Count(data[:step], []byte("\n"))
+		}
+		copy(data, data[step:])
+		n, err := fill(r, data[overlap:])
+		limit := step + lookback
+		switch {
+		case err == io.EOF:
+			limit = overlap + n
+		case err != nil:
+			return err
+		}
+		findPEM(data[:overlap+n], lookback, limit, func(l located) {
+			line := 0
+			if text {
+				line = lines + bytes.Count(data[:l.at], []byte("\n"))
+			}
+			s.add(f, l.key, line, at+int64(l.at))
+		})
+		if err == io.EOF {
+			s.bytes.Add(int64(limit))
+			return nil
+		}
+	}
+}
+
+// fill reads until data is full or, with the error, the stream ends.
+func fill(r io.Reader, data []byte) (n int, err error) {
+	for empty := 0; n < len(data) && err == nil; {
+		var m int
+		if m, err = r.Read(data[n:]); m > 0 {
+			empty = 0
+		} else if empty++; empty == 100 && err == nil {
+			err = io.ErrNoProgress
+		}
+		n += m
+	}
+	return n, err
+}
+
+// isObject reports whether a file that begins like this is an ELF object file, such as a
+// kernel module. A tree has thousands of them, and nothing puts a key there.
+func isObject(head []byte) bool {
+	const relocatable = 1
+	return len(head) >= 18 && bytes.HasPrefix(head, []byte("\x7fELF")) && head[16]|head[17] == relocatable
+}
+
+// decompressor returns a reader of what a compressed file holds, or nil for any other
+// file. The file begins with head, and the rest is in r.
+func decompressor(head []byte, r io.Reader, limit int64) io.ReadCloser {
+	if len(head) < 18 {
+		return nil
+	}
+	whole := io.MultiReader(bytes.NewReader(head), r)
+	format := compress.FromMagic(head)
+	switch {
+	case format == compress.Gzip:
+		if _, err := gzip.NewReader(bytes.NewReader(head)); err != nil {
+			return nil // two bytes are a short magic number
+		}
+		inner, err := gzip.NewReader(whole)
+		if err != nil {
+			return failing{err}
+		}
+		return &limited{ReadCloser: inner, left: limit, limit: limit}
+	case format != compress.None:
+		inner, err := compress.NewReader(format, whole, limit)
+		if err != nil {
+			return failing{err}
+		}
+		return inner
+	case bytes.HasPrefix(head, []byte("BZh")) && bytes.HasPrefix(head[4:], []byte("1AY&SY")):
+		return &limited{ReadCloser: io.NopCloser(bzip2.NewReader(whole)), left: limit, limit: limit}
+	}
+	return nil
+}
+
+// failing is a stream with an error alone.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+func (f failing) Close() error             { return nil }
+
+// limited ends with an error after that many bytes.
+type limited struct {
+	io.ReadCloser
+	left, limit int64
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.ReadCloser.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return n, fmt.Errorf("decompressed size exceeds %d bytes; the rest was not scanned", l.limit)
+	}
+	return n, err
+}
+
+// maxCertificateFile bounds the files in which certificates are looked for, as package
+// keyfile does.
+const maxCertificateFile = 4 << 20
+
+var beginCertificate = []byte("-----BEGIN CERTIFICATE-----")
+
+// collect remembers the certificates at the beginning of a file: in DER, or in PEM.
+func (s *Scanner) collect(name string, data []byte) {
+	add := func(public fingerprint, subject string) { s.addCertificate(public, certificate{subject, name}) }
+	if len(data) > 4 && data[0] == 0x30 && data[1] == 0x82 {
+		s.eachCertificate(data, add)
+		return
+	}
+	if !isText(data) {
+		return
+	}
+	for {
+		i := bytes.Index(data, beginCertificate)
+		if i < 0 {
+			return
+		}
+		text := data[i+len(beginCertificate):]
+		end := bytes.Index(text[:min(len(text), maxBlock)], []byte("-----END"))
+		if end < 0 {
+			return
+		}
+		s.eachCertificate(unarmor(linePrefix(data[:i]), text[:end]).data, add)
+		data = text[end:]
+	}
+}
