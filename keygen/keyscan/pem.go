@@ -200,8 +200,10 @@ func unarmor(prefix, text []byte) body {
 			text = nil
 		}
 		if bytes.IndexByte(line, ':') >= 0 { // a header
-			b.encrypted = b.encrypted || bytes.Contains(line, []byte("ENCRYPTED")) || bytes.Contains(line, []byte("DEK-Info"))
-			continue
+			b.encrypted = b.encrypted || bytes.Contains(line, []byte("ENCRYPTED"))
+			// A shell that was given no quotes has made one line of all.
+			_, line, _ = bytes.Cut(line, []byte("DEK-Info: "))
+			_, line, _ = bytes.Cut(line, []byte(" "))
 		}
 		line = bytes.TrimLeft(line, " \t")
 		if rest, ok := bytes.CutPrefix(line, prefix); ok {

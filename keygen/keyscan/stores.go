@@ -219,10 +219,15 @@ func (v *varints) next() int {
 }
 
 // parseOldNSS recognizes key3.db: Berkeley DB 1.85, a hash, with the records that NSS puts
-// into every database of keys. One without a key has only these two.
+// into every database of keys. One without a key has these three alone.
 func parseOldNSS(data []byte) (key, bool) {
-	const hash = "\x00\x06\x15\x61\x00\x00\x00\x02"
-	if !bytes.HasPrefix(data, []byte(hash)) || !bytes.Contains(data, []byte("global-salt")) {
+	const (
+		hash    = "\x00\x06\x15\x61\x00\x00\x00\x02"
+		records = 56 // offset of their number, u32
+		empty   = 3  // Version, global-salt, password-check
+	)
+	if len(data) < records+4 || !bytes.HasPrefix(data, []byte(hash)) || !bytes.Contains(data, []byte("global-salt")) ||
+		binary.BigEndian.Uint32(data[records:]) <= empty {
 		return key{}, false
 	}
 	return key{form: "NSS database", encrypted: true}, true
