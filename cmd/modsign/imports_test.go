@@ -21,6 +21,7 @@ const thisModule = "github.com/modsign/modsign/"
 // arrows point down, and the public packages do not know each other. Only the
 // command meets everything.
 var mayImport = map[string][]string{
+	"internal/archive":    {"internal/compress"},
 	"internal/atomicfile": {"internal/dirfd"},
 	"internal/batch":      nil,
 	"internal/cms":        {"internal/mldsamu"},
@@ -98,17 +99,17 @@ var doors = map[string][]string{
 		"internal/cms", "internal/mldsamu", "internal/testmod", "keygen", "keygen/agent", "keygen/keystore",
 	},
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
-	"github.com/anchore/go-lzo":       {"internal/vmlinux"},
+	"github.com/anchore/go-lzo":       {"internal/compress"},
 	"github.com/cloudflare/circl":     {},
 	"github.com/google/go-tpm/tpm2":   {"internal/tpmkey"},
 	"github.com/klauspost/compress":   {"internal/compress"},
-	"github.com/pierrec/lz4/v4":       {"internal/vmlinux"},
+	"github.com/pierrec/lz4/v4":       {"internal/compress", "internal/vmlinux"},
 	"github.com/rogpeppe/go-internal": {},
 	"github.com/spf13/cobra":          {"cmd/modsign"},
 	"github.com/spf13/pflag":          {"cmd/modsign"},
 	"github.com/therootcompany/xz":    {"internal/compress"},
 	"github.com/ulikunitz/xz":         {"internal/compress"},
-	"github.com/ulikunitz/xz/lzma":    {"internal/compress", "internal/vmlinux"}, // kernel images come as lzma too
+	"github.com/ulikunitz/xz/lzma":    {"internal/compress"},
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
@@ -116,7 +117,7 @@ var doors = map[string][]string{
 	"golang.org/x/sync/semaphore":     {"internal/module"},
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
-		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
+		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",

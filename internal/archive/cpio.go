@@ -1,0 +1,364 @@
+package archive
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The magic numbers of cpio archives (Documentation/driver-api/early-userspace/buffer-format.rst
+// of the kernel), and of rpm's form without headers (lib/cpio.c of rpm).
+const (
+	cpioNewc     = "070701"
+	cpioCRC      = "070702" // newc with the sum of a file's bytes
+	cpioStripped = "07070X"
+	cpioTrailer  = "TRAILER!!!"
+)
+
+// cpio reads cpio archives.
+type cpio struct {
+	walk *walk
+	r    *bufio.Reader
+	n    int64 // bytes taken from r
+	// stripped tells what rpm's form leaves out: the file with an index. It is nil outside
+	// of an rpm.
+	stripped func(index uint32) (*rpmFile, error)
+	// waiting are hard links without content, by device and inode: the content comes with
+	// one of them, usually the last.
+	waiting map[inode][]*File
+}
+
+type inode struct{ major, minor, ino uint32 }
+
+func newCpio(w *walk, r io.Reader) *cpio {
+	return &cpio{walk: w, r: bufio.NewReaderSize(r, 64<<10)}
+}
+
+func (c *cpio) read(b []byte) error {
+	n, err := io.ReadFull(c.r, b)
+	c.n += int64(n)
+	return cutOff(err)
+}
+
+// archive reads one archive, up to its trailer.
+func (c *cpio) archive() error {
+	c.waiting = make(map[inode][]*File)
+	for {
+		end, err := c.entry()
+		if err == io.ErrUnexpectedEOF {
+			err = fmt.Errorf("cpio archive is cut off after %d bytes: %w", c.n, err)
+		}
+		if err != nil {
+			return err
+		}
+		if end {
+			return c.flush()
+		}
+	}
+}
+
+// flush passes on the hard links that never got content: they are empty.
+func (c *cpio) flush() error {
+	for _, files := range c.waiting {
+		if files[0].Name == "" { // this one got content
+			continue
+		}
+		for i, f := range files {
+			c.walk.kept -= int64(len(f.Name)) + keptEntry
+			if i > 0 {
+				f.Link = files[0].Name
+			}
+			if err := c.walk.emit(f); err != nil {
+				return err
+			}
+		}
+	}
+	c.waiting = nil
+	return nil
+}
+
+// entry reads the next entry. It reports the trailer as the end.
+func (c *cpio) entry() (end bool, err error) {
+	var magic [6]byte
+	if err := c.read(magic[:]); err != nil {
+		return false, err
+	}
+	if string(magic[:]) == cpioStripped && c.stripped != nil {
+		return false, c.strippedEntry()
+	}
+	if m := string(magic[:]); m != cpioNewc && m != cpioCRC {
+		return false, fmt.Errorf("cpio archive is corrupt at byte %d: %q is not the beginning of a header", c.n-6, m)
+	}
+	var header [104]byte
+	if err := c.read(header[:]); err != nil {
+		return false, err
+	}
+	var fields [13]uint32
+	for i := range fields {
+		n, err := strconv.ParseUint(string(header[8*i:8*i+8]), 16, 32)
+		if err != nil {
+			return false, fmt.Errorf("cpio archive is corrupt at byte %d: %q is not a hexadecimal number", c.n-104+int64(8*i),
+				header[8*i:8*i+8])
+		}
+		fields[i] = uint32(n)
+	}
+	ino, mode, links, size := fields[0], fields[1], fields[4], int64(fields[6])
+	node, nameSize, sum := inode{fields[7], fields[8], ino}, int(fields[11]), fields[12]
+	if nameSize > c.walk.limits.Name {
+		return false, c.walk.limits.exceeded("bytes in a name", int64(c.walk.limits.Name))
+	}
+	name := make([]byte, nameSize)
+	if err := c.read(name); err != nil {
+		return false, err
+	}
+	if err := c.pad(); err != nil {
+		return false, err
+	}
+	// dracut aligns content with more zeros behind the name.
+	text, _, _ := strings.Cut(string(name), "\x00")
+	f := &File{Name: text, Mode: fileMode(mode)}
+	if text == cpioTrailer {
+		if _, err := io.Copy(io.Discard, &part{c, size}); err != nil {
+			return true, err
+		}
+		return true, c.pad()
+	}
+	content := io.Reader(&part{c, size})
+	if string(magic[:]) == cpioCRC && f.Mode.IsRegular() {
+		content = &summed{r: content, left: size, want: sum}
+	}
+	return false, c.file(f, node, links, size, content)
+}
+
+// file passes on an entry, and drops the rest of its content and the padding behind it.
+func (c *cpio) file(f *File, node inode, links uint32, size int64, content io.Reader) (err error) {
+	switch {
+	case f.Mode.IsRegular() && links > 1:
+		err = c.linked(f, node, size, content)
+	case f.Mode.IsRegular():
+		f.Size, f.content = size, content
+		err = c.walk.emit(f)
+	default:
+		err = c.special(f, size, content)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, content); err != nil {
+		return err
+	}
+	return c.pad()
+}
+
+// Read reads content.
+func (c *cpio) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// special passes on what is not regular. The content of a symbolic link is its target.
+func (c *cpio) special(f *File, size int64, content io.Reader) error {
+	if f.Mode.Type() == fs.ModeSymlink {
+		if size > int64(c.walk.limits.Name) {
+			return c.walk.limits.exceeded("bytes in the target of a link", int64(c.walk.limits.Name))
+		}
+		target := make([]byte, size)
+		if _, err := io.ReadFull(content, target); err != nil {
+			return cutOff(err)
+		}
+		f.Link, _, _ = strings.Cut(string(target), "\x00")
+	}
+	return c.walk.emit(f)
+}
+
+// linked passes on one of several hard links to a file, as soon as the content is there.
+func (c *cpio) linked(f *File, node inode, size int64, content io.Reader) error {
+	waiting, again := c.waiting[node]
+	switch {
+	case again && waiting[0].Name == "": // the content was there before
+		if size > 0 {
+			break
+		}
+		f.Link = waiting[0].Link
+		return c.walk.emit(f)
+	case size == 0:
+		if err := c.walk.keep(f.Name); err != nil {
+			return err
+		}
+		c.waiting[node] = append(waiting, f)
+		return nil
+	}
+	f.Size, f.content = size, content
+	name := f.Name
+	if err := c.walk.emit(f); err != nil {
+		return err
+	}
+	for _, w := range waiting {
+		if w.Name == "" { // two of the links have content: a file of its own, then
+			continue
+		}
+		w.Link = name
+		c.walk.kept -= int64(len(w.Name)) + keptEntry
+		if err := c.walk.emit(w); err != nil {
+			return err
+		}
+	}
+	// Links that follow without content lead to this one.
+	if err := c.walk.keep(name); err != nil {
+		return err
+	}
+	c.waiting[node] = []*File{{Link: name}}
+	return nil
+}
+
+// pad goes on to the next multiple of four bytes.
+func (c *cpio) pad() error {
+	var padding [3]byte
+	return c.read(padding[:-c.n&3])
+}
+
+// fileMode translates st_mode.
+func fileMode(mode uint32) fs.FileMode {
+	m := fs.FileMode(mode & 0o777)
+	for _, bit := range []struct {
+		of   uint32
+		flag fs.FileMode
+	}{{unix.S_ISUID, fs.ModeSetuid}, {unix.S_ISGID, fs.ModeSetgid}, {unix.S_ISVTX, fs.ModeSticky}} {
+		if mode&bit.of != 0 {
+			m |= bit.flag
+		}
+	}
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		m |= fs.ModeDir
+	case unix.S_IFLNK:
+		m |= fs.ModeSymlink
+	case unix.S_IFCHR:
+		m |= fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		m |= fs.ModeDevice
+	case unix.S_IFIFO:
+		m |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		m |= fs.ModeSocket
+	default:
+		m |= fs.ModeIrregular
+	}
+	return m
+}
+
+// summed compares the sum of a file's bytes at its end.
+type summed struct {
+	r         io.Reader
+	left      int64
+	sum, want uint32
+}
+
+func (s *summed) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	for _, c := range b[:n] {
+		s.sum += uint32(c)
+	}
+	if s.left -= int64(n); s.left == 0 && s.sum != s.want && err == nil {
+		err = errors.New("file in the cpio archive does not match its checksum")
+	}
+	return n, err
+}
+
+// initramfs reads an initramfs image as the kernel does (init/initramfs.c): cpio archives and
+// compressed streams of them, one after the other, with zeros between.
+func (w *walk) initramfs(section *io.SectionReader) error {
+	for next := int64(0); ; {
+		at, err := nextNonzero(section, next)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s := &stream{walk: w, section: section, at: at, single: true}
+		head, err := s.peek()
+		if err != nil {
+			return err
+		}
+		switch format, err := s.format(); {
+		case err != nil:
+			return err
+		case strings.HasPrefix(string(head), "0707"):
+			s.plain = true
+			if _, err := section.Seek(at, io.SeekStart); err != nil {
+				return err
+			}
+			c := newCpio(w, s)
+			if err := c.archive(); err != nil {
+				return err
+			}
+			s.at = at + c.n
+		case format == "":
+			return fmt.Errorf("initramfs is corrupt at byte %d: neither a cpio archive nor compressed", at)
+		default:
+			if err := w.segment(s); err != nil {
+				return fmt.Errorf("segment at byte %d of the initramfs: %w", at, err)
+			}
+		}
+		if w.entries++; w.entries > w.limits.Entries {
+			return w.limits.exceeded("entries", int64(w.limits.Entries))
+		}
+		next = s.at
+	}
+}
+
+// segment reads a compressed stream of cpio archives.
+func (w *walk) segment(s *stream) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	defer s.close()
+	c := newCpio(w, s)
+	for {
+		// Zeros, up to the end or the next archive.
+		for {
+			b, err := c.r.Peek(1)
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if b[0] != 0 {
+				break
+			}
+			c.r.Discard(1)
+			c.n++
+		}
+		c.n = 0 // alignment is from the beginning of an archive, as in the kernel
+		if err := c.archive(); err != nil {
+			return err
+		}
+	}
+}
+
+// nextNonzero returns the offset of the first byte from at on that is not zero.
+func nextNonzero(r io.ReaderAt, at int64) (int64, error) {
+	var buf [16 << 10]byte
+	for {
+		n, err := r.ReadAt(buf[:], at)
+		for i, c := range buf[:n] {
+			if c != 0 {
+				return at + int64(i), nil
+			}
+		}
+		at += int64(n)
+		if err != nil {
+			return at, err
+		}
+	}
+}

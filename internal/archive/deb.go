@@ -1,0 +1,69 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+const (
+	arMagic  = "!<arch>\n"
+	arHeader = 60
+)
+
+// deb reads a Debian package: an ar archive (ar(5)) of tar archives. A header has the name
+// in 16 bytes, times, owners and the mode in 32, the size in 10, all as text, and two bytes
+// that end it. Members begin at even offsets.
+func (w *walk) deb(section *io.SectionReader) error {
+	data := false
+	for at := int64(len(arMagic)); at < section.Size(); {
+		var header [arHeader]byte
+		if _, err := section.ReadAt(header[:], at); err != nil {
+			return fmt.Errorf("deb: member at byte %d is cut off: %w", at, cutOff(err))
+		}
+		size, err := strconv.ParseInt(strings.TrimRight(string(header[48:58]), " "), 10, 64)
+		if err != nil || size < 0 || string(header[58:]) != "`\n" {
+			return fmt.Errorf("deb: no header of an ar member at byte %d", at)
+		}
+		if at += arHeader; size > section.Size()-at {
+			return fmt.Errorf("deb: member of %d bytes at byte %d is cut off after %d: %w", size, at, section.Size()-at,
+				io.ErrUnexpectedEOF)
+		}
+		member := io.NewSectionReader(section, at, size)
+		name := strings.TrimRight(string(header[:16]), " /")
+		switch base, _, _ := strings.Cut(name, ".tar"); {
+		case base == "control":
+			err = w.member(member, func(f *File) error {
+				f.Name = "DEBIAN/" + f.Name
+				return w.emit(f)
+			})
+		case base == "data" && data:
+			err = errors.New("comes twice")
+		case base == "data":
+			data = true
+			err = w.member(member, w.emit)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		at += size + size&1
+		if err := w.admit("", ""); err != nil {
+			return err
+		}
+	}
+	if !data {
+		return errors.New("deb: no data.tar: the package is cut off")
+	}
+	return nil
+}
+
+func (w *walk) member(section *io.SectionReader, emit func(*File) error) error {
+	s, err := w.unpacked(section)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return w.tarStream(s, emit)
+}

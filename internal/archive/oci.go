@@ -1,0 +1,464 @@
+package archive
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// The files of image layouts.
+const (
+	layoutFile   = "oci-layout"
+	indexFile    = "index.json"
+	manifestFile = "manifest.json"
+	blobsDir     = "blobs"
+)
+
+const (
+	maxJSON   = 4 << 20 // bytes of a document, as registries have it
+	maxImages = 64
+	maxLayers = 1024
+	maxDepth  = 8 // of an index in an index
+)
+
+// An image is a container image: its layers, the lowest first.
+type image struct {
+	name   string
+	layers []layer
+}
+
+// A layer is a tar archive in a layout.
+type layer struct {
+	name string
+	open func() (*io.SectionReader, io.Closer, error)
+	hash hash.Hash // of the file, if it is known
+	want string
+}
+
+// A descriptor refers to a blob (descriptor.md of the image specification).
+type descriptor struct {
+	MediaType   string            `json:"mediaType"`
+	Digest      string            `json:"digest"`
+	Size        int64             `json:"size"`
+	URLs        []string          `json:"urls"`
+	Annotations map[string]string `json:"annotations"`
+	Platform    *struct {
+		Architecture string `json:"architecture"`
+		OS           string `json:"os"`
+		Variant      string `json:"variant"`
+	} `json:"platform"`
+}
+
+// index is an image index (image-index.md) or manifest (manifest.md): which one it is, its
+// members tell.
+type index struct {
+	Manifests []descriptor `json:"manifests"`
+	Layers    []descriptor `json:"layers"`
+}
+
+// A layout gives access to the files of an image layout.
+type layout struct {
+	walk  *walk
+	root  *os.Root
+	tar   *io.SectionReader
+	files map[string]*member
+}
+
+func (w *walk) images(a *Archive) error {
+	l := &layout{walk: w, root: a.root}
+	if a.root == nil {
+		l.tar = io.NewSectionReader(a.r, 0, a.size)
+		var err error
+		if l.files, err = indexTar(l.tar, 1<<14, func(string) bool { return true }); err != nil {
+			return err
+		}
+	}
+	var images []image
+	var err error
+	if a.kind == OCI {
+		images, err = l.oci()
+	} else {
+		images, err = l.docker()
+	}
+	if err != nil {
+		return err
+	}
+	if len(images) == 0 {
+		return errors.New("there is no image in the layout")
+	}
+	for _, im := range images {
+		if len(images) > 1 {
+			w.image = im.name
+		}
+		if err := l.layers(im); err != nil {
+			return fmt.Errorf("image %s: %w", im.name, err)
+		}
+	}
+	return nil
+}
+
+// open opens a file of the layout by its clean name.
+func (l *layout) open(name string) (*io.SectionReader, io.Closer, error) {
+	if l.root == nil {
+		m := l.files[name]
+		for range 16 {
+			if m == nil || m.link == "" {
+				break
+			}
+			m = l.files[m.link]
+		}
+		switch {
+		case m == nil:
+			return nil, nil, fmt.Errorf("%s: not in the archive", name)
+		case m.link != "":
+			return nil, nil, fmt.Errorf("%s: links in the archive form a loop", name)
+		case m.size > l.tar.Size()-m.at:
+			return nil, nil, fmt.Errorf("%s: cut off: %w", name, io.ErrUnexpectedEOF)
+		}
+		return io.NewSectionReader(l.tar, m.at, m.size), io.NopCloser(nil), nil
+	}
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return io.NewSectionReader(f, 0, info.Size()), f, nil
+}
+
+// document reads a small JSON file.
+func (l *layout) document(name string, digest hash.Hash, want string, into any) error {
+	section, closer, err := l.open(name)
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	if section.Size() > maxJSON {
+		return fmt.Errorf("%s: %w: %d bytes; a document has at most %d", name, ErrLimit, section.Size(), maxJSON)
+	}
+	b, err := io.ReadAll(section)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if digest != nil {
+		digest.Write(b)
+		if err := checkDigest(digest, want); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+var digestForm = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`)
+
+// blob returns the name of a blob's file, and what checks its digest.
+func (d *descriptor) blob() (name string, h hash.Hash, want string, err error) {
+	if !digestForm.MatchString(d.Digest) {
+		return "", nil, "", fmt.Errorf("digest of the form %q: want sha256 or sha512", d.Digest)
+	}
+	algorithm, want, _ := strings.Cut(d.Digest, ":")
+	h = sha256.New()
+	if algorithm == "sha512" {
+		h = sha512.New()
+	}
+	return path.Join(blobsDir, algorithm, want), h, want, nil
+}
+
+func checkDigest(h hash.Hash, want string) error {
+	if got := hex.EncodeToString(h.Sum(nil)); got != want {
+		return fmt.Errorf("content has the digest %s, not %s", got, want)
+	}
+	return nil
+}
+
+// oci returns the images of an OCI layout.
+func (l *layout) oci() ([]image, error) {
+	var top index
+	if err := l.document(indexFile, nil, "", &top); err != nil {
+		return nil, err
+	}
+	var images []image
+	seen := make(map[string]bool)
+	var visit func(d descriptor, depth int) error
+	visit = func(d descriptor, depth int) error {
+		if depth > maxDepth {
+			return fmt.Errorf("%w: an index in an index, %d times", ErrLimit, depth)
+		}
+		if d.Platform != nil && d.Platform.OS == "unknown" || seen[d.Digest] { // an attestation
+			return nil
+		}
+		seen[d.Digest] = true
+		if len(seen) > maxImages*4 {
+			return fmt.Errorf("%w: more than %d documents", ErrLimit, maxImages*4)
+		}
+		name, h, want, err := d.blob()
+		if err != nil {
+			return err
+		}
+		var doc index
+		if err := l.document(name, h, want, &doc); err != nil {
+			return err
+		}
+		for _, m := range doc.Manifests {
+			if err := visit(m, depth+1); err != nil {
+				return err
+			}
+		}
+		if len(doc.Layers) == 0 {
+			return nil
+		}
+		im := image{name: imageName(d, want)}
+		for _, layer := range doc.Layers {
+			if !strings.Contains(layer.MediaType, "tar") {
+				continue // an artifact that is no part of a file system
+			}
+			next, err := l.layer(layer)
+			if err != nil {
+				return fmt.Errorf("image %s: %w", im.name, err)
+			}
+			im.layers = append(im.layers, next)
+		}
+		if len(im.layers) > 0 {
+			images = append(images, im)
+		}
+		if len(images) > maxImages {
+			return fmt.Errorf("%w: more than %d images", ErrLimit, maxImages)
+		}
+		return nil
+	}
+	for _, m := range top.Manifests {
+		if err := visit(m, 1); err != nil {
+			return nil, err
+		}
+	}
+	return images, nil
+}
+
+// imageName names an image by its platform or tag, and by its digest if it has none.
+func imageName(d descriptor, digest string) string {
+	if p := d.Platform; p != nil && p.OS != "" {
+		return strings.Trim(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+	}
+	if tag := d.Annotations["org.opencontainers.image.ref.name"]; tag != "" {
+		return tag
+	}
+	return digest[:12]
+}
+
+func (l *layout) layer(d descriptor) (layer, error) {
+	name, h, want, err := d.blob()
+	if err != nil {
+		return layer{}, err
+	}
+	if strings.Contains(d.MediaType, "encrypted") {
+		return layer{}, fmt.Errorf("layer %s is encrypted", d.Digest)
+	}
+	open := func() (*io.SectionReader, io.Closer, error) {
+		section, closer, err := l.open(name)
+		if err == nil && section.Size() != d.Size {
+			closer.Close()
+			err = fmt.Errorf("%s: %d bytes instead of %d", name, section.Size(), d.Size)
+		}
+		if err != nil && len(d.URLs) > 0 {
+			err = fmt.Errorf("%w (the layer is to be fetched from elsewhere)", err)
+		}
+		return section, closer, err
+	}
+	return layer{name: name, open: open, hash: h, want: want}, nil
+}
+
+// docker returns the images of docker save's layout.
+func (l *layout) docker() ([]image, error) {
+	var manifests []struct {
+		RepoTags []string
+		Layers   []string
+	}
+	if err := l.document(manifestFile, nil, "", &manifests); err != nil {
+		return nil, err
+	}
+	if len(manifests) > maxImages {
+		return nil, fmt.Errorf("%w: more than %d images", ErrLimit, maxImages)
+	}
+	var images []image
+	for i, m := range manifests {
+		im := image{name: fmt.Sprint(i + 1)}
+		if len(m.RepoTags) > 0 {
+			im.name = m.RepoTags[0]
+		}
+		for _, name := range m.Layers {
+			name := cleanName(name)
+			open := func() (*io.SectionReader, io.Closer, error) { return l.open(name) }
+			im.layers = append(im.layers, layer{name: name, open: open})
+		}
+		images = append(images, im)
+	}
+	return images, nil
+}
+
+// layers passes on the files of an image, the highest layer first.
+func (l *layout) layers(im image) error {
+	if len(im.layers) > maxLayers {
+		return fmt.Errorf("%w: more than %d layers", ErrLimit, maxLayers)
+	}
+	covers := newCover(l.walk)
+	for i := len(im.layers) - 1; i >= 0; i-- {
+		if err := l.readLayer(im.layers[i], covers, i == 0); err != nil {
+			return fmt.Errorf("%s: %w", im.layers[i].name, err)
+		}
+	}
+	l.walk.kept -= covers.kept
+	return nil
+}
+
+func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
+	section, closer, err := layer.open()
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	if layer.hash != nil {
+		h := layer.hash
+		h.Reset()
+		whole := io.NewSectionReader(section, 0, section.Size())
+		if _, err := io.Copy(h, &stream{walk: l.walk, section: whole, plain: true}); err != nil {
+			return err
+		}
+		if err := checkDigest(h, layer.want); err != nil {
+			return err
+		}
+	}
+	s, err := l.walk.unpacked(section)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	err = l.walk.tarStream(s, func(f *File) error {
+		name := cleanName(f.Name)
+		if base := path.Base(name); strings.HasPrefix(base, whiteout) {
+			return covers.whiteout(path.Dir(name), base)
+		}
+		if covers.hides(name) {
+			return l.walk.admit(f.Name, f.Link)
+		}
+		if !lowest {
+			if err := covers.add(name, f.Mode.IsDir()); err != nil {
+				return err
+			}
+		}
+		return l.walk.emit(f)
+	})
+	covers.next()
+	return err
+}
+
+// whiteout is the beginning of the name of a file that takes away what lower layers have
+// (layer.md of the image specification).
+const (
+	whiteout = ".wh."
+	opaque   = ".wh..wh..opq"
+)
+
+// A cover is what the layers so far, the highest first, hide in those below. Names are
+// kept as hashes.
+type cover struct {
+	walk        *walk
+	above, here map[key]covered // of the layers above; of this layer
+	kept        int64
+}
+
+type key [16]byte
+
+type covered uint8
+
+const (
+	itself covered = 1 << iota // the name itself is hidden
+	below                      // all below it is hidden
+)
+
+func newCover(w *walk) *cover {
+	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered)}
+}
+
+func keyOf(name string) key {
+	sum := sha256.Sum256([]byte(name))
+	return key(sum[:])
+}
+
+func (c *cover) put(name string, what covered) error {
+	k := keyOf(name)
+	if _, ok := c.here[k]; !ok {
+		c.kept += keptEntry
+		if err := c.walk.keep(""); err != nil {
+			return err
+		}
+	}
+	c.here[k] |= what
+	return nil
+}
+
+// add covers what has the name of a file in this layer. A directory is joined with one below.
+func (c *cover) add(name string, dir bool) error {
+	if dir {
+		return c.put(name, itself)
+	}
+	return c.put(name, itself|below)
+}
+
+// whiteout covers what a file of that name in a directory takes away.
+func (c *cover) whiteout(dir, base string) error {
+	if err := c.walk.admit(base, ""); err != nil {
+		return err
+	}
+	switch {
+	case base == opaque:
+		return c.put(dir, below)
+	case strings.HasPrefix(base, whiteout+whiteout):
+		return nil // a file of the storage driver
+	}
+	return c.put(path.Join(dir, strings.TrimPrefix(base, whiteout)), itself|below)
+}
+
+// hides reports whether a layer above hides a name of this layer.
+func (c *cover) hides(name string) bool {
+	if len(c.above) == 0 {
+		return false
+	}
+	if c.above[keyOf(name)]&itself != 0 {
+		return true
+	}
+	for dir := name; dir != "." && dir != "/" && dir != ""; {
+		dir = path.Dir(dir)
+		if c.above[keyOf(dir)]&below != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// next goes to the layer below.
+func (c *cover) next() {
+	for k, what := range c.here {
+		c.above[k] |= what
+	}
+	clear(c.here)
+}

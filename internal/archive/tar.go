@@ -1,0 +1,178 @@
+package archive
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+)
+
+// isTar reports whether head is the header of a tar archive: its checksum fits, which is
+// the sum of all bytes with the checksum itself as spaces. The old format has no magic.
+func isTar(head []byte) bool {
+	if len(head) < 512 {
+		return false
+	}
+	field := strings.Trim(string(head[148:156]), " \x00")
+	want, err := strconv.ParseUint(field, 8, 32)
+	if err != nil || head[0] == 0 {
+		return false
+	}
+	var signed, unsigned int64
+	for i, c := range head[:512] {
+		if i >= 148 && i < 156 {
+			c = ' '
+		}
+		unsigned += int64(c)
+		signed += int64(int8(c))
+	}
+	return int64(want) == unsigned || int64(want) == signed
+}
+
+// tar reads a tar archive, compressed or not.
+func (w *walk) tar(section *io.SectionReader) error {
+	s, err := w.unpacked(section)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return w.tarStream(s, func(f *File) error {
+		if name := cleanName(f.Name); !s.plain && (name == layoutFile || isLayerName(name)) {
+			return errors.New("a container image that is compressed as a whole is not read: decompress the archive first")
+		}
+		return w.emit(f)
+	})
+}
+
+// tarStream passes on the entries of a tar archive, with names as stored.
+func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
+	t := tar.NewReader(r)
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			return drain(r)
+		}
+		if err != nil {
+			return tarError(err)
+		}
+		f := &File{Name: h.Name, Mode: h.FileInfo().Mode()}
+		switch h.Typeflag {
+		case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+			f.Mode &^= fs.ModeType
+			f.Size, f.content = h.Size, tarContent{t}
+		case tar.TypeLink:
+			f.Mode &^= fs.ModeType
+			if f.Link = h.Linkname; cleanName(f.Link) == "" {
+				return fmt.Errorf("%s: hard link to nothing", h.Name)
+			}
+		case tar.TypeSymlink:
+			f.Link = h.Linkname
+		case tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		case tar.TypeXGlobalHeader:
+			continue
+		default:
+			return fmt.Errorf("%s: entry of type %q, which is not read", h.Name, h.Typeflag)
+		}
+		if err := emit(f); err != nil {
+			return err
+		}
+	}
+}
+
+// tarContent is the content of the current file.
+type tarContent struct{ t *tar.Reader }
+
+func (c tarContent) Read(b []byte) (int, error) {
+	n, err := c.t.Read(b)
+	if err != nil && err != io.EOF {
+		err = tarError(err)
+	}
+	return n, err
+}
+
+func tarError(err error) error {
+	switch {
+	case err == io.ErrUnexpectedEOF:
+		return fmt.Errorf("tar archive is cut off: %w", err)
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
+		return fmt.Errorf("tar archive is corrupt: %w", err)
+	}
+	return err
+}
+
+// tarKind tells whether a tar archive that is not compressed holds container images.
+func tarKind(r io.ReaderAt, size int64) (Kind, error) {
+	// The names are at any place: those of images have few entries, and nothing but.
+	kind := Tar
+	index, err := indexTar(io.NewSectionReader(r, 0, size), 1<<14, func(name string) bool {
+		first, _, _ := strings.Cut(name, "/")
+		switch {
+		case first == layoutFile, first == indexFile, first == manifestFile, first == blobsDir, first == "repositories":
+			return true
+		}
+		return isDigest(strings.TrimSuffix(strings.TrimSuffix(first, ".json"), ".tar"))
+	})
+	switch {
+	case err != nil: // no image, or a corrupt archive: reading it tells
+	case index[layoutFile] != nil && index[indexFile] != nil:
+		kind = OCI
+	case index[manifestFile] != nil:
+		kind = Docker
+	}
+	return kind, nil
+}
+
+func isDigest(name string) bool {
+	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+}
+
+// isLayerName reports whether docker save of old gives a layer this name.
+func isLayerName(name string) bool {
+	dir, base, _ := strings.Cut(name, "/")
+	return isDigest(dir) && base == "layer.tar"
+}
+
+// A member is a file in a tar archive that is not compressed.
+type member struct {
+	at, size int64
+	link     string // the name that it leads to
+}
+
+// indexTar returns where the files in a tar archive are, by clean name. A name that is not
+// wanted, or more than most names, are an error.
+func indexTar(section *io.SectionReader, most int, wanted func(name string) bool) (map[string]*member, error) {
+	index := make(map[string]*member)
+	for t := tar.NewReader(section); ; {
+		h, err := t.Next()
+		if err == io.EOF {
+			return index, nil
+		}
+		if err != nil {
+			return nil, tarError(err)
+		}
+		name := cleanName(h.Name)
+		switch {
+		case h.Typeflag == tar.TypeXGlobalHeader:
+			continue
+		case name != "" && !wanted(name):
+			return nil, fmt.Errorf("%s: not a file of a container image", h.Name)
+		case len(index) == most:
+			return nil, fmt.Errorf("%w: more than %d files of container images", ErrLimit, most)
+		}
+		switch h.Typeflag {
+		case tar.TypeReg:
+			at, err := section.Seek(0, io.SeekCurrent)
+			if err != nil {
+				return nil, err
+			}
+			index[name] = &member{at: at, size: h.Size}
+		case tar.TypeLink:
+			index[name] = &member{link: cleanName(h.Linkname)}
+		case tar.TypeSymlink:
+			index[name] = &member{link: cleanName(h.Name + "/../" + h.Linkname)}
+		}
+	}
+}
