@@ -240,6 +240,7 @@ func errnoName(errno syscall.Errno) string {
 type jsonKey struct {
 	Type        string   `json:"message_type"` // key
 	Path        string   `json:"path"`
+	Archive     string   `json:"archive,omitempty"`
 	Line        int      `json:"line,omitempty"`
 	Offset      int64    `json:"offset"`
 	Form        string   `json:"form"`
@@ -258,16 +259,17 @@ type jsonKey struct {
 
 func newJSONKey(f *keyscan.Finding) jsonKey {
 	return jsonKey{
-		Type: "key", Path: f.Path, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm, KeyID: f.KeyID,
+		Type: "key", Path: f.Path, Archive: f.Archive, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm, KeyID: f.KeyID,
 		Encrypted: f.Encrypted, Damaged: f.Damaged, Mode: fmt.Sprintf("%04o", f.Mode.Perm()), Readers: f.Readers(),
 		Origin: f.Origin, Harmless: f.Harmless, Certificate: f.Certificate, CertPath: f.CertificatePath, Kernels: f.Kernels,
 	}
 }
 
 type jsonScanFailure struct {
-	Type  string `json:"message_type"` // failure
-	Path  string `json:"path"`
-	Error string `json:"error"`
+	Type    string `json:"message_type"` // failure
+	Path    string `json:"path"`
+	Archive string `json:"archive,omitempty"`
+	Error   string `json:"error"`
 }
 
 type jsonScanSummary struct {

@@ -113,7 +113,7 @@ func (o *scanOptions) show(u *ui, r *keyscan.Report, took time.Duration) {
 		case u.JSON:
 			u.Object(newJSONKey(f))
 		case f.Harmless != "":
-			u.Note("note: %s: %s, no leak: %s", f.Path, keyKind(f), f.Harmless)
+			u.Note("note: %s: %s, no leak: %s", f.Name(), keyKind(f), f.Harmless)
 		default:
 			for _, line := range keyLines(f) {
 				u.Result("%s", line)
@@ -122,9 +122,9 @@ func (o *scanOptions) show(u *ui, r *keyscan.Report, took time.Duration) {
 	}
 	for _, f := range r.Failures {
 		if u.JSON {
-			u.Object(jsonScanFailure{Type: "failure", Path: f.Path, Error: f.Err.Error()})
+			u.Object(jsonScanFailure{Type: "failure", Path: f.Path, Archive: f.Archive, Error: f.Err.Error()})
 		}
-		u.Say("%s", describe(f.Path, f.Err))
+		u.Say("%s", describe(f.Name(), f.Err))
 	}
 	for _, dir := range r.Systems {
 		u.Note("note: %s: not scanned: the kernel makes its files", dir)
@@ -156,7 +156,7 @@ func keyKind(f *keyscan.Finding) string {
 
 // keyLines describes a finding.
 func keyLines(f *keyscan.Finding) []string {
-	at := f.Path
+	at := f.Name()
 	switch {
 	case f.Line > 1:
 		at += fmt.Sprintf(":%d", f.Line)

@@ -18,7 +18,8 @@
 //   - OpenPGP packets, private-keys-v1.d of GnuPG, objects of SoftHSM's tokens, PuTTY keys.
 //
 // Files that are compressed with gzip, xz, zstd or bzip2 are looked into, except for kernel
-// modules and other object files.
+// modules and other object files. So are packages (deb, RPM), tar and zip archives, container
+// images with all their layers, initramfs images and unified kernel images.
 //
 // For a key that is not encrypted its public key is computed. If a certificate in the same
 // tree, or one that a kernel image has built in ([Options.Kernels]), has that public key, the
@@ -34,6 +35,7 @@ package keyscan
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
@@ -90,7 +92,11 @@ type Options struct {
 
 // A Finding is a private key, or something that looks like one and is harmless.
 type Finding struct {
-	Path   string
+	Path string
+	// Archive is the archive in which the file is, and Path its name there; empty for a file
+	// of the tree. One archive in another is "INNER in OUTER".
+	Archive string
+
 	Line   int   // where the key begins in a text, from 1; 0 if it is not text
 	Offset int64 // the same in bytes, of the decompressed file
 
@@ -118,6 +124,9 @@ type Finding struct {
 	public []byte
 }
 
+// Name is what messages call the file: its path, and the archive if there is one.
+func (f *Finding) Name() string { return in(f.Path, f.Archive) }
+
 // Readers says who else than the owner can read the file: "", "group" or "others".
 func (f *Finding) Readers() string {
 	switch {
@@ -131,9 +140,12 @@ func (f *Finding) Readers() string {
 
 // A Failure is a file or a directory that could not be looked at, or not as a whole.
 type Failure struct {
-	Path string
-	Err  error
+	Path, Archive string // as in a Finding
+	Err           error
 }
+
+// Name is what messages call the file: its path, and the archive if there is one.
+func (f *Failure) Name() string { return in(f.Path, f.Archive) }
 
 // A Report is what a [Scanner] has found. Its lists are sorted by path.
 type Report struct {
@@ -286,18 +298,28 @@ func publicOf(info []byte) (fingerprint, bool) {
 }
 
 // File looks for keys in a stream, such as a file of an archive. The name and the mode are
-// for the report. The error is that of the stream, or of a compressed stream in it; what
-// was found before it counts.
-func (s *Scanner) File(name string, mode fs.FileMode, r io.Reader) error {
+// for the report. The error is that of the stream, or of a compressed stream or an archive
+// in it; what was found before it counts.
+func (s *Scanner) File(ctx context.Context, name string, mode fs.FileMode, r io.Reader) error {
 	s.files.Add(1)
-	return s.look(&file{path: name, mode: mode}, r, 0)
+	return s.look(ctx, &file{path: name, mode: mode.Perm()}, &stream{rest: r}, 0)
 }
 
 // file is what the report says of a file.
 type file struct {
-	path  string
-	mode  fs.FileMode
-	count int // of its findings
+	path, archive string
+	mode          fs.FileMode
+	count         int // of its findings
+}
+
+func (f *file) name() string { return in(f.path, f.archive) }
+
+// in names a file, and the archive in which it is.
+func in(path, archive string) string {
+	if archive == "" {
+		return path
+	}
+	return path + " in " + archive
 }
 
 // maxPerFile bounds the findings in one file.
@@ -306,7 +328,7 @@ const maxPerFile = 100
 // add puts a key into the report.
 func (s *Scanner) add(f *file, k key, line int, offset int64) {
 	found := Finding{
-		Path: f.path, Line: line, Offset: offset, Form: k.form, Algorithm: k.algorithm, Encrypted: k.encrypted,
+		Path: f.path, Archive: f.archive, Line: line, Offset: offset, Form: k.form, Algorithm: k.algorithm, Encrypted: k.encrypted,
 		Damaged: k.damaged, Mode: f.mode, Origin: origin(f.path), Harmless: k.bound, public: k.public,
 	}
 	if k.pem && k.form != "PEM" {
@@ -327,14 +349,14 @@ func (s *Scanner) add(f *file, k key, line int, offset int64) {
 }
 
 // fail puts a failure into the report.
-func (s *Scanner) fail(name string, err error) {
+func (s *Scanner) fail(f *file, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.report.Failures) >= maxFailures {
 		s.report.MoreFailures++
 		return
 	}
-	s.report.Failures = append(s.report.Failures, Failure{name, withoutPath(name, err)})
+	s.report.Failures = append(s.report.Failures, Failure{f.path, f.archive, withoutPath(f.path, err)})
 }
 
 // addCertificate remembers the certificate of a public key; of several the one with the
@@ -372,9 +394,14 @@ func (s *Scanner) Report() *Report {
 		}
 	}
 	slices.SortFunc(r.Findings, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Offset, b.Offset))
+		return cmp.Or(
+			cmp.Compare(cmp.Or(a.Archive, a.Path), cmp.Or(b.Archive, b.Path)),
+			cmp.Compare(a.Path, b.Path), cmp.Compare(a.Offset, b.Offset))
 	})
-	slices.SortFunc(r.Failures, func(a, b Failure) int { return cmp.Compare(a.Path, b.Path) })
+	slices.SortFunc(r.Failures, func(a, b Failure) int {
+		return cmp.Or(
+			cmp.Compare(cmp.Or(a.Archive, a.Path), cmp.Or(b.Archive, b.Path)), cmp.Compare(a.Path, b.Path))
+	})
 	slices.Sort(r.Systems)
 	return &r
 }

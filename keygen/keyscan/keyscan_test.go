@@ -1,6 +1,7 @@
 package keyscan_test
 
 import (
+	"archive/zip"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -49,7 +50,7 @@ func scanData(t testing.TB, data []byte) []keyscan.Finding {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.File("name", 0, bytes.NewReader(data)); err != nil {
+	if err := s.File(t.Context(), "name", 0, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
 	}
 	return s.Report().Findings
@@ -266,6 +267,7 @@ func TestGnuPG(t *testing.T) {
 	shell(t, dir, `
 		mkdir -m 700 gnupg
 		gpg() { command gpg --batch --quiet --pinentry-mode loopback "$@"; }
+		echo s2k-count 65536 >gnupg/gpg-agent.conf
 		gpg --passphrase '' --quick-gen-key rsa@example.org rsa2048
 		gpg --passphrase horse --quick-gen-key ed@example.org ed25519
 		gpg --export-secret-keys -a rsa@example.org >rsa.asc
@@ -736,7 +738,7 @@ func TestMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := testmod.NewKey(t, "ecdsa:p256").KeyPEM
-	if err := s.File("many", 0, bytes.NewReader(bytes.Repeat(key, 3000))); err != nil {
+	if err := s.File(t.Context(), "many", 0, bytes.NewReader(bytes.Repeat(key, 3000))); err != nil {
 		t.Fatal(err)
 	}
 	if r := s.Report(); len(r.Findings) != 100 || r.Omitted != 2900 || r.Leaks() != 3000 {
@@ -779,11 +781,121 @@ func FuzzFile(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.File("name", 0o644, bytes.NewReader(data)) // an error is that of a compressed file
+		s.File(t.Context(), "name", 0o644, bytes.NewReader(data)) // an error is that of a compressed file
 		for _, found := range s.Report().Findings {
 			if found.Form == "" || found.Offset < 0 || found.Offset > 1<<20 || found.Line < 0 {
 				t.Errorf("%+v", found)
 			}
 		}
 	})
+}
+
+// TestArchives finds a key in archives of all kinds, made by their programs.
+func TestArchives(t *testing.T) {
+	t.Parallel()
+	for program, pkg := range map[string]string{"dpkg-deb": "dpkg", "cpio": "cpio", "rpmbuild": "rpm", "xz": "xz-utils", "zstd": "zstd"} {
+		testmod.Program(t, program, pkg)
+	}
+	dir := t.TempDir()
+	key := testmod.NewKey(t, "rsa:2048")
+	block, _ := pem.Decode(key.KeyPEM)
+	certs := filepath.Join(dir, "root/usr/src/linux/certs")
+	if err := errors.Join(
+		os.MkdirAll(certs, 0o755),
+		os.WriteFile(filepath.Join(certs, "signing_key.pem"), key.KeyPEM, 0o640),
+		os.WriteFile(filepath.Join(certs, "signing_key.x509"), key.Certificate.Raw, 0o644),
+		os.WriteFile(filepath.Join(certs, "key.der"), block.Bytes, 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, dir, `
+		tar -C root -cf plain.tar usr
+		tar -C root -cJf one.tar.xz usr
+		mkdir root/DEBIAN
+		printf 'Package: linux-headers\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n' \
+			>root/DEBIAN/control
+		dpkg-deb -Zxz --root-owner-group --build root headers.deb >/dev/null
+		rm -r root/DEBIAN
+		(cd root && find . | cpio -o -H newc --quiet >../early.cpio)
+		(cat early.cpio; zstd -qc early.cpio) >initrd.img
+		gzip -n <early.cpio >initrd.gz
+
+		# An image whose upper layer takes away what the lower one has.
+		mkdir upper && touch upper/.wh.usr
+		tar -C root -czf layer1 usr && tar -C upper -cf layer2 .wh.usr
+		tar -cf image.tar layer1 layer2 && rm -r layer1 layer2 upper
+
+		# A package in an archive, and an archive in that.
+		mkdir -p outer && cp headers.deb initrd.gz outer && tar -cf nested.tar outer && rm -r outer
+
+		mkdir -p SPECS && cat >SPECS/x.spec <<-EOF
+			Name: kernel-devel
+			Version: 1
+			Release: 1
+			Summary: x
+			License: GPL
+			BuildArch: noarch
+			%description
+			x
+			%install
+			cp -r $PWD/root/usr %{buildroot}
+			%files
+			/usr/src
+		EOF
+		rpmbuild -bb --quiet --define "_topdir $PWD" --define '_build_id_links none' SPECS/x.spec >log 2>&1 || { cat log; exit 1; }
+		mv RPMS/noarch/*.rpm devel.rpm
+		rm -rf root RPMS SPECS BUILD* SRPMS SOURCES log`)
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	w, err := z.Create("certs/signing_key.pem")
+	if err == nil {
+		_, err = w.Write(key.KeyPEM)
+	}
+	if err = errors.Join(err, z.Close(), os.WriteFile(filepath.Join(dir, "sources.zip"), b.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	found := make(map[string][]string)
+	r := scan(t, keyscan.Options{}, dir)
+	for _, f := range r.Findings {
+		name := strings.ReplaceAll(f.Archive, dir+"/", "")
+		found[name] = append(found[name], f.Path)
+		if f.Certificate == "" || f.Archive == "" {
+			t.Errorf("%s: the certificate is %q", f.Name(), f.Certificate)
+		}
+		if filepath.Base(f.Path) == "signing_key.pem" && name != "sources.zip" && f.Readers() != "group" {
+			t.Errorf("%s: mode %o", f.Name(), f.Mode)
+		}
+	}
+	for _, f := range r.Failures {
+		t.Errorf("%s: %v", f.Name(), f.Err)
+	}
+	const first, second = "usr/src/linux/certs/key.der", "usr/src/linux/certs/signing_key.pem"
+	const keys = first + " " + second
+	for name, want := range map[string]string{
+		"plain.tar": keys, "one.tar.xz": keys, "headers.deb": keys, "early.cpio": keys, "initrd.gz": keys, "devel.rpm": keys,
+		"initrd.img":                      strings.Join([]string{first, first, second, second}, " "),
+		"layer1 in image.tar":             keys,
+		"outer/headers.deb in nested.tar": keys,
+		"outer/initrd.gz in nested.tar":   keys,
+		"sources.zip":                     "certs/signing_key.pem",
+	} {
+		if got := strings.Join(found[name], " "); got != want {
+			t.Errorf("%s: found %q, want %q", name, got, want)
+		}
+	}
+
+	// What is cut off is a failure, and what comes before it is found.
+	for _, name := range []string{"plain.tar", "one.tar.xz", "headers.deb", "initrd.gz", "devel.rpm", "early.cpio"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		short := testmod.WriteFile(t, name, data[:len(data)*2/3])
+		if r := scan(t, keyscan.Options{}, short); len(r.Failures) == 0 {
+			t.Errorf("%s, cut off: no failure", name)
+		}
+	}
+	if r := scan(t, keyscan.Options{Exclude: []string{"usr/src/linux/certs"}}, filepath.Join(dir, "headers.deb")); r.Leaks() > 0 {
+		t.Errorf("a directory is excluded, and there are %d keys", r.Leaks())
+	}
 }

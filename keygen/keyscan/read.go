@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,53 +21,92 @@ const (
 	// overlap is what two windows have in common: whatever begins in the first lookback of
 	// the second one was found in the first one.
 	overlap = maxBlock + 2*lookback
-	// maxDepth bounds compressed files in compressed files.
-	maxDepth = 4
+	// maxDepth bounds archives and compressed files in one another: a package holds a compressed tar
+	// archive, and that files.
+	maxDepth = 8
 )
 
-// look finds the keys of a stream.
-func (s *Scanner) look(f *file, r io.Reader, depth int) error {
+// look finds the keys of a stream: in the files of an archive, in what is compressed, or in
+// the bytes as they are.
+func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) error {
 	buffer := s.buffers.Get().(*[window]byte)
 	defer s.buffers.Put(buffer)
 	data := buffer[:]
-	n, err := fill(r, data)
+	n, err := fill(st.rest, data)
 	if err != nil && err != io.EOF {
 		return err
 	}
-	if inner := decompressor(data[:n], r, s.options.MaxSize); inner != nil {
+	st.head = data[:n]
+	inner := s.decompressor(st)
+	open, failed := opened(nil), error(nil)
+	if inner == nil {
+		if open, failed = s.archiveOf(st); failed != nil {
+			return failed
+		}
+	} else {
 		defer inner.Close()
-		if depth == maxDepth {
-			return errors.New("compressed too many times")
-		}
-		start := make([]byte, 18)
-		n, err := fill(inner, start)
-		switch {
-		case err != nil && err != io.EOF:
-			return err
-		case isObject(start[:n]):
-			s.modules.Add(1)
-			return nil
-		}
-		return s.look(f, io.MultiReader(bytes.NewReader(start[:n]), inner), depth+1)
 	}
+	if depth == maxDepth && (inner != nil || open != nil) {
+		return errors.New("archives and compressed files too deep in one another")
+	}
+	switch {
+	case inner != nil:
+		return s.lookCompressed(ctx, f, st, inner, depth)
+	case open != nil:
+		return s.lookInside(ctx, f, open, depth)
+	case len(st.head) > n: // read already, to find out that it is no archive
+		rest := io.MultiReader(bytes.NewReader(st.head[n:]), st.rest)
+		return s.lookAt(ctx, f, data, n, nil, rest)
+	}
+	return s.lookAt(ctx, f, data, n, err, st.rest)
+}
+
+// lookCompressed looks at what a compressed stream holds. An initramfs may have several
+// streams, and package archive finds them in the file.
+func (s *Scanner) lookCompressed(ctx context.Context, f *file, st *stream, inner io.Reader, depth int) error {
+	head := make([]byte, 18)
+	n, err := fill(inner, head)
+	head = head[:n]
+	switch {
+	case err != nil && err != io.EOF:
+		return err
+	case isObject(head):
+		s.modules.Add(1)
+		return nil
+	case bytes.HasPrefix(head, []byte(cpioMagic)) && st.at != nil:
+		if open, err := openArchive(st.at, st.size); open != nil || err != nil {
+			if err != nil {
+				return err
+			}
+			return s.lookInside(ctx, f, open, depth)
+		}
+	}
+	return s.look(ctx, f, &stream{rest: io.MultiReader(bytes.NewReader(head), inner)}, depth+1)
+}
+
+// lookAt finds the keys in the bytes of a stream, of which the first n are in data, a buffer
+// of the size of a window. The error is that of reading them.
+func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err error, rest io.Reader) error {
 	if err == io.EOF {
 		s.bytes.Add(int64(n))
 		findWhole(data[:n], n, func(l located) { s.add(f, l.key, lineAt(data[:n], l.at), int64(l.at)) })
-		s.collect(f.path, data[:n])
+		s.collect(f, data[:n])
 		return nil
 	}
-
 	const step = window - overlap
 	findWhole(data, step+lookback, func(l located) { s.add(f, l.key, lineAt(data, l.at), int64(l.at)) })
-	s.collect(f.path, data)
+	s.collect(f, data)
 	lines, text := 1, isText(data)
 	for at := int64(step); ; at += step {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		s.bytes.Add(step)
 		if text {
 			lines += bytes.Count(data[:step], []byte("\n"))
 		}
 		copy(data, data[step:])
-		n, err := fill(r, data[overlap:])
+		n, err := fill(rest, data[overlap:])
 		limit := step + lookback
 		switch {
 		case err == io.EOF:
@@ -109,13 +149,12 @@ func isObject(head []byte) bool {
 	return len(head) >= 18 && bytes.HasPrefix(head, []byte("\x7fELF")) && head[16]|head[17] == relocatable
 }
 
-// decompressor returns a reader of what a compressed file holds, or nil for any other
-// file. The file begins with head, and the rest is in r.
-func decompressor(head []byte, r io.Reader, limit int64) io.ReadCloser {
+// decompressor returns a reader of what a compressed stream holds, or nil for any other.
+func (s *Scanner) decompressor(st *stream) io.ReadCloser {
+	head, whole, limit := st.head, st.whole(), s.options.MaxSize
 	if len(head) < 18 {
 		return nil
 	}
-	whole := io.MultiReader(bytes.NewReader(head), r)
 	format := compress.FromMagic(head)
 	switch {
 	case format == compress.Gzip:
@@ -166,8 +205,8 @@ const maxCertificateFile = 4 << 20
 var beginCertificate = []byte("-----BEGIN CERTIFICATE-----")
 
 // collect remembers the certificates at the beginning of a file: in DER, or in PEM.
-func (s *Scanner) collect(name string, data []byte) {
-	add := func(public fingerprint, subject string) { s.addCertificate(public, certificate{subject, name}) }
+func (s *Scanner) collect(f *file, data []byte) {
+	add := func(public fingerprint, subject string) { s.addCertificate(public, certificate{subject, f.name()}) }
 	if len(data) > 4 && data[0] == 0x30 && data[1] == 0x82 {
 		s.eachCertificate(data, add)
 		return

@@ -40,7 +40,7 @@ func (s *Scanner) Tree(ctx context.Context, name string) error {
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: name, Err: err}
 		}
-		s.read(reader{fd}, name)
+		s.read(ctx, reader{fd}, name)
 		return ctx.Err()
 	}
 	root, err := dirfd.Open(name)
@@ -72,7 +72,7 @@ type walker struct {
 func (w *walker) walk(dir *dirfd.Dir, rel string, device uint64, depth int) error {
 	list, err := dir.Open(".", unix.O_DIRECTORY, 0)
 	if err != nil {
-		w.fail(dir.Path(""), err)
+		w.fail(&file{path: dir.Path("")}, err)
 		return nil
 	}
 	defer list.Close()
@@ -90,7 +90,7 @@ func (w *walker) walk(dir *dirfd.Dir, rel string, device uint64, depth int) erro
 			return nil
 		}
 		if err != nil {
-			w.fail(dir.Path(""), err)
+			w.fail(&file{path: dir.Path("")}, err)
 			return nil
 		}
 	}
@@ -119,18 +119,18 @@ func (w *walker) entry(dir *dirfd.Dir, e fs.DirEntry, rel string, device uint64,
 // below walks through a directory in a directory.
 func (w *walker) below(dir *dirfd.Dir, name, rel string, device uint64, depth int) error {
 	if depth > maxTreeDepth {
-		w.fail(dir.Path(name), fmt.Errorf("more than %d directories deep", maxTreeDepth))
+		w.fail(&file{path: dir.Path(name)}, fmt.Errorf("more than %d directories deep", maxTreeDepth))
 		return nil
 	}
 	child, err := dir.OpenDir(name)
 	if err != nil {
-		w.fail(dir.Path(name), err)
+		w.fail(&file{path: dir.Path(name)}, err)
 		return nil
 	}
 	defer child.Close()
 	own, err := w.device(child)
 	if err != nil {
-		w.fail(child.Path(""), err)
+		w.fail(&file{path: child.Path("")}, err)
 		return nil
 	}
 	if own != device && isKernels(child) {
@@ -178,17 +178,17 @@ func (w *walker) count(n *int) {
 }
 
 // isExcluded reports whether a pattern excludes what is at a path below the tree.
-func (w *walker) isExcluded(rel string) bool {
-	for i, pattern := range w.options.Exclude {
+func (s *Scanner) isExcluded(rel string) bool {
+	for i, pattern := range s.options.Exclude {
 		name := rel
 		if !strings.Contains(pattern, "/") {
 			name = path.Base(rel)
 		}
 		if ok, _ := path.Match(pattern, name); ok {
-			w.mu.Lock()
-			w.report.Excluded++
-			w.excluded[i] = true
-			w.mu.Unlock()
+			s.mu.Lock()
+			s.report.Excluded++
+			s.excluded[i] = true
+			s.mu.Unlock()
 			return true
 		}
 	}
@@ -202,10 +202,10 @@ func (w *walker) flush() error {
 		name := w.root.Path(rel)
 		fd, err := w.root.OpenBelowFD(rel)
 		if err != nil {
-			w.fail(name, err)
+			w.fail(&file{path: name}, err)
 			return nil
 		}
-		w.read(reader{fd}, name)
+		w.read(w.ctx, reader{fd}, name)
 		return nil
 	})
 	w.pending = w.pending[:0]
@@ -218,19 +218,22 @@ func (w *walker) flush() error {
 }
 
 // read looks at an open file and closes it.
-func (s *Scanner) read(f reader, name string) {
-	defer unix.Close(f.fd)
+func (s *Scanner) read(ctx context.Context, r reader, name string) {
+	defer unix.Close(r.fd)
+	f := &file{path: name}
 	var st unix.Stat_t
-	switch err := unix.Fstat(f.fd, &st); {
+	switch err := unix.Fstat(r.fd, &st); {
 	case err != nil:
-		s.fail(name, err)
+		s.fail(f, err)
 		return
 	case st.Mode&unix.S_IFMT != unix.S_IFREG: // it was when the directory was read
-		s.fail(name, errors.New("no longer a regular file"))
+		s.fail(f, errors.New("no longer a regular file"))
 		return
 	}
-	if err := s.File(name, fs.FileMode(st.Mode).Perm(), f); err != nil {
-		s.fail(name, err)
+	f.mode = fs.FileMode(st.Mode).Perm()
+	s.files.Add(1)
+	if err := s.look(ctx, f, &stream{rest: r, at: r, size: st.Size}, 0); err != nil && ctx.Err() == nil {
+		s.fail(f, err)
 	}
 }
 
@@ -251,4 +254,20 @@ func (r reader) Read(b []byte) (n int, err error) {
 		}
 		return n, nil
 	}
+}
+
+func (r reader) ReadAt(b []byte, at int64) (n int, err error) {
+	for n < len(b) {
+		m, err := unix.Pread(r.fd, b[n:], at+int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return n, err
+		case m == 0:
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
 }
