@@ -259,9 +259,11 @@ type jsonKey struct {
 
 func newJSONKey(f *keyscan.Finding) jsonKey {
 	return jsonKey{
-		Type: "key", Path: f.Path, Archive: f.Archive, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm, KeyID: f.KeyID,
-		Encrypted: f.Encrypted, Damaged: f.Damaged, Mode: fmt.Sprintf("%04o", f.Mode.Perm()), Readers: f.Readers(),
-		Origin: f.Origin, Harmless: f.Harmless, Certificate: f.Certificate, CertPath: f.CertificatePath, Kernels: f.Kernels,
+		Type: "key", Path: f.Path, Archive: f.Archive, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm,
+		KeyID: f.KeyID, Encrypted: f.Encrypted, Damaged: f.Damaged,
+		Mode: fmt.Sprintf("%04o", f.Mode.Perm()), Readers: f.Readers(),
+		Origin: f.Origin, Harmless: f.Harmless, Certificate: f.Certificate,
+		CertPath: f.CertificatePath, Kernels: f.Kernels,
 	}
 }
 
@@ -293,7 +295,7 @@ type jsonScanSummary struct {
 func newJSONScanSummary(r *keyscan.Report, took time.Duration) jsonScanSummary {
 	return jsonScanSummary{
 		Type: "summary", Files: r.Files, Bytes: r.Bytes, Keys: r.Leaks(), Trusted: trustedKeys(r), Omitted: r.Omitted,
-		Failed: len(r.Failures) + r.MoreFailures, Modules: r.Modules, Links: r.Links, Special: r.Special, Excluded: r.Excluded,
-		Unused: r.Unused, Systems: r.Systems, Certificates: r.Certificates, Seconds: took.Seconds(),
+		Failed: len(r.Failures) + r.MoreFailures, Modules: r.Modules, Links: r.Links, Special: r.Special,
+		Excluded: r.Excluded, Unused: r.Unused, Systems: r.Systems, Certificates: r.Certificates, Seconds: took.Seconds(),
 	}
 }

@@ -25,12 +25,13 @@ func newScanCommand(u *ui) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "scan PATH...",
 		Short: "Find private keys in what is about to be shipped",
-		Long: `Scan looks for private keys in directories and files: the one-time key
-that a kernel's build left in certs/signing_key.pem, a machine owner key, any other key.
-The content of a file decides, never its name: PEM of every kind anywhere in a file, DER,
-PKCS #12, Java and NSS keystores, OpenPGP, OpenSSH, GnuPG, PuTTY and SoftHSM. Files
-compressed with gzip, xz, zstd or bzip2 are looked into, except for kernel modules.
-docs/scan.md has the whole list.
+		Long: `Scan looks for private keys in directories, packages and files: the one-time key that a
+kernel's build left in certs/signing_key.pem, a machine owner key, any other key. The
+content of a file decides, never its name: PEM of every kind anywhere in a file, DER,
+PKCS #12, Java and NSS keystores, OpenPGP, OpenSSH, GnuPG, PuTTY and SoftHSM. Scan looks
+into compressed files, except for kernel modules, and into deb and RPM packages, tar and
+zip archives, container images, initramfs images and unified kernel images. docs/scan.md
+has the whole list.
 
 For each key, scan shows the kind and the subject key identifier, never a byte of it. If the
 scanned files have a certificate of the key, scan names it, and with --kernel the kernel
@@ -198,20 +199,17 @@ func scanSentence(r *keyscan.Report, took time.Duration) string {
 	if r.Omitted > 0 {
 		fmt.Fprintf(&b, ", %d of them not listed", r.Omitted)
 	}
-	for _, part := range []struct {
-		n    int
-		what string
-	}{
-		{len(r.Failures) + r.MoreFailures, "could not be read"},
-		{r.Modules, "compressed modules not looked into"},
-		{r.Links, "symbolic links not followed"},
-		{r.Special, "FIFOs, devices and sockets not opened"},
-		{r.Excluded, "excluded"},
-	} {
-		if part.n > 0 {
-			fmt.Fprintf(&b, "; %d %s", part.n, part.what)
+	part := func(n int, text string) {
+		if n > 0 {
+			b.WriteString("; " + text)
 		}
 	}
+	failed := len(r.Failures) + r.MoreFailures
+	part(failed, fmt.Sprintf("%d could not be read", failed))
+	part(r.Modules, plural(r.Modules, "compressed module")+" not looked into")
+	part(r.Links, plural(r.Links, "symbolic link")+" not followed")
+	part(r.Special, plural(r.Special, "special file")+" not opened")
+	part(r.Excluded, fmt.Sprintf("%d excluded", r.Excluded))
 	return b.String()
 }
 

@@ -49,7 +49,8 @@ func (s *Scanner) archiveOf(st *stream) (opened, error) {
 		return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
 			return eachInTar(ctx, st.whole(), each)
 		}, nil
-	case begins("PK\x03\x04"), begins(cpioMagic), begins(peMagic), begins("!<arch>\ndebian-binary"), begins("\xed\xab\xee\xdb"),
+	case begins("PK\x03\x04"), begins(cpioMagic), begins(peMagic),
+		begins("!<arch>\ndebian-binary"), begins("\xed\xab\xee\xdb"),
 		begins("hsqs"):
 	default:
 		return nil, nil

@@ -328,8 +328,8 @@ const maxPerFile = 100
 // add puts a key into the report.
 func (s *Scanner) add(f *file, k key, line int, offset int64) {
 	found := Finding{
-		Path: f.path, Archive: f.archive, Line: line, Offset: offset, Form: k.form, Algorithm: k.algorithm, Encrypted: k.encrypted,
-		Damaged: k.damaged, Mode: f.mode, Origin: origin(f.path), Harmless: k.bound, public: k.public,
+		Path: f.path, Archive: f.archive, Line: line, Offset: offset, Form: k.form, Algorithm: k.algorithm,
+		Encrypted: k.encrypted, Damaged: k.damaged, Mode: f.mode, Origin: origin(f.path), Harmless: k.bound, public: k.public,
 	}
 	if k.pem && k.form != "PEM" {
 		found.Form = "PEM, " + k.form

@@ -493,8 +493,8 @@ func TestWindow(t *testing.T) {
 	step := window - overlap
 	filler := bytes.Repeat([]byte("no key on this line\n"), 4*window/20)
 	for _, at := range []int{
-		step - 2000, step - 300, step - 100, step - 20, step - 1, step, step + 20, step + 230, step + 250, step + 256, step + 300,
-		window - 100, window - 1, window, window + 1, 2*step - 10, 2*step + 255, 3 * step, len(filler) - len(key),
+		step - 2000, step - 300, step - 100, step - 20, step - 1, step, step + 20, step + 230, step + 250, step + 256,
+		step + 300, window - 100, window - 1, window, window + 1, 2*step - 10, 2*step + 255, 3 * step, len(filler) - len(key),
 	} {
 		data := bytes.Clone(filler)
 		copy(data[at:], key)
@@ -602,7 +602,8 @@ func TestTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := scan(t, keyscan.Options{Exclude: []string{"tests/*", "*.nothing"}}, dir)
-	if r.Links != 3 || r.Special != 1 || r.Excluded != 1 || !slices.Equal(r.Unused, []string{"*.nothing"}) || r.Files != 5 {
+	if r.Links != 3 || r.Special != 1 || r.Excluded != 1 || r.Files != 5 ||
+		!slices.Equal(r.Unused, []string{"*.nothing"}) {
 		t.Errorf("links %d, special %d, excluded %d, unused %q, files %d",
 			r.Links, r.Special, r.Excluded, r.Unused, r.Files)
 	}
@@ -617,7 +618,8 @@ func TestTree(t *testing.T) {
 	if f := r.Findings[0]; f.Readers() != "group" {
 		t.Errorf("mode %o: readers %q", f.Mode, f.Readers())
 	}
-	if r := scan(t, keyscan.Options{Exclude: []string{"build", "tests", "d", "a*"}}, dir); len(r.Findings) > 0 || r.Excluded != 5 {
+	r = scan(t, keyscan.Options{Exclude: []string{"build", "tests", "d", "a*"}}, dir)
+	if len(r.Findings) > 0 || r.Excluded != 5 {
 		t.Errorf("all is excluded, and there are %d findings; %d excluded: %v", len(r.Findings), r.Excluded, r.Err())
 	}
 
@@ -706,7 +708,8 @@ module_cert_size: .quad end - system_certificate_list
 	if len(r.Findings) != 2 || !slices.Equal(r.Findings[0].Kernels, []string{image}) || r.Findings[1].Kernels != nil {
 		t.Errorf("%+v", r.Findings)
 	}
-	if _, err := keyscan.New(keyscan.Options{Kernels: []string{cert}}); err == nil || !strings.HasPrefix(err.Error(), cert+": ") {
+	_, err := keyscan.New(keyscan.Options{Kernels: []string{cert}})
+	if err == nil || !strings.HasPrefix(err.Error(), cert+": ") {
 		t.Errorf("a certificate in the place of a kernel: %v", err)
 	}
 }
@@ -793,7 +796,9 @@ func FuzzFile(f *testing.F) {
 // TestArchives finds a key in archives of all kinds, made by their programs.
 func TestArchives(t *testing.T) {
 	t.Parallel()
-	for program, pkg := range map[string]string{"dpkg-deb": "dpkg", "cpio": "cpio", "rpmbuild": "rpm", "xz": "xz-utils", "zstd": "zstd"} {
+	for program, pkg := range map[string]string{
+		"dpkg-deb": "dpkg", "cpio": "cpio", "rpmbuild": "rpm", "xz": "xz-utils", "zstd": "zstd",
+	} {
 		testmod.Program(t, program, pkg)
 	}
 	dir := t.TempDir()
@@ -895,7 +900,8 @@ func TestArchives(t *testing.T) {
 			t.Errorf("%s, cut off: no failure", name)
 		}
 	}
-	if r := scan(t, keyscan.Options{Exclude: []string{"usr/src/linux/certs"}}, filepath.Join(dir, "headers.deb")); r.Leaks() > 0 {
+	r = scan(t, keyscan.Options{Exclude: []string{"usr/src/linux/certs"}}, filepath.Join(dir, "headers.deb"))
+	if r.Leaks() > 0 {
 		t.Errorf("a directory is excluded, and there are %d keys", r.Leaks())
 	}
 }
