@@ -649,11 +649,27 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestUnreadable scans a tree of which an ordinary user cannot read all.
+// TestUnreadable scans a tree of which an ordinary user cannot read all. Root runs it as
+// one.
 func TestUnreadable(t *testing.T) {
-	t.Parallel()
 	if os.Geteuid() == 0 {
-		testmod.Program(t, "setpriv", "util-linux")
+		dir, err := os.MkdirTemp("/tmp", "keyscan") // where that user can enter
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		self := filepath.Join(dir, "test")
+		if data, err := os.ReadFile("/proc/self/exe"); err != nil ||
+			errors.Join(os.Chmod(dir, 0o755), os.WriteFile(self, data, 0o755)) != nil {
+			t.Fatal("the test cannot be copied")
+		}
+		cmd := exec.Command(testmod.Program(t, "setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups",
+			self, "-test.v", "-test.run=^TestUnreadable$")
+		cmd.Dir, cmd.Env = "/tmp", append(os.Environ(), "TMPDIR=/tmp")
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+			t.Errorf("as another user: %v\n%s", err, out)
+		}
+		return
 	}
 	dir := t.TempDir()
 	for _, name := range []string{"file", "dir/file"} {
@@ -662,15 +678,19 @@ func TestUnreadable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Chmod(filepath.Join(dir, "dir"), 0), os.Chmod(dir, 0o755)); err != nil {
+	closed := filepath.Join(dir, "dir")
+	if err := os.Chmod(closed, 0); err != nil {
 		t.Fatal(err)
 	}
-	if os.Geteuid() == 0 {
-		t.Skip("root reads everything: the story of the command does this as another user")
-	}
+	defer os.Chmod(closed, 0o755)
 	r := scan(t, keyscan.Options{}, dir)
 	if len(r.Failures) != 2 || !errors.Is(r.Err(), keyscan.ErrIncomplete) {
-		t.Errorf("%v: %+v", r.Err(), r.Failures)
+		t.Fatalf("%v: %+v", r.Err(), r.Failures)
+	}
+	for i, want := range []string{closed, filepath.Join(dir, "file")} {
+		if f := r.Failures[i]; f.Path != want || !errors.Is(f.Err, fs.ErrPermission) {
+			t.Errorf("%s: %v", f.Path, f.Err)
+		}
 	}
 }
 

@@ -198,13 +198,9 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// maxCertificateFile bounds the files in which certificates are looked for, as package
-// keyfile does.
-const maxCertificateFile = 4 << 20
-
 var beginCertificate = []byte("-----BEGIN CERTIFICATE-----")
 
-// collect remembers the certificates at the beginning of a file: in DER, or in PEM.
+// collect remembers the certificates in the first window of a file: in DER, or in PEM.
 func (s *Scanner) collect(f *file, data []byte) {
 	add := func(public fingerprint, subject string) { s.addCertificate(public, certificate{subject, f.name()}) }
 	if len(data) > 4 && data[0] == 0x30 && data[1] == 0x82 {
