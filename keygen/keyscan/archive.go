@@ -14,8 +14,8 @@ import (
 	"github.com/modsign/modsign/internal/archive"
 )
 
-// maxNested is the most that an archive inside another one may have, in bytes, if it has to
-// be in memory for its reader. One at a time is.
+// maxNested is the most that archives inside others may have, in bytes, if they have to be in
+// memory for their readers.
 const maxNested = 128 << 20
 
 var errNested = fmt.Errorf("an archive of more than %d MiB in another one was not looked into: unpack it first", maxNested>>20)
@@ -29,47 +29,65 @@ type stream struct {
 	rest io.Reader
 	at   io.ReaderAt // the same stream, if it is a file; else nil
 	size int64
+
+	memory chan struct{} // to be released; nil if the stream is not in memory as a whole
 }
 
 func (s *stream) whole() io.Reader { return io.MultiReader(bytes.NewReader(s.head), s.rest) }
 
+func (s *stream) begins(magic string) bool { return bytes.HasPrefix(s.head, []byte(magic)) }
+
+// release lets others have an archive in memory.
+func (s *stream) release() {
+	if s.memory != nil {
+		<-s.memory
+	}
+}
+
 const (
 	cpioMagic = "07070"
 	peMagic   = "MZ"
+	rpmMagic  = "\xed\xab\xee\xdb"
+	zipMagic  = "PK\x03\x04"
+	debMagic  = "!<arch>\ndebian-binary"
+	sqfsMagic = "hsqs"
 )
 
 // archiveOf returns the archive that a stream is, or nil if it is none. Its files are
 // streams like this one. tar archives are read here and not as package archive does it:
 // a container image is shipped with all its layers, also with what a higher one hides.
-func (s *Scanner) archiveOf(st *stream) (opened, error) {
-	head := st.head
-	begins := func(magic string) bool { return bytes.HasPrefix(head, []byte(magic)) }
+func (s *Scanner) archiveOf(f *file, st *stream) (opened, error) {
 	switch {
-	case len(head) > 262 && bytes.HasPrefix(head[257:], []byte("ustar")):
+	case len(st.head) > 262 && bytes.HasPrefix(st.head[257:], []byte("ustar")):
 		return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
 			return eachInTar(ctx, st.whole(), each)
 		}, nil
-	case begins("PK\x03\x04"), begins(cpioMagic), begins(peMagic),
-		begins("!<arch>\ndebian-binary"), begins("\xed\xab\xee\xdb"),
-		begins("hsqs"):
+	case st.begins(zipMagic), st.begins(cpioMagic), st.begins(peMagic), st.begins(debMagic), st.begins(rpmMagic),
+		st.begins(sqfsMagic):
 	default:
 		return nil, nil
 	}
 	if st.at == nil {
-		data, err := io.ReadAll(io.LimitReader(st.whole(), maxNested+1))
+		if f.held == 0 {
+			s.memory <- struct{}{}
+			st.memory = s.memory
+		}
+		most := maxNested - f.held
+		data, err := io.ReadAll(io.LimitReader(st.whole(), most+1))
 		switch {
 		case err != nil:
 			return nil, err
-		case len(data) > maxNested && begins(peMagic): // a program, most likely
-			st.head, st.rest = data, io.MultiReader(st.rest)
+		case int64(len(data)) > most && st.begins(peMagic): // a program, most likely
+			st.head = data
 			return nil, nil
-		case len(data) > maxNested:
+		case int64(len(data)) > most:
 			return nil, errNested
 		}
 		st.head, st.rest = data, bytes.NewReader(nil)
 		st.at, st.size = bytes.NewReader(data), int64(len(data))
+		f.held += st.size
 	}
-	if begins("PK") {
+	if st.begins(zipMagic) {
 		z, err := zip.NewReader(st.at, st.size)
 		if err != nil {
 			return nil, err
@@ -115,13 +133,31 @@ func eachInTar(ctx context.Context, r io.Reader, each func(string, fs.FileMode, 
 		h, err := t.Next()
 		switch {
 		case err == io.EOF:
-			return nil
+			return onlyZeros(r)
 		case err != nil:
 			return fmt.Errorf("tar archive is damaged: %w", err)
 		case h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeGNUSparse:
 			continue
 		}
 		if err := each(path.Clean("/" + h.Name)[1:], h.FileInfo().Mode(), t); err != nil {
+			return err
+		}
+	}
+}
+
+// onlyZeros reads what fills the last block of a tar archive; other data nobody sees who
+// unpacks it.
+func onlyZeros(r io.Reader) error {
+	block := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(block)
+		if len(bytes.TrimLeft(block[:n], "\x00")) > 0 {
+			return errors.New("data follows the end of the tar archive, and was not scanned")
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -160,7 +196,7 @@ func (s *Scanner) lookInside(ctx context.Context, f *file, open opened, depth in
 				return nil
 			}
 		}
-		child := &file{path: name, archive: f.name(), mode: mode.Perm()}
+		child := &file{path: name, archive: f.name(), mode: mode.Perm(), budget: f.budget, held: f.held}
 		s.files.Add(1)
 		if err := s.look(ctx, child, &stream{rest: content}, depth+1); err != nil {
 			if ctx.Err() != nil {

@@ -7,23 +7,16 @@ import (
 )
 
 // findWhole finds all keys in a file that is in memory as a whole or with its beginning:
-// one in a binary form, which begins with the file, or any number in PEM before limit.
-func findWhole(data []byte, limit int, found func(located)) {
+// one in a binary form, which begins with the file, or any number in PEM before limit. It
+// returns false if found does, which ends the search.
+func findWhole(data []byte, limit int, found func(located) bool) bool {
 	if k, ok := parseBinary(data); ok {
-		found(located{k, 0})
-		return
+		return found(located{k, 0})
 	}
 	if text, ok := decodeUTF16(data); ok {
-		findPEM(text, 0, len(text), func(l located) {
-			l.at = 0
-			found(l)
-		})
-		return
+		return findPEM(text, 0, len(text), func(l located) bool { return found(located{l.key, 0}) })
 	}
-	findPEM(data, 0, limit, found)
-	if isText(data) {
-		findEncoded(data, limit, found)
-	}
+	return findPEM(data, 0, limit, found) && (!isText(data) || findEncoded(data, limit, found))
 }
 
 // isText reports whether a file begins like text, so that it is worth to search in it for
@@ -35,11 +28,11 @@ func isText(data []byte) bool { return bytes.IndexByte(data[:min(len(data), 512)
 var encodedBegin = []byte("LS0tLS1CRUdJTi")
 
 // findEncoded finds PEM that is encoded in base64 once more, as in a Secret of Kubernetes.
-func findEncoded(data []byte, limit int, found func(located)) {
+func findEncoded(data []byte, limit int, found func(located) bool) bool {
 	for at := 0; at < limit; {
 		i := bytes.Index(data[at:], encodedBegin)
 		if i < 0 || at+i >= limit {
-			return
+			return true
 		}
 		at += i
 		text := data[at:min(len(data), at+maxBlock)]
@@ -49,12 +42,12 @@ func findEncoded(data []byte, limit int, found func(located)) {
 		}
 		inner := make([]byte, base64.RawStdEncoding.DecodedLen(end))
 		n, _ := base64.RawStdEncoding.Decode(inner, text[:end])
-		findPEM(inner[:n], 0, n, func(l located) {
-			l.at = at
-			found(l)
-		})
+		if !findPEM(inner[:n], 0, n, func(l located) bool { return found(located{l.key, at}) }) {
+			return false
+		}
 		at += end
 	}
+	return true
 }
 
 // parseBinary recognizes the forms of keys that are known by the first bytes of the file.

@@ -43,6 +43,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -152,7 +153,7 @@ type Report struct {
 	Findings []Finding
 	Failures []Failure
 	// Omitted is the number of findings, and MoreFailures that of failures, beyond those in
-	// the lists.
+	// the lists. A file with more than 100 keys is left at the next one.
 	Omitted, MoreFailures int
 
 	Files        int      // looked at
@@ -200,6 +201,7 @@ type Scanner struct {
 	bytes    atomic.Int64
 	modules  atomic.Int64
 	progress sync.Mutex
+	memory   chan struct{} // held by who has an archive in memory
 
 	mu       sync.Mutex
 	report   Report
@@ -230,7 +232,7 @@ func New(o Options) (*Scanner, error) {
 	}
 	s := &Scanner{
 		options: o, kernels: make(map[fingerprint][]string), certs: make(map[fingerprint]certificate),
-		excluded: make([]bool, len(o.Exclude)),
+		excluded: make([]bool, len(o.Exclude)), memory: make(chan struct{}, 1),
 	}
 	s.buffers.New = func() any { return new([window]byte) }
 	for _, image := range o.Kernels {
@@ -302,14 +304,17 @@ func publicOf(info []byte) (fingerprint, bool) {
 // in it; what was found before it counts.
 func (s *Scanner) File(ctx context.Context, name string, mode fs.FileMode, r io.Reader) error {
 	s.files.Add(1)
-	return s.look(ctx, &file{path: name, mode: mode.Perm()}, &stream{rest: r}, 0)
+	budget := int64(math.MaxInt64) // of a stream nobody knows the size
+	return s.look(ctx, &file{path: name, mode: mode.Perm(), budget: &budget}, &stream{rest: r}, 0)
 }
 
 // file is what the report says of a file.
 type file struct {
 	path, archive string
 	mode          fs.FileMode
-	count         int // of its findings
+	count         int    // of its findings
+	budget        *int64 // bytes that may still be read, of it and of what is in it
+	held          int64  // bytes of the archives around it that are in memory
 }
 
 func (f *file) name() string { return in(f.path, f.archive) }
@@ -322,11 +327,11 @@ func in(path, archive string) string {
 	return path + " in " + archive
 }
 
-// maxPerFile bounds the findings in one file.
+// maxPerFile bounds the findings in one file, after which the file is left.
 const maxPerFile = 100
 
-// add puts a key into the report.
-func (s *Scanner) add(f *file, k key, line int, offset int64) {
+// add puts a key into the report. It returns false if the file has had enough of them.
+func (s *Scanner) add(f *file, k key, line int, offset int64) bool {
 	found := Finding{
 		Path: f.path, Archive: f.archive, Line: line, Offset: offset, Form: k.form, Algorithm: k.algorithm,
 		Encrypted: k.encrypted, Damaged: k.damaged, Mode: f.mode, Origin: origin(f.path), Harmless: k.bound, public: k.public,
@@ -343,9 +348,10 @@ func (s *Scanner) add(f *file, k key, line int, offset int64) {
 	defer s.mu.Unlock()
 	if f.count > maxPerFile || len(s.report.Findings) >= maxFindings {
 		s.report.Omitted++
-		return
+		return f.count <= maxPerFile
 	}
 	s.report.Findings = append(s.report.Findings, found)
+	return true
 }
 
 // fail puts a failure into the report.

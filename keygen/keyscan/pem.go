@@ -28,12 +28,12 @@ type located struct {
 
 // findPEM finds the private keys in PEM, anywhere in a line and in any text, whose label has
 // these words between from and limit. A label alone, as in a program that writes keys, is
-// none.
-func findPEM(data []byte, from, limit int, found func(located)) {
+// none. It returns false if found does, which ends the search.
+func findPEM(data []byte, from, limit int, found func(located) bool) bool {
 	for at := from; at < limit; {
 		i := bytes.Index(data[at:], privateKey)
 		if i < 0 || at+i >= limit {
-			return
+			return true
 		}
 		at += i
 		start := labelStart(data, at)
@@ -48,9 +48,12 @@ func findPEM(data []byte, from, limit int, found func(located)) {
 		}
 		if k, ok := parseBlock(label, linePrefix(data[:start-len("-----BEGIN ")]), rest); ok {
 			k.pem = true
-			found(located{k, start - len("-----BEGIN ")})
+			if !found(located{k, start - len("-----BEGIN ")}) {
+				return false
+			}
 		}
 	}
+	return true
 }
 
 // labelStart returns where the label begins that ends with the words at that place, or -1.
@@ -89,13 +92,13 @@ func linePrefix(before []byte) []byte {
 // parseBlock recognizes what stands between BEGIN and END.
 func parseBlock(label string, prefix, text []byte) (key, bool) {
 	ended := false
+	if i := bytes.Index(text, begin); i >= 0 { // first of all, so that each byte is looked at once
+		text = text[:i]
+	}
 	if i := bytes.Index(text, []byte("-----END")); i >= 0 {
 		text, ended = text[:i], true
 	} else if i := bytes.Index(text, []byte("---- END")); i >= 0 {
 		text, ended = text[:i], true
-	}
-	if i := bytes.Index(text, []byte("-----BEGIN")); i >= 0 {
-		text, ended = text[:i], false
 	}
 	b := unarmor(prefix, text)
 	switch {

@@ -32,7 +32,7 @@ func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) erro
 	buffer := s.buffers.Get().(*[window]byte)
 	defer s.buffers.Put(buffer)
 	data := buffer[:]
-	n, err := fill(st.rest, data)
+	n, err := f.fill(st.rest, data)
 	if err != nil && err != io.EOF {
 		return err
 	}
@@ -40,7 +40,8 @@ func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) erro
 	inner := s.decompressor(st)
 	open, failed := opened(nil), error(nil)
 	if inner == nil {
-		if open, failed = s.archiveOf(st); failed != nil {
+		defer st.release()
+		if open, failed = s.archiveOf(f, st); failed != nil {
 			return failed
 		}
 	} else {
@@ -53,8 +54,13 @@ func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) erro
 	case inner != nil:
 		return s.lookCompressed(ctx, f, st, inner, depth)
 	case open != nil:
-		return s.lookInside(ctx, f, open, depth)
-	case len(st.head) > n: // read already, to find out that it is no archive
+		// The bytes as they are have what is no file: the scripts of an RPM, other sections of
+		// a PE file.
+		if err := s.lookInside(ctx, f, open, depth); err != nil || !st.begins(rpmMagic) && !st.begins(peMagic) {
+			return err
+		}
+	}
+	if len(st.head) > n { // read already, to find out that it is no archive
 		rest := io.MultiReader(bytes.NewReader(st.head[n:]), st.rest)
 		return s.lookAt(ctx, f, data, n, nil, rest)
 	}
@@ -65,7 +71,7 @@ func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) erro
 // streams, and package archive finds them in the file.
 func (s *Scanner) lookCompressed(ctx context.Context, f *file, st *stream, inner io.Reader, depth int) error {
 	head := make([]byte, 18)
-	n, err := fill(inner, head)
+	n, err := f.fill(inner, head)
 	head = head[:n]
 	switch {
 	case err != nil && err != io.EOF:
@@ -89,15 +95,17 @@ func (s *Scanner) lookCompressed(ctx context.Context, f *file, st *stream, inner
 func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err error, rest io.Reader) error {
 	if err == io.EOF {
 		s.bytes.Add(int64(n))
-		findWhole(data[:n], n, func(l located) { s.add(f, l.key, lineAt(data[:n], l.at), int64(l.at)) })
+		findWhole(data[:n], n, func(l located) bool { return s.add(f, l.key, lineAt(data[:n], l.at), int64(l.at)) })
 		s.collect(f, data[:n])
 		return nil
 	}
 	const step = window - overlap
-	findWhole(data, step+lookback, func(l located) { s.add(f, l.key, lineAt(data, l.at), int64(l.at)) })
+	more := findWhole(data, step+lookback, func(l located) bool {
+		return s.add(f, l.key, lineAt(data, l.at), int64(l.at))
+	})
 	s.collect(f, data)
 	lines, text := 1, isText(data)
-	for at := int64(step); ; at += step {
+	for at := int64(step); more; at += step {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -106,7 +114,7 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 			lines += bytes.Count(data[:step], []byte("\n"))
 		}
 		copy(data, data[step:])
-		n, err := fill(rest, data[overlap:])
+		n, err := f.fill(rest, data[overlap:])
 		limit := step + lookback
 		switch {
 		case err == io.EOF:
@@ -114,22 +122,28 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 		case err != nil:
 			return err
 		}
-		findPEM(data[:overlap+n], lookback, limit, func(l located) {
+		more = findPEM(data[:overlap+n], lookback, limit, func(l located) bool {
 			line := 0
 			if text {
 				line = lines + bytes.Count(data[:l.at], []byte("\n"))
 			}
-			s.add(f, l.key, line, at+int64(l.at))
+			return s.add(f, l.key, line, at+int64(l.at))
 		})
 		if err == io.EOF {
 			s.bytes.Add(int64(limit))
 			return nil
 		}
 	}
+	return nil
 }
 
 // fill reads until data is full or, with the error, the stream ends.
-func fill(r io.Reader, data []byte) (n int, err error) {
+func (f *file) fill(r io.Reader, data []byte) (n int, err error) {
+	defer func() {
+		if *f.budget -= int64(n); *f.budget < 0 && (err == nil || err == io.EOF) {
+			err = errBudget
+		}
+	}()
 	for empty := 0; n < len(data) && err == nil; {
 		var m int
 		if m, err = r.Read(data[n:]); m > 0 {
@@ -197,6 +211,15 @@ func (l *limited) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// What a file may expand to with all that is compressed in it, however often: a GiB, and
+// that many bytes for each of its own.
+const (
+	freeBudget  = 1 << 30
+	budgetRatio = 250
+)
+
+var errBudget = errors.New("file expands to more than archives do; the rest was not scanned")
 
 var beginCertificate = []byte("-----BEGIN CERTIFICATE-----")
 

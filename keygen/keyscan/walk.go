@@ -220,7 +220,7 @@ func (w *walker) flush() error {
 // read looks at an open file and closes it.
 func (s *Scanner) read(ctx context.Context, r reader, name string) {
 	defer unix.Close(r.fd)
-	f := &file{path: name}
+	f := &file{path: name, budget: new(int64)}
 	var st unix.Stat_t
 	switch err := unix.Fstat(r.fd, &st); {
 	case err != nil:
@@ -231,6 +231,7 @@ func (s *Scanner) read(ctx context.Context, r reader, name string) {
 		return
 	}
 	f.mode = fs.FileMode(st.Mode).Perm()
+	*f.budget = freeBudget + budgetRatio*min(st.Size, 1<<50)
 	s.files.Add(1)
 	if err := s.look(ctx, f, &stream{rest: r, at: r, size: st.Size}, 0); err != nil && ctx.Err() == nil {
 		s.fail(f, err)
