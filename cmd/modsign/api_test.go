@@ -12,7 +12,8 @@ import (
 
 // publicPackages are what programs outside of this module may import.
 var publicPackages = []string{
-	"sign", "sign/manifest", "sign/policy", "verify", "keygen", "keygen/agent", "keygen/audit", "keygen/keystore",
+	"sign", "sign/manifest", "sign/policy", "verify", "keygen", "keygen/agent", "keygen/audit", "keygen/keyscan",
+	"keygen/keystore",
 	"kbuild", "hashlist",
 }
 

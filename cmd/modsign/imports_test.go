@@ -39,7 +39,7 @@ var mayImport = map[string][]string{
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
-		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
+		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
 		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -71,6 +71,9 @@ var mayImport = map[string][]string{
 		"internal/signerprogram", "internal/tpmkey", "internal/transit", "keygen",
 	},
 	"keygen/audit": {"internal/cms"},
+	"keygen/keyscan": {
+		"internal/archive", "internal/batch", "internal/cms", "internal/compress", "internal/dirfd", "internal/vmlinux",
+	},
 	"sign": {
 		"internal/atomicfile", "internal/cms", "internal/compress", "internal/dirfd", "internal/elfstrip",
 		"internal/failures", "internal/module", "internal/batch", "internal/siglayout", "sign/manifest",
@@ -96,7 +99,7 @@ var mayImport = map[string][]string{
 // as can be. Without a door it is for tests.
 var doors = map[string][]string{
 	"filippo.io/mldsa": {
-		"internal/cms", "internal/mldsamu", "internal/testmod", "keygen", "keygen/agent", "keygen/keystore",
+		"internal/cms", "internal/mldsamu", "internal/testmod", "keygen", "keygen/agent", "keygen/keyscan", "keygen/keystore",
 	},
 	"github.com/ProtonMail/go-crypto": {"internal/detached"},
 	"github.com/anchore/go-lzo":       {"internal/compress"},
@@ -111,17 +114,18 @@ var doors = map[string][]string{
 	"github.com/ulikunitz/xz":         {"internal/compress"},
 	"github.com/ulikunitz/xz/lzma":    {"internal/compress"},
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
-	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen"},
+	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen", "keygen/keyscan"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
 	"golang.org/x/sync/semaphore":     {"internal/archive", "internal/module"},
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
-		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
+		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest",
+		"internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
-		"keygen/audit", "sign",
+		"keygen/audit", "keygen/keyscan", "sign",
 	},
 	"golang.org/x/term": {"internal/terminal"},
 

@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/hashlist"
+	"github.com/modsign/modsign/keygen/keyscan"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
 )
@@ -242,4 +244,67 @@ func errnoName(errno syscall.Errno) string {
 		return name
 	}
 	return fmt.Sprintf("errno %d", int(errno))
+}
+
+type jsonKey struct {
+	Type        string   `json:"message_type"` // key
+	Path        string   `json:"path"`
+	Archive     string   `json:"archive,omitempty"`
+	Line        int      `json:"line,omitempty"`
+	Offset      int64    `json:"offset"`
+	Form        string   `json:"form"`
+	Algorithm   string   `json:"algorithm,omitempty"`
+	KeyID       string   `json:"key_id,omitempty"`
+	Encrypted   bool     `json:"encrypted"`
+	Damaged     bool     `json:"damaged,omitempty"`
+	Mode        string   `json:"mode"`
+	Readers     string   `json:"readers,omitempty"`
+	Origin      string   `json:"origin,omitempty"`
+	Harmless    string   `json:"harmless,omitempty"`
+	Certificate string   `json:"certificate,omitempty"`
+	CertPath    string   `json:"certificate_path,omitempty"`
+	Kernels     []string `json:"kernels,omitempty"`
+}
+
+func newJSONKey(f *keyscan.Finding) jsonKey {
+	return jsonKey{
+		Type: "key", Path: f.Path, Archive: f.Archive, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm,
+		KeyID: f.KeyID, Encrypted: f.Encrypted, Damaged: f.Damaged,
+		Mode: fmt.Sprintf("%04o", f.Mode.Perm()), Readers: f.Readers(),
+		Origin: f.Origin, Harmless: f.Harmless, Certificate: f.Certificate,
+		CertPath: f.CertificatePath, Kernels: f.Kernels,
+	}
+}
+
+type jsonScanFailure struct {
+	Type    string `json:"message_type"` // failure
+	Path    string `json:"path"`
+	Archive string `json:"archive,omitempty"`
+	Error   string `json:"error"`
+}
+
+type jsonScanSummary struct {
+	Type         string   `json:"message_type"` // summary
+	Files        int      `json:"files"`
+	Bytes        int64    `json:"size"`
+	Keys         int      `json:"keys"`
+	Trusted      int      `json:"trusted_keys"`
+	Omitted      int      `json:"keys_not_listed,omitempty"`
+	Failed       int      `json:"failed"`
+	Modules      int      `json:"modules_not_decompressed,omitempty"`
+	Links        int      `json:"links_not_followed,omitempty"`
+	Special      int      `json:"not_regular,omitempty"`
+	Excluded     int      `json:"excluded,omitempty"`
+	Unused       []string `json:"unused_patterns,omitempty"`
+	Systems      []string `json:"made_by_kernel,omitempty"`
+	Certificates int      `json:"certificates"`
+	Seconds      float64  `json:"seconds"`
+}
+
+func newJSONScanSummary(r *keyscan.Report, took time.Duration) jsonScanSummary {
+	return jsonScanSummary{
+		Type: "summary", Files: r.Files, Bytes: r.Bytes, Keys: r.Leaks(), Trusted: trustedKeys(r), Omitted: r.Omitted,
+		Failed: len(r.Failures) + r.MoreFailures, Modules: r.Modules, Links: r.Links, Special: r.Special,
+		Excluded: r.Excluded, Unused: r.Unused, Systems: r.Systems, Certificates: r.Certificates, Seconds: took.Seconds(),
+	}
 }

@@ -142,6 +142,7 @@ them.
 		newDigestCommand(u),
 		newSignDigestsCommand(u),
 		newAttachCommand(u),
+		newScanCommand(u),
 		newAgentCommand(u),
 		newSignFileCommand(u),
 		newCompletionCommand(u),

@@ -159,19 +159,29 @@ func (d *Dir) OpenDir(rel string) (*Dir, error) {
 // OpenBelow opens a file below this directory for reading. It does the work of
 // [Dir.OpenDir] and [Dir.Open] in one system call.
 func (d *Dir) OpenBelow(rel string) (*os.File, error) {
+	fd, err := d.OpenBelowFD(rel)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), d.Path(rel)), nil
+}
+
+// OpenBelowFD is [Dir.OpenBelow] without the two system calls by which an [os.File] finds
+// out that it cannot be polled. The caller must close the file descriptor.
+func (d *Dir) OpenBelowFD(rel string) (int, error) {
 	fd, err := d.beneath(rel, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch err {
 	case nil:
-		return os.NewFile(uintptr(fd), d.Path(rel)), nil
+		return fd, nil
 	case unix.ENOSYS:
 		dir, err := d.OpenDir(filepath.Dir(rel))
 		if err != nil {
-			return nil, err
+			return -1, err
 		}
 		defer dir.Close()
-		return dir.Open(filepath.Base(rel), unix.O_RDONLY, 0)
+		return dir.openFD(filepath.Base(rel), unix.O_RDONLY, 0)
 	}
-	return nil, d.failed("open", rel, err)
+	return -1, d.failed("open", rel, err)
 }
 
 // beneath calls openat2(2) and allows no symbolic links. It returns ENOSYS whenever
@@ -245,16 +255,21 @@ func (d *Dir) child(name string, create bool) (*Dir, error) {
 // Open opens a file in the directory. It never follows a symbolic link, whatever the
 // flags, and does not block on a FIFO.
 func (d *Dir) Open(name string, flags int, perm fs.FileMode) (*os.File, error) {
+	fd, err := d.openFD(name, flags, perm)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), d.Path(name)), nil
+}
+
+func (d *Dir) openFD(name string, flags int, perm fs.FileMode) (int, error) {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, uint32(perm.Perm()))
 	})
 	if err == unix.ELOOP {
-		return nil, d.failed("open", name, ErrLink)
+		err = ErrLink
 	}
-	if err != nil {
-		return nil, d.failed("open", name, err)
-	}
-	return os.NewFile(uintptr(fd), d.Path(name)), nil
+	return fd, d.failed("open", name, err)
 }
 
 // ReadFile reads a regular file of at most max bytes.
