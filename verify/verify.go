@@ -193,7 +193,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Warnings = append(r.Warnings, message.Warnings()...)
 		digest := digester(ctx, io.NewSectionReader(m, 0, outer.Offset))
 		var cert *cms.Certificate
-		cert, err = message.Check(digest, keys.trusted, keys.revoked)
+		cert, err = keys.check(message, digest)
 		if cert != nil {
 			r.Signer = cert.Description()
 			r.Source = keys.source[cert]
@@ -240,6 +240,21 @@ func digester(ctx context.Context, payload *io.SectionReader) func(cms.Hash) ([]
 	}
 }
 
+// check looks for the signer of a message as mod_verify_sig does: a kernel that verifies
+// modules with .platform looks there if no other keyring has the key.
+func (k *Keyring) check(message *cms.Message, digest func(cms.Hash) ([]byte, error)) (*cms.Certificate, error) {
+	cert, err := message.Check(digest, k.trusted, k.revoked)
+	if k.platform != nil && isUnknown(err) {
+		return message.CheckPlatform(digest, k.platform, k.revoked)
+	}
+	return cert, err
+}
+
+func isUnknown(err error) bool {
+	refusal, ok := errors.AsType[*cms.Error](err)
+	return ok && refusal.Errno == syscall.ENOKEY
+}
+
 // each returns the verdict on each signer of a message. cert and err are those on the
 // message.
 func (k *Keyring) each(
@@ -248,6 +263,13 @@ func (k *Keyring) each(
 	findings := []cms.Finding{{Certificate: cert, Err: err}}
 	if len(message.Signers) > 1 {
 		findings = message.CheckEach(digest, k.trusted, k.revoked)
+		if k.platform != nil {
+			for i, f := range message.CheckEachPlatform(digest, k.platform, k.revoked) {
+				if isUnknown(findings[i].Err) {
+					findings[i] = f
+				}
+			}
+		}
 	}
 	results := make([]SignerResult, len(findings))
 	for i, f := range findings {
