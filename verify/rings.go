@@ -182,8 +182,9 @@ func (k *Keyring) Counts(ring Ring) (counts bool, why string) {
 func (k *Keyring) index() {
 	k.held, k.late, k.noted = nil, nil, nil
 	k.source = make(map[*cms.Certificate]string)
-	for _, ring := range Rings {
-		if ring == Platform { // after .machine, what the firmware gives to both
+	// The firmware's keys come when the built-in ones are there, and vouch for others.
+	for _, ring := range []Ring{Builtin, Machine, Platform, Secondary, Blacklist} {
+		if ring == Machine {
 			k.loadFirmware()
 		}
 		for _, a := range k.added {
@@ -233,7 +234,7 @@ func (k *Keyring) hold(ring Ring, raw []byte, source string) bool {
 		h.ring = ""
 	}
 	k.held = append(k.held, h)
-	return h.problem == ""
+	return h.ring != ""
 }
 
 // refuses tells why the kernel does not take a certificate into a ring.
@@ -284,7 +285,8 @@ func (k *Keyring) Known() []Known {
 func (k *Keyring) describe(h *held) Known {
 	d := Known{Ring: h.ring, Source: h.source, DER: h.raw, Problem: h.problem}
 	if h.ring != "" {
-		d.Counts, d.Problem = k.Counts(h.ring)
+		counts, why := k.Counts(h.ring)
+		d.Counts, d.Problem = counts, joined(why, h.problem)
 	}
 	c := h.cert
 	if c == nil {
@@ -296,6 +298,14 @@ func (k *Keyring) describe(h *held) Known {
 	d.Name, d.Issuer = c.Description(), c.Issuer()
 	d.Serial, d.KeyID = hex.EncodeToString(c.Serial), hex.EncodeToString(c.SubjectKeyID)
 	return d
+}
+
+// joined is two texts as one.
+func joined(a, b string) string {
+	if a != "" && b != "" {
+		return a + "; " + b
+	}
+	return a + b
 }
 
 // Lookup returns the certificates that have something in common with a signer, the signer's

@@ -18,10 +18,14 @@ package verify
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -41,7 +45,7 @@ const (
 	Unsupported  Verdict = "unsupported"   // the kernel does not know the algorithms
 	Revoked      Verdict = "revoked"       // the kernel is told to reject the key that signed it
 	Foreign      Verdict = "foreign"       // it carries a proof, and the kernel was not built with it
-	Unreadable   Verdict = "unreadable"    // no verdict: the file could not be read
+	Unreadable   Verdict = "unreadable"    // no verdict: the file, or a key of the running kernel, could not be read
 )
 
 // verdicts are all of them, the good one first.
@@ -205,6 +209,13 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 			}
 		}
 	}
+	if isUnknown(err) {
+		if key := keys.maybeRunning(message.Signers); key != "" {
+			r.Verdict, r.Err = Unreadable, fmt.Errorf("no verdict: the running kernel has the key %s, and its certificate, "+
+				"which may be that of the signer, is not known", key)
+			return
+		}
+	}
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
 		lines := r.Dmesg
 		if refusal.Dmesg != "" {
@@ -217,12 +228,38 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
+	if hash, err := keys.blacklistsModule(ctx, m, size); err != nil {
+		r.Verdict, r.Err = Unreadable, err
+		return
+	} else if hash != "" {
+		*r = r.refuse(Revoked, syscall.EKEYREJECTED, errors.New("the hash of the module is on the kernel's blacklist"),
+			append(r.Dmesg, fmt.Sprintf("Module hash %s is blacklisted", hash))...)
+		return
+	}
 	// The signature fits the content. Next comes whether that is a module.
 	if err := module.CheckELF(m, outer.Offset); err != nil {
 		*r = r.refuse(Malformed, syscall.ENOEXEC, err, r.Dmesg...)
 		return
 	}
 	r.Verdict = Trusted
+}
+
+// blacklistsModule returns the hash of a module, with its signature, if the kernel compares
+// that with its blacklist and finds it there.
+func (k *Keyring) blacklistsModule(ctx context.Context, m io.ReaderAt, size int64) (string, error) {
+	isModule := func(entry string) bool { return strings.HasPrefix(entry, "bin:") }
+	if k.facts.ModuleHashes != Yes || !slices.ContainsFunc(k.hashes, isModule) && !slices.ContainsFunc(k.late, isModule) {
+		return "", nil
+	}
+	sum := sha256.New()
+	if _, err := module.Copy(sum, section(ctx, m, size)); err != nil {
+		return "", err
+	}
+	hash := hex.EncodeToString(sum.Sum(nil))
+	if slices.Contains(k.hashes, "bin:"+hash) || slices.Contains(k.late, "bin:"+hash) {
+		return hash, nil
+	}
+	return "", nil
 }
 
 // digester returns a function that computes the digests of a payload, each once.

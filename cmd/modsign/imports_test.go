@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"internal/childenv":   nil,
 	"internal/compress":   {"internal/childenv"},
 	"internal/detached":   nil,
+	"internal/efi":        nil,
 	"internal/dirfd":      nil,
 	"internal/elfstrip":   {"internal/childenv"},
 	"internal/failures":   nil,
@@ -78,7 +79,7 @@ var mayImport = map[string][]string{
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
 	"sign/policy":   {"internal/cms"},
 	"verify": {
-		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
+		"internal/cms", "internal/compress", "internal/efi", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
 	"internal/testmod": {"internal/mldsamu"},
