@@ -330,3 +330,21 @@ func (k *Keyring) Lookup(s Signer) []Match {
 	}
 	return append(same, similar...)
 }
+
+// known describes the certificates of an unknown signer that do not count.
+func (k *Keyring) known(s Signer) (warnings []string) {
+	for _, m := range k.Lookup(s) {
+		place := "is in " + string(m.Ring)
+		if m.Ring == "" {
+			place = "is in no keyring of the kernel"
+		}
+		switch {
+		case m.SameKey && !m.Counts:
+			warnings = append(warnings, fmt.Sprintf("the key is known from %s and %s: %s", m.Source, place, m.Problem))
+		case !m.SameKey && m.Counts:
+			warnings = append(warnings, fmt.Sprintf("%s has another certificate of the name %q, with serial number %s",
+				m.Source, m.Issuer, m.Serial))
+		}
+	}
+	return warnings
+}
