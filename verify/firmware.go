@@ -224,8 +224,10 @@ func (k *Keyring) loadRejected(lists []List, skip string) {
 			switch {
 			case e.Type == efi.X509 && skip != "":
 				k.drop(e.Data, l.Source, skip)
+				k.held[len(k.held)-1].reject = true
 			case e.Type == efi.X509 && k.facts.Revocation == No:
 				k.drop(e.Data, l.Source, "the kernel keeps no revoked certificates (CONFIG_SYSTEM_REVOCATION_LIST)")
+				k.held[len(k.held)-1].reject = true
 			case e.Type == efi.X509:
 				k.hold(Blacklist, e.Data, l.Source)
 			case skip != "" || k.facts.Blacklist == No:
@@ -294,7 +296,7 @@ func (k *Keyring) settle() {
 		has := func(ring Ring) bool { return slices.Contains(k.live[ring], name) }
 		_, read := k.live[h.ring]
 		switch {
-		case h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):
+		case h.reject || h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):
 			continue
 		}
 		expected := h.ring

@@ -53,6 +53,7 @@ type held struct {
 	ring    Ring
 	source  string
 	problem string
+	reject  bool // it was given in order to reject it
 }
 
 // AddTo gives a certificate to a ring, as a kernel may have it there. [Keyring.Known] tells

@@ -119,14 +119,14 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	of := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
 	var found *kernel
 	image := o.image
-	if o.image == "" || filepath.Clean(o.root) == "/" {
-		found, err = of.kernel(nil)
-	}
-	if err == nil && found != nil {
+	if found, err = of.kernel(nil); err == nil {
 		name = found.Release
-		if image == "" {
-			image, err = found.Image()
-		}
+	}
+	switch {
+	case image != "":
+		err = nil // the kernel's own files are not needed
+	case err == nil:
+		image, err = found.Image()
 	}
 	keys = found.rules()
 	if err == nil {

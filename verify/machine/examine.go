@@ -89,6 +89,10 @@ func (e *examination) refusing() Level {
 
 // rejected is what a user sees of a module whose key does not count.
 func (e *examination) rejected() string {
+	if s := e.state; s.SigEnforce == verify.No && s.Enforced() == verify.Yes {
+		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
+			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
+	}
 	const rejected = `modprobe fails with "Key was rejected by service" (EKEYREJECTED), and the kernel logs ` +
 		`"Loading of module with unavailable key is rejected"`
 	switch e.state.Enforced() {
@@ -148,7 +152,7 @@ func (e *examination) lists() {
 			}
 			if n := l.Ineffective(); kind.reject && n > 0 {
 				e.add(Finding{Note, "ineffective-hashes", l.Source,
-					fmt.Sprintf("%s has %d hashes of certificates with a time of revocation.", l.Source, n),
+					fmt.Sprintf("%s has hashes of certificates with a time of revocation: %d.", l.Source, n),
 					"The kernel takes the time for a part of the hash, which then matches no certificate: modules signed " +
 						"with such a key are not refused.", kind.clear})
 			}
@@ -159,9 +163,8 @@ func (e *examination) lists() {
 // machineOwnerKeys looks for keys that shim has and modules do not get.
 func (e *examination) machineOwnerKeys() {
 	for _, known := range e.keys.Known() {
-		isMok := slices.ContainsFunc(e.state.Firmware.MokList, func(l verify.List) bool { return l.Source == known.Source })
-		if !isMok || known.Counts {
-			if isMok && e.revoked(known) {
+		if !e.isMok(known) || known.Counts {
+			if e.isMok(known) && e.revoked(known) {
 				e.add(Finding{e.refusing(), "mok-revoked", known.Name,
 					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
 					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", "mokutil --dbx"})
@@ -181,6 +184,11 @@ func (e *examination) machineOwnerKeys() {
 	}
 }
 
+// isMok reports whether a certificate is on shim's list.
+func (e *examination) isMok(known verify.Known) bool {
+	return slices.ContainsFunc(e.state.Firmware.MokList, func(l verify.List) bool { return l.Source == known.Source })
+}
+
 // revoked reports whether the kernel also has a certificate among those to reject.
 func (e *examination) revoked(known verify.Known) bool {
 	return known.Ring != verify.Blacklist && slices.ContainsFunc(e.keys.Known(), func(k verify.Known) bool {
@@ -192,6 +200,8 @@ func (e *examination) revoked(known verify.Known) bool {
 func (e *examination) mokCommand(known verify.Known) string {
 	facts, f := e.keys.Facts(), e.state.Firmware
 	switch {
+	case strings.Contains(known.Problem, "blacklist"):
+		return "mokutil --list-enrolled --mokx"
 	case f.SecureBoot == verify.No:
 		return "mokutil --sb-state"
 	case facts.Machine == verify.No || facts.LoadUEFI == verify.No || facts.SecureBoot == verify.No:
@@ -203,13 +213,13 @@ func (e *examination) mokCommand(known verify.Known) string {
 	case f.MokListTrusted == verify.No:
 		return "efibootmgr -v" // not by shim, or by an old one
 	}
-	return "keyctl list %:.blacklist"
+	return "keyctl list %:.machine"
 }
 
 // running compares the running kernel's keyrings with what they should hold.
 func (e *examination) running() {
 	for _, known := range e.keys.Known() {
-		if strings.Contains(known.Problem, "the running kernel does not have it") {
+		if !e.isMok(known) && strings.Contains(known.Problem, "the running kernel does not have it") {
 			e.add(Finding{e.refusing(), "not-loaded", known.Name,
 				fmt.Sprintf("The certificate %q in %s is not in the running kernel.", known.Name, known.Source),
 				sentence(e.rejected()), "systemctl reboot"})
