@@ -21,16 +21,29 @@ import (
 // and the hashes of its modules if it has them. Its verdicts are those of the kernel of
 // [Keyring.AddImage], or of the newest one that this package knows. The zero value trusts
 // nothing. Fill it before it is used by several goroutines.
+//
+// The certificates are in the rings of the kernel: see [Ring]. Which of them count, and
+// where a certificate of the firmware goes, follows [Facts] of the kernel.
 type Keyring struct {
 	rules    *cms.Rules // nil: the newest
 	release  string     // of the kernel in the image added last
-	certs    []*cms.Certificate
-	bad      []*cms.Certificate
-	trusted  *cms.Keyring
+	facts    Facts
+	added    []added
+	firmware []Firmware
+	live     map[Ring][]string // nil: not known
+	unread   map[Ring]string   // what could not be read of a ring
+	hashes   []string          // that kernels have on their blacklists from the beginning
+	warnings []string
+
+	// Derived from the above by index.
+	held     []held
+	certs    []*cms.Certificate // those that count
+	trusted  *cms.Keyring       // .builtin_trusted_keys, .secondary_trusted_keys and .machine, as far as they count
+	platform *cms.Keyring       // nil if it does not count
 	revoked  *cms.Keyring
 	source   map[*cms.Certificate]string
-	hashes   []string // that kernels have on their blacklists
-	warnings []string
+	late     []string // hashes that came to the blacklist from the firmware
+	noted    []string // warnings about what was derived
 
 	hashList           Hashes
 	hashed, hashesOnly bool
@@ -54,7 +67,7 @@ func (k *Keyring) Add(cert *x509.Certificate, source string) error {
 	if err != nil {
 		return err
 	}
-	k.add([]*cms.Certificate{parsed}, nil, source)
+	k.add(Builtin, source, parsed)
 	return nil
 }
 
@@ -65,26 +78,41 @@ func (k *Keyring) AddFile(path string) error {
 	if k == nil {
 		return errNoKeyring
 	}
-	b, err := keyfile.Read(path)
-	if _, named := errors.AsType[*fs.PathError](err); named {
+	b, err := readFile(path)
+	if err != nil {
 		return err
 	}
+	certs, err := k.parse(path, b)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return err
 	}
+	k.add(Builtin, path, certs...)
+	return nil
+}
+
+// readFile reads a file of certificates whole. Its errors have the path.
+func readFile(path string) ([]byte, error) {
+	b, err := keyfile.Read(path)
+	if _, named := errors.AsType[*fs.PathError](err); err == nil || named {
+		return b, err
+	}
+	return nil, fmt.Errorf("%s: %w", path, err)
+}
+
+// parse returns the certificates in a file, at least one.
+func (k *Keyring) parse(path string, b []byte) ([]*cms.Certificate, error) {
 	certs, err := parseFile(k.kernel(), b)
 	if err != nil {
 		if _, parsed := parseFile(cms.Newest, b); parsed == nil {
 			err = fmt.Errorf("%s cannot use it: %w", k.kernel(), err)
 		}
-		return fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if len(certs) == 0 {
 		what, hint := noCertificates(b)
-		return &keyfile.HintError{Err: fmt.Errorf("%s: %w: %s", path, ErrNoCertificates, what), Hint: hint}
+		return nil, &keyfile.HintError{Err: fmt.Errorf("%s: %w: %s", path, ErrNoCertificates, what), Hint: hint}
 	}
-	k.add(certs, nil, path)
-	return nil
+	return certs, nil
 }
 
 // noCertificates describes a file without certificates, and what to do.
@@ -193,14 +221,11 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 }
 
 // obey takes other rules, also for the certificates that are there.
-func (k *Keyring) obey(rules *cms.Rules) (err error) {
+func (k *Keyring) obey(rules *cms.Rules) error {
 	k.rules = rules
-	for _, certs := range [][]*cms.Certificate{k.certs, k.bad} {
-		for i, c := range certs {
-			if certs[i], err = rules.ParseCertificate(c.Raw); err != nil {
-				return fmt.Errorf("%s cannot use the certificate in %s: %w", rules, k.source[c], err)
-			}
-			k.source[certs[i]] = k.source[c]
+	for _, a := range k.added {
+		if _, err := rules.ParseCertificate(a.raw); err != nil && a.usable {
+			return fmt.Errorf("%s cannot use the certificate in %s: %w", rules, a.source, err)
 		}
 	}
 	k.index()
@@ -249,6 +274,11 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	if err := k.follow(path, image); err != nil {
 		return err
 	}
+	facts, err := imageFacts(image)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	k.facts = facts.or(k.facts)
 	if err := k.addHashed(image); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -277,16 +307,17 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
 			path, len(lists.Dropped)))
 	}
-	certs = slices.DeleteFunc(certs, func(c *cms.Certificate) bool { return c.Blacklisted(lists.BlacklistHashes) })
+	usable := slices.ContainsFunc(certs, func(c *cms.Certificate) bool { return !c.Blacklisted(lists.BlacklistHashes) })
 	revoked, err := k.kernel().ParseCertificateList(lists.Revoked)
 	if err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
 	}
-	if len(certs) == 0 && !k.hashed {
+	if !usable && !k.hashed {
 		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
 	k.hashes = append(k.hashes, lists.BlacklistHashes...)
-	k.add(certs, revoked, path)
+	k.add(Blacklist, path, revoked...)
+	k.add(Builtin, path, certs...)
 	return nil
 }
 
@@ -306,25 +337,26 @@ func useSystemMap(image *vmlinux.Image, path string) error {
 	return image.UseSystemMap(f)
 }
 
-func (k *Keyring) add(trusted, revoked []*cms.Certificate, source string) {
-	if k.source == nil {
-		k.source = make(map[*cms.Certificate]string)
+// added is a certificate that a ring was given.
+type added struct {
+	ring   Ring
+	raw    []byte
+	source string
+	usable bool // it is an error if the kernel cannot read it
+}
+
+// add gives certificates to a ring, of which the kernel can read all.
+func (k *Keyring) add(ring Ring, source string, certs ...*cms.Certificate) {
+	for _, c := range certs {
+		k.added = append(k.added, added{ring, c.Raw, source, true})
 	}
-	for _, c := range slices.Concat(trusted, revoked) {
-		k.source[c] = source
-	}
-	k.certs, k.bad = append(k.certs, trusted...), append(k.bad, revoked...)
 	k.index()
 }
 
-// index makes the keyrings of the certificates.
-func (k *Keyring) index() {
-	k.trusted, k.revoked = cms.NewKeyring(k.certs...), cms.NewKeyring(k.bad...)
-	k.revoked.Blacklist(k.blacklists)
-}
-
 // blacklists reports whether a kernel has a certificate on its blacklist.
-func (k *Keyring) blacklists(c *cms.Certificate) bool { return c.Blacklisted(k.hashes) }
+func (k *Keyring) blacklists(c *cms.Certificate) bool {
+	return c.Blacklisted(k.hashes) || c.Blacklisted(k.late)
+}
 
 // Len returns how many certificates the keyring trusts.
 func (k *Keyring) Len() int { return len(k.list()) }
@@ -342,7 +374,7 @@ func (k *Keyring) Warnings() []string {
 	if k == nil {
 		return nil
 	}
-	return k.warnings
+	return slices.Concat(k.warnings, k.noted)
 }
 
 // Names returns the trusted certificates in the words of the kernel's log.

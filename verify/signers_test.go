@@ -50,7 +50,7 @@ func TestSigners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keys.add(nil, []*cms.Certificate{cert}, "image")
+		keys.add(Blacklist, "image", cert)
 		return keys
 	}
 	for _, test := range []struct {

@@ -18,10 +18,14 @@ package verify
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -41,7 +45,7 @@ const (
 	Unsupported  Verdict = "unsupported"   // the kernel does not know the algorithms
 	Revoked      Verdict = "revoked"       // the kernel is told to reject the key that signed it
 	Foreign      Verdict = "foreign"       // it carries a proof, and the kernel was not built with it
-	Unreadable   Verdict = "unreadable"    // no verdict: the file could not be read
+	Unreadable   Verdict = "unreadable"    // no verdict: the file, or a key of the running kernel, could not be read
 )
 
 // verdicts are all of them, the good one first.
@@ -200,7 +204,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Warnings = append(r.Warnings, message.Warnings()...)
 		digest := digester(ctx, io.NewSectionReader(m, 0, outer.Offset))
 		var cert *cms.Certificate
-		cert, err = message.Check(digest, keys.trusted, keys.revoked)
+		cert, err = keys.check(message, digest)
 		if cert != nil {
 			r.Signer = cert.Description()
 			r.Source = keys.source[cert]
@@ -210,6 +214,21 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 			if keys.blacklists(c) {
 				r.Dmesg = append(r.Dmesg, fmt.Sprintf("X.509: Cert %x is blacklisted", c.TBSHash()))
 			}
+		}
+	}
+	if isUnknown(err) {
+		for _, signer := range r.Signers {
+			r.Warnings = append(r.Warnings, keys.known(signer.Signer)...)
+		}
+		if err := keys.maybeKnown(message.Signers); err != nil {
+			r.Verdict, r.Err = Unreadable, err
+			return
+		}
+	}
+	if err == nil {
+		if err := keys.maybeRejected(); err != nil {
+			r.Verdict, r.Err = Unreadable, err
+			return
 		}
 	}
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
@@ -224,12 +243,38 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
+	if hash, err := keys.blacklistsModule(ctx, m, size); err != nil {
+		r.Verdict, r.Err = Unreadable, err
+		return
+	} else if hash != "" {
+		*r = r.refuse(Revoked, syscall.EKEYREJECTED, errors.New("the hash of the module is on the kernel's blacklist"),
+			append(r.Dmesg, fmt.Sprintf("Module hash %s is blacklisted", hash))...)
+		return
+	}
 	// The signature fits the content. Next comes whether that is a module.
 	if err := module.CheckELF(m, outer.Offset); err != nil {
 		*r = r.refuse(Malformed, syscall.ENOEXEC, err, r.Dmesg...)
 		return
 	}
 	r.Verdict = Trusted
+}
+
+// blacklistsModule returns the hash of a module, with its signature, if the kernel compares
+// that with its blacklist and finds it there.
+func (k *Keyring) blacklistsModule(ctx context.Context, m io.ReaderAt, size int64) (string, error) {
+	isModule := func(entry string) bool { return strings.HasPrefix(entry, "bin:") }
+	if k.facts.ModuleHashes != Yes || !slices.ContainsFunc(k.hashes, isModule) && !slices.ContainsFunc(k.late, isModule) {
+		return "", nil
+	}
+	sum := sha256.New()
+	if _, err := module.Copy(sum, section(ctx, m, size)); err != nil {
+		return "", err
+	}
+	hash := hex.EncodeToString(sum.Sum(nil))
+	if slices.Contains(k.hashes, "bin:"+hash) || slices.Contains(k.late, "bin:"+hash) {
+		return hash, nil
+	}
+	return "", nil
 }
 
 // digester returns a function that computes the digests of a payload, each once.
@@ -247,6 +292,21 @@ func digester(ctx context.Context, payload *io.SectionReader) func(cms.Hash) ([]
 	}
 }
 
+// check looks for the signer of a message as mod_verify_sig does: a kernel that verifies
+// modules with .platform looks there if no other keyring has the key.
+func (k *Keyring) check(message *cms.Message, digest func(cms.Hash) ([]byte, error)) (*cms.Certificate, error) {
+	cert, err := message.Check(digest, k.trusted, k.revoked)
+	if k.platform != nil && isUnknown(err) {
+		return message.CheckPlatform(digest, k.platform, k.revoked)
+	}
+	return cert, err
+}
+
+func isUnknown(err error) bool {
+	refusal, ok := errors.AsType[*cms.Error](err)
+	return ok && refusal.Errno == syscall.ENOKEY
+}
+
 // each returns the verdict on each signer of a message. cert and err are those on the
 // message.
 func (k *Keyring) each(
@@ -255,6 +315,13 @@ func (k *Keyring) each(
 	findings := []cms.Finding{{Certificate: cert, Err: err}}
 	if len(message.Signers) > 1 {
 		findings = message.CheckEach(digest, k.trusted, k.revoked)
+		if k.platform != nil {
+			for i, f := range message.CheckEachPlatform(digest, k.platform, k.revoked) {
+				if isUnknown(findings[i].Err) {
+					findings[i] = f
+				}
+			}
+		}
 	}
 	results := make([]SignerResult, len(findings))
 	for i, f := range findings {

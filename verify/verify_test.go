@@ -72,7 +72,7 @@ func TestVerdicts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	revoking.add(nil, revoked, "a revocation list")
+	revoking.add(Blacklist, "a revocation list", revoked...)
 	executable := spoil(payload, 16, 2)
 	// Kernels that have the hash of the payload, or of a tree of two modules.
 	more := append(slices.Clone(payload), 0)

@@ -28,9 +28,11 @@ var mayImport = map[string][]string{
 	"internal/childenv":   nil,
 	"internal/compress":   {"internal/childenv"},
 	"internal/detached":   nil,
+	"internal/efi":        nil,
 	"internal/dirfd":      nil,
 	"internal/elfstrip":   {"internal/childenv"},
 	"internal/failures":   nil,
+	"internal/keyctl":     nil,
 	"internal/keyfile":    nil,
 	"internal/mldsamu":    nil,
 	"internal/gpgagent":   {"internal/keyfile"},
@@ -40,6 +42,7 @@ var mayImport = map[string][]string{
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
 		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
+		"verify/machine",
 	},
 	"hashlist": {
 		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -82,9 +85,11 @@ var mayImport = map[string][]string{
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
 	"sign/policy":   {"internal/cms"},
 	"verify": {
-		"internal/archive", "internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
+		"internal/archive", "internal/cms", "internal/compress", "internal/efi", "internal/failures", "internal/keyfile",
+		"internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
+	"verify/machine":   {"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "verify"},
 	"internal/testmod": {"internal/mldsamu"},
 
 	// For tests alone, as testmod is.
@@ -121,7 +126,7 @@ var doors = map[string][]string{
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest",
-		"internal/kerneltest/init",
+		"internal/kerneltest/init", "internal/keyctl",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",

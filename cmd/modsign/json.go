@@ -145,6 +145,7 @@ type jsonVerifySummary struct {
 	HashesOnly   bool                   `json:"hashes_only,omitempty"`
 	Seconds      float64                `json:"seconds"`
 	Warnings     []string               `json:"warnings,omitempty"`
+	Keys         []jsonKey              `json:"keys,omitempty"`
 }
 
 type jsonHashed struct {
@@ -246,7 +247,7 @@ func errnoName(errno syscall.Errno) string {
 	return fmt.Sprintf("errno %d", int(errno))
 }
 
-type jsonKey struct {
+type jsonFoundKey struct {
 	Type        string   `json:"message_type"` // key
 	Path        string   `json:"path"`
 	Archive     string   `json:"archive,omitempty"`
@@ -266,8 +267,8 @@ type jsonKey struct {
 	Kernels     []string `json:"kernels,omitempty"`
 }
 
-func newJSONKey(f *keyscan.Finding) jsonKey {
-	return jsonKey{
+func newJSONFoundKey(f *keyscan.Finding) jsonFoundKey {
+	return jsonFoundKey{
 		Type: "key", Path: f.Path, Archive: f.Archive, Line: f.Line, Offset: f.Offset, Form: f.Form, Algorithm: f.Algorithm,
 		KeyID: f.KeyID, Encrypted: f.Encrypted, Damaged: f.Damaged,
 		Mode: fmt.Sprintf("%04o", f.Mode.Perm()), Readers: f.Readers(),

@@ -132,6 +132,7 @@ them.
 		newModulesSignCommand(u),
 		newVerifyCommand(u),
 		newInspectCommand(u),
+		newDoctorCommand(u),
 		newKeygenCommand(u),
 		newKbuildCommand(u),
 		newHashlistCommand(u),

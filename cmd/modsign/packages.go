@@ -76,7 +76,8 @@ func inPackage(pkg string, names []string) []string {
 
 // packageJudges are the keyrings of the kernel images in packages.
 type packageJudges struct {
-	attributes bool // as --mldsa-attrs has it
+	attributes bool                        // as --mldsa-attrs has it
+	more       func(*verify.Keyring) error // adds what the kernel has beyond its image; may be nil
 	keys       []*verify.Keyring
 	hashes     bool
 }
@@ -89,6 +90,11 @@ func (p *packageJudges) keyring(name string, image io.ReaderAt, size int64) (*ve
 	}
 	if p.attributes {
 		if err := keys.AcceptAttributes(); err != nil {
+			return nil, err
+		}
+	}
+	if p.more != nil {
+		if err := p.more(keys); err != nil {
 			return nil, err
 		}
 	}

@@ -112,7 +112,7 @@ func (o *scanOptions) show(u *ui, r *keyscan.Report, took time.Duration) {
 		f := &r.Findings[i]
 		switch {
 		case u.JSON:
-			u.Object(newJSONKey(f))
+			u.Object(newJSONFoundKey(f))
 		case f.Harmless != "":
 			u.Note("note: %s: %s, no leak: %s", f.Name(), keyKind(f), f.Harmless)
 		default:

@@ -43,6 +43,10 @@ type Certificate struct {
 	KeyAlgorithm string // the kernel's name: rsa, ecdsa-nist-p256, ecrdsa, mldsa65, ...
 	KeyProblem   string
 
+	// What the kernel reads in the extensions, from Linux 6.4 on: basic constraints with
+	// CA:TRUE, and the key usages keyCertSign and digitalSignature.
+	CA, CertSign, DigitalSignature bool
+
 	id             []byte // serial ‖ issuer: the kernel's first key id
 	issuer         []byte // contents of RawIssuer
 	subject        []byte // contents of RawSubject
@@ -504,7 +508,11 @@ func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte
 		}
 		if len(v) < 4 || v[0] != tagBitString || v[2] >= 8 {
 			d.broken(d.start, "bad key usage")
+			break
 		}
+		c.DigitalSignature = v[3]&0x80 != 0
+		// The kernel's test, which wants the bits that are not used counted (x509_cert_parser.c).
+		c.CertSign = v[3]&0x04 != 0 && (v[1] == 2 && v[2] <= 2 || v[1] == 3 && len(v) > 4)
 	case oidBasicConstraints:
 		switch {
 		case !c.rules.extensions:
@@ -512,6 +520,8 @@ func (c *Certificate) extension(d *decoder, oid string, v, authorityKeyID []byte
 			d.broken(d.start, "bad basic constraints")
 		case len(v) > 2 && (len(v) < 5 || !bytes.Equal(v[2:5], []byte{tagBoolean, 1, 0xff})):
 			d.broken(d.start, "basic constraints that are neither empty nor begin with CA:TRUE")
+		default:
+			c.CA = len(v) > 2
 		}
 	case oidAuthorityKeyID:
 		return v

@@ -85,16 +85,33 @@ func (m *Message) Check(digest func(Hash) ([]byte, error), trusted, revoked *Key
 	if err := m.acceptable(); err != nil {
 		return nil, err
 	}
+	return m.check(m.checker(digest, revoked), trusted)
+}
+
+// CheckPlatform is Check for the kernels of distributions that look into .platform for a
+// key that no other keyring has. The revoked certificates count there in every version
+// (certs/system_keyring.c).
+func (m *Message) CheckPlatform(
+	digest func(Hash) ([]byte, error), platform, revoked *Keyring,
+) (*Certificate, error) {
+	if err := m.acceptable(); err != nil {
+		return nil, err
+	}
 	k := m.checker(digest, revoked)
+	k.revocation = true
+	return m.check(k, platform)
+}
+
+func (m *Message) check(k *checker, ring *Keyring) (*Certificate, error) {
 	if c, err := k.embedded(); err != nil {
 		return c, err
 	}
-	return k.inRings(k.trust, trusted)
+	return k.inRings(k.trust, ring)
 }
 
 // inRings looks for a signer in the revoked certificates, and then in the trusted ones.
 func (k *checker) inRings(find func(*Keyring) (*Certificate, error), trusted *Keyring) (*Certificate, error) {
-	if revoked := k.revoked; k.message.rules.revocation && len(revoked.Certificates()) > 0 {
+	if revoked := k.revoked; k.revocation && len(revoked.Certificates()) > 0 {
 		c, err := find(revoked)
 		if err == nil {
 			return c, isRevoked(c)
@@ -116,10 +133,20 @@ type Finding struct {
 // CheckEach returns what [Message.Check] would return for each signer if it were the only
 // one of the message.
 func (m *Message) CheckEach(digest func(Hash) ([]byte, error), trusted, revoked *Keyring) []Finding {
+	return m.checkEach(m.checker(digest, revoked), trusted)
+}
+
+// CheckEachPlatform is CheckEach with [Message.CheckPlatform].
+func (m *Message) CheckEachPlatform(digest func(Hash) ([]byte, error), platform, revoked *Keyring) []Finding {
 	k := m.checker(digest, revoked)
+	k.revocation = true
+	return m.checkEach(k, platform)
+}
+
+func (m *Message) checkEach(k *checker, ring *Keyring) []Finding {
 	findings := make([]Finding, len(m.Signers))
 	for i := range findings {
-		findings[i].Certificate, findings[i].Err = k.alone(i, trusted)
+		findings[i].Certificate, findings[i].Err = k.alone(i, ring)
 	}
 	return findings
 }
@@ -178,6 +205,8 @@ type checker struct {
 	message *Message
 	digest  func(Hash) ([]byte, error)
 	revoked *Keyring
+	// revocation tells that the kernel looks into the revoked certificates.
+	revocation bool
 
 	signer      []*Certificate                // for each SignerInfo, its embedded certificate
 	blacklisted []*Certificate                // for each SignerInfo, a certificate of its chain
@@ -191,6 +220,7 @@ func (m *Message) checker(digest func(Hash) ([]byte, error), revoked *Keyring) *
 	return &checker{
 		message:     m,
 		revoked:     revoked,
+		revocation:  m.rules.revocation,
 		signer:      make([]*Certificate, len(m.Signers)),
 		blacklisted: make([]*Certificate, len(m.Signers)),
 		unsupported: make([]error, len(m.Signers)),

@@ -63,6 +63,10 @@ var (
 // Waived are the rules of such a kernel that takes signed attributes with ML-DSA.
 func (r *Rules) Waived() *Rules { return RulesOf(r.major, r.minor, true) }
 
+// RevokesModules reports whether a kernel compares the signers of modules with the revoked
+// certificates, whatever keyring they are in.
+func (r *Rules) RevokesModules() bool { return r.revocation }
+
 // OlderThan compares the versions.
 func (r *Rules) OlderThan(other *Rules) bool {
 	return r.major < other.major || r.major == other.major && r.minor < other.minor

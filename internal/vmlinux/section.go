@@ -112,14 +112,21 @@ func (f *body) release() (string, error) {
 
 // Contains reports whether the memory of the kernel has a text in one piece.
 func (im *Image) Contains(text string) (bool, error) {
+	found, err := im.Texts(text)
+	return found[text], err
+}
+
+// Texts reports for each text whether the memory of the kernel has it in one piece.
+func (im *Image) Texts(texts ...string) (map[string]bool, error) {
+	found := make(map[string]bool, len(texts))
 	for _, s := range im.body.segments {
 		data, err := im.body.read(s.off, s.size)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		if bytes.Contains(data, []byte(text)) {
-			return true, nil
+		for _, text := range texts {
+			found[text] = found[text] || bytes.Contains(data, []byte(text))
 		}
 	}
-	return false, nil
+	return found, nil
 }

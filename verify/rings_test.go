@@ -1,0 +1,170 @@
+package verify
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
+)
+
+// ringOf returns where a keyring has a certificate, and what it says of it.
+func ringOf(t *testing.T, k *Keyring, cert *x509.Certificate) Known {
+	t.Helper()
+	for _, known := range k.Known() {
+		if string(known.DER) == string(cert.Raw) {
+			return known
+		}
+	}
+	t.Fatalf("no certificate of %s", cert.Subject)
+	return Known{}
+}
+
+// Which rings count for modules, by what is known of the kernel.
+func TestRings(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "rsa:2048")
+	data := signed(t, key, testmod.ELF())
+	module := func(k *Keyring) Result { return Module(strings.NewReader(string(data)), int64(len(data)), k) }
+	for _, test := range []struct {
+		name  string
+		ring  Ring
+		facts Facts
+		want  Verdict
+		words string // of the problem
+	}{
+		{"builtin", Builtin, Facts{}, Trusted, ""},
+		{"machine, nothing known", Machine, Facts{}, Trusted, ""},
+		{"no machine", Machine, Facts{Machine: No}, UnknownKey, "INTEGRITY_MACHINE_KEYRING"},
+		{"machine without secondary", Machine, Facts{Secondary: No}, UnknownKey, "SECONDARY_TRUSTED_KEYRING"},
+		{"platform, nothing known", Platform, Facts{}, UnknownKey, "does not tell"},
+		{"platform of Debian", Platform, Facts{PlatformModules: Yes}, Trusted, ""},
+		{"platform of kernel.org", Platform, Facts{PlatformModules: No}, UnknownKey, "does not verify modules"},
+		{"no platform", Platform, Facts{PlatformModules: Yes, Platform: No}, UnknownKey, "INTEGRITY_PLATFORM_KEYRING"},
+		{"blacklist", Blacklist, Facts{}, Revoked, ""},
+		{"blacklist without revocation", Blacklist, Facts{Revocation: No}, Trusted, "SYSTEM_REVOCATION_LIST"},
+		{"an authority's .machine", Machine, Facts{MachineCA: Yes}, UnknownKey, "authority"},
+		{"secondary, nobody vouches", Secondary, Facts{}, UnknownKey, "no key in the keyring"},
+	} {
+		keys := new(Keyring)
+		if test.ring == Blacklist {
+			if err := keys.Add(key.Certificate, "image"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := keys.AddTo(test.ring, key.Certificate, "here"); err != nil {
+			t.Fatal(err)
+		}
+		if err := keys.Follow(test.facts); err != nil {
+			t.Fatal(err)
+		}
+		r := module(keys)
+		if r.Verdict != test.want {
+			t.Errorf("%s: %s, want %s (%v)", test.name, r.Verdict, test.want, r.Err)
+		}
+		var problem string
+		for _, known := range keys.Known() {
+			if known.Source == "here" {
+				problem = known.Problem
+			}
+		}
+		if !strings.Contains(problem, test.words) || test.words == "" && problem != "" {
+			t.Errorf("%s: the problem is %q, want one with %q", test.name, problem, test.words)
+		}
+		matches := keys.Lookup(r.Signers[0].Signer)
+		if len(matches) == 0 || !matches[0].SameKey {
+			t.Errorf("%s: Lookup found %v", test.name, matches)
+		}
+	}
+}
+
+// What Lookup returns for a key that was made again with the same name.
+func TestLookup(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "rsa:2048")
+	keys := keyring(t, key)
+	r := Module(strings.NewReader(string(signed(t, key, testmod.ELF()))), int64(len(signed(t, key, testmod.ELF()))), keys)
+	signer := r.Signers[0].Signer
+	signer.Serial = "00"
+	if m := keys.Lookup(signer); len(m) != 1 || m[0].SameKey || m[0].Ring != Builtin {
+		t.Errorf("by the name alone: %+v", m)
+	}
+	signer.Issuer = "somebody else"
+	if m := keys.Lookup(signer); len(m) != 0 {
+		t.Errorf("by nothing: %+v", m)
+	}
+	var none *Keyring
+	if none.Lookup(signer) != nil || none.Known() != nil || none.Facts() != (Facts{}) {
+		t.Error("a nil keyring knows something")
+	}
+	cert := key.Certificate
+	if none.AddTo(Machine, cert, "") == nil || none.AddFileTo(Machine, "x") == nil || none.Follow(Facts{}) == nil ||
+		keys.AddTo(".ima", cert, "") == nil || keys.AddFileTo("", "x") == nil || keys.AddTo(Machine, nil, "") == nil {
+		t.Error("a call without a keyring, a certificate or a ring succeeds")
+	}
+}
+
+// A list of hashes takes a certificate from the kernel's keyrings.
+func TestHashFile(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "rsa:2048")
+	tbs := keyring(t, key).held[0].cert.TBSHash()
+	path := filepath.Join(t.TempDir(), "hashes")
+	for text, want := range map[string]string{
+		"\"tbs:" + hexOf(tbs) + "\",\n\"bin:00ff\"\n": "",
+		"bin:00ff\n":             "is trusted",
+		"tbs:0g\n":               "no hash",
+		"bin:00, x509:00":        "does not begin",
+		"these are not hashes\n": "no certificate found",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		keys := keyring(t, key)
+		got := ""
+		if err := keys.AddFileTo(Blacklist, path); err != nil {
+			got = err.Error()
+		} else if keys.Holds(key.Certificate.Raw) {
+			got = "is trusted"
+		}
+		if want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}
+
+// The facts of Debian's kernels, by their images alone and by their configurations.
+func TestFacts(t *testing.T) {
+	t.Parallel()
+	for _, k := range testmod.Kernels(t) {
+		keys := new(Keyring)
+		if err := keys.AddImage(k.Image); err != nil {
+			t.Fatal(err)
+		}
+		got := keys.Facts()
+		want := Facts{
+			Secondary: Yes, Machine: Yes, Platform: Yes, LoadUEFI: Yes, SecureBoot: Yes, Blacklist: Yes, Revocation: No,
+			PlatformModules: Yes, MachineAlways: Yes, ModuleHashes: Yes,
+		}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", k.Version, got, want)
+		}
+		if ring := ringOf(t, keys, mustParse(t, keys.Known()[0].DER)); ring.Ring != Builtin || !ring.Counts {
+			t.Errorf("%s: %+v", k.Version, ring)
+		}
+	}
+}
+
+func mustParse(t *testing.T, der []byte) *x509.Certificate {
+	t.Helper()
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func hexOf(b []byte) string { return hex.EncodeToString(b) }
