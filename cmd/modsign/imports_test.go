@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
 		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
+		"verify/explain",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -81,6 +82,9 @@ var mayImport = map[string][]string{
 	"verify": {
 		"internal/cms", "internal/compress", "internal/efi", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
+	},
+	"verify/explain": {
+		"internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux", "verify",
 	},
 	"internal/testmod": {"internal/mldsamu"},
 
