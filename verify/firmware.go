@@ -15,12 +15,12 @@ import (
 // Firmware is what the firmware and shim tell a kernel when it boots. The kernel puts it into
 // its keyrings by rules that [Facts] choose (security/integrity/platform_certs).
 type Firmware struct {
-	DB, DBX            []List // db and dbx of the firmware
-	MokList, MokListX  []List // shim's lists as the kernel gets them: MokListRT, MokListXRT
-	SecureBoot         Fact   // it is on. If not, the kernel does not read shim's lists. Unknown counts as Yes
-	MokListTrusted     Fact   // shim says that machine owner keys are for the kernel too. Unknown counts as Yes, and is warned of
-	IgnoreDB           bool   // MokIgnoreDB exists: the kernel does not read db
-	NoFirmwareFallback bool   // the machine did not boot by EFI; there is no .platform to fall back to
+	DB, DBX           []List // db and dbx of the firmware
+	MokList, MokListX []List // shim's lists as the kernel gets them: MokListRT, MokListXRT
+
+	SecureBoot     Fact // it is on. If not, the kernel does not read shim's lists. Unknown counts as Yes
+	MokListTrusted Fact // shim says that machine owner keys are for the kernel too. Unknown counts as Yes
+	IgnoreDB       bool // MokIgnoreDB exists: the kernel does not read db
 }
 
 // A List is a list of certificates and hashes, as db and MokListRT are.
@@ -76,7 +76,7 @@ func (l List) Certificates() (ders [][]byte) {
 }
 
 // Skipped counts the elements that no kernel reads in such a list, by the names of their
-// types.
+// types. reject is for lists such as dbx.
 func (l List) Skipped(reject bool) map[string]int {
 	skipped := make(map[string]int)
 	for _, e := range l.elements {
@@ -87,6 +87,17 @@ func (l List) Skipped(reject bool) map[string]int {
 		}
 	}
 	return skipped
+}
+
+// Ineffective counts the hashes of certificates that come with a time of revocation. The
+// kernel takes that for a part of the hash, and so rejects nothing for it.
+func (l List) Ineffective() (n int) {
+	for _, e := range l.elements {
+		if e.Type == efi.X509SHA256 && len(e.Data) == 32+16 {
+			n++
+		}
+	}
+	return n
 }
 
 // AddFirmware adds what the firmware and shim tell. Where it goes follows the facts of the
@@ -114,8 +125,13 @@ func (k *Keyring) loadFirmware() {
 		skip := k.skipsMok(f)
 		k.loadRejected(f.MokListX, skip)
 		ring, why := k.mokRing(f)
-		if len(f.MokList) > 0 && skip == "" && why != "" {
-			k.note("%s", why)
+		if len(f.MokList) > 0 && skip == "" {
+			if why != "" {
+				k.note("%s", why)
+			}
+			if f.SecureBoot == Unknown {
+				k.note("Secure Boot is taken to be on; if it is off, the kernel has no machine owner key")
+			}
 		}
 		k.loadTrusted(f.MokList, ring, skip)
 	}
@@ -208,8 +224,10 @@ func (k *Keyring) loadRejected(lists []List, skip string) {
 			switch {
 			case e.Type == efi.X509 && skip != "":
 				k.drop(e.Data, l.Source, skip)
+				k.held[len(k.held)-1].reject = true
 			case e.Type == efi.X509 && k.facts.Revocation == No:
 				k.drop(e.Data, l.Source, "the kernel keeps no revoked certificates (CONFIG_SYSTEM_REVOCATION_LIST)")
+				k.held[len(k.held)-1].reject = true
 			case e.Type == efi.X509:
 				k.hold(Blacklist, e.Data, l.Source)
 			case skip != "" || k.facts.Blacklist == No:
@@ -278,7 +296,7 @@ func (k *Keyring) settle() {
 		has := func(ring Ring) bool { return slices.Contains(k.live[ring], name) }
 		_, read := k.live[h.ring]
 		switch {
-		case h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):
+		case h.reject || h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):
 			continue
 		}
 		expected := h.ring
@@ -300,14 +318,34 @@ func (k *Keyring) settle() {
 	}
 }
 
-// maybeRunning returns the description of a key of the running kernel that may be the
-// signer's, and of which no certificate is known.
-func (k *Keyring) maybeRunning(signers []cms.SignerInfo) string {
-	if k.live == nil {
-		return ""
+// Unread tells that the kernel may have more in a ring than the Keyring was given, because
+// source could not be read. Then there is no verdict on a module whose key may be there; for
+// [Blacklist], on one that would be trusted.
+func (k *Keyring) Unread(ring Ring, source string) error {
+	if k == nil {
+		return errNoKeyring
 	}
+	if k.unread == nil {
+		k.unread = make(map[Ring]string)
+	}
+	k.unread[ring] = source
+	return nil
+}
+
+// errNoVerdict is the error of a module whose key may or may not be known to the kernel.
+func errNoVerdict(format string, args ...any) error {
+	return fmt.Errorf("no verdict: "+format, args...)
+}
+
+// maybeKnown returns an error if the kernel may have a key that signed a module although the
+// Keyring does not.
+func (k *Keyring) maybeKnown(signers []cms.SignerInfo) error {
 	for _, ring := range Rings[:4] {
-		if counts, _ := k.Counts(ring); !counts {
+		counts, _ := k.Counts(ring)
+		if source := k.unread[ring]; counts && source != "" {
+			return errNoVerdict("the key may be in %s, and %s could not be read", ring, source)
+		}
+		if !counts {
 			continue
 		}
 		for _, d := range k.Unmatched(ring) {
@@ -315,10 +353,20 @@ func (k *Keyring) maybeRunning(signers []cms.SignerInfo) string {
 				// The description has the subject key identifier if there is one: it rules the key
 				// out only if the signer is named by that.
 				if s.SubjectKeyID == nil || strings.HasSuffix(d, ": "+hex.EncodeToString(s.SubjectKeyID)) {
-					return fmt.Sprintf("%q in %s", d, ring)
+					return errNoVerdict("the running kernel has the key %q in %s, which may be the signer's, and its "+
+						"certificate is not known", d, ring)
 				}
 			}
 		}
 	}
-	return ""
+	return nil
+}
+
+// maybeRejected returns an error if the kernel may reject a module that would be trusted.
+func (k *Keyring) maybeRejected() error {
+	counts, _ := k.Counts(Blacklist)
+	if source := k.unread[Blacklist]; source != "" && (counts || k.facts.ModuleHashes == Yes) {
+		return errNoVerdict("the kernel may reject the module, and %s could not be read", source)
+	}
+	return nil
 }

@@ -29,6 +29,7 @@ type Keyring struct {
 	added    []added
 	firmware []Firmware
 	live     map[Ring][]string // nil: not known
+	unread   map[Ring]string   // what could not be read of a ring
 	hashes   []string          // that kernels have on their blacklists from the beginning
 	warnings []string
 

@@ -53,6 +53,7 @@ type held struct {
 	ring    Ring
 	source  string
 	problem string
+	reject  bool // it was given in order to reject it
 }
 
 // AddTo gives a certificate to a ring, as a kernel may have it there. [Keyring.Known] tells
@@ -329,4 +330,22 @@ func (k *Keyring) Lookup(s Signer) []Match {
 		}
 	}
 	return append(same, similar...)
+}
+
+// known describes the certificates of an unknown signer that do not count.
+func (k *Keyring) known(s Signer) (warnings []string) {
+	for _, m := range k.Lookup(s) {
+		place := "is in " + string(m.Ring)
+		if m.Ring == "" {
+			place = "is in no keyring of the kernel"
+		}
+		switch {
+		case m.SameKey && !m.Counts:
+			warnings = append(warnings, fmt.Sprintf("the key is known from %s and %s: %s", m.Source, place, m.Problem))
+		case !m.SameKey && m.Counts:
+			warnings = append(warnings, fmt.Sprintf("%s has another certificate of the name %q, with serial number %s",
+				m.Source, m.Issuer, m.Serial))
+		}
+	}
+	return warnings
 }

@@ -221,9 +221,17 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		}
 	}
 	if isUnknown(err) {
-		if key := keys.maybeRunning(message.Signers); key != "" {
-			r.Verdict, r.Err = Unreadable, fmt.Errorf("no verdict: the running kernel has the key %s, and its certificate, "+
-				"which may be that of the signer, is not known", key)
+		for _, signer := range r.Signers {
+			r.Warnings = append(r.Warnings, keys.known(signer.Signer)...)
+		}
+		if err := keys.maybeKnown(message.Signers); err != nil {
+			r.Verdict, r.Err = Unreadable, err
+			return
+		}
+	}
+	if err == nil {
+		if err := keys.maybeRejected(); err != nil {
+			r.Verdict, r.Err = Unreadable, err
 			return
 		}
 	}

@@ -20,7 +20,6 @@ import (
 
 type explainOptions struct {
 	verifyOptions
-	config  string
 	symvers string
 	cmdline string
 	known   string
@@ -45,7 +44,10 @@ modules that are installed for it, which tell its vermagic and the versions of s
 Of the running kernel it also looks at sig_enforce, lockdown and the command line. What
 it cannot find it does not check, and says so.
 
---cert adds certificates that the kernel trusts beyond its image.
+Keys beyond the image come as with verify: --cert for what the kernel trusts, --mok, --db,
+--dbx, --secondary and --blacklist. Of the running kernel, explain reads its keyrings and
+the lists of the firmware and shim: docs/keyrings.md. With --kernel, --running says that
+IMAGE is the running kernel's.
 
 --signed-list names modules that are known to be signed, one a line: a build id or a
 SHA-256, and the name. The list of modsign hashlist build is one. An unsigned module on
@@ -69,7 +71,7 @@ directory, if this machine has one, or that of --key. They are for root.`,
 	flags.StringVar(&o.image, "kernel", "", "explain for the kernel `IMAGE`")
 	flags.StringVarP(&o.installed, "installed", "i", "", "explain for the installed kernel `KVER`")
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "the kernel trusts the certificates in `FILE` too (repeatable)")
-	flags.StringVar(&o.config, "config", "", "configuration `FILE` of the kernel")
+	o.rings.addFlags(flags)
 	flags.StringVar(&o.cmdline, "cmdline", "", "`PARAMETERS` of the kernel, such as lockdown=integrity")
 	flags.StringVar(&o.symvers, "symvers", "", "versions of the kernel's symbols: its `FILE` Module.symvers")
 	flags.StringVar(&o.known, "signed-list", "", "build ids or hashes of signed modules in `FILE`")
@@ -151,7 +153,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	case o.image != "" && o.installed != "":
 		return nil, usagef("--kernel and --installed choose two kernels: give one of them")
 	case o.image != "":
-		s.Name, s.Image = o.image, o.image
+		s.Name, s.Image, s.Running = o.image, o.image, o.rings.running
 		if version, ok := strings.CutPrefix(filepath.Base(o.image), "vmlinuz-"); ok {
 			s.Modules = dirOrNone(filepath.Join(filepath.Dir(o.image), "../lib/modules", version))
 		}
@@ -169,6 +171,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		installed = &kernel{k}
 		s.Release, s.Modules = k.Release, k.ModLib
 		s.Running = s.Root == "" && err == nil && running.Release == k.Release
+		o.rings.running = o.rings.running || s.Running
 		s.Name = "kernel " + k.Release
 		if s.Running {
 			s.Name = "the running kernel " + k.Release
@@ -187,6 +190,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	if s.Keys, _, err = o.keyring(u, installed); err != nil {
 		return nil, err
 	}
+	s.Firmware = &o.rings.firmware
 	for _, warning := range s.Keys.Warnings() {
 		u.Note("warning: %s", warning)
 	}
@@ -213,7 +217,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 // image, or none, and then explain looks for it in the image.
 func (o *explainOptions) readConfig(s *explain.Source, installed *kernel) error {
 	s.ParseConfig = func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }
-	path := o.config
+	path := o.rings.config
 	if path == "" && installed != nil {
 		config, err := installed.Config()
 		if err != nil {

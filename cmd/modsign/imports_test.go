@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"internal/dirfd":      nil,
 	"internal/elfstrip":   {"internal/childenv"},
 	"internal/failures":   nil,
+	"internal/keyctl":     nil,
 	"internal/keyfile":    nil,
 	"internal/mldsamu":    nil,
 	"internal/gpgagent":   {"internal/keyfile"},
@@ -41,6 +42,7 @@ var mayImport = map[string][]string{
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
 		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 		"verify/explain",
+		"verify/machine",
 	},
 	"hashlist": {
 		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
@@ -86,6 +88,7 @@ var mayImport = map[string][]string{
 	"verify/explain": {
 		"internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux", "verify",
 	},
+	"verify/machine":   {"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "verify"},
 	"internal/testmod": {"internal/mldsamu"},
 
 	// For tests alone, as testmod is.
@@ -122,6 +125,7 @@ var doors = map[string][]string{
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
+		"internal/keyctl",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",

@@ -138,6 +138,7 @@ type jsonVerifySummary struct {
 	HashesOnly   bool                   `json:"hashes_only,omitempty"`
 	Seconds      float64                `json:"seconds"`
 	Warnings     []string               `json:"warnings,omitempty"`
+	Keys         []jsonKey              `json:"keys,omitempty"`
 }
 
 type jsonHashed struct {

@@ -133,6 +133,7 @@ them.
 		newVerifyCommand(u),
 		newExplainCommand(u),
 		newInspectCommand(u),
+		newDoctorCommand(u),
 		newKeygenCommand(u),
 		newKbuildCommand(u),
 		newHashlistCommand(u),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 type verifyOptions struct {
 	installedOptions
+	rings      ringOptions
 	certs      []string
 	image      string
 	attributes bool
@@ -38,9 +40,16 @@ they are those of its version, otherwise those of the newest that modsign knows,
 
 --cert names the certificates to trust. --kernel trusts those built into a kernel
 image (a vmlinux, or an x86 bzImage such as /boot/vmlinuz), --installed those built
-into the installed kernel. Keys that a running kernel learned beyond its image, such as
-machine owner keys, are not in the image: add them with --cert beside --kernel or
---installed.
+into the installed kernel.
+
+What a kernel learns beyond its image comes with further flags, each beside --kernel or
+--installed: --mok, --db and --dbx name lists of shim and the firmware, as certificates
+or in the format of EFI; --mok efivars reads all of them on this machine, or below
+--root; --secondary and --blacklist are what root adds to these keyrings. --running
+judges as the running kernel, with the keyrings it has now. Which keys count follows the
+kernel's image and configuration: verify says why a key that it knows does not count.
+docs/keyrings.md has the rules. Without a verdict on a module, because something could
+not be read, the exit status is 3.
 
 A kernel with CONFIG_MODULE_HASHES trusts a module for its hash or, with
 CONFIG_MODULE_SIG, for its signature. Then --kernel and --installed look at both.
@@ -54,13 +63,16 @@ below DIR.
 Verify lists the modules that are not trusted, one a line, and with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
-  modsign verify --installed`,
+  modsign verify --installed
+  modsign verify --running --installed
+  modsign verify --installed --mok efivars`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "trust the certificates in `FILE`, PEM or DER (repeatable)")
 	flags.StringVar(&o.image, "kernel", "", "trust what is built into the kernel `IMAGE`")
+	o.rings.addFlags(flags)
 	flags.BoolVar(&o.attributes, "mldsa-attrs", false, "judge like a kernel that takes ML-DSA with signed attributes")
 	o.installedOptions.addFlags(flags)
 	flags.Lookup("root").Usage = "resolve links in the system at `DIR`"
@@ -114,7 +126,7 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 		u.Object(jsonVerifySummary{
 			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
 			Verdicts: summary.Verdicts, Certificates: keys.Names(), Kernel: keys.Kernel(), Hashed: hashes != nil,
-			HashesOnly: keys.HashesOnly(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
+			HashesOnly: keys.HashesOnly(), Seconds: took.Seconds(), Warnings: keys.Warnings(), Keys: o.known(keys),
 		})
 	}
 	u.Note("%s", verdictSentence(summary, trustedOf(keys, hashes), took))
@@ -131,6 +143,11 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 // keyring returns what to trust: at least one certificate, or the hashes of a kernel.
 func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, hashes *hashlist.Embedded, err error) {
 	keys = new(verify.Keyring)
+	if o.rings.running {
+		if kernel, err = o.runningKernel(u, kernel); err != nil {
+			return nil, nil, err
+		}
+	}
 	switch {
 	case o.image != "":
 		if hashes, err = addImage(keys, o.image); err != nil {
@@ -138,14 +155,14 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 		}
 	case kernel != nil:
 		keys, hashes, err = kernel.keyring()
-		if err != nil && len(o.certs) == 0 {
+		if err != nil && len(o.certs) == 0 && !o.rings.given() {
 			return nil, nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
 		}
 		if err != nil {
 			keys = kernel.rules()
-			u.Note("warning: %v: only the certificates of --cert count, by the rules of %s", err, keys.Kernel())
+			u.Note("warning: %v: only the certificates that are given count, by the rules of %s", err, keys.Kernel())
 		}
-	case len(o.certs) == 0:
+	case len(o.certs) == 0 && !o.rings.given():
 		return nil, nil, withHint(errors.New("no certificate to verify with"),
 			"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 	}
@@ -159,7 +176,35 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 			return nil, nil, hintFor(path, err)
 		}
 	}
+	if err := o.rings.apply(u, keys, kernel, o.image, o.root); err != nil {
+		return nil, nil, err
+	}
 	return keys, hashes, nil
+}
+
+// runningKernel is the kernel that runs, whose modules need not be those that are verified. It
+// is nil if its files are not installed.
+func (o *verifyOptions) runningKernel(u *ui, chosen *kernel) (*kernel, error) {
+	if filepath.Clean(o.root) != "/" {
+		return nil, usagef("--running asks this machine's kernel, and --root is for another system")
+	}
+	of := installedOptions{installed: running, root: "/"}
+	found, err := of.kernel(nil)
+	switch {
+	case err != nil && o.image == "":
+		u.Note("warning: %v: the built-in keys of the running kernel are not known", err)
+	case err == nil && chosen != nil && chosen.Release != found.Release:
+		return nil, usagef("--running asks kernel %s, and --installed chooses %s", found.Release, chosen.Release)
+	}
+	return found, nil
+}
+
+// known lists the certificates in the kernel's keyrings if the flags name some of them.
+func (o *verifyOptions) known(keys *verify.Keyring) []jsonKey {
+	if !o.rings.given() {
+		return nil
+	}
+	return newJSONKeys(keys)
 }
 
 // trustedOf says what a keyring trusts: "a list of 23 hashes and 2 certificates".

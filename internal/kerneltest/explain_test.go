@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/modsign/modsign/internal/compress"
@@ -184,40 +183,47 @@ func explainCases(t testing.TB, pairs keys, tree *Tree, format compress.Format, 
 // noise matches lines about a module that say nothing about why it is refused.
 var noise = regexp.MustCompile(`taints kernel|^PKCS7: (Unknown OID|Data already supplied)|Unknown symbol`)
 
-// compareReasons compares what explain says with the kernel: the errno and all lines.
+// compareReasons compares what explain says with the kernel, and with the expected causes.
 func compareReasons(t *testing.T, k *explain.Kernel, reasons []reason, judged []Verdict) {
 	t.Helper()
 	dir := t.TempDir()
 	for i, r := range reasons {
-		path := filepath.Join(dir, made{Case: r.Case}.file())
-		if err := os.WriteFile(path, r.Data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		report := k.Module(t.Context(), path)
-		var errno syscall.Errno
-		var log []string
-		var id explain.ID
-		for _, c := range report.Causes {
-			if c.Effect != explain.May {
-				errno, log, id = c.Errno, c.Log, c.ID
-				if c.Effect == explain.Refuses {
-					break
-				}
-			}
-		}
-		got := slices.DeleteFunc(slices.Clone(judged[i].Log), noise.MatchString)
-		for i := range got {
-			got[i] = strings.Replace(got[i], "Lockdown: init:", "Lockdown: modprobe:", 1)
-		}
-		if judged[i].Errno != errno || !slices.Equal(got, log) {
-			t.Errorf("%s: the kernel says %d and logs %q; explain says %d and %q", r.Name, int(judged[i].Errno),
-				judged[i].Log,
-				int(errno), log)
-		}
+		report, id := compareReason(t, k, dir, r.Case, judged[i])
 		if id != r.id {
 			t.Errorf("%s: the cause is %q, expected %q: %+v", r.Name, id, r.id, report.Causes)
 		}
 	}
+}
+
+// compareReason compares the errno and all lines of a case, and returns the cause that decides.
+func compareReason(t *testing.T, k *explain.Kernel, dir string, c Case, kernel Verdict) (*explain.Report, explain.ID) {
+	t.Helper()
+	path := filepath.Join(dir, made{Case: c}.file())
+	if err := os.WriteFile(path, c.Data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	report := k.Module(t.Context(), path)
+	if report.Err != nil {
+		t.Errorf("%s: %v", c.Name, report.Err)
+	}
+	var first explain.Cause
+	for _, cause := range report.Causes {
+		if cause.Effect == explain.May {
+			continue
+		}
+		if first = cause; cause.Effect == explain.Refuses {
+			break
+		}
+	}
+	log := slices.DeleteFunc(slices.Clone(kernel.Log), noise.MatchString)
+	for i := range log {
+		log[i] = strings.Replace(log[i], "Lockdown: init:", "Lockdown: modprobe:", 1)
+	}
+	if kernel.Errno != first.Errno || !slices.Equal(log, first.Log) {
+		t.Errorf("%s: the kernel says %d and logs %q; explain says %d and %q", c.Name, int(kernel.Errno), kernel.Log,
+			int(first.Errno), first.Log)
+	}
+	return report, first.ID
 }
 
 // tolerates compares explain with the kernel without CONFIG_MODULE_SIG_FORCE: as it is, and

@@ -410,7 +410,7 @@ func (m made) compare(t *testing.T, kernel Verdict, predicted verify.Result) {
 // judging matches the kernel's messages about a signature; aside matches its other
 // remarks.
 var (
-	judging = regexp.MustCompile(`^(PKCS7: |PKCS#7 |X\.509: |module: |Unsupported |Loading of )`)
+	judging = regexp.MustCompile(`^(PKCS7: |PKCS#7 |X\.509: |module: |Module hash |Unsupported |Loading of )`)
 	aside   = regexp.MustCompile(`^PKCS7: (Unknown OID|Data already supplied|Waived invalid module sig)`) // the last one once
 )
 

@@ -140,7 +140,8 @@ func TestMadeFacts(t *testing.T) {
 	read := func(b []byte) (*module.Facts, error) { return module.ReadFacts(bytes.NewReader(b), int64(len(b))) }
 	// The sections of CONFIG_EXTENDED_MODVERSIONS win.
 	f, err := read(withSections("__versions", strings.Repeat("x", 64),
-		"__version_ext_crcs", "\x01\x00\x00\x00\x02\x00\x00\x00", "__version_ext_names", "one\x00two\x00", ".note.gnu.build-id", noteOf, ".modinfo", "name=a\x00name=b\x00"))
+		"__version_ext_crcs", "\x01\x00\x00\x00\x02\x00\x00\x00", "__version_ext_names", "one\x00two\x00",
+		".note.gnu.build-id", noteOf, ".modinfo", "name=a\x00name=b\x00"))
 	if err != nil {
 		t.Fatal(err)
 	}

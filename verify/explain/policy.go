@@ -3,6 +3,8 @@ package explain
 import (
 	"os"
 	"strings"
+
+	"github.com/modsign/modsign/verify"
 )
 
 // Enforcement is what a kernel does with a module whose signature is missing, or by a key or
@@ -96,6 +98,15 @@ func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
 			return decide(Lockdown, "CONFIG_"+symbol+"=y")
 		}
 	}
+	// Another kernel on a machine with Secure Boot, as it is after the next boot.
+	if enforce == "" && k.Firmware != nil && k.Firmware.SecureBoot == verify.Yes {
+		switch {
+		case k.is("IMA_ARCH_POLICY"):
+			return decide(SigEnforce, "Secure Boot is on, and CONFIG_IMA_ARCH_POLICY=y")
+		case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
+			return decide(Lockdown, "Secure Boot is on, and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y")
+		}
+	}
 	return decide(Tolerant, tolerant)
 }
 
@@ -115,12 +126,13 @@ func (k *Kernel) unless() string {
 	switch {
 	case k.Running:
 		return ""
-	case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
-		return "with Secure Boot it is locked down (CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y) and refuses the module; " +
-			"so it does with module.sig_enforce=1 on its command line"
+	case k.Firmware != nil && k.Firmware.SecureBoot != verify.Unknown:
 	case k.is("IMA_ARCH_POLICY"):
 		return "with Secure Boot it enforces signatures (CONFIG_IMA_ARCH_POLICY=y) and refuses the module; " +
 			"so it does with module.sig_enforce=1 or lockdown=integrity on its command line"
+	case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
+		return "with Secure Boot it is locked down (CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y) and refuses the module; " +
+			"so it does with module.sig_enforce=1 on its command line"
 	}
 	return "with module.sig_enforce=1 or lockdown=integrity on its command line it refuses the module"
 }

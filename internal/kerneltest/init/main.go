@@ -82,6 +82,12 @@ func run(console *os.File) error {
 		}
 		fmt.Fprintf(console, "modsign-case: %s\n", line)
 	}
+	// A case may have loaded the module of efivarfs. Without EFI there is neither.
+	for target, kind := range map[string]string{
+		"/sys/firmware/efi/efivars": "efivarfs", "/sys/kernel/security": "securityfs",
+	} {
+		_ = unix.Mount(kind, target, kind, unix.MS_RDONLY, "")
+	}
 	if err := runCommands(console); err != nil {
 		return err
 	}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/machine"
+)
+
+// ringOptions choose what a kernel has in its keyrings beyond its image.
+type ringOptions struct {
+	running   bool
+	config    string
+	mok       []string
+	db        []string
+	dbx       []string
+	secondary []string
+	blacklist []string
+
+	firmware verify.Firmware // what apply gave to the keyring
+}
+
+// efivars stands for what the firmware and shim tell on this machine.
+const efivars = "efivars"
+
+func (o *ringOptions) addFlags(flags *pflag.FlagSet) {
+	flags.BoolVar(&o.running, "running", false, "judge as the running kernel, with the keyrings it has now")
+	flags.StringVar(&o.config, "config", "", "the kernel's configuration `FILE` (default: the installed one)")
+	flags.StringArrayVar(&o.mok, "mok", nil, "machine owner keys in `FILE`, or efivars: all of EFI (repeatable)")
+	flags.StringArrayVar(&o.db, "db", nil, "certificates of the firmware's db in `FILE` (repeatable)")
+	flags.StringArrayVar(&o.dbx, "dbx", nil, "what the firmware's dbx rejects, in `FILE` (repeatable)")
+	flags.StringArrayVar(&o.secondary, "secondary", nil, "certificates in `FILE` that root adds (repeatable)")
+	flags.StringArrayVar(&o.blacklist, "blacklist", nil, "certificates or hashes to reject in `FILE` (repeatable)")
+}
+
+// given reports whether one of the flags is given that add keys.
+func (o *ringOptions) given() bool {
+	return o.running || len(o.mok)+len(o.db)+len(o.dbx)+len(o.secondary)+len(o.blacklist) > 0
+}
+
+// apply gives the keyring what the flags name. kernel may be nil; image is its image, or empty.
+func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, root string) error {
+	if err := o.follow(keys, kernel, image); err != nil {
+		return err
+	}
+	for ring, paths := range map[verify.Ring][]string{verify.Secondary: o.secondary, verify.Blacklist: o.blacklist} {
+		for _, path := range paths {
+			if err := keys.AddFileTo(ring, path); err != nil {
+				return hintFor(path, err)
+			}
+		}
+	}
+	var firmware verify.Firmware
+	for _, kind := range []struct {
+		paths []string
+		lists *[]verify.List
+	}{{o.mok, &firmware.MokList}, {o.db, &firmware.DB}, {o.dbx, &firmware.DBX}} {
+		for _, path := range kind.paths {
+			if path == efivars {
+				continue
+			}
+			list, err := verify.ReadList(path)
+			if err != nil {
+				return hintFor(path, err)
+			}
+			*kind.lists = append(*kind.lists, list)
+		}
+	}
+	o.firmware = firmware
+	if err := keys.AddFirmware(firmware); err != nil || !o.reads() {
+		return err
+	}
+	state, err := machine.Read(root, o.running)
+	if err != nil {
+		return err
+	}
+	for _, p := range state.Problems {
+		u.Note("warning: could not read %s", p)
+	}
+	read := state.Firmware
+	read.MokList = append(read.MokList[:len(read.MokList):len(read.MokList)], firmware.MokList...)
+	o.firmware = read
+	return state.Apply(keys)
+}
+
+// reads reports whether the machine itself is asked.
+func (o *ringOptions) reads() bool {
+	if o.running {
+		return true
+	}
+	for _, path := range o.mok {
+		if path == efivars {
+			return true
+		}
+	}
+	return false
+}
+
+// follow tells the keyring what the kernel's configuration says.
+func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string) error {
+	path, release := o.config, ""
+	if dir, name := filepath.Split(image); image != "" {
+		if _, version, ok := strings.Cut(name, "-"); ok {
+			release = version
+			path = cmp.Or(path, filepath.Join(dir, "config-"+version))
+		}
+	}
+	if kernel != nil {
+		release = kernel.Release
+	}
+	var config kbuild.Config
+	var err error
+	switch {
+	case path != "":
+		config, err = kbuild.OpenConfig(path)
+		if o.config == "" && errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	case kernel != nil:
+		config, err = kernel.Config()
+	}
+	if err != nil || config == nil {
+		return err
+	}
+	return keys.Follow(verify.ConfigFacts(release, config.Bool))
+}
+
+// ringLines describe the keyrings for people: those that count, and why others do not.
+func ringLines(keys *verify.Keyring) (lines []string) {
+	for _, ring := range append(verify.Rings[:len(verify.Rings):len(verify.Rings)], "") {
+		var names []string
+		for _, known := range keys.Known() {
+			if known.Ring == ring {
+				names = append(names, fmt.Sprintf("  %s (%s)", cmp.Or(known.Name, "a certificate that cannot be read"),
+					known.Source))
+				if known.Problem != "" {
+					names = append(names, "    "+known.Problem)
+				}
+			}
+		}
+		for _, description := range keys.Unmatched(ring) {
+			names = append(names, fmt.Sprintf("  %s (of the running kernel)", description))
+		}
+		title := cmp.Or(string(ring), "not in the kernel")
+		if counts, _ := keys.Counts(ring); ring != "" && !counts {
+			title += ", which does not count for modules"
+		}
+		if len(names) > 0 {
+			lines = append(append(lines, title+":"), names...)
+		}
+	}
+	return lines
+}
+
+// jsonKey is a certificate in a keyring of the kernel.
+type jsonKey struct {
+	Keyring     string `json:"keyring,omitempty"`
+	Certificate string `json:"certificate"`
+	Source      string `json:"source,omitempty"`
+	Counts      bool   `json:"counts"`
+	Problem     string `json:"problem,omitempty"`
+}
+
+func newJSONKeys(keys *verify.Keyring) []jsonKey {
+	list := []jsonKey{}
+	for _, known := range keys.Known() {
+		list = append(list, jsonKey{string(known.Ring), known.Name, known.Source, known.Counts, known.Problem})
+	}
+	for _, ring := range verify.Rings {
+		for _, description := range keys.Unmatched(ring) {
+			counts, why := keys.Counts(ring)
+			list = append(list, jsonKey{Keyring: string(ring), Certificate: description, Counts: counts, Problem: why})
+		}
+	}
+	return list
+}

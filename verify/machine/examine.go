@@ -1,0 +1,294 @@
+package machine
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/modsign/modsign/verify"
+)
+
+// A Level says how bad a finding is.
+type Level string
+
+const (
+	Refuses Level = "refuses" // the kernel refuses modules that somebody meant it to load
+	Leaks   Level = "leaks"   // others get at a private key
+	Note    Level = "note"    // good to know
+)
+
+// A Finding is something about the trust in modules on a machine.
+type Finding struct {
+	Level   Level
+	Name    string // of the kind of finding, the same in every version: mok-unused, key-readable, ...
+	About   string // a certificate, a file, a list
+	Text    string // what is so, in one sentence
+	Meaning string // what that leads to
+	Command string // one that mends it or shows more
+}
+
+// Options of [Examine].
+type Options struct {
+	Root string // the root directory of the system; empty for this machine
+	// IsKey reports whether a file holds a private key. Nil finds keys in PEM and DER.
+	IsKey func(path string) (bool, error)
+	// NoImage tells that the built-in keys are not known.
+	NoImage bool
+	// NoKeys leaves out the search for private keys.
+	NoKeys bool
+}
+
+// Examine compares the state of a machine with the keys that its kernel has. The Keyring has
+// been given the kernel's image, its facts, and the Firmware and Rings of the state. What
+// could not be read for it is in problems, beside those of the state.
+func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, problems []Problem, err error) {
+	r, err := openRoot(o.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0}
+	e.enforcement()
+	e.lists()
+	e.machineOwnerKeys()
+	e.running()
+	certs, problems := r.moduleCerts(loadCerts)
+	e.moduleCerts(certs)
+	if !o.NoKeys {
+		isKey := o.IsKey
+		if isKey == nil {
+			isKey = isPrivateKey
+		}
+		found, more := r.keys(isKey)
+		problems = append(problems, more...)
+		e.privateKeys(found)
+	}
+	return e.findings, problems, nil
+}
+
+func loadCerts(path string) ([][]byte, error) {
+	l, err := verify.ReadList(path)
+	return l.Certificates(), err
+}
+
+type examination struct {
+	state      *State
+	keys       *verify.Keyring
+	incomplete bool // the kernel may have keys that the Keyring was not given
+	findings   []Finding
+}
+
+func (e *examination) add(f Finding) { e.findings = append(e.findings, f) }
+
+// refusing is the level of a reason for which the kernel refuses a module's key.
+func (e *examination) refusing() Level {
+	if e.state.Enforced() == verify.No {
+		return Note
+	}
+	return Refuses
+}
+
+// rejected is what a user sees of a module whose key does not count.
+func (e *examination) rejected() string {
+	if s := e.state; s.SigEnforce == verify.No && s.Enforced() == verify.Yes {
+		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
+			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
+	}
+	const rejected = `modprobe fails with "Key was rejected by service" (EKEYREJECTED), and the kernel logs ` +
+		`"Loading of module with unavailable key is rejected"`
+	switch e.state.Enforced() {
+	case verify.No:
+		return "this kernel does not enforce signatures, and loads such a module; one that does refuses it: " + rejected
+	case verify.Unknown:
+		return "a kernel that enforces signatures refuses modules signed with this key: " + rejected
+	}
+	return "the kernel refuses modules signed with this key: " + rejected
+}
+
+func (e *examination) enforcement() {
+	s := e.state
+	if s.ModulesDisabled == verify.Yes {
+		e.add(Finding{Refuses, "modules-disabled", "kernel.modules_disabled",
+			"kernel.modules_disabled is 1.",
+			"The kernel loads no module until the next boot, whatever its signature: modprobe fails with EPERM.",
+			"grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d"})
+	}
+	if s.Enforced() == verify.No {
+		e.add(Finding{Note, "not-enforced", "module.sig_enforce",
+			"The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown.",
+			"It loads modules without a signature, or with an unknown key, and is tainted by them.",
+			"grep -o 'module.sig_enforce[^ ]*\\|lockdown=[^ ]*' /proc/cmdline"})
+	}
+	if s.SetupMode == verify.Yes {
+		e.add(Finding{Note, "setup-mode", "SetupMode",
+			"The firmware is in setup mode: it has no platform key.",
+			"Secure Boot is off, whatever the menu of the firmware says, and the kernel reads no machine owner key.",
+			"mokutil --pk"})
+	}
+	if len(s.Pending) > 0 {
+		e.add(Finding{Note, "pending", strings.Join(s.Pending, ", "),
+			"A request to shim waits for the next boot.",
+			"What mokutil was told is done only when MokManager has asked for the password, on the console.",
+			"systemctl reboot"})
+	}
+}
+
+// lists looks for what is odd in the lists of the firmware and shim.
+func (e *examination) lists() {
+	f := e.state.Firmware
+	all := []struct {
+		lists  []verify.List
+		reject bool
+		clear  string
+	}{
+		{f.DB, false, "mokutil --db"}, {f.DBX, true, "mokutil --dbx"},
+		{f.MokList, false, "mokutil --list-enrolled"}, {f.MokListX, true, "mokutil --list-enrolled --mokx"},
+	}
+	for _, kind := range all {
+		for _, l := range kind.lists {
+			if l.Problem() != nil {
+				e.add(Finding{e.refusing(), "malformed-list", l.Source,
+					fmt.Sprintf("%s is malformed: %v.", l.Source, l.Problem()),
+					"The kernel takes what is in front of that place, and nothing behind it.", kind.clear})
+			}
+			if n := l.Ineffective(); kind.reject && n > 0 {
+				e.add(Finding{Note, "ineffective-hashes", l.Source,
+					fmt.Sprintf("%s has hashes of certificates with a time of revocation: %d.", l.Source, n),
+					"The kernel takes the time for a part of the hash, which then matches no certificate: modules signed " +
+						"with such a key are not refused.", kind.clear})
+			}
+		}
+	}
+}
+
+// machineOwnerKeys looks for keys that shim has and modules do not get.
+func (e *examination) machineOwnerKeys() {
+	for _, known := range e.keys.Known() {
+		if !e.isMok(known) || known.Counts {
+			if e.isMok(known) && e.revoked(known) {
+				e.add(Finding{e.refusing(), "mok-revoked", known.Name,
+					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
+					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", "mokutil --dbx"})
+			}
+			continue
+		}
+		level := e.refusing()
+		text := fmt.Sprintf("The machine owner key %q is in %s, where the kernel does not look for the keys of modules.",
+			known.Name, known.Ring)
+		if known.Ring == "" {
+			text = fmt.Sprintf("The kernel has the machine owner key %q in none of its keyrings.", known.Name)
+		}
+		if known.Problem != "" {
+			text += " " + sentence(known.Problem)
+		}
+		e.add(Finding{level, "mok-unused", known.Name, text, sentence(e.rejected()), e.mokCommand(known)})
+	}
+}
+
+// isMok reports whether a certificate is on shim's list.
+func (e *examination) isMok(known verify.Known) bool {
+	return slices.ContainsFunc(e.state.Firmware.MokList, func(l verify.List) bool { return l.Source == known.Source })
+}
+
+// revoked reports whether the kernel also has a certificate among those to reject.
+func (e *examination) revoked(known verify.Known) bool {
+	return known.Ring != verify.Blacklist && slices.ContainsFunc(e.keys.Known(), func(k verify.Known) bool {
+		return k.Ring == verify.Blacklist && k.Counts && string(k.DER) == string(known.DER)
+	})
+}
+
+// mokCommand is what to do about a machine owner key that does not count.
+func (e *examination) mokCommand(known verify.Known) string {
+	facts, f := e.keys.Facts(), e.state.Firmware
+	switch {
+	case strings.Contains(known.Problem, "blacklist"):
+		return "mokutil --list-enrolled --mokx"
+	case f.SecureBoot == verify.No:
+		return "mokutil --sb-state"
+	case facts.Machine == verify.No || facts.LoadUEFI == verify.No || facts.SecureBoot == verify.No:
+		return "grep -E 'INTEGRITY_(MACHINE|PLATFORM)_KEYRING|LOAD_UEFI_KEYS|IMA_ARCH_POLICY' /boot/config-$(uname -r)"
+	case facts.MachineCA == verify.Yes && known.Ring == verify.Platform:
+		return "grep CA_MACHINE_KEYRING /boot/config-$(uname -r)"
+	case f.MokListTrusted == verify.No && e.state.ShimTable:
+		return "mokutil --trust-mok"
+	case f.MokListTrusted == verify.No:
+		return "efibootmgr -v" // not by shim, or by an old one
+	}
+	return "keyctl list %:.machine"
+}
+
+// running compares the running kernel's keyrings with what they should hold.
+func (e *examination) running() {
+	for _, known := range e.keys.Known() {
+		if !e.isMok(known) && strings.Contains(known.Problem, "the running kernel does not have it") {
+			e.add(Finding{e.refusing(), "not-loaded", known.Name,
+				fmt.Sprintf("The certificate %q in %s is not in the running kernel.", known.Name, known.Source),
+				sentence(e.rejected()), "systemctl reboot"})
+		}
+	}
+	for _, ring := range verify.Rings[:4] {
+		for _, description := range e.keys.Unmatched(ring) {
+			e.add(Finding{Note, "unknown-key", description,
+				fmt.Sprintf("The running kernel has the key %q in %s, and its certificate was not found.", description, ring),
+				"modsign gives no verdict on a module that may be signed with it.",
+				fmt.Sprintf("keyctl list %%:%s", ring)})
+		}
+	}
+}
+
+// moduleCerts looks for certificates that sign modules and are not trusted.
+func (e *examination) moduleCerts(certs []moduleCert) {
+	for _, c := range certs {
+		for _, der := range c.ders {
+			if e.keys.Holds(der) {
+				continue
+			}
+			text := fmt.Sprintf("%s signs modules with the key of %s, which the kernel does not have.", c.program, c.path)
+			command, level := "mokutil --import "+quote(c.path), e.refusing()
+			if e.incomplete {
+				text = fmt.Sprintf("%s signs modules with the key of %s, which was not found in what could be read.", c.program,
+					c.path)
+				command, level = "sudo modsign doctor", Note
+			}
+			for _, known := range e.keys.Known() {
+				if string(known.DER) != string(der) {
+					continue
+				}
+				text = fmt.Sprintf("%s signs modules with the key of %s, which does not count. %s", c.program, c.path,
+					sentence(known.Problem))
+				command, level = e.mokCommand(known), e.refusing()
+			}
+			if slices.Contains(e.state.Pending, "MokNew") {
+				command = "systemctl reboot"
+			}
+			e.add(Finding{level, "module-key-unknown", c.path, text, sentence(e.rejected()), command})
+		}
+	}
+}
+
+func (e *examination) privateKeys(keys []keyFile) {
+	for _, k := range keys {
+		if k.open == "" {
+			continue
+		}
+		e.add(Finding{Leaks, "key-readable", k.path,
+			fmt.Sprintf("%s holds a private key, and %s: its mode is %04o.", k.path, k.open, k.info.Mode().Perm()),
+			"Whoever has it signs modules that every kernel with its certificate loads: take the key for known, and " +
+				"make a new one.", "chmod 0600 " + quote(k.path)})
+	}
+}
+
+// sentence makes a sentence of words.
+func sentence(words string) string {
+	if words == "" {
+		return ""
+	}
+	return strings.ToUpper(words[:1]) + strings.TrimSuffix(words[1:], ".") + "."
+}
+
+// quote makes a word for a shell.
+func quote(word string) string {
+	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:@%^,") == "" {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}

@@ -1,0 +1,384 @@
+// Package machine reads what decides about modules on a machine: Secure Boot and the lists
+// of the firmware and shim, enforcement, lockdown, and the running kernel's keyrings. It
+// changes nothing.
+//
+// [Read] returns the [State]; give its Firmware and Rings to a verify.Keyring. [Examine]
+// returns what is wrong, what that means, and the command that mends it.
+package machine
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/modsign/modsign/internal/efi"
+	"github.com/modsign/modsign/internal/keyctl"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/verify"
+)
+
+// A State is what decides about modules on a machine, as far as it could be read.
+type State struct {
+	EFI             bool        // the machine booted by EFI
+	SecureBoot      verify.Fact // it is on, as the kernel decides that
+	SetupMode       verify.Fact
+	ShimTable       bool        // shim handed its table of variables to the kernel
+	SigEnforce      verify.Fact // module.sig_enforce: the kernel refuses modules without a good signature
+	Lockdown        string      // none, or integrity and confidentiality, which refuse them too; empty if not known
+	ModulesDisabled verify.Fact // kernel.modules_disabled: the kernel loads no module at all
+	Pending         []string    // requests to shim that wait for the next boot: MokNew, MokDel, ...
+
+	Firmware verify.Firmware
+	Keys     []Variable // PK and KEK: they do not count for modules
+
+	// Rings are the running kernel's keyrings as verify.Keyring.FollowRunning wants them; nil
+	// if they were not asked for. A ring that could not be read is absent.
+	Rings    map[verify.Ring][]string
+	Problems []Problem // what could not be read
+
+	unread map[verify.Ring]string
+}
+
+// A Variable is a list of the firmware by its name.
+type Variable struct {
+	Name string
+	verify.List
+}
+
+// A Problem is a source of which nothing is known.
+type Problem struct {
+	Source string // a file, or a keyring
+	Err    error
+}
+
+func (p Problem) String() string { return fmt.Sprintf("%s: %v", p.Source, p.Err) }
+
+// Enforced reports whether the running kernel refuses modules without a good signature.
+func (s *State) Enforced() verify.Fact {
+	switch {
+	case s.SigEnforce == verify.Yes || s.Lockdown != "" && s.Lockdown != "none":
+		return verify.Yes
+	case s.SigEnforce == verify.No && s.Lockdown == "none":
+		return verify.No
+	}
+	return verify.Unknown
+}
+
+// Apply gives what was read to a Keyring, and what could not be read.
+func (s *State) Apply(keys *verify.Keyring) error {
+	err := keys.AddFirmware(s.Firmware)
+	if err == nil && s.Rings != nil {
+		err = keys.FollowRunning(s.Rings)
+	}
+	for ring, source := range s.unread {
+		err = errors.Join(err, keys.Unread(ring, source))
+	}
+	return err
+}
+
+// miss notes that a ring may have more than what was read.
+func (s *State) miss(source string, rings ...verify.Ring) {
+	if s.unread == nil {
+		s.unread = make(map[verify.Ring]string)
+	}
+	for _, ring := range rings {
+		s.unread[ring] = source
+	}
+}
+
+// Names of directories below the root directory.
+const (
+	efiDir     = "sys/firmware/efi"
+	efivarsDir = efiDir + "/efivars"
+	mokDir     = efiDir + "/mok-variables"
+)
+
+// Read reads the state of the system below a root directory: of this machine, or of copies of
+// its files. running also reads the keyrings of the kernel that runs now. What cannot be
+// read is in State.Problems; the error is for the root directory alone.
+func Read(root string, running bool) (*State, error) {
+	r, err := openRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	s := &State{}
+	s.readKernel(r)
+	s.readFirmware(r)
+	if running {
+		s.readRings()
+	}
+	return s, nil
+}
+
+// system opens files below a root directory.
+type system struct {
+	root *module.Root
+	dir  string
+}
+
+func openRoot(dir string) (*system, error) {
+	if dir == "" {
+		dir = "/"
+	}
+	root, err := module.NewRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("root directory: %w", err)
+	}
+	return &system{root, dir}, nil
+}
+
+// path is where a name of the system leads, over its links.
+func (s *system) path(name string) (string, error) {
+	if s.root == nil {
+		return "/" + name, nil
+	}
+	return s.root.Resolve(name)
+}
+
+// read reads a file of at most 4 MiB. One that does not exist is nil.
+func (s *system) read(name string) ([]byte, error) {
+	path, err := s.path(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s: not a regular file", path))
+	}
+	b, err := io.ReadAll(io.LimitReader(f, efi.MaxSize+1))
+	if err == nil && len(b) > efi.MaxSize {
+		err = fmt.Errorf("%s: larger than %d bytes", path, efi.MaxSize)
+	}
+	if b == nil {
+		b = []byte{}
+	}
+	return b, err
+}
+
+// exists reports whether there is a file or a directory.
+func (s *system) exists(name string) (bool, error) {
+	path, err := s.path(name)
+	if err != nil {
+		return false, err
+	}
+	_, err = os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// problem notes what could not be read. The source of an error with a path is the path.
+func (s *State) problem(source string, err error) {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		source, err = p.Path, p.Err
+	}
+	s.Problems = append(s.Problems, Problem{source, err})
+}
+
+// readKernel reads what the running kernel says of enforcement.
+func (s *State) readKernel(r *system) {
+	flag := func(name string) verify.Fact {
+		b, err := r.read(name)
+		switch {
+		case err != nil:
+			s.problem(name, err)
+		case b == nil:
+		case bytes.HasPrefix(b, []byte("Y")), bytes.HasPrefix(b, []byte("1")):
+			return verify.Yes
+		default:
+			return verify.No
+		}
+		return verify.Unknown
+	}
+	s.SigEnforce = flag("sys/module/module/parameters/sig_enforce")
+	s.ModulesDisabled = flag("proc/sys/kernel/modules_disabled")
+	b, err := r.read("sys/kernel/security/lockdown")
+	if err != nil {
+		s.problem("lockdown", err)
+	}
+	// none [integrity] confidentiality
+	if _, rest, found := strings.Cut(string(b), "["); found {
+		s.Lockdown, _, _ = strings.Cut(rest, "]")
+	}
+}
+
+// readFirmware reads the variables in the places where the kernel looks for them.
+func (s *State) readFirmware(r *system) {
+	var err error
+	if s.EFI, err = r.exists(efiDir); err != nil {
+		s.problem(efiDir, err)
+	}
+	if sys, _ := r.exists("sys"); !s.EFI && !sys {
+		s.problem("/"+efiDir, errors.New("there is no /sys: whether the machine boots by EFI is not known"))
+		s.miss("/"+efiDir, verify.Machine, verify.Platform, verify.Blacklist)
+		return
+	}
+	if !s.EFI {
+		s.SecureBoot, s.SetupMode, s.Firmware.SecureBoot = verify.No, verify.No, verify.No
+		return
+	}
+	if readable, err := r.exists(efivarsDir); err != nil || !readable || !r.hasVariables() {
+		s.problem("/"+efivarsDir, errors.Join(err, errors.New("no variables: efivarfs is not mounted")))
+		s.miss("/"+efivarsDir, verify.Machine, verify.Platform, verify.Blacklist)
+		return
+	}
+	s.readSecureBoot(r)
+	f := &s.Firmware
+	f.SecureBoot = s.SecureBoot
+	f.DB, f.DBX = s.list(r, "db", efi.Security, verify.Platform), s.list(r, "dbx", efi.Security, verify.Blacklist)
+	f.MokListX = s.list(r, "MokListXRT", efi.Shim, verify.Blacklist)
+	for _, name := range []string{"PK", "KEK"} {
+		for _, l := range s.list(r, name, efi.Global) {
+			s.Keys = append(s.Keys, Variable{name, l})
+		}
+	}
+	_, ignored := s.variable(r, "MokIgnoreDB", efi.Shim)
+	f.IgnoreDB = ignored != nil
+	if s.ShimTable, err = r.exists(mokDir); err != nil {
+		s.problem(mokDir, err)
+	}
+	trusted, err := r.exists(mokDir + "/MokListTrustedRT")
+	if err != nil {
+		s.problem("MokListTrustedRT", err)
+	} else if f.MokListTrusted = verify.No; trusted {
+		f.MokListTrusted = verify.Yes
+	}
+	f.MokList = s.mokList(r)
+	for _, name := range []string{"MokNew", "MokDel", "MokXNew", "MokXDel", "MokSB", "MokListTrustedNew"} {
+		if _, pending := s.variable(r, name, efi.Shim); pending != nil {
+			s.Pending = append(s.Pending, name)
+		}
+	}
+}
+
+func (s *system) hasVariables() bool {
+	path, err := s.path(efivarsDir)
+	if err != nil {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist) // the reads tell
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(1)
+	return len(names) > 0
+}
+
+// variable returns the attributes and the value of a variable; the value is nil if there is
+// none, or if it cannot be read.
+func (s *State) variable(r *system, name string, owner efi.GUID) (attributes uint32, value []byte) {
+	file := efivarsDir + "/" + name + "-" + owner.String()
+	b, err := r.read(file)
+	if err == nil && b != nil {
+		attributes, value, err = efi.Value(b)
+	}
+	if err != nil {
+		s.problem("/"+file, err)
+		return 0, nil
+	}
+	return attributes, value
+}
+
+// list returns a variable that is a list, as a slice of at most one.
+// The kernel fills the rings from it.
+func (s *State) list(r *system, name string, owner efi.GUID, rings ...verify.Ring) []verify.List {
+	before := len(s.Problems)
+	_, value := s.variable(r, name, owner)
+	if len(s.Problems) > before {
+		s.miss(name, rings...)
+	}
+	if value == nil {
+		return nil
+	}
+	return []verify.List{verify.ParseList(name, value)}
+}
+
+// mokList returns shim's list of machine owner keys: from shim's table, else the variable
+// (load_moklist_certs).
+func (s *State) mokList(r *system) []verify.List {
+	const file = mokDir + "/MokListRT"
+	b, err := r.read(file)
+	if err == nil && b != nil && len(b) == 0 { // sysfs shows nothing to a process without CAP_SYS_ADMIN
+		err = errors.New("the kernel shows no content: that needs CAP_SYS_ADMIN")
+	}
+	if err == nil && b != nil {
+		if l := verify.ParseList("MokListRT", b); l.Problem() == nil {
+			return []verify.List{l}
+		}
+	}
+	l := s.list(r, "MokListRT", efi.Shim, verify.Machine, verify.Platform)
+	// The variable holds less than the table if it is too long for the firmware.
+	_, more := s.variable(r, "MokListRT1", efi.Shim)
+	if err != nil && (l == nil || more != nil) {
+		s.problem("/"+file, err)
+		s.miss("MokListRT", verify.Machine, verify.Platform)
+	}
+	return l
+}
+
+// readSecureBoot decides as efi_get_secureboot does in the kernel's EFI stub
+// (drivers/firmware/efi/libstub/secureboot.c).
+func (s *State) readSecureBoot(r *system) {
+	before := len(s.Problems)
+	_, on := s.variable(r, "SecureBoot", efi.Global)
+	_, setup := s.variable(r, "SetupMode", efi.Global)
+	attributes, insecure := s.variable(r, "MokSBStateRT", efi.Shim)
+	isOne := func(value []byte) bool { return len(value) > 0 && value[0] == 1 }
+	switch {
+	case len(s.Problems) > before:
+	case len(on) == 0 || on[0] == 0 || isOne(setup), isOne(insecure) && attributes&efi.NonVolatile == 0:
+		s.SecureBoot = verify.No
+	default:
+		s.SecureBoot = verify.Yes
+	}
+	if len(s.Problems) == before {
+		s.SetupMode = verify.No
+		if isOne(setup) {
+			s.SetupMode = verify.Yes
+		}
+	}
+}
+
+// readRings reads the keyrings of the running kernel.
+func (s *State) readRings() {
+	names := make([]string, len(verify.Rings))
+	for i, ring := range verify.Rings {
+		names[i] = string(ring)
+	}
+	contents, problems := keyctl.Read(names...)
+	s.Rings = make(map[verify.Ring][]string, len(contents))
+	for name, keys := range contents {
+		s.Rings[verify.Ring(name)] = keys
+	}
+	// A kernel without .machine is no problem if others can be seen.
+	_, seen := s.Rings[verify.Builtin]
+	for _, name := range names {
+		if err := problems[name]; err != nil && !(seen && errors.Is(err, keyctl.ErrHidden)) {
+			s.problem("keyring "+name, err)
+			if name == string(verify.Secondary) { // root can add to it at any time
+				s.miss("keyring "+name, verify.Secondary)
+			}
+		}
+	}
+	if seen {
+		for _, ring := range verify.Rings {
+			if errors.Is(problems[string(ring)], keyctl.ErrHidden) {
+				s.Rings[ring] = nil
+			}
+		}
+	}
+}
