@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -108,20 +109,39 @@ func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Descri
 
 func inspectOpen(m *module.File, path, target string) (*Description, error) {
 	stored, size := m.Stored()
-	d := &Description{Path: path, Target: target, Format: m.Format.String(), FileSize: size, Size: m.Size, Payload: m.Size}
+	d := &Description{Path: path, Target: target, Format: m.Format.String(), FileSize: size}
 	if err := compress.KernelError(m.Format, stored, size); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}
-	layers, err := module.Layers(m, m.Size)
+	if err := d.describe(m, m.Size); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// InspectContent describes the content of a module in memory, size bytes long, or whatever
+// else signatures are appended to. The description has no path and no format.
+func InspectContent(r io.ReaderAt, size int64) (*Description, error) {
+	d := &Description{FileSize: size}
+	if err := d.describe(r, size); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// describe describes the content of a module.
+func (d *Description) describe(m io.ReaderAt, size int64) error {
+	d.Size, d.Payload = size, size
+	layers, err := module.Layers(m, size)
 	if _, malformed := errors.AsType[*module.FormatError](err); malformed || err == module.ErrLayers {
 		d.Warnings = append(d.Warnings, err.Error())
 	} else if err != nil {
-		return nil, err
+		return err
 	}
 	for _, l := range layers {
 		described, err := describe(m, l)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		d.Layers = append(d.Layers, described)
 		d.Payload = l.Offset
@@ -129,10 +149,10 @@ func inspectOpen(m *module.File, path, target string) (*Description, error) {
 	if err := module.CheckELF(m, d.Payload); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}
-	return d, nil
+	return nil
 }
 
-func describe(m *module.File, l module.Layer) (Layer, error) {
+func describe(m io.ReaderAt, l module.Layer) (Layer, error) {
 	d := Layer{Type: l.Info.IDType.String(), Offset: l.Offset, Size: int(l.Info.SigLen)}
 	refused := l.Check(module.TypePKCS7, module.TypeMerkle)
 	if refused != nil {
@@ -147,7 +167,7 @@ func describe(m *module.File, l module.Layer) (Layer, error) {
 	return d, nil
 }
 
-func (d *Layer) describeMessage(m *module.File, l module.Layer) error {
+func (d *Layer) describeMessage(m io.ReaderAt, l module.Layer) error {
 	message, err := parse(cms.Any, m, l)
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
 		d.Problem = refusal.Error()
@@ -177,7 +197,7 @@ func signerOf(s *cms.SignerInfo) Signer {
 
 // describeOld describes a signature in the format used before Linux 4.3, whose algorithms
 // and signer are fields beside it. The fields are read the same way for other types.
-func (d *Layer) describeOld(m *module.File, l module.Layer) error {
+func (d *Layer) describeOld(m io.ReaderAt, l module.Layer) error {
 	name, err := l.Signer(m)
 	if err != nil {
 		return err

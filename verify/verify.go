@@ -111,6 +111,17 @@ func Module(r io.ReaderAt, size int64, keys *Keyring) Result {
 	return result
 }
 
+// Appended is [Module] for any file with an appended signature, also a compressed one. If it
+// is no module and the signature is good, Result.Cause is ENOEXEC.
+func Appended(r io.ReaderAt, size int64, keys *Keyring) Result {
+	var result Result
+	if keys == nil || r == nil || size < 0 {
+		return Module(r, size, keys)
+	}
+	result.check(context.Background(), keys, r, size)
+	return result
+}
+
 // content is check for content that may turn out to be compressed.
 func (r *Result) content(ctx context.Context, keys *Keyring, content io.ReaderAt, size int64) {
 	head := make([]byte, min(size, 8))

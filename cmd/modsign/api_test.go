@@ -12,9 +12,8 @@ import (
 
 // publicPackages are what programs outside of this module may import.
 var publicPackages = []string{
-	"sign", "sign/manifest", "sign/policy", "verify", "keygen", "keygen/agent", "keygen/audit", "keygen/keyscan",
-	"keygen/keystore",
-	"kbuild", "hashlist",
+	"sign", "sign/manifest", "sign/policy", "verify", "verify/explain", "verify/machine", "keygen", "keygen/agent",
+	"keygen/audit", "keygen/keyscan", "keygen/keystore", "kbuild", "hashlist",
 }
 
 func docOf(t *testing.T, name string) string {

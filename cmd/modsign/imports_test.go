@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
 		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
+		"verify/explain",
 		"verify/machine",
 	},
 	"hashlist": {
@@ -88,6 +89,9 @@ var mayImport = map[string][]string{
 		"internal/archive", "internal/cms", "internal/compress", "internal/efi", "internal/failures", "internal/keyfile",
 		"internal/module",
 		"internal/batch", "internal/vmlinux",
+	},
+	"verify/explain": {
+		"internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux", "verify",
 	},
 	"verify/machine":   {"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "verify"},
 	"internal/testmod": {"internal/mldsamu"},

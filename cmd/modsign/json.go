@@ -11,6 +11,7 @@ import (
 	"github.com/modsign/modsign/keygen/keyscan"
 	"github.com/modsign/modsign/sign"
 	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/explain"
 )
 
 // The objects of --json. docs/json.md describes them; they may get new fields,
@@ -227,13 +228,103 @@ func newJSONInspected(d *verify.Description) jsonInspected {
 		Layers:  []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {
-		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
-		for _, s := range l.Signers {
-			layer.Signers = append(layer.Signers, newJSONSigner(s))
-		}
-		o.Layers = append(o.Layers, layer)
+		o.Layers = append(o.Layers, newJSONLayer(l))
 	}
 	return o
+}
+
+func newJSONLayer(l verify.Layer) jsonLayer {
+	layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
+	for _, s := range l.Signers {
+		layer.Signers = append(layer.Signers, newJSONSigner(s))
+	}
+	return layer
+}
+
+type jsonExplained struct {
+	Type         string      `json:"message_type"` // module
+	Path         string      `json:"path"`
+	Target       string      `json:"target,omitempty"`
+	Verdict      string      `json:"verdict"`
+	Kernel       string      `json:"kernel"`
+	Causes       []jsonCause `json:"causes"`
+	Name         string      `json:"name,omitempty"`
+	Format       string      `json:"compression,omitempty"`
+	Vermagic     string      `json:"vermagic,omitempty"`
+	Architecture string      `json:"architecture,omitempty"`
+	BuildID      string      `json:"build_id,omitempty"`
+	Debug        bool        `json:"debug_info,omitempty"`
+	Signature    string      `json:"signature_verdict,omitempty"`
+	Signer       string      `json:"signer,omitempty"`
+	Source       string      `json:"trusted_by,omitempty"`
+	Layers       []jsonLayer `json:"signatures"`
+	Outside      *jsonLayer  `json:"signature_outside,omitempty"`
+	Notes        []string    `json:"notes,omitempty"`
+	Unchecked    []string    `json:"unchecked,omitempty"`
+	Error        string      `json:"error,omitempty"`
+}
+
+type jsonCause struct {
+	ID       explain.ID     `json:"id"`
+	Effect   explain.Effect `json:"effect"`
+	Errno    string         `json:"errno,omitempty"`
+	Cause    string         `json:"cause,omitempty"`
+	Dmesg    []string       `json:"dmesg,omitempty"`
+	Reason   string         `json:"reason"`
+	Evidence []string       `json:"evidence,omitempty"`
+	Command  string         `json:"command,omitempty"`
+	Then     string         `json:"then,omitempty"`
+}
+
+func newJSONExplained(k *explain.Kernel, r *explain.Report) jsonExplained {
+	o := jsonExplained{
+		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Kernel: k.Name, Causes: []jsonCause{},
+		Name: r.Name, Format: r.Compression, Vermagic: r.Vermagic, Architecture: r.Architecture, BuildID: r.BuildID,
+		Debug: r.Debug, Signature: string(r.Signed.Verdict), Signer: r.Signed.Signer, Source: r.Signed.Source,
+		Layers: []jsonLayer{}, Notes: r.Notes, Unchecked: r.Unchecked,
+	}
+	for _, c := range r.Causes {
+		o.Causes = append(o.Causes, jsonCause{
+			ID: c.ID, Effect: c.Effect, Errno: errnoName(c.Errno), Cause: errnoName(c.Inner), Dmesg: c.Log, Reason: c.Reason,
+			Evidence: c.Evidence, Command: c.Mend.Command, Then: c.Mend.Then,
+		})
+	}
+	if r.Signature != nil {
+		o.Layers = newJSONInspected(r.Signature).Layers
+	}
+	if r.Outside != nil {
+		layer := newJSONLayer(*r.Outside)
+		o.Outside = &layer
+	}
+	if r.Err != nil {
+		o.Error = r.Err.Error()
+	}
+	return o
+}
+
+type jsonExplainSummary struct {
+	Type         string   `json:"message_type"` // summary
+	Modules      int      `json:"modules"`
+	Refused      int      `json:"refused"`
+	Unreadable   int      `json:"unreadable"`
+	Kernel       string   `json:"kernel"`
+	Release      string   `json:"release,omitempty"`
+	Vermagic     string   `json:"vermagic,omitempty"`
+	Rules        string   `json:"rules"`
+	Enforcement  string   `json:"enforcement"`
+	Evidence     []string `json:"enforcement_evidence,omitempty"`
+	Decompresses string   `json:"decompresses,omitempty"`
+	Config       string   `json:"config,omitempty"`
+	Certificates []string `json:"certificates"`
+	Notes        []string `json:"notes,omitempty"`
+}
+
+func newJSONExplainSummary(k *explain.Kernel, modules, refused, unreadable int) jsonExplainSummary {
+	return jsonExplainSummary{
+		Type: "summary", Modules: modules, Refused: refused, Unreadable: unreadable, Kernel: k.Name, Release: k.Release,
+		Vermagic: k.Vermagic, Rules: k.Keys.Kernel(), Enforcement: string(k.Policy.Enforcement), Evidence: k.Policy.Evidence,
+		Decompresses: k.Compression, Config: k.ConfigFile, Certificates: k.Keys.Names(), Notes: k.Notes,
+	}
 }
 
 // errnoName is the name that a kernel developer knows an error by.

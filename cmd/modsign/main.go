@@ -131,6 +131,7 @@ them.
 		newSignCommand(u),
 		newModulesSignCommand(u),
 		newVerifyCommand(u),
+		newExplainCommand(u),
 		newInspectCommand(u),
 		newDoctorCommand(u),
 		newKeygenCommand(u),

@@ -24,6 +24,8 @@ type ringOptions struct {
 	dbx       []string
 	secondary []string
 	blacklist []string
+
+	firmware verify.Firmware // what apply gave to the keyring
 }
 
 // efivars stands for what the firmware and shim tell on this machine.
@@ -72,6 +74,7 @@ func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, 
 			*kind.lists = append(*kind.lists, list)
 		}
 	}
+	o.firmware = firmware
 	if err := keys.AddFirmware(firmware); err != nil || !o.reads() {
 		return err
 	}
@@ -82,6 +85,9 @@ func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, 
 	for _, p := range state.Problems {
 		u.Note("warning: could not read %s", p)
 	}
+	read := state.Firmware
+	read.MokList = append(read.MokList[:len(read.MokList):len(read.MokList)], firmware.MokList...)
+	o.firmware = read
 	return state.Apply(keys)
 }
 

@@ -40,6 +40,9 @@ func SizeHint(f Format, r io.ReaderAt, size int64) int64 {
 	return 0
 }
 
+// ErrContentSize reports a zstd stream that the kernel reads and kmod does not.
+var ErrContentSize = errors.New("kmod does not read a zstd frame without content size: compress a file, not a pipe")
+
 // KernelError reports, from the first headers of the stream of size bytes in r, why the
 // kernel or kmod would not load a module that [NewReader] reads. It returns nil if it
 // finds no reason.
@@ -147,7 +150,7 @@ func zstdKernelError(r io.ReaderAt, size int64) error {
 	case window >= 1<<31:
 		return fmt.Errorf("the kernel cannot allocate a zstd window of %d MiB", window>>20)
 	case !h.HasFCS || h.FrameContentSize == 0:
-		return errors.New("kmod does not read a zstd frame without content size: compress a file, not a pipe")
+		return ErrContentSize
 	}
 	return nil
 }

@@ -49,14 +49,14 @@ func Boot(t testing.TB, image string, cases []Case) []Verdict {
 	return verdicts
 }
 
-// bootCases is Boot, and returns what the console showed too.
-func bootCases(t testing.TB, image string, cases []Case) ([]Verdict, []byte) {
+// bootCases is Boot with more parameters of the kernel, and returns what the console showed too.
+func bootCases(t testing.TB, image string, cases []Case, parameters ...string) ([]Verdict, []byte) {
 	t.Helper()
 	begin := time.Now()
 	dir := t.TempDir()
 	initrd := filepath.Join(dir, "initrd")
 	writeInitramfs(t, initrd, loader(t, dir), cases)
-	console := boot(t, image, initrd)
+	console := bootWith(t, image, initrd, parameters)
 	verdicts, err := parseConsole(console, cases)
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", image, err, tail(console))
@@ -68,13 +68,20 @@ func bootCases(t testing.TB, image string, cases []Case) ([]Verdict, []byte) {
 // boot boots an image and returns what the console shows until the machine ends.
 func boot(t testing.TB, image, initrd string, devices ...string) []byte {
 	t.Helper()
+	return bootWith(t, image, initrd, nil, devices...)
+}
+
+// bootWith is boot with more parameters of the kernel.
+func bootWith(t testing.TB, image, initrd string, parameters []string, devices ...string) []byte {
+	t.Helper()
 	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, qemu, append([]string{
 		"-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor",
 		"none", "-nic", "none", "-serial", "stdio",
-		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 tsc=unstable",
+		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append",
+		strings.Join(append([]string{"console=ttyS0 panic=-1 tsc=unstable"}, parameters...), " "),
 	}, devices...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -32,6 +32,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/explain"
 	"github.com/modsign/modsign/verify/machine"
 )
 
@@ -294,6 +295,19 @@ func TestSecureBoot(t *testing.T) {
 				v.Log, r.Verdict, int(r.Errno), r.Errno, r.Dmesg, r.Err)
 		}
 		t.Logf("%s: %v, %s", v.Name, v.Errno, r.Verdict)
+	}
+
+	// What explain says: the machine with Secure Boot enforces signatures.
+	explained, err := explain.Open(t.Context(), explain.Source{
+		Image: kernel.Image, Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for i, v := range verdicts {
+		_, id := compareReason(t, explained, dir, cases[i], v)
+		t.Logf("%s: %s", v.Name, id)
 	}
 
 	// What doctor says in the machine: its keyrings are those that were predicted.

@@ -39,6 +39,8 @@ type judge struct {
 	config string // on top of tinyconfig
 	setups []setup
 	full   bool // with --full alone
+	// explains compares package explain with a kernel that tolerates unsigned modules too.
+	explains bool
 }
 
 // A setup is the kernel of a judge, built with other settings than before.
@@ -63,6 +65,16 @@ CONFIG_SYSTEM_REVOCATION_LIST=y
 CONFIG_SYSTEM_REVOCATION_KEYS="kerneltest/revoked.pem"
 `
 
+// explained is what the cases of package explain need besides: versions of symbols, a kernel
+// that can be locked down, and the configuration in the image.
+const explained = `
+CONFIG_IKCONFIG=y
+CONFIG_MODVERSIONS=y
+CONFIG_SECURITY=y
+CONFIG_SECURITYFS=y
+CONFIG_SECURITY_LOCKDOWN_LSM=y
+`
+
 // mldsaKey has Kbuild make a module key of ML-DSA, for which there is no file then.
 const mldsaKey = `
 CONFIG_CRYPTO_MLDSA=y
@@ -77,8 +89,9 @@ var gone = []string{"CRYPTO_AES_TI", "CRYPTO_FCRYPT", "CRYPTO_KEYWRAP", "CRYPTO_
 var judges = []judge{
 	linux612,
 	{
-		series: "7",
-		config: without(Base, gone...) + trusting + mldsaKey,
+		series:   "7",
+		config:   without(Base, gone...) + trusting + mldsaKey + explained,
+		explains: true,
 		setups: append(formatSetups([]string{"ml-dsa-44", "ml-dsa-65, by key id", "ml-dsa-87", "mldsa:65 sha512",
 			"signed by module", "signed by sha512 listed"}, compress.XZ, compress.Gzip, compress.Zstd),
 			setup{format: compress.Zstd, config: "CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA=y\n", all: true,
@@ -286,8 +299,17 @@ func (j judge) judge(t *testing.T, pairs keys) {
 			for i, c := range cases {
 				toBoot[i] = c.Case
 			}
+			var reasons []reason
+			if i == 0 {
+				reasons = explainCases(t, pairs, tree, s.format, payload)
+			}
+			for _, r := range reasons {
+				toBoot = append(toBoot, r.Case)
+			}
 			dir := t.TempDir()
 			judged, console := bootCases(t, tree.Image(), toBoot)
+			compareReasons(t, openExplained(t, tree, trusted, ""), reasons, judged[len(cases):])
+			judged = judged[:len(cases)]
 			if loaded := loadedCertificates(console); !slices.Equal(trusted.Names(), loaded) {
 				t.Errorf("verify finds the certificates %q, and the kernel loads %q", trusted.Names(), loaded)
 			}
@@ -310,6 +332,9 @@ func (j judge) judge(t *testing.T, pairs keys) {
 			}
 			count += len(cases)
 		})
+	}
+	if j.explains {
+		t.Run("tolerant", func(t *testing.T) { j.tolerates(t, tree, pairs) })
 	}
 	t.Logf("%d modules, %d accepted, %d refused; in the words of verify %v", count, accepted, count-accepted, verdicts)
 	if count < 500 || accepted == 0 || accepted == count {

@@ -55,6 +55,8 @@ type header struct {
 	entrySize uint64
 	count     uint64 // 0: it is in the first section header
 	names     uint16 // index of the section with their names
+	machine   elf.Machine
+	wide      bool // ELFCLASS64
 }
 
 func readHeader(r io.ReaderAt, size int64) (*header, error) {
@@ -84,6 +86,8 @@ func readHeader(r io.ReaderAt, size int64) (*header, error) {
 		return nil, fmt.Errorf("%w: ELF type %v instead of a relocatable object (ET_REL)", ErrNotModule, t)
 	}
 
+	e.machine = elf.Machine(e.order.Uint16(h[18:]))
+	e.wide = elf.Class(h[elf.EI_CLASS]) == elf.ELFCLASS64
 	var wantSize uint64
 	switch elf.Class(h[elf.EI_CLASS]) {
 	case elf.ELFCLASS32:

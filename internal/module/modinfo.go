@@ -23,6 +23,38 @@ func Modinfo(r io.ReaderAt, size int64) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	sections, err := e.named(r, ".modinfo")
+	if err != nil {
+		return nil, err
+	}
+	found := sections[".modinfo"]
+	switch {
+	case len(found) == 0:
+		return nil, nil
+	case len(found) > 1:
+		return nil, fmt.Errorf("%w: %d sections .modinfo", ErrNotModule, len(found))
+	case found[0].kind == elf.SHT_NOBITS || found[0].flags&uint64(elf.SHF_COMPRESSED) != 0:
+		return nil, fmt.Errorf("%w: section .modinfo without plain content", ErrNotModule)
+	}
+	info, err := found[0].read(r, maxModinfo)
+	if err != nil {
+		return nil, fmt.Errorf("%w: section .modinfo: %w", ErrNotModule, err)
+	}
+	return tags(info), nil
+}
+
+// tags splits a section .modinfo.
+func tags(info []byte) (tags []string) {
+	for tag := range bytes.SplitSeq(info, []byte{0}) {
+		if len(tag) > 0 { // the linker pads
+			tags = append(tags, string(tag))
+		}
+	}
+	return tags
+}
+
+// named returns the sections of some names, in their order.
+func (e *header) named(r io.ReaderAt, wanted ...string) (map[string][]section, error) {
 	var first, names section
 	if err := e.eachSection(r, func(i uint64, s section) {
 		if i == 0 {
@@ -41,33 +73,15 @@ func Modinfo(r io.ReaderAt, size int64) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: section names: %w", ErrNotModule, err)
 	}
-	var found []section
-	if err := e.eachSection(r, func(i uint64, s section) {
-		if i > 0 && isNamed(text, s.name, ".modinfo") {
-			found = append(found, s)
+	found := make(map[string][]section)
+	err = e.eachSection(r, func(i uint64, s section) {
+		for _, name := range wanted {
+			if i > 0 && isNamed(text, s.name, name) {
+				found[name] = append(found[name], s)
+			}
 		}
-	}); err != nil {
-		return nil, err
-	}
-	switch {
-	case len(found) == 0:
-		return nil, nil
-	case len(found) > 1:
-		return nil, fmt.Errorf("%w: %d sections .modinfo", ErrNotModule, len(found))
-	case found[0].kind == elf.SHT_NOBITS || found[0].flags&uint64(elf.SHF_COMPRESSED) != 0:
-		return nil, fmt.Errorf("%w: section .modinfo without plain content", ErrNotModule)
-	}
-	info, err := found[0].read(r, maxModinfo)
-	if err != nil {
-		return nil, fmt.Errorf("%w: section .modinfo: %w", ErrNotModule, err)
-	}
-	var tags []string
-	for tag := range bytes.SplitSeq(info, []byte{0}) {
-		if len(tag) > 0 { // the linker pads
-			tags = append(tags, string(tag))
-		}
-	}
-	return tags, nil
+	})
+	return found, err
 }
 
 // isNamed reports whether a string begins at an offset of a table of strings.

@@ -23,11 +23,12 @@ const (
 // not hardened against hostile files (an index in a header may make it panic), and its
 // Symbols holds every name of a kernel at once.
 type body struct {
-	r     io.ReaderAt
-	size  int64 // of the file, in bytes
-	order binary.ByteOrder
-	wide  bool // ELFCLASS64: an unsigned long has 8 bytes
-	flat  bool // a flat binary: one segment, at address 0 in the place of its own
+	r       io.ReaderAt
+	size    int64 // of the file, in bytes
+	machine elf.Machine
+	order   binary.ByteOrder
+	wide    bool // ELFCLASS64: an unsigned long has 8 bytes
+	flat    bool // a flat binary: one segment, at address 0 in the place of its own
 	// What .align 8 and .align 4 are in the kernel's assembler files, in bytes.
 	align, intAlign int
 	head            elf.Header64 // only the fields that are needed
@@ -94,7 +95,8 @@ func newELF(r io.ReaderAt, size int64) (*body, error) {
 		return nil, fmt.Errorf("ELF file with %d segments and %d sections: not a kernel", h.Phnum, h.Shnum)
 	}
 	f.head = h
-	f.align, f.intAlign = alignments(elf.Machine(h.Machine))
+	f.machine = elf.Machine(h.Machine)
+	f.align, f.intAlign = alignments(f.machine)
 	for i := range uint64(h.Phnum) {
 		if err := f.addSegment(h.Phoff + i*uint64(h.Phentsize)); err != nil {
 			return nil, fmt.Errorf("program header %d: %w", i, err)

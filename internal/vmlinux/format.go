@@ -73,9 +73,9 @@ func formatOf(head []byte) *format {
 		{name: "bzImage", match: at(0x202, "HdrS"), open: openBzImage},
 		{name: "unified kernel image", match: isUKI, open: openUKI},
 		{name: "EFI zboot", match: at(4, "zimg"), open: openZboot},
-		{name: "arm64 Image", match: at(56, "ARM\x64"), open: openFlat("arm64 Image")},
-		{name: "RISC-V Image", match: at(56, "RSC\x05"), open: openFlat("RISC-V Image")},
-		{name: "LoongArch Image", match: isLoongArch, open: openFlat("LoongArch Image")},
+		{name: "arm64 Image", match: at(56, "ARM\x64"), open: openFlat("arm64 Image", elf.EM_AARCH64)},
+		{name: "RISC-V Image", match: at(56, "RSC\x05"), open: openFlat("RISC-V Image", elf.EM_RISCV)},
+		{name: "LoongArch Image", match: isLoongArch, open: openFlat("LoongArch Image", elf.EM_LOONGARCH)},
 		{name: "arm zImage", match: at(0x24, "\x18\x28\x6f\x01"), open: openZImage(binary.LittleEndian)},
 		{name: "arm zImage", match: at(0x24, "\x01\x6f\x28\x18"), open: openZImage(binary.BigEndian)},
 		{name: "s390 image", match: at(0x10008, "S390EP"), open: openS390},
@@ -126,36 +126,35 @@ func openCompressed(o *opener, r io.ReaderAt, size int64, head []byte) (*body, s
 }
 
 // openFlat opens an Image whose header tells the byte order.
-func openFlat(name string) func(*opener, io.ReaderAt, int64, []byte) (*body, string, error) {
+func openFlat(name string, machine elf.Machine) func(*opener, io.ReaderAt, int64, []byte) (*body, string, error) {
 	return func(_ *opener, r io.ReaderAt, size int64, head []byte) (*body, string, error) {
 		const flags, loadOffset = 24, 8
 		if len(head) < 64 {
 			return nil, "", errors.New("the header is cut short")
 		}
 		// Without EFI, an Image does not tell how long it is.
-		machine, sections := readPE(head)
+		pe, sections := readPE(head)
 		for _, s := range sections {
 			if err := checkPayload(s.off, s.size, size); s.size > 0 && err != nil {
 				return nil, "", fmt.Errorf("section %s: %w", s.name, err)
 			}
 		}
-		big := name != "LoongArch Image" && head[flags]&1 != 0
+		big := machine != elf.EM_LOONGARCH && head[flags]&1 != 0
 		// RISC-V without EFI: 32-bit kernels are loaded 4 MiB behind the start of
 		// memory, and others at other places.
-		narrow := machine == machineRISCV32 || machine == machineLoongArch32 || name == "RISC-V Image" && machine == 0 &&
+		narrow := pe == machineRISCV32 || pe == machineLoongArch32 || machine == elf.EM_RISCV && pe == 0 &&
 			binary.LittleEndian.Uint64(head[loadOffset:]) == 4<<20
-		return newFlat(r, size, elf.EM_AARCH64, big, !narrow), name, nil
+		return newFlat(r, size, machine, big, !narrow), name, nil
 	}
 }
 
-// newFlat returns the kernel in a flat binary, whose address is not known. machine is one
-// that aligns as the kernel's does.
+// newFlat returns the kernel in a flat binary, whose address is not known.
 func newFlat(r io.ReaderAt, size int64, machine elf.Machine, big, wide bool) *body {
 	var order binary.ByteOrder = binary.LittleEndian
 	if big {
 		order = binary.BigEndian
 	}
-	f := &body{r: r, size: size, order: order, wide: wide, flat: true, segments: []segment{{size: size}}}
+	f := &body{r: r, size: size, machine: machine, order: order, wide: wide, flat: true, segments: []segment{{size: size}}}
 	f.align, f.intAlign = alignments(machine)
 	return f
 }

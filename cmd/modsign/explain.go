@@ -1,0 +1,409 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/explain"
+)
+
+type explainOptions struct {
+	verifyOptions
+	symvers string
+	cmdline string
+	known   string
+	key     string
+	keyCert string
+}
+
+func newExplainCommand(u *ui) *cobra.Command {
+	o := explainOptions{verifyOptions: verifyOptions{installedOptions: installedOptions{rootPaths: true}}}
+	cmd := &cobra.Command{
+		Use:   "explain [--kernel IMAGE | --installed KVER] [--cert FILE]... MODULE...",
+		Short: "Say why a kernel will not load a module",
+		Long: `Explain says whether a kernel would load each MODULE: the file of a module, or the
+name by which modprobe knows it. If not, it gives the reason, the command that mends it,
+the line that the kernel logs and the error of the load. Further reasons, which the
+kernel would meet after the first, are listed too.
+
+The kernel is the running one, with --installed the installed one of that version, or
+with --kernel the one of that image. Explain looks at its built-in certificates, at its
+configuration (--config, or the file beside the image, or the image itself), and at the
+modules that are installed for it, which tell its vermagic and the versions of symbols.
+Of the running kernel it also looks at sig_enforce, lockdown and the command line. What
+it cannot find it does not check, and says so.
+
+Keys beyond the image come as with verify: --cert for what the kernel trusts, --mok, --db,
+--dbx, --secondary and --blacklist. Of the running kernel, explain reads its keyrings and
+the lists of the firmware and shim: docs/keyrings.md. With --kernel, --running says that
+IMAGE is the running kernel's.
+
+--signed-list names modules that are known to be signed, one a line: a build id or a
+SHA-256, and the name. The list of modsign hashlist build is one. An unsigned module on
+it has lost its signature.
+
+The commands that mend use a key of DKMS, akmods, sbctl, shim or the kernel's build
+directory, if this machine has one, or that of --key. They are for root.`,
+		Example: `  modsign explain nvidia
+  modsign explain --installed 6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64/updates/dkms/zfs.ko.xz
+  modsign explain --kernel /boot/vmlinuz-6.12.0-1-amd64 --json ./driver.ko`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("nothing to explain: name modules")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&o.image, "kernel", "", "explain for the kernel `IMAGE`")
+	flags.StringVarP(&o.installed, "installed", "i", "", "explain for the installed kernel `KVER`")
+	flags.StringArrayVarP(&o.certs, "cert", "c", nil, "the kernel trusts the certificates in `FILE` too (repeatable)")
+	o.rings.addFlags(flags)
+	flags.StringVar(&o.cmdline, "cmdline", "", "`PARAMETERS` of the kernel, such as lockdown=integrity")
+	flags.StringVar(&o.symvers, "symvers", "", "versions of the kernel's symbols: its `FILE` Module.symvers")
+	flags.StringVar(&o.known, "signed-list", "", "build ids or hashes of signed modules in `FILE`")
+	flags.StringVar(&o.key, "key", "", "private key `FILE` for the commands that sign")
+	flags.StringVar(&o.keyCert, "key-cert", "", "certificate `FILE` of --key (default: in the same file)")
+	flags.StringVar(&o.root, "root", "/", "root `DIR` of the system with the kernel and the modules")
+	addJSON(flags, u)
+	addQuiet(flags, u)
+	return cmd
+}
+
+func (o *explainOptions) run(ctx context.Context, u *ui, args []string) error {
+	kernel, err := o.open(ctx, u)
+	if err != nil {
+		return err
+	}
+	for _, note := range kernel.Notes {
+		u.Note("warning: %s", note)
+	}
+	refused, unreadable := 0, 0
+	for i, arg := range args {
+		report := kernel.Module(ctx, findModule(kernel, arg))
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		switch report.Verdict {
+		case explain.Refused:
+			refused++
+		case explain.Unreadable:
+			unreadable++
+		}
+		if u.JSON {
+			u.Object(newJSONExplained(kernel, report))
+			continue
+		}
+		if i > 0 {
+			u.Result("")
+		}
+		for _, line := range explanation(kernel, report) {
+			u.Result("%s", line)
+		}
+	}
+	if u.JSON {
+		u.Object(newJSONExplainSummary(kernel, len(args), refused, unreadable))
+	}
+	switch {
+	case unreadable == len(args):
+		return exitStatus(exitError)
+	case refused > 0:
+		return exitStatus(exitRefused)
+	case unreadable > 0:
+		return exitStatus(exitSome)
+	}
+	return nil
+}
+
+// findModule returns the path of a module that is given by path or, as for modprobe, by name.
+func findModule(kernel *explain.Kernel, arg string) string {
+	if strings.ContainsAny(arg, "/.") {
+		return arg
+	}
+	if _, err := os.Lstat(arg); err == nil {
+		return arg
+	}
+	if path, err := kernel.Find(arg); err == nil {
+		return path
+	}
+	return arg
+}
+
+// open collects what is known about the kernel.
+func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, error) {
+	s := explain.Source{Symvers: o.symvers, Cmdline: o.cmdline}
+	if o.root != "" && filepath.Clean(o.root) != "/" {
+		s.Root = o.root
+	}
+	var installed *kernel
+	switch {
+	case o.image != "" && o.installed != "":
+		return nil, usagef("--kernel and --installed choose two kernels: give one of them")
+	case o.image != "":
+		s.Name, s.Image, s.Running = o.image, o.image, o.rings.running
+		if version, ok := strings.CutPrefix(filepath.Base(o.image), "vmlinuz-"); ok {
+			s.Modules = dirOrNone(filepath.Join(filepath.Dir(o.image), "../lib/modules", version))
+		}
+	case o.installed == "" && s.Root != "":
+		return nil, usagef("--root needs --installed or --kernel: the running kernel is that of this machine")
+	default:
+		k, err := kbuild.OpenInstalled(o.root, o.installed)
+		if errors.Is(err, kbuild.ErrRelease) {
+			return nil, usagef("--installed %v", err)
+		}
+		if err != nil {
+			return nil, withHint(err, "name the kernel with --installed KVER or --kernel IMAGE")
+		}
+		running, err := kbuild.OpenInstalled("", "")
+		installed = &kernel{k}
+		s.Release, s.Modules = k.Release, k.ModLib
+		s.Running = s.Root == "" && err == nil && running.Release == k.Release
+		o.rings.running = o.rings.running || s.Running
+		s.Name = "kernel " + k.Release
+		if s.Running {
+			s.Name = "the running kernel " + k.Release
+		}
+		if path, err := k.Image(); err == nil {
+			s.Image = path
+		}
+	}
+	if s.Running && o.cmdline != "" {
+		return nil, usagef("--cmdline goes with --kernel or --installed: the running kernel tells its own")
+	}
+	if err := o.readConfig(&s, installed); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.Keys, _, err = o.keyring(u, installed); err != nil {
+		return nil, err
+	}
+	s.Firmware = &o.rings.firmware
+	for _, warning := range s.Keys.Warnings() {
+		u.Note("warning: %s", warning)
+	}
+	if o.known != "" {
+		if s.Known, err = explain.OpenKnown(o.known); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case o.key != "":
+		cert := o.keyCert
+		if cert == "" {
+			cert = o.key
+		}
+		s.KeyPairs = []explain.KeyPair{{Key: absolute(o.key), Cert: absolute(cert)}}
+	case o.keyCert != "":
+		return nil, usagef("--key-cert goes with --key")
+	}
+	s.KeyPairs = append(s.KeyPairs, explain.MachineKeys(o.root, s.Release)...)
+	return explain.Open(ctx, s)
+}
+
+// readConfig finds the configuration of the kernel: the file that is given, the one beside the
+// image, or none, and then explain looks for it in the image.
+func (o *explainOptions) readConfig(s *explain.Source, installed *kernel) error {
+	s.ParseConfig = func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }
+	path := o.rings.config
+	if path == "" && installed != nil {
+		config, err := installed.Config()
+		if err != nil {
+			return err
+		}
+		if config != nil {
+			s.Config, s.ConfigFile = config, "the configuration of "+installed.Release
+		}
+		return nil
+	}
+	if path == "" && o.image != "" {
+		dir, name := filepath.Split(o.image)
+		_, version, ok := strings.Cut(name, "-")
+		if !ok {
+			return nil
+		}
+		path = filepath.Join(dir, "config-"+version)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	if path == "" {
+		return nil
+	}
+	config, err := kbuild.OpenConfig(path)
+	if err != nil {
+		return err
+	}
+	s.Config, s.ConfigFile = config, path
+	return nil
+}
+
+// absolute is a path for a command that somebody may run elsewhere.
+func absolute(path string) string {
+	if absolute, err := filepath.Abs(path); err == nil {
+		return absolute
+	}
+	return path
+}
+
+func dirOrNone(path string) string {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return path
+	}
+	return ""
+}
+
+// explanation is a report for people. What it is and what to do come first.
+func explanation(k *explain.Kernel, r *explain.Report) []string {
+	var lines []string
+	field := func(name, format string, args ...any) {
+		if name != "" {
+			name += ":"
+		}
+		lines = append(lines, strings.TrimRight(fmt.Sprintf("  %-11s%s", name, fmt.Sprintf(format, args...)), " "))
+	}
+	switch r.Verdict {
+	case explain.Unreadable:
+		return []string{describe(r.Path, r.Err)}
+	case explain.Loads:
+		lines = append(lines, fmt.Sprintf("%s: %s loads this module", r.Path, k.Name))
+	case explain.Taints:
+		lines = append(lines, fmt.Sprintf("%s: %s loads this module and is tainted (%s)", r.Path, k.Name,
+			r.Causes[0].ID))
+	default:
+		lines = append(lines, fmt.Sprintf("%s: %s refuses this module (%s)", r.Path, k.Name, first(r).ID))
+	}
+	main := first(r)
+	if main != nil {
+		field("why", "%s", main.Reason)
+		mended(field, main.Mend)
+		logged(field, main)
+		for i, evidence := range main.Evidence {
+			field([]string{"evidence", ""}[min(i, 1)], "%s", evidence)
+		}
+	}
+	for i := range r.Causes {
+		c := &r.Causes[i]
+		if c == main {
+			continue
+		}
+		said := map[explain.Effect]string{
+			explain.Refuses: "after that, the kernel would also refuse it", explain.TaintsIt: "the kernel is tainted",
+			explain.May: "the kernel or kmod may refuse it",
+		}[c.Effect]
+		field("also", "%s (%s): %s", said, c.ID, c.Reason)
+		if c.Effect == explain.Refuses {
+			mended(field, c.Mend)
+			logged(field, c)
+		}
+	}
+	for _, note := range r.Notes {
+		field("note", "%s", note)
+	}
+	contentLines(r, field)
+	for _, what := range r.Unchecked {
+		field("unchecked", "%s", what)
+	}
+	return lines
+}
+
+// first returns the cause that decides.
+func first(r *explain.Report) *explain.Cause {
+	want := map[explain.Verdict]explain.Effect{explain.Refused: explain.Refuses,
+		explain.Taints: explain.TaintsIt}[r.Verdict]
+	for i := range r.Causes {
+		if r.Causes[i].Effect == want {
+			return &r.Causes[i]
+		}
+	}
+	return nil
+}
+
+func mended(field func(name, format string, args ...any), m explain.Mend) {
+	if m.Command != "" {
+		field("mend", "%s", m.Command)
+	}
+	if m.Then != "" {
+		field([]string{"mend", "then"}[min(len(m.Command), 1)], "%s", m.Then)
+	}
+}
+
+func logged(field func(name, format string, args ...any), c *explain.Cause) {
+	for i, line := range c.Log {
+		field([]string{"log", ""}[min(i, 1)], "%s", line)
+	}
+	if len(c.Log) == 0 {
+		field("log", "(the kernel logs nothing about it)")
+	}
+	if c.Errno == 0 {
+		return
+	}
+	inner := ""
+	if c.Inner != 0 && c.Inner != c.Errno {
+		inner = ", inside the kernel " + errnoName(c.Inner)
+	}
+	field("error", "%s%s", errnoText(c.Errno), inner)
+}
+
+// errnoText is how programs print an error.
+func errnoText(e syscall.Errno) string {
+	text := e.Error()
+	return fmt.Sprintf("%s (%s%s)", errnoName(e), strings.ToUpper(text[:1]), text[1:])
+}
+
+// contentLines describes the module and its signatures.
+func contentLines(r *explain.Report, field func(name, format string, args ...any)) {
+	if r.Vermagic != "" {
+		field("module", "%s, %s, built for %s", r.Name, r.Architecture, strings.TrimSpace(r.Vermagic))
+	}
+	if r.Signature == nil {
+		return
+	}
+	place := "at the end of the file"
+	if r.Compression != "none" {
+		place = "inside the " + r.Compression + " file"
+	}
+	for i, l := range r.Signature.Layers {
+		which := ""
+		if len(r.Signature.Layers) > 1 {
+			which = fmt.Sprintf(" (%d of %d, the kernel looks at the first)", i+1, len(r.Signature.Layers))
+		}
+		field("signed", "%s, %d bytes at offset %d, %s%s", l.Type, l.Size, l.Offset, place, which)
+		for _, s := range l.Signers {
+			field("", "by %s: %s with %s", signerText(s), s.Algorithm, s.Hash)
+		}
+		if l.Problem != "" {
+			field("", "%s", l.Problem)
+		}
+	}
+	if l := r.Outside; l != nil {
+		field("signed", "%s, %d bytes at offset %d, behind the %s file, where the kernel does not look", l.Type,
+			l.Size, l.Offset,
+			r.Compression)
+		for _, s := range l.Signers {
+			field("", "by %s: %s with %s", signerText(s), s.Algorithm, s.Hash)
+		}
+	}
+}
+
+func signerText(s verify.Signer) string {
+	switch {
+	case s.Issuer != "":
+		return fmt.Sprintf("%q, serial %s", s.Issuer, colons(s.Serial))
+	case s.KeyID != "":
+		return "key id " + colons(s.KeyID)
+	}
+	return fmt.Sprintf("%q", s.Name)
+}

@@ -1,0 +1,260 @@
+//go:build kerneltest
+
+package kerneltest
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen"
+	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/explain"
+)
+
+// A reason is a case with the cause that explain must find first. The kernel must load a
+// module without a cause.
+type reason struct {
+	Case
+	id explain.ID
+}
+
+// openExplained opens a kernel for explain, with some of its modules as they are installed.
+func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline string) *explain.Kernel {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "lib/modules/installed")
+	for _, name := range []string{"md4", "wp512"} {
+		path := filepath.Join(dir, "kernel/crypto", name+".ko")
+		err := os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			err = os.WriteFile(path, read(t, filepath.Join(tree.Objtree, "crypto", name+".ko")), 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := explain.Source{Image: tree.Image(), Modules: dir, Keys: keys, Cmdline: cmdline,
+		Symvers:     filepath.Join(tree.Objtree, "Module.symvers"),
+		ParseConfig: func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }}
+	config, err := kbuild.OpenConfig(tree.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !config.Bool("IKCONFIG") { // else it is in the image
+		s.Config = config
+	}
+	k, err := explain.Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.Vermagic == "" || len(k.Notes) > 0 {
+		t.Fatalf("explain finds the vermagic %q, and notes %q", k.Vermagic, k.Notes)
+	}
+	return k
+}
+
+// explainCases makes modules for each cause that this kernel can show.
+func explainCases(t testing.TB, pairs keys, tree *Tree, format compress.Format, payload []byte) []reason {
+	t.Helper()
+	var reasons []reason
+	add := func(id explain.ID, name string, data []byte) {
+		reasons = append(reasons, reason{Case{Name: "explain, " + name, Data: data}, id})
+	}
+	p256 := keygen.ECDSAP256.String()
+	sign := func(b []byte) []byte { return pairs.signed(t, p256, b) }
+	message := func(b []byte) []byte { return pairs.cms(t, p256, crypto.SHA256, false, b) }
+	good := sign(payload)
+	config, err := kbuild.OpenConfig(tree.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts, err := module.ReadFacts(bytes.NewReader(payload), int64(len(payload)))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// The signature.
+	add("", "good", good)
+	foreign := read(t, "../../testdata/modules/amd64-6.12/plain/hello.ko")
+	add(explain.NotSigned, "never signed", foreign)
+	add(explain.SignatureLost, "signature lost", payload)
+	add(explain.DataAfterSignature, "data after the signature", append(slices.Clone(good), '\n'))
+	add(explain.UnknownKey, "unknown key", pairs.signed(t, "unknown", payload))
+	template := keygen.DefaultTemplate()
+	name, err := keygen.NewAttribute("CN", "modsign kernel test: "+p256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.Subject = []keygen.Attribute{name}
+	again, err := keygen.Generate(keygen.ECDSAP256, template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(explain.KeyRegenerated, "key made anew", keys{"again": again}.signed(t, "again", payload))
+	if tree.Path != "" || strings.Contains(tree.Srctree, "6.12") { // 6.1 takes it
+		add(explain.KeyRevoked, "revoked", pairs.signed(t, "revoked", payload))
+	}
+	add(explain.SignatureType, "Merkle proof", module.AppendSignature(slices.Clone(payload), module.TypeMerkle,
+		make([]byte, 68)))
+	add(explain.SignatureFormat, "trailer wrong", changed(good, -40))
+	add(explain.SignatureFormat, "message wrong", withCMS(payload, message(payload)[:40]))
+
+	// The signature is of something else.
+	unstripped := read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	stripped := explain.Changed
+	if config.Bool("DEBUG_INFO") {
+		stripped = explain.Stripped
+	}
+	add(stripped, "stripped after signing", withCMS(payload, message(unstripped)))
+	add(stripped, "changed", changed(good, len(payload)/2))
+	add(explain.Padded, "padded", withCMS(append(slices.Clone(payload), 0, 0, 0, 0), message(payload)))
+	add(explain.SignedFirst, "signed twice, the second time without the first", withCMS(good, message(payload)))
+	add(explain.SignedCompress, "signature of the compressed module", withCMS(payload, message(modsignCompress(t,
+		compress.Gzip, payload))))
+
+	// Compression.
+	compressed := func(id explain.ID, name string, data []byte) {
+		add(id, name, data)
+		reasons[len(reasons)-1].Compressed = true
+	}
+	compressed("", "compressed", modsignCompress(t, format, good))
+	compressed(explain.SignedCompressedFile, "compressed, and then signed", sign(modsignCompress(t, format, payload)))
+	compressed("", "signed, compressed, and signed", sign(modsignCompress(t, format, good)))
+	compressed(explain.CompressionRefused, "xz with CRC64", filter(t, good, "xz", "-c"))
+	compressed(explain.CompressionRefused, "xz with SHA-256", filter(t, good, "xz", "--check=sha256", "-c"))
+	compressed(explain.CompressionRefused, "xz with a delta filter",
+		filter(t, good, "xz", "--check=crc32", "--delta", "--lzma2", "-c"))
+
+	// The module.
+	other := func(dir string) []byte { return read(t, "../../testdata/modules/"+dir+"/plain/hello.ko") }
+	add(explain.WrongArchitecture, "arm64", sign(other("arm64")))
+	add(explain.WrongArchitecture, "s390x", sign(other("s390x")))
+	add(explain.WrongArchitecture, "armhf", sign(other("armhf")))
+	add(explain.NotModule, "text", sign([]byte(strings.Repeat("no module\n", 10))))
+	add(explain.NotModule, "short text", sign([]byte("no module\n")))
+	executable := slices.Clone(payload)
+	executable[16] = 2
+	add(explain.NotModule, "a program", sign(executable))
+	path := filepath.Join(t.TempDir(), "stripped.ko")
+	testmod.Run(t, "strip", "--strip-all", "-o", path, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	add(explain.NoSymbols, "all symbols stripped", sign(read(t, path)))
+	if !strings.Contains(tree.Srctree, "/6.1.") {
+		add(explain.OtherStruct, "of another kernel", sign(foreign))
+	}
+	replaced := func(old, new string) []byte {
+		b := bytes.Replace(payload, []byte(old), []byte(new), 1)
+		if bytes.Equal(b, payload) || len(b) != len(payload) {
+			t.Fatalf("%q does not become %q", old, new)
+		}
+		return sign(b)
+	}
+	add(explain.Vermagic, "flags of another kernel", replaced(" mod_unload ", " mod_UNLOAD "))
+	add(explain.NoVermagic, "no vermagic", replaced("vermagic=", "xermagic="))
+	release := explain.Vermagic
+	if config.Bool("MODVERSIONS") {
+		release = "" // versions of symbols make up for it
+	}
+	add(release, "another release", replaced("-kerneltest ", "-kernelTEST "))
+	if config.Bool("MODVERSIONS") {
+		for _, v := range facts.Versions {
+			if v.Name == "module_layout" || v.Name == "crypto_register_shash" {
+				old := append(binary.LittleEndian.AppendUint64(nil, uint64(v.CRC)), v.Name...)
+				new := append(binary.LittleEndian.AppendUint64(nil, uint64(v.CRC^1)), v.Name...)
+				add(explain.SymbolVersion, "another version of "+v.Name, replaced(string(old), string(new)))
+			}
+		}
+		add(explain.NoSymbolVersions, "no version of module_layout", replaced("\x00module_layout\x00",
+			"\x00module_LAYOUT\x00"))
+	}
+	return reasons
+}
+
+// noise matches lines about a module that say nothing about why it is refused.
+var noise = regexp.MustCompile(`taints kernel|^PKCS7: (Unknown OID|Data already supplied)|Unknown symbol`)
+
+// compareReasons compares what explain says with the kernel, and with the expected causes.
+func compareReasons(t *testing.T, k *explain.Kernel, reasons []reason, judged []Verdict) {
+	t.Helper()
+	dir := t.TempDir()
+	for i, r := range reasons {
+		report, id := compareReason(t, k, dir, r.Case, judged[i])
+		if id != r.id {
+			t.Errorf("%s: the cause is %q, expected %q: %+v", r.Name, id, r.id, report.Causes)
+		}
+	}
+}
+
+// compareReason compares the errno and all lines of a case, and returns the cause that decides.
+func compareReason(t *testing.T, k *explain.Kernel, dir string, c Case, kernel Verdict) (*explain.Report, explain.ID) {
+	t.Helper()
+	path := filepath.Join(dir, made{Case: c}.file())
+	if err := os.WriteFile(path, c.Data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	report := k.Module(t.Context(), path)
+	if report.Err != nil {
+		t.Errorf("%s: %v", c.Name, report.Err)
+	}
+	var first explain.Cause
+	for _, cause := range report.Causes {
+		if cause.Effect == explain.May {
+			continue
+		}
+		if first = cause; cause.Effect == explain.Refuses {
+			break
+		}
+	}
+	log := slices.DeleteFunc(slices.Clone(kernel.Log), noise.MatchString)
+	for i := range log {
+		log[i] = strings.Replace(log[i], "Lockdown: init:", "Lockdown: modprobe:", 1)
+	}
+	if kernel.Errno != first.Errno || !slices.Equal(log, first.Log) {
+		t.Errorf("%s: the kernel says %d and logs %q; explain says %d and %q", c.Name, int(kernel.Errno), kernel.Log,
+			int(first.Errno), first.Log)
+	}
+	return report, first.ID
+}
+
+// tolerates compares explain with the kernel without CONFIG_MODULE_SIG_FORCE: as it is, and
+// locked down.
+func (j judge) tolerates(t *testing.T, tree *Tree, pairs keys) {
+	tree.Reconfigure(t, "# CONFIG_MODULE_SIG_FORCE is not set\n")
+	tree.Make(t, "bzImage")
+	payload := modulePayload(t, tree)
+	good := pairs.signed(t, keygen.ECDSAP256.String(), payload)
+	magic := bytes.Replace(payload, []byte(" mod_unload "), []byte(" mod_UNLOAD "), 1)
+	cases := func(unsigned, magic explain.ID, wrongMagic []byte) []reason {
+		return []reason{
+			{Case{Name: "explain, good", Data: good}, ""},
+			{Case{Name: "explain, not signed", Data: payload}, unsigned},
+			{Case{Name: "explain, changed", Data: changed(good, len(payload)/2)}, explain.Changed},
+			{Case{Name: "explain, vermagic", Data: wrongMagic}, magic},
+		}
+	}
+	keys := imageKeyring(t, tree)
+	boot := func(cmdline string, reasons []reason) {
+		var toBoot []Case
+		for _, r := range reasons {
+			toBoot = append(toBoot, r.Case)
+		}
+		judged, _ := bootCases(t, tree.Image(), toBoot, cmdline)
+		compareReasons(t, openExplained(t, tree, keys, cmdline), reasons, judged)
+	}
+	boot("module_blacklist=nobody", cases(explain.SignatureLost, explain.Vermagic, magic))
+	boot("lockdown=integrity", cases(explain.SignatureLost, explain.NotSigned, magic))
+	boot("module.sig_enforce=1 module_blacklist=md4", []reason{
+		{Case{Name: "explain, name on the command line", Data: good}, explain.NameBlacklisted},
+		{Case{Name: "explain, not signed", Data: payload}, explain.SignatureLost},
+	})
+}
