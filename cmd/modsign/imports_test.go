@@ -42,8 +42,8 @@ var mayImport = map[string][]string{
 		"keygen/agent", "keygen/audit", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
-		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
-		"internal/batch", "internal/vmlinux",
+		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures",
+		"internal/batch", "internal/module", "internal/vmlinux",
 	},
 	"internal/module":        {"internal/compress", "internal/dirfd"},
 	"internal/onetime":       {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
@@ -117,7 +117,8 @@ var doors = map[string][]string{
 	"golang.org/x/sync/semaphore":     {"internal/archive", "internal/module"},
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
-		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest", "internal/kerneltest/init",
+		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest",
+		"internal/kerneltest/init",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
 		"keygen", "keygen/agent", "sign",
 		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
