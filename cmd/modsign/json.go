@@ -221,7 +221,7 @@ func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
 		Type: "module", Path: d.Path, Package: d.Archive, Target: d.Target, Format: d.Format,
 		FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
-		Layers:  []jsonLayer{}, Warnings: d.Warnings,
+		Layers: []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}
