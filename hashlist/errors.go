@@ -52,6 +52,9 @@ func (o *outcome) add(r Result) {
 	if path == "" { // Missing
 		path = r.Name
 	}
+	if r.Archive != "" {
+		path += " in " + r.Archive
+	}
 	switch {
 	case r.Verdict == Trusted || r.Verdict == Signed:
 		return

@@ -38,7 +38,8 @@ var verdicts = []Verdict{Trusted, Signed, Changed, Stripped, Unstripped, Extra, 
 
 // Result is the verdict on one module.
 type Result struct {
-	Path    string // of the file; empty if the module is Missing
+	Path    string // of the file, or the path in the Archive; empty if the module is Missing
+	Archive string // the path of the package, or other archive, that has it; else empty
 	Target  string // the file, if Path leads to it over symbolic links
 	Name    string // as in lists: kernel/fs/ext4/ext4.ko
 	Verdict Verdict
@@ -156,6 +157,9 @@ type VerifyOptions struct {
 	// signed one, if the kernel loads it for its signature, and otherwise "". Several
 	// goroutines call it.
 	Signed func(file string) (signer string)
+	// SignedContent is Signed for [VerifyArchive]: it gets the content of a module, size bytes
+	// long and not compressed.
+	SignedContent func(r io.ReaderAt, size int64) (signer string)
 	// Result, if it is not nil, gets the results one at a time: in the order of the names,
 	// and last of the modules that are missing.
 	Result func(Result)
@@ -233,6 +237,11 @@ func (r *Reference) file(ctx context.Context, e module.Entry, result *Result, li
 		return err
 	}
 	defer m.Close()
+	return r.judge(ctx, m, result)
+}
+
+// judge sets the verdict on an open module.
+func (r *Reference) judge(ctx context.Context, m *module.File, result *Result) error {
 	// The kernel removes the outermost signature, and no other.
 	layer, err := module.Check(m, m.Size, module.TypePKCS7, module.TypeMerkle)
 	signed := err == nil

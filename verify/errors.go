@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/modsign/modsign/internal/archive"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/failures"
 	"github.com/modsign/modsign/internal/module"
@@ -19,6 +20,8 @@ var (
 	ErrIncomplete = errors.New("some modules could not be read")
 	// ErrNoModules reports that there is no module to verify or to describe.
 	ErrNoModules = errors.New("no kernel module found")
+	// ErrNoKernel reports a package without a kernel image to judge its modules by.
+	ErrNoKernel = archive.ErrNoKernel
 )
 
 // Errors that a Result.Err, or the error of [Inspect], may wrap.
@@ -57,11 +60,11 @@ func (o *outcome) add(r Result) {
 	switch r.Verdict {
 	case Trusted:
 	case Unreadable:
-		o.unreadable.Add(r.Path, r.Err)
+		o.unreadable.Add(r.Name(), r.Err)
 	case NotSigned: // its error has the same words
-		o.refused.Add(r.Path, r.Err)
+		o.refused.Add(r.Name(), r.Err)
 	default:
-		o.refused.Add(r.Path, fmt.Errorf("%s: %w", r.Verdict, r.Err))
+		o.refused.Add(r.Name(), fmt.Errorf("%s: %w", r.Verdict, r.Err))
 	}
 }
 

@@ -17,7 +17,8 @@ import (
 
 // Description describes a module, without a verdict.
 type Description struct {
-	Path     string
+	Path     string  // or the path in the Archive
+	Archive  string  // the path of the package, or other archive, that has it; else empty
 	Target   string  // the file, if Path leads to it over symbolic links
 	Format   string  // none, gzip, xz, zstd
 	FileSize int64   // on disk, in bytes
@@ -102,9 +103,13 @@ func inspect(ctx context.Context, e module.Entry, limits module.Limits) (*Descri
 		return nil, err
 	}
 	defer m.Close()
-	d := &Description{Path: e.Path, Target: e.Real, Format: m.Format.String(), FileSize: m.Info.Size(), Size: m.Size,
-		Payload: m.Size}
-	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
+	return inspectOpen(m, e.Path, e.Real)
+}
+
+func inspectOpen(m *module.File, path, target string) (*Description, error) {
+	stored, size := m.Stored()
+	d := &Description{Path: path, Target: target, Format: m.Format.String(), FileSize: size, Size: m.Size, Payload: m.Size}
+	if err := compress.KernelError(m.Format, stored, size); err != nil {
 		d.Warnings = append(d.Warnings, err.Error())
 	}
 	layers, err := module.Layers(m, m.Size)

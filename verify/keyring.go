@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 // nothing. Fill it before it is used by several goroutines.
 type Keyring struct {
 	rules    *cms.Rules // nil: the newest
+	release  string     // of the kernel in the image added last
 	certs    []*cms.Certificate
 	bad      []*cms.Certificate
 	trusted  *cms.Keyring
@@ -168,6 +170,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	k.release = release
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the image does not tell its version: modules are judged as %s would",
@@ -222,6 +225,26 @@ func (k *Keyring) AddImage(path string) error {
 		return err
 	}
 	defer image.Close()
+	return k.addImage(path, image)
+}
+
+// AddImageFrom is [Keyring.AddImage] for an image of size bytes that is no file. name is what
+// errors and Result.Source call it. The image is not read after AddImageFrom returns.
+func (k *Keyring) AddImageFrom(name string, r io.ReaderAt, size int64) error {
+	switch {
+	case k == nil:
+		return errNoKeyring
+	case r == nil || size < 0:
+		return errors.New("no kernel image is given")
+	}
+	image, err := vmlinux.New(r, size)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return k.addImage(name, image)
+}
+
+func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	if err := k.follow(path, image); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/modsign/modsign/internal/batch"
@@ -20,6 +21,11 @@ type Options struct {
 	// Tree calls these functions one at a time. Both may be nil.
 	Progress func(done, total int) // modules
 	Result   func(Result)          // in the order in which the modules were found
+
+	// Kernel makes the keyring of a kernel image in a package, of size bytes, for [Archive]
+	// without a keyring. It is not to read the image after it has returned. If Kernel is
+	// nil, the keyring is that of [Keyring.AddImageFrom].
+	Kernel func(name string, image io.ReaderAt, size int64) (*Keyring, error)
 }
 
 // Summary counts the results of [Tree].
@@ -30,6 +36,12 @@ type Summary struct {
 	// Skipped are symbolic links to directories that were not followed: build and source,
 	// which depmod does not follow either, as they lead to whole kernel trees.
 	Skipped []string
+
+	// These are of [Archive] alone. Kernels are the kernel images in the package that judged
+	// its modules. Outside are symbolic links below lib/modules that lead to nothing in the
+	// package, so that it is unknown which modules they lead to. Inner are initramfs images
+	// and unified kernel images in the package, whose modules were not looked at.
+	Kernels, Outside, Inner []string
 }
 
 // String returns "all trusted", "no module", or the number of modules with each verdict.

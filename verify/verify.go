@@ -50,7 +50,8 @@ var verdicts = []Verdict{Trusted, NotSigned, UnknownKey, BadSignature, Malformed
 
 // Result is the verdict on one module.
 type Result struct {
-	Path    string // as it was found; empty for Module
+	Path    string // as it was found, or the path in the Archive; empty for Module
+	Archive string // the path of the package, or other archive, that has it; else empty
 	Target  string // the file, if Path leads to it over symbolic links
 	Verdict Verdict
 	Signer  string         // who signed it, as far as the signature tells
@@ -130,6 +131,11 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 		return r
 	}
 	m, err := e.Open(ctx, limits)
+	return r.opened(ctx, keys, m, err)
+}
+
+// opened judges a module that was opened, or not, and closes it.
+func (r Result) opened(ctx context.Context, keys *Keyring, m *module.File, err error) Result {
 	if err != nil {
 		_, failed := errors.AsType[*fs.PathError](err)
 		if failed || ctx.Err() != nil || errors.Is(err, compress.ErrTooLarge) || errors.Is(err, compress.ErrUnreadable) ||
@@ -141,7 +147,8 @@ func file(ctx context.Context, keys *Keyring, e module.Entry, limits module.Limi
 		return r.refuse(Malformed, syscall.EINVAL, err)
 	}
 	defer m.Close()
-	if err := compress.KernelError(m.Format, m.Descriptor(), m.Info.Size()); err != nil {
+	stored, size := m.Stored()
+	if err := compress.KernelError(m.Format, stored, size); err != nil {
 		r.Warnings = append(r.Warnings, err.Error())
 	}
 	r.check(ctx, keys, m, m.Size)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"time"
 
@@ -24,7 +25,7 @@ type hashlistVerifyOptions struct {
 func newHashlistVerifyCommand(u *ui) *cobra.Command {
 	var o hashlistVerifyOptions
 	cmd := &cobra.Command{
-		Use:   "verify {--list LIST | --kernel IMAGE} TREE | --installed [KVER]",
+		Use:   "verify {--list LIST | --kernel IMAGE} TREE|PACKAGE | --installed [KVER]",
 		Short: "Compare modules with a list, or with a kernel's built-in hashes",
 		Long: `Verify compares the modules in a directory lib/modules/KVER with a list, or with the
 hashes that a kernel has built in. It names every module that differs from the list,
@@ -34,7 +35,11 @@ an x86 boot image. It holds no names: these come from modules.order in the direc
 
 Modules with other hashes that the kernel loads for their signatures are "signed": it
 accepts signatures, and one of its built-in certificates fits. modsign verify --kernel
-takes more certificates. Verify follows symbolic links as modsign verify does.`,
+takes more certificates. Verify follows symbolic links as modsign verify does.
+
+Instead of the directory, a package or image with the modules will do, as for modsign
+verify. modules.order inside names them. Without --list and --kernel, the hashes of the
+kernel image inside count.`,
 		Example: `  modsign hashlist verify --list hashes /tmp/stage/lib/modules/6.12.0
   modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
   modsign hashlist verify --installed`,
@@ -64,9 +69,13 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	if err != nil {
 		return err
 	}
-	reference, against, err := o.reference(u, dir, kernel)
-	if err != nil {
-		return err
+	pkgs, _ := packages([]string{dir})
+	var reference *hashlist.Reference
+	var against string
+	if len(pkgs) == 0 {
+		if reference, against, err = o.reference(u, dir, kernel); err != nil {
+			return err
+		}
 	}
 	start := time.Now()
 	modules, inPlace := 0, 0
@@ -75,8 +84,9 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		u.Note("warning: signatures are not looked at: %v", err)
 	}
 	var signed func(file string) string
+	and := ""
 	if keys.Len() > 0 {
-		against += " and " + plural(keys.Len(), "certificate")
+		and = " and " + plural(keys.Len(), "certificate")
 		signed = func(file string) string {
 			if r := verify.File(ctx, keys, file); r.Verdict == verify.Trusted {
 				return r.Signer
@@ -93,8 +103,15 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 		u.Progress(false, func() string { return fmt.Sprintf("verifying %s", plural(modules, "module")) })
 		o.show(u, r)
 	}
-	summary, err := reference.Verify(ctx, dir, options)
+	var summary hashlist.Summary
+	if len(pkgs) == 0 {
+		summary, err = reference.Verify(ctx, dir, options)
+	} else {
+		options.SignedContent = signedContent(keys)
+		summary, against, err = o.verifyPackage(ctx, dir, options)
+	}
 	u.Progress(true, nil)
+	against += and
 	if err != nil && !errors.Is(err, hashlist.ErrRefused) { // what is refused is shown
 		return err
 	}
@@ -121,10 +138,23 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 // keyring holds the certificates of a kernel that loads modules for their signatures too.
 func (o *hashlistVerifyOptions) keyring() (*verify.Keyring, error) {
 	keys := new(verify.Keyring)
-	if o.list != "" {
+	if o.list != "" || o.image == "" {
 		return keys, nil
 	}
 	return keys, keys.AddImage(o.image)
+}
+
+// signedContent returns what tells who signed a module, as far as the keyring has the key.
+func signedContent(keys *verify.Keyring) func(io.ReaderAt, int64) string {
+	if keys.Len() == 0 {
+		return nil
+	}
+	return func(content io.ReaderAt, size int64) string {
+		if r := verify.Module(content, size, keys); r.Verdict == verify.Trusted {
+			return r.Signer
+		}
+		return ""
+	}
 }
 
 // choose checks the flags, completes them for an installed kernel, and returns the
@@ -142,7 +172,7 @@ func (o *hashlistVerifyOptions) choose(kernel *kernel, args []string) (dir strin
 		return kernel.ModLib, nil
 	case len(args) != 1:
 		return "", usagef("no modules given: name the directory lib/modules/KVER, or use --installed")
-	case o.list == "" && o.image == "":
+	case o.list == "" && o.image == "" && !isPackage(args[0]):
 		return "", usagef("nothing to compare with: use --list FILE or --kernel IMAGE")
 	}
 	return args[0], nil

@@ -21,7 +21,7 @@ const thisModule = "github.com/modsign/modsign/"
 // arrows point down, and the public packages do not know each other. Only the
 // command meets everything.
 var mayImport = map[string][]string{
-	"internal/archive":    {"internal/compress"},
+	"internal/archive":    {"internal/batch", "internal/compress", "internal/module"},
 	"internal/atomicfile": {"internal/dirfd"},
 	"internal/batch":      nil,
 	"internal/cms":        {"internal/mldsamu"},
@@ -42,8 +42,8 @@ var mayImport = map[string][]string{
 		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
 	},
 	"hashlist": {
-		"internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
-		"internal/batch", "internal/vmlinux",
+		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures",
+		"internal/batch", "internal/module", "internal/vmlinux",
 	},
 	"internal/module":        {"internal/compress", "internal/dirfd"},
 	"internal/onetime":       {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
@@ -82,7 +82,7 @@ var mayImport = map[string][]string{
 	"sign/manifest": {"internal/atomicfile", "internal/cms", "internal/module"},
 	"sign/policy":   {"internal/cms"},
 	"verify": {
-		"internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
+		"internal/archive", "internal/cms", "internal/compress", "internal/failures", "internal/keyfile", "internal/module",
 		"internal/batch", "internal/vmlinux",
 	},
 	"internal/testmod": {"internal/mldsamu"},
@@ -117,7 +117,7 @@ var doors = map[string][]string{
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen", "keygen/keyscan"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
-	"golang.org/x/sync/semaphore":     {"internal/module"},
+	"golang.org/x/sync/semaphore":     {"internal/archive", "internal/module"},
 	"golang.org/x/sys/cpu":            {"internal/rsabatch"},
 	"golang.org/x/sys/unix": {
 		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest",

@@ -14,10 +14,11 @@ import (
 func newInspectCommand(u *ui) *cobra.Command {
 	var maxSize size
 	cmd := &cobra.Command{
-		Use:   "inspect MODULE...",
+		Use:   "inspect {MODULE | PACKAGE}...",
 		Short: "Describe modules and their signatures",
 		Long: `Inspect shows the contents of modules and of all their signatures, without a verdict:
 see verify for that. It looks at the same files as verify, over symbolic links too.
+It also describes the modules in packages and images, as verify finds them.
 sig_key and sig_hashalgo have the values that modinfo prints. Inspect also describes
 signatures in the format used before Linux 4.3, which no kernel since accepts.`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -37,12 +38,15 @@ signatures in the format used before Linux 4.3, which no kernel since accepts.`,
 
 func inspect(ctx context.Context, u *ui, paths []string, o verify.Options) error {
 	modules, failed := 0, 0
-	skipped, err := verify.InspectTree(ctx, paths, o, func(path string, d *verify.Description, err error) {
+	show := func(path, pkg string, d *verify.Description, err error) {
 		modules++
 		switch {
 		case err != nil:
 			if u.JSON {
-				u.Object(jsonInspected{Type: "module", Path: path, Layers: []jsonLayer{}, Error: err.Error()})
+				u.Object(jsonInspected{Type: "module", Path: path, Package: pkg, Layers: []jsonLayer{}, Error: err.Error()})
+			}
+			if pkg != "" {
+				path = d.Name()
 			}
 			u.Say("%s", describe(path, err))
 			failed++
@@ -56,11 +60,23 @@ func inspect(ctx context.Context, u *ui, paths []string, o verify.Options) error
 				u.Result("%s", line)
 			}
 		}
-	})
-	if err != nil && !errors.Is(err, verify.ErrIncomplete) { // what that is about is shown
-		return err
 	}
-	u.skipped(skipped)
+	archives, others := packages(paths)
+	if len(others) > 0 {
+		skipped, err := verify.InspectTree(ctx, others, o, func(path string, d *verify.Description, err error) {
+			show(path, "", d, err)
+		})
+		if err != nil && !errors.Is(err, verify.ErrIncomplete) { // what that is about is shown
+			return err
+		}
+		u.skipped(skipped)
+	}
+	for _, pkg := range archives {
+		err := verify.InspectArchive(ctx, pkg, o, func(d *verify.Description, err error) { show(d.Path, pkg, d, err) })
+		if err != nil && !errors.Is(err, verify.ErrIncomplete) {
+			return err
+		}
+	}
 	switch {
 	case failed == modules:
 		return exitStatus(exitError)
@@ -77,6 +93,9 @@ func inspection(d *verify.Description) []string {
 		lines = append(lines, fmt.Sprintf("%-16s%s", name+":", fmt.Sprintf(format, args...)))
 	}
 	field("filename", "%s", d.Path)
+	if d.Archive != "" {
+		field("package", "%s", d.Archive)
+	}
 	if d.Target != "" {
 		field("link_to", "%s", d.Target)
 	}

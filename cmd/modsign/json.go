@@ -82,6 +82,7 @@ type jsonSignSummary struct {
 type jsonVerified struct {
 	Type      string              `json:"message_type"` // module
 	Path      string              `json:"path"`
+	Package   string              `json:"package,omitempty"`
 	Target    string              `json:"target,omitempty"`
 	Verdict   string              `json:"verdict"`
 	Signer    string              `json:"signer,omitempty"`
@@ -99,7 +100,8 @@ type jsonVerified struct {
 
 func newJSONVerified(r verify.Result) jsonVerified {
 	o := jsonVerified{
-		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Signer: r.Signer, Source: r.Source,
+		Type: "module", Path: r.Path, Package: r.Archive, Target: r.Target, Verdict: string(r.Verdict),
+		Signer: r.Signer, Source: r.Source,
 		ByHash: r.ByHash, Layers: r.Layers,
 		Errno: errnoName(r.Errno), Cause: errnoName(r.Cause), Tolerated: r.Tolerated, Dmesg: r.Dmesg, Warnings: r.Warnings,
 	}
@@ -132,6 +134,10 @@ type jsonVerifySummary struct {
 	Modules      int                    `json:"modules"`
 	Linked       int                    `json:"modules_over_links,omitempty"`
 	Skipped      []string               `json:"links_not_followed,omitempty"`
+	Packages     []string               `json:"packages,omitempty"`
+	Images       []string               `json:"kernel_images,omitempty"`         // in the packages, that judged
+	Outside      []string               `json:"links_out_of_packages,omitempty"` // below lib/modules
+	Inner        []string               `json:"not_looked_into,omitempty"`       // initramfs images in packages
 	Verdicts     map[verify.Verdict]int `json:"verdicts"`
 	Kernel       string                 `json:"kernel"` // whose rules decided
 	Certificates []string               `json:"certificates"`
@@ -144,6 +150,7 @@ type jsonVerifySummary struct {
 type jsonHashed struct {
 	Type    string `json:"message_type"` // module
 	Path    string `json:"path,omitempty"`
+	Package string `json:"package,omitempty"`
 	Target  string `json:"target,omitempty"`
 	Name    string `json:"name"`
 	Verdict string `json:"verdict"`
@@ -155,6 +162,7 @@ func newJSONHashed(r hashlist.Result) jsonHashed {
 	o := jsonHashed{
 		Type:    "module",
 		Path:    r.Path,
+		Package: r.Archive,
 		Target:  r.Target,
 		Name:    r.Name,
 		Verdict: string(r.Verdict),
@@ -176,6 +184,7 @@ type jsonHashlistSummary struct {
 type jsonInspected struct {
 	Type     string      `json:"message_type"` // module
 	Path     string      `json:"path"`
+	Package  string      `json:"package,omitempty"`
 	Target   string      `json:"target,omitempty"`
 	Format   string      `json:"compression"`
 	FileSize int64       `json:"file_size"`
@@ -212,9 +221,9 @@ func newJSONSigner(s verify.Signer) jsonSigner {
 
 func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
-		Type: "module", Path: d.Path, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size,
-		Payload: d.Payload,
-		Layers:  []jsonLayer{}, Warnings: d.Warnings,
+		Type: "module", Path: d.Path, Package: d.Archive, Target: d.Target, Format: d.Format,
+		FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
+		Layers: []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {
 		layer := jsonLayer{Kind: l.Type, Offset: l.Offset, Size: l.Size, Problem: l.Problem, Notes: l.Notes}

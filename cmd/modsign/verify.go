@@ -27,7 +27,7 @@ type verifyOptions struct {
 func newVerifyCommand(u *ui) *cobra.Command {
 	o := verifyOptions{installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
-		Use:   "verify {[--kernel IMAGE | --installed [KVER]] [--cert FILE]...} PATH...",
+		Use:   "verify [--kernel IMAGE | --installed [KVER]] [--cert FILE]... {PATH | PACKAGE}...",
 		Short: "Check whether a kernel will load modules",
 		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
 unknown key, bad signature, malformed, unsupported, revoked or foreign. It also shows
@@ -51,10 +51,17 @@ directories, wherever they lead. Like depmod, it does not follow links named bui
 source. With --root, links lead where they would lead after chroot, also from PATHs
 below DIR.
 
+A PATH may be a package or an image with modules, which modsign does not unpack: .deb,
+.rpm, a container image (OCI layout as directory or tar archive, docker save), a tar
+archive, an initramfs, a unified kernel image. All modules inside are verified, wherever
+they are. Without --kernel, --installed and --cert, the kernel image inside decides.
+
 Verify lists the modules that are not trusted, one a line, and with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
-  modsign verify --installed`,
+  modsign verify --installed
+  modsign verify linux-image-6.12.0-1-amd64_6.12.0-1_amd64.deb
+  modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /boot/initrd.img-6.12.0-1-amd64`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()
@@ -85,47 +92,89 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err != nil {
 		return err
 	}
-	keys, hashes, err := o.keyring(u, kernel)
-	if err != nil {
-		return err
+	archives, paths := packages(kernel.roots(args))
+	var keys *verify.Keyring
+	var hashes *hashlist.Embedded
+	if len(paths) > 0 || o.image != "" || len(o.certs) > 0 || kernel != nil {
+		if keys, hashes, err = o.keyring(u, kernel); err != nil {
+			return err
+		}
 	}
 	for _, warning := range keys.Warnings() {
 		u.Note("warning: %s", warning)
 	}
-	summary, err := verify.Tree(ctx, keys, kernel.roots(args), verify.Options{
-		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root,
+	judges := &packageJudges{attributes: o.attributes}
+	options := verify.Options{
+		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root, Kernel: judges.keyring,
 		Progress: func(done, total int) {
-			u.Progress(false, func() string { return fmt.Sprintf("verifying %d of %s", done, plural(total, "module")) })
+			u.Progress(false, func() string {
+				if total == 0 { // nobody knows how many modules a package has
+					return fmt.Sprintf("verified %s", plural(done, "module"))
+				}
+				return fmt.Sprintf("verifying %d of %s", done, plural(total, "module"))
+			})
 		},
 		Result: func(r verify.Result) { o.show(u, r) },
-	})
+	}
+	var all verified
+	if len(paths) > 0 || len(archives) == 0 {
+		summary, err := verify.Tree(ctx, keys, paths, options)
+		if err := all.add(summary, err, ""); err != nil {
+			return err
+		}
+	}
+	for _, pkg := range archives {
+		summary, err := verify.Archive(ctx, keys, pkg, options)
+		if err := all.add(summary, err, pkg); err != nil {
+			return packageError(err)
+		}
+	}
 	u.Progress(true, nil)
-	none := errors.Is(err, verify.ErrNoModules)
-	refused, unreadable := errors.Is(err, verify.ErrRefused), errors.Is(err, verify.ErrIncomplete)
-	switch {
-	case none && !o.allowEmpty:
-		u.skipped(summary.Skipped)
-		return withHint(fmt.Errorf("%w: nothing was verified", err), "use --allow-empty to succeed without modules")
-	case err != nil && !none && !refused && !unreadable: // what these are about is shown
-		return err
+	if all.Modules == 0 && !o.allowEmpty {
+		u.skipped(all.Skipped)
+		u.notSeen(all.Outside, all.Inner)
+		return withHint(fmt.Errorf("%w: nothing was verified", all.none), "use --allow-empty to succeed without modules")
 	}
 	took := time.Since(start)
 	if u.JSON {
-		u.Object(jsonVerifySummary{
-			Type: "summary", Modules: summary.Modules, Linked: summary.Linked, Skipped: summary.Skipped,
-			Verdicts: summary.Verdicts, Certificates: keys.Names(), Kernel: keys.Kernel(), Hashed: hashes != nil,
-			HashesOnly: keys.HashesOnly(), Seconds: took.Seconds(), Warnings: keys.Warnings(),
-		})
+		o.summarize(u, all, archives, keys, hashes, judges, took)
 	}
-	u.Note("%s", verdictSentence(summary, trustedOf(keys, hashes), took))
-	u.skipped(summary.Skipped)
+	for _, k := range judges.keys {
+		for _, warning := range k.Warnings() {
+			u.Note("warning: %s", warning)
+		}
+	}
+	u.Note("%s", verdictSentence(all.Summary, judgedBy(keys, hashes, all.Kernels, judges), took))
+	u.skipped(all.Skipped)
+	u.notSeen(all.Outside, all.Inner)
 	switch {
-	case refused:
+	case all.refused:
 		return exitStatus(exitRefused)
-	case unreadable:
+	case all.unreadable:
 		return exitStatus(exitSome)
 	}
 	return nil
+}
+
+// summarize writes the last object of --json.
+func (o *verifyOptions) summarize(u *ui, all verified, archives []string, keys *verify.Keyring,
+	hashes *hashlist.Embedded, judges *packageJudges, took time.Duration) {
+	summary := jsonVerifySummary{
+		Type: "summary", Modules: all.Modules, Linked: all.Linked, Skipped: all.Skipped, Verdicts: all.Verdicts,
+		Packages: archives, Images: all.Kernels, Outside: all.Outside, Inner: all.Inner,
+		Certificates: keys.Names(), Kernel: keys.Kernel(), Hashed: hashes != nil, HashesOnly: keys.HashesOnly(),
+		Seconds: took.Seconds(), Warnings: keys.Warnings(),
+	}
+	for i, k := range judges.keys {
+		if i == 0 {
+			summary.Kernel = k.Kernel()
+		}
+		summary.Certificates = append(summary.Certificates, k.Names()...)
+		summary.Hashed = summary.Hashed || k.Hashed()
+		summary.HashesOnly = summary.HashesOnly || k.HashesOnly()
+		summary.Warnings = append(summary.Warnings, k.Warnings()...)
+	}
+	u.Object(summary)
 }
 
 // keyring returns what to trust: at least one certificate, or the hashes of a kernel.
@@ -182,14 +231,14 @@ func (o *verifyOptions) show(u *ui, r verify.Result) {
 		u.Result("%s", refusal(r))
 		showSigners(u, r)
 	case o.all && r.ByHash:
-		u.Result("%s: trusted, built with the kernel", r.Path)
+		u.Result("%s: trusted, built with the kernel", r.Name())
 	case o.all:
-		u.Result("%s: trusted, signed by %s", r.Path, r.Signer)
+		u.Result("%s: trusted, signed by %s", r.Name(), r.Signer)
 		showSigners(u, r)
 	}
 	if !u.JSON {
 		for _, warning := range r.Warnings {
-			u.Note("warning: %s: %s", r.Path, warning)
+			u.Note("warning: %s: %s", r.Name(), warning)
 		}
 	}
 }
@@ -215,7 +264,7 @@ func showSigners(u *ui, r verify.Result) {
 // refusal describes a module that is not trusted in one line.
 func refusal(r verify.Result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s", r.Path, r.Verdict)
+	fmt.Fprintf(&b, "%s: %s", r.Name(), r.Verdict)
 	if r.Err != nil && r.Verdict != verify.NotSigned {
 		text := describe(r.Path, r.Err)
 		fmt.Fprintf(&b, ": %s", strings.TrimPrefix(text, r.Path+": "))

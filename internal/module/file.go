@@ -57,9 +57,11 @@ type File struct {
 	Path   string
 	Format compress.Format // compression of the file
 	Size   int64           // of the content, in bytes
-	Info   fs.FileInfo     // of the file when it was opened
+	Info   fs.FileInfo     // of the file when it was opened; nil for OpenStored
 
-	file    *os.File
+	file    *os.File    // nil for OpenStored
+	stored  io.ReaderAt // the content as it is stored, compressed or not
+	held    int64       // its size in bytes
 	release func()
 }
 
@@ -154,22 +156,13 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 		return nil, errors.New("not a regular file")
 	}
 	ends := newWindow(f, info.Size())
-	var head [8]byte
-	n := min(info.Size(), int64(len(head)))
-	if err := readFull(ends, head[:n], 0); err != nil {
+	named, err := formatOf(ends, info.Size(), name)
+	if err != nil {
 		ends.release()
 		return nil, err
 	}
-	named, is := compress.FromName(name), compress.FromMagic(head[:n])
-	if named != is {
-		// If the name claims a compression and the format of the content is unknown,
-		// the decompressor reports a better error.
-		if is != compress.None || bytes.HasPrefix(head[:n], []byte("\x7fELF")) {
-			ends.release()
-			return nil, &MisnamedError{Is: is, Right: BaseName(name) + is.Suffix()}
-		}
-	}
-	m := &File{ReaderAt: ends, Path: path, Format: named, Size: info.Size(), Info: info, file: f, release: ends.release}
+	m := &File{ReaderAt: ends, Path: path, Format: named, Size: info.Size(), Info: info, file: f,
+		stored: f, held: info.Size(), release: ends.release}
 	if named != compress.None {
 		ends.release()
 		m.release = nil
@@ -181,6 +174,22 @@ func open(ctx context.Context, f *os.File, path, name string, limits Limits) (*F
 		return nil, err
 	}
 	return m, nil
+}
+
+// formatOf returns the compression that a module has by its name, or a [*MisnamedError].
+func formatOf(r io.ReaderAt, size int64, name string) (compress.Format, error) {
+	var head [8]byte
+	n := min(size, int64(len(head)))
+	if err := readFull(r, head[:n], 0); err != nil {
+		return compress.None, err
+	}
+	named, is := compress.FromName(name), compress.FromMagic(head[:n])
+	// If the name claims a compression and the format of the content is unknown, the
+	// decompressor reports a better error.
+	if named != is && (is != compress.None || bytes.HasPrefix(head[:n], []byte("\x7fELF"))) {
+		return named, &MisnamedError{Is: is, Right: BaseName(name) + is.Suffix()}
+	}
+	return named, nil
 }
 
 // A window is a file that buffers its beginning and its end once something is read
@@ -241,8 +250,8 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 		limits.Memory = DefaultMemory
 	}
 	// The size that the file claims decides only how much memory is reserved.
-	memory := min(max(compress.SizeHint(m.Format, m.file, m.Size), 64<<10), limits.Memory)
-	window := compress.Window(m.Format, m.file, m.Size)
+	memory := min(max(compress.SizeHint(m.Format, m.stored, m.Size), 64<<10), limits.Memory)
+	window := compress.Window(m.Format, m.stored, m.Size)
 	held, err := limits.charge(ctx, memory+max(compress.ReaderMemory(m.Format, window), limits.Encoder))
 	if err != nil {
 		return err
@@ -277,7 +286,7 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 func (m *File) fill(
 	ctx context.Context, buf *bytes.Buffer, memory, maxSize, window int64,
 ) (spilled *os.File, err error) {
-	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.file, 0, m.Size), maxSize, window)
+	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.stored, 0, m.Size), maxSize, window)
 	if err != nil {
 		return nil, err
 	}
@@ -342,8 +351,12 @@ func unnamedFile() (*os.File, error) {
 	return f, nil
 }
 
-// Descriptor returns the file as stored on disk, compressed or not.
+// Descriptor returns the file as stored on disk, compressed or not. It is nil for
+// OpenStored.
 func (m *File) Descriptor() *os.File { return m.file }
+
+// Stored returns the content as it is stored, compressed or not, and its size in bytes.
+func (m *File) Stored() (io.ReaderAt, int64) { return m.stored, m.held }
 
 // Payload returns a reader of the first size bytes of the content.
 func (m *File) Payload(size int64) *io.SectionReader { return io.NewSectionReader(m, 0, size) }
@@ -437,5 +450,8 @@ func (m *File) Close() error {
 		m.release = nil
 	}
 	m.ReaderAt = nil
+	if m.file == nil {
+		return nil
+	}
 	return m.file.Close()
 }

@@ -1,0 +1,669 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/modsign/modsign/internal/batch"
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
+)
+
+const (
+	// maxModules is how many modules an archive may hold. A kernel has some 7000.
+	maxModules = 1 << 17
+	// maxKernel is the size limit of a kernel image, in bytes. A vmlinux with debug
+	// information has about 1 GB.
+	maxKernel = 256 << 20
+	// maxKernels is how many kernel images an archive may hold.
+	maxKernels = 64
+	// inWork and waiting bound what modules take that are worked on, and that wait for their
+	// kernel image, in bytes as they are stored.
+	inWork  = 96 << 20
+	waiting = 128 << 20
+	// maxOrder is the size limit of a modules.order, in bytes. That of a kernel has some 300 kB.
+	maxOrder = 4 << 20
+	// maxLinks is how many symbolic links lead from one to the next, as in the kernel.
+	maxLinks = 40
+)
+
+// A Module is a kernel module in an archive: *.ko, *.ko.gz, *.ko.xz or *.ko.zst.
+type Module struct {
+	Name   string // the path in the archive
+	Image  string // as File.Image
+	Target string // the name of the file, if Name leads to it over links
+	// Release is the kernel's, if the module is below lib/modules/KVER, and Rel the path
+	// below that.
+	Release, Rel string
+	// Err says why the content could not be had. Else Open opens it.
+	Err  error
+	Open func(context.Context) (*module.File, error)
+}
+
+// Path is what messages call the module: its name, after that of the container image and a
+// colon if the archive has several.
+func (m *Module) Path() string { return inImage(m.Image, m.Name) }
+
+// Path is [Module.Path] for the image.
+func (k *Kernel) Path() string { return inImage(k.Image, k.Name) }
+
+func inImage(image, name string) string {
+	if image == "" {
+		return name
+	}
+	return image + ":" + name
+}
+
+// A Kernel is a kernel image in an archive.
+type Kernel struct {
+	Name    string // the path in the archive
+	Image   string
+	Release string // as the name tells it: of boot/vmlinuz-KVER or lib/modules/KVER/vmlinuz; else empty
+}
+
+// Work tells [Modules] what to do. J judges modules, T is the result of a module.
+type Work[J, T any] struct {
+	Jobs    int // as for batch.Jobs
+	MaxSize int64
+	// Judge is what judges all modules. If it is nil, OpenKernel makes a judge of each kernel
+	// image in the archive, of size bytes, and may tell the release of the kernel.
+	Judge      *J
+	OpenKernel func(k Kernel, r io.ReaderAt, size int64) (judge J, release string, err error)
+	// Do works on one module, in one of several goroutines. For one with an Err the judge
+	// may be zero.
+	Do func(judge J, m Module) T
+	// Alias returns the result for a link to a module that has a result.
+	Alias func(link Module, of T) T
+	// Emit gets the results, one at a time, in the order of the archive.
+	Emit func(T)
+}
+
+// Found is what Modules found besides modules.
+type Found struct {
+	Modules int
+	Kernels []Kernel // those that became judges
+	// Skipped are links called build and source, which depmod does not follow, and Outside
+	// links below lib/modules that lead to nothing in the archive, so that it is unknown
+	// which modules they lead to.
+	Skipped, Outside []string
+	// Inner are archives in the archive, which were not looked into: initramfs images and
+	// unified kernel images by the names that distributions give them.
+	Inner []string
+	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
+	Orders map[string][]byte
+}
+
+// ErrNoKernel reports an archive without a kernel image that could judge its modules.
+var ErrNoKernel = errors.New("no kernel image to judge the modules by")
+
+// Modules works on the modules of an archive: all files with such names, wherever they are,
+// hard links, and symbolic links to files. Links to directories give no further names: what
+// they lead to is in the archive under a name of its own, or in [Found.Outside].
+//
+// Without a Judge, a module belongs to the kernel image of its release. If the archive, or
+// the container image, has the image of one kernel alone, that one judges all modules.
+//
+// The archive is read once, or twice if the modules come before the kernel images and are
+// too many to be held in memory until then.
+func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, error) {
+	r := &run[J, T]{Work: w, ctx: ctx, archive: a, found: new(Found),
+		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
+		memory: semaphore.NewWeighted(inWork),
+		links:  make(map[place]string), results: make(map[place]T)}
+	r.queue = batch.NewQueue(func(t T) {
+		if ctx.Err() == nil {
+			w.Emit(t)
+		}
+	})
+	err := r.all()
+	r.group.Wait()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	r.queue.Close()
+	if err != nil && a.path != "" && ctx.Err() == nil {
+		err = fmt.Errorf("%s: %w", a.path, err)
+	}
+	return r.found, err
+}
+
+// A place is a name in a container image.
+type place struct{ image, name string }
+
+type run[J, T any] struct {
+	Work[J, T]
+	ctx     context.Context
+	archive *Archive
+	limits  module.Limits
+	found   *Found
+	group   sync.WaitGroup
+	slots   *semaphore.Weighted // jobs
+	memory  *semaphore.Weighted // stored modules in work
+
+	kernels []*kernel[J]
+	pending []pending
+	held    int64 // bytes in pending
+	aliases []pending
+	links   map[place]string // symbolic links, and their targets
+	kept    int64
+	queue   *batch.Queue[T]
+	mu      sync.Mutex
+	results map[place]T
+}
+
+type kernel[J any] struct {
+	Kernel
+	judge J
+	err   error
+}
+
+// pending is a module that waits: for its kernel image, or for what it is a link to.
+type pending struct {
+	Module
+	i       int
+	content *module.Stored // nil: it is to be read again
+}
+
+func (r *run[J, T]) all() error {
+	err := r.pass()
+	if err == nil {
+		err = r.rest()
+	}
+	if err != nil {
+		for _, p := range r.pending {
+			if p.content != nil {
+				p.content.Close()
+			}
+		}
+		return err
+	}
+	r.group.Wait()
+	// Symbolic links may lead to hard links.
+	for _, hard := range []bool{true, false} {
+		for _, p := range r.aliases {
+			if hard == (p.Target != "") {
+				r.alias(p)
+			}
+		}
+	}
+	r.outside()
+	return nil
+}
+
+// pass reads the archive.
+func (r *run[J, T]) pass() error {
+	for f, err := range r.archive.Files(r.ctx) {
+		if err != nil {
+			return err
+		}
+		base := path.Base(f.Name)
+		isModule := module.IsName(base)
+		switch {
+		case f.Mode.Type() == fs.ModeSymlink:
+			err = r.link(f, isModule)
+		case isModule && f.Mode.IsRegular():
+			err = r.module(f)
+		case isModule && !f.Mode.IsDir():
+			var p pending
+			if p, err = r.next(f); err == nil {
+				p.Err = errors.New("not a regular file")
+				var judge J
+				r.start(judge, p)
+			}
+		case f.Mode.IsRegular() && f.Link == "":
+			if release, ok := kernelRelease(f.Name); ok && r.Judge == nil {
+				err = r.kernel(f, release)
+			} else if release, rel := moduleRelease(f.Name); rel == "modules.order" {
+				err = r.order(f, release)
+			} else if isInner(f.Name) && len(r.found.Inner) < 16 {
+				r.found.Inner = append(r.found.Inner, f.Name)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// order keeps a modules.order.
+func (r *run[J, T]) order(f *File, release string) error {
+	if f.Size > maxOrder || len(r.found.Orders) == maxKernels {
+		return fmt.Errorf("%w: %s has %d bytes, or there are too many", ErrLimit, f.Name, f.Size)
+	}
+	b, err := io.ReadAll(f)
+	if err == nil && r.found.Orders == nil {
+		r.found.Orders = make(map[string][]byte)
+	}
+	if err == nil {
+		r.found.Orders[release] = b
+	}
+	return err
+}
+
+// next counts a module.
+func (r *run[J, T]) next(f *File) (pending, error) {
+	p := pending{Module: Module{Name: f.Name, Image: f.Image}, i: r.found.Modules}
+	p.Release, p.Rel = moduleRelease(f.Name)
+	if r.found.Modules++; r.found.Modules > maxModules {
+		return p, fmt.Errorf("%w: more than %d modules", ErrLimit, maxModules)
+	}
+	return p, nil
+}
+
+// link notes a symbolic link.
+func (r *run[J, T]) link(f *File, isModule bool) error {
+	if r.kept += int64(len(f.Name)+len(f.Link)) + 2*keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of symbolic links", r.archive.limits.Kept)
+	}
+	r.links[place{f.Image, f.Name}] = f.Link
+	if !isModule {
+		return nil
+	}
+	p, err := r.next(f)
+	r.aliases = append(r.aliases, p)
+	return err
+}
+
+// module starts the work on a module, or puts it where it waits.
+func (r *run[J, T]) module(f *File) error {
+	p, err := r.next(f)
+	if err != nil {
+		return err
+	}
+	if f.Link != "" { // a hard link
+		p.Target = f.Link
+		r.aliases = append(r.aliases, p)
+		return nil
+	}
+	judge, known := r.judge(p.Module, false)
+	switch {
+	case !known && (f.Size > module.DefaultMemory || r.held+f.Size > waiting):
+		r.pending = append(r.pending, p)
+		return nil
+	case !known:
+		if err := r.store(&p, f); err != nil {
+			return err
+		}
+		r.held += f.Size
+		r.pending = append(r.pending, p)
+		return nil
+	}
+	charge := min(f.Size, inWork)
+	if err := r.memory.Acquire(r.ctx, charge); err != nil {
+		return err
+	}
+	if err := r.store(&p, f); err != nil {
+		r.memory.Release(charge)
+		return err
+	}
+	r.startWith(judge, p, func() { r.memory.Release(charge) })
+	return nil
+}
+
+// store reads the content of a module.
+func (r *run[J, T]) store(p *pending, f *File) (err error) {
+	if p.content, err = module.Store(r.ctx, f, f.Size); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	return nil
+}
+
+func (r *run[J, T]) start(judge J, p pending) { r.startWith(judge, p, func() {}) }
+
+// startWith works on a module in a goroutine of its own.
+func (r *run[J, T]) startWith(judge J, p pending, done func()) {
+	finish := func() {
+		if p.content != nil {
+			p.content.Close()
+		}
+		done()
+	}
+	if r.slots.Acquire(r.ctx, 1) != nil {
+		finish()
+		return
+	}
+	r.group.Go(func() {
+		defer r.slots.Release(1)
+		defer finish()
+		if p.Err == nil {
+			p.Open = func(ctx context.Context) (*module.File, error) {
+				return module.OpenStored(ctx, p.Name, p.content, r.limits)
+			}
+		}
+		r.put(p, r.Do(judge, p.Module))
+	})
+}
+
+// put keeps a result, for links, and passes it on.
+func (r *run[J, T]) put(p pending, t T) {
+	if r.ctx.Err() != nil {
+		return
+	}
+	r.mu.Lock()
+	r.results[place{p.Image, p.Name}] = t
+	r.mu.Unlock()
+	r.queue.Put(p.i, t)
+}
+
+// judge returns what judges a module: at the end of the archive that may be the only kernel.
+func (r *run[J, T]) judge(m Module, end bool) (judge J, known bool) {
+	if r.Judge != nil {
+		return *r.Judge, true
+	}
+	var only *kernel[J]
+	several := false
+	for _, k := range r.kernels {
+		switch {
+		case k.Image != m.Image || k.err != nil:
+		case k.Release == m.Release && m.Release != "":
+			return k.judge, true
+		case only != nil && (k.Release != only.Release || k.Release == ""):
+			several = true
+		case only == nil:
+			only = k
+		}
+	}
+	if end && only != nil && !several {
+		return only.judge, true
+	}
+	return judge, false
+}
+
+// kernel makes a judge of a kernel image, and starts the work that waited for it.
+func (r *run[J, T]) kernel(f *File, release string) error {
+	k := &kernel[J]{Kernel: Kernel{Name: f.Name, Image: f.Image, Release: release}}
+	same := func(old *kernel[J]) bool {
+		return release != "" && old.Release == release && old.Image == f.Image && old.err == nil
+	}
+	if slices.ContainsFunc(r.kernels, same) {
+		return nil // under another name, as Fedora and openSUSE have it
+	}
+	if len(r.kernels) == maxKernels {
+		return fmt.Errorf("%w: more than %d kernel images", ErrLimit, maxKernels)
+	}
+	r.kernels = append(r.kernels, k)
+	if f.Size > maxKernel {
+		k.err = fmt.Errorf("%s: %d bytes; a kernel image has at most %d", f.Name, f.Size, maxKernel)
+		return nil
+	}
+	image := make([]byte, f.Size)
+	if _, err := io.ReadFull(f, image); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, cutOff(err))
+	}
+	var told string
+	k.judge, told, k.err = r.OpenKernel(k.Kernel, bytes.NewReader(image), f.Size)
+	if k.err != nil {
+		return nil
+	}
+	if release == "" {
+		k.Release = told
+	}
+	r.found.Kernels = append(r.found.Kernels, k.Kernel)
+	var left []pending
+	for _, p := range r.pending {
+		if judge, known := r.judge(p.Module, false); known && p.content != nil {
+			r.release(judge, p)
+		} else {
+			left = append(left, p)
+		}
+	}
+	r.pending = left
+	return nil
+}
+
+// release starts the work on a module that was held in memory.
+func (r *run[J, T]) release(judge J, p pending) {
+	r.held -= p.content.Size
+	r.start(judge, p)
+}
+
+// rest works on what waits at the end of the archive, and reads that again if need be.
+func (r *run[J, T]) rest() error {
+	if len(r.pending) > 0 && len(r.found.Kernels) == 0 {
+		return r.noKernel()
+	}
+	waits := make(map[int]pending)
+	for i, p := range r.pending {
+		r.pending[i].content = nil // belongs to the goroutine now
+		judge, known := r.judge(p.Module, true)
+		switch {
+		case !known:
+			p.Err = r.otherKernel(p.Module)
+			r.start(judge, p)
+		case p.content != nil:
+			r.release(judge, p)
+		default:
+			waits[p.i] = p
+		}
+	}
+	r.pending = nil
+	if len(waits) == 0 {
+		return nil
+	}
+	i := 0
+	for f, err := range r.archive.Files(r.ctx) {
+		if err != nil {
+			return err
+		}
+		if !module.IsName(path.Base(f.Name)) || f.Mode.IsDir() {
+			continue
+		}
+		p, ok := waits[i]
+		i++
+		if !ok {
+			continue
+		}
+		if p.Name != f.Name || !f.Mode.IsRegular() || f.Link != "" {
+			return module.ErrChanged
+		}
+		judge, _ := r.judge(p.Module, true)
+		charge := min(f.Size, inWork)
+		if err := r.memory.Acquire(r.ctx, charge); err != nil {
+			return err
+		}
+		if err := r.store(&p, f); err != nil {
+			r.memory.Release(charge)
+			return err
+		}
+		delete(waits, p.i)
+		r.startWith(judge, p, func() { r.memory.Release(charge) })
+	}
+	if len(waits) > 0 {
+		return module.ErrChanged
+	}
+	return nil
+}
+
+// noKernel says that no kernel image could be used, and why.
+func (r *run[J, T]) noKernel() error {
+	for _, k := range r.kernels {
+		return fmt.Errorf("%w: %w", ErrNoKernel, k.err)
+	}
+	return fmt.Errorf("%w: the %s holds none", ErrNoKernel, r.archive.kind)
+}
+
+// otherKernel says that there are kernel images, but not that of a module.
+func (r *run[J, T]) otherKernel(m Module) error {
+	var names []string
+	for _, k := range r.kernels {
+		if k.Image != m.Image {
+			continue
+		}
+		if k.err != nil && k.Release == m.Release {
+			return fmt.Errorf("%w: %w", ErrNoKernel, k.err)
+		}
+		names = append(names, k.Name)
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%w in image %s", ErrNoKernel, m.Image)
+	}
+	release := m.Release
+	if release == "" {
+		release = "no release"
+	}
+	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, release, strings.Join(names, ", "))
+}
+
+// alias gives a link the result of what it leads to.
+func (r *run[J, T]) alias(p pending) {
+	fail := func(err error) {
+		p.Err = err
+		var judge J
+		r.put(p, r.Do(judge, p.Module))
+	}
+	name, target := p.Name, p.Target
+	if target == "" {
+		target = r.links[place{p.Image, name}]
+	} else {
+		name = target
+	}
+	real, err := r.resolve(p.Image, name)
+	if err != nil {
+		fail(err)
+		return
+	}
+	r.mu.Lock()
+	of, ok := r.results[place{p.Image, real}]
+	r.mu.Unlock()
+	switch {
+	case ok:
+		p.Target = real
+		r.put(p, r.Alias(p.Module, of))
+	case p.Target != "":
+		fail(fmt.Errorf("hard link to %s, which is not in the archive", target))
+	default:
+		fail(fmt.Errorf("symbolic link to %s, which is no module in the archive", target))
+	}
+}
+
+// resolve returns the name that a path leads to over symbolic links.
+func (r *run[J, T]) resolve(image, name string) (string, error) {
+	done, left := "", name
+	for links := 0; left != ""; {
+		var part string
+		part, left, _ = strings.Cut(left, "/")
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			done = cleanName(done + "/..")
+			continue
+		}
+		at := cleanName(done + "/" + part)
+		target, ok := r.links[place{image, at}]
+		if !ok {
+			done = at
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", fmt.Errorf("symbolic links that lead on from %s form a loop", name)
+		}
+		if path.IsAbs(target) {
+			done = ""
+		}
+		if left = target + "/" + left; len(left) > 1<<16 {
+			return "", fmt.Errorf("symbolic links that lead on from %s are too long", name)
+		}
+	}
+	return done, nil
+}
+
+// outside sorts the links below lib/modules that lead to directories which are not in the
+// archive, as far as that can be known.
+func (r *run[J, T]) outside() {
+	if r.found.Modules == 0 {
+		return
+	}
+	for at := range r.links {
+		if release, _ := moduleRelease(at.name); release == "" || module.IsName(path.Base(at.name)) {
+			continue
+		}
+		if base := path.Base(at.name); base == "build" || base == "source" {
+			r.found.Skipped = append(r.found.Skipped, at.name)
+		} else if path.Ext(base) == "" && !r.inside(at) {
+			r.found.Outside = append(r.found.Outside, at.name)
+		}
+	}
+	slices.Sort(r.found.Skipped)
+	slices.Sort(r.found.Outside)
+}
+
+// inside reports whether a link leads to a directory with modules in the archive.
+func (r *run[J, T]) inside(at place) bool {
+	real, err := r.resolve(at.image, at.name)
+	if err != nil {
+		return false
+	}
+	for result := range r.results {
+		if result.image == at.image && (real == "" || strings.HasPrefix(result.name, real+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// moduleRelease splits the path of a file below lib/modules/KVER.
+func moduleRelease(name string) (release, rel string) {
+	parts := strings.Split(name, "/")
+	for i := 0; i+3 < len(parts); i++ {
+		if parts[i] == "lib" && parts[i+1] == "modules" {
+			return parts[i+2], strings.Join(parts[i+3:], "/")
+		}
+	}
+	return "", ""
+}
+
+// bootName are the names of kernel images in boot.
+var bootName = regexp.MustCompile(`^(vmlinuz|vmlinux|Image|image|kernel|zImage|bzImage)(-(.+))?$`)
+
+// kernelRelease reports whether a file has the name of a kernel image, and which release it
+// tells: boot/vmlinuz-KVER, lib/modules/KVER/vmlinuz, or .linux of a unified kernel image.
+func kernelRelease(name string) (release string, ok bool) {
+	if name == ".linux" {
+		return "", true
+	}
+	dir, base := path.Split(name)
+	dir = strings.TrimSuffix(dir, "/")
+	for _, suffix := range []string{".hmac", ".sig", ".p7s", ".asc"} {
+		if strings.HasSuffix(base, suffix) {
+			return "", false
+		}
+	}
+	for f := compress.Gzip; f <= compress.Zstd; f++ {
+		base = strings.TrimSuffix(base, f.Suffix())
+	}
+	match := bootName.FindStringSubmatch(base)
+	if match == nil {
+		return "", false
+	}
+	if path.Base(dir) == "boot" && !strings.Contains("/"+dir, "/lib/debug/") {
+		return match[3], true
+	}
+	release, rel := moduleRelease(name)
+	return release, rel == path.Base(name) && match[2] == "" && !strings.Contains(dir, "lib/debug/")
+}
+
+// isInner reports whether a file has the name of an archive with modules.
+func isInner(name string) bool {
+	dir, base := path.Split(name)
+	switch {
+	case strings.HasSuffix(base, ".efi"):
+		return strings.HasSuffix(dir, "EFI/Linux/") || strings.Contains(dir, "lib/modules/")
+	case strings.HasPrefix(base, "initrd"), strings.HasPrefix(base, "initramfs"):
+		release, rel := moduleRelease(name)
+		return strings.HasSuffix(dir, "boot/") || release != "" && strings.Count(rel, "/") == 0
+	}
+	return false
+}
