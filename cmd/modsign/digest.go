@@ -72,6 +72,9 @@ func (o *digestOptions) run(ctx context.Context, u *ui, args []string) error {
 	if err := checkOutput("--output", o.output, append(args, o.cert, string(o.policy))...); err != nil {
 		return err
 	}
+	if err := refusePackages(args); err != nil {
+		return err
+	}
 	policy, err := o.policy.read()
 	if err != nil {
 		return err

@@ -104,6 +104,9 @@ func (o *hashlistBuildOptions) check(args []string) error {
 			return err
 		}
 	}
+	if err := refusePackages(args); err != nil {
+		return err
+	}
 	return o.jobs.check()
 }
 

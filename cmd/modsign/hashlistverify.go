@@ -25,7 +25,7 @@ type hashlistVerifyOptions struct {
 func newHashlistVerifyCommand(u *ui) *cobra.Command {
 	var o hashlistVerifyOptions
 	cmd := &cobra.Command{
-		Use:   "verify {--list LIST | --kernel IMAGE} TREE | --installed [KVER]",
+		Use:   "verify {--list LIST | --kernel IMAGE} TREE|PACKAGE | --installed [KVER]",
 		Short: "Compare modules with a list, or with a kernel's built-in hashes",
 		Long: `Verify compares the modules in a directory lib/modules/KVER with a list, or with the
 hashes that a kernel has built in. It names every module that differs from the list,
@@ -36,7 +36,11 @@ modules.order in the directory.
 
 Modules with other hashes that the kernel loads for their signatures are "signed": it
 accepts signatures, and one of its built-in certificates fits. modsign verify --kernel
-takes more certificates. Verify follows symbolic links as modsign verify does.`,
+takes more certificates. Verify follows symbolic links as modsign verify does.
+
+Instead of the directory, a package or image with the modules will do, as for modsign
+verify. modules.order inside names them. Without --list and --kernel, the hashes of the
+kernel image inside count.`,
 		Example: `  modsign hashlist verify --list hashes /tmp/stage/lib/modules/6.12.0
   modsign hashlist verify --kernel /boot/vmlinuz-6.12.0 /lib/modules/6.12.0
   modsign hashlist verify --installed`,

@@ -46,8 +46,8 @@ var mayImport = map[string][]string{
 		"verify/machine",
 	},
 	"hashlist": {
-		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures", "internal/module",
-		"internal/batch", "internal/vmlinux",
+		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures",
+		"internal/batch", "internal/module", "internal/vmlinux",
 	},
 	"internal/module":        {"internal/compress", "internal/dirfd"},
 	"internal/onetime":       {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},

@@ -14,10 +14,11 @@ import (
 func newInspectCommand(u *ui) *cobra.Command {
 	var maxSize size
 	cmd := &cobra.Command{
-		Use:   "inspect MODULE...",
+		Use:   "inspect {MODULE | PACKAGE}...",
 		Short: "Describe modules and their signatures",
 		Long: `Inspect shows the contents of modules and of all their signatures, without a verdict:
 see verify for that. It looks at the same files as verify, over symbolic links too.
+It also describes the modules in packages and images, as verify finds them.
 sig_key and sig_hashalgo have the values that modinfo prints. Inspect also describes
 signatures in the format used before Linux 4.3, which no kernel since accepts.`,
 		Args: func(_ *cobra.Command, args []string) error {

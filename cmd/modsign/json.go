@@ -223,9 +223,9 @@ func newJSONSigner(s verify.Signer) jsonSigner {
 
 func newJSONInspected(d *verify.Description) jsonInspected {
 	o := jsonInspected{
-		Type: "module", Path: d.Path, Package: d.Archive, Target: d.Target, Format: d.Format, FileSize: d.FileSize, Size: d.Size,
-		Payload: d.Payload,
-		Layers:  []jsonLayer{}, Warnings: d.Warnings,
+		Type: "module", Path: d.Path, Package: d.Archive, Target: d.Target, Format: d.Format,
+		FileSize: d.FileSize, Size: d.Size, Payload: d.Payload,
+		Layers: []jsonLayer{}, Warnings: d.Warnings,
 	}
 	for _, l := range d.Layers {
 		o.Layers = append(o.Layers, newJSONLayer(l))

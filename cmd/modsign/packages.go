@@ -27,6 +27,16 @@ func packages(args []string) (packages, others []string) {
 	return packages, others
 }
 
+// refusePackages returns an error if one of the arguments is a package, for commands that write
+// modules.
+func refusePackages(args []string) error {
+	if pkgs, _ := packages(args); len(pkgs) > 0 {
+		return withHint(fmt.Errorf("%s: a package, an archive or an image, whose modules modsign reads and does not write",
+			pkgs[0]), "sign the modules before they are packed; modsign verify and inspect take the package itself")
+	}
+	return nil
+}
+
 // isPackage reports whether an argument is a package, or another archive with modules.
 func isPackage(arg string) bool {
 	pkgs, _ := packages([]string{arg})

@@ -100,6 +100,9 @@ func (o *signingOptions) plan(args []string) (p signPlan, err error) {
 
 // openTree finds and locks modules, and may wait for another run.
 func openTree(ctx context.Context, u *ui, source sign.Source, wait bool) (*sign.Tree, error) {
+	if err := refusePackages(source.Roots); err != nil {
+		return nil, err
+	}
 	if wait {
 		source.Wait = func(l *sign.LockedError) { u.Note("waiting for %s, which has locked %s", l.Holder, l.Path) }
 	}

@@ -29,7 +29,7 @@ type verifyOptions struct {
 func newVerifyCommand(u *ui) *cobra.Command {
 	o := verifyOptions{installedOptions: installedOptions{rootPaths: true}}
 	cmd := &cobra.Command{
-		Use:   "verify {[--kernel IMAGE | --installed [KVER]] [--cert FILE]...} PATH...",
+		Use:   "verify [--kernel IMAGE | --installed [KVER]] [--cert FILE]... {PATH | PACKAGE}...",
 		Short: "Check whether a kernel will load modules",
 		Long: `Verify reports for each module what a kernel would decide: trusted, not signed,
 unknown key, bad signature, malformed, unsupported, revoked or foreign. It also shows
@@ -60,12 +60,19 @@ directories, wherever they lead. Like depmod, it does not follow links named bui
 source. With --root, links lead where they would lead after chroot, also from PATHs
 below DIR.
 
+A PATH may be a package or an image with modules, which modsign does not unpack: .deb,
+.rpm, a container image (OCI layout as directory or tar archive, docker save), a tar
+archive, an initramfs, a unified kernel image. All modules inside are verified, wherever
+they are. Without --kernel, --installed and --cert, the kernel image inside decides.
+
 Verify lists the modules that are not trusted, one a line, and with --all every module.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
   modsign verify --installed
   modsign verify --running --installed
-  modsign verify --installed --mok efivars`,
+  modsign verify --installed --mok efivars
+  modsign verify linux-image-6.12.0-1-amd64_6.12.0-1_amd64.deb
+  modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /boot/initrd.img-6.12.0-1-amd64`,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), u, args) },
 	}
 	flags := cmd.Flags()

@@ -513,7 +513,7 @@ func (p *part) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b[:min(int64(len(b)), p.left)])
 	p.left -= int64(n)
 	if err == io.EOF && p.left > 0 {
-		err = io.ErrUnexpectedEOF
+		err = fmt.Errorf("archive is cut off in a file, %d bytes before its end: %w", p.left, io.ErrUnexpectedEOF)
 	} else if p.left == 0 {
 		err = nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -65,10 +66,14 @@ func (c *cpio) archive() error {
 
 // flush passes on the hard links that never got content: they are empty.
 func (c *cpio) flush() error {
+	var left [][]*File
 	for _, files := range c.waiting {
-		if files[0].Name == "" { // this one got content
-			continue
+		if files[0].Name != "" { // else it got content
+			left = append(left, files)
 		}
+	}
+	slices.SortFunc(left, func(a, b []*File) int { return strings.Compare(a[0].Name, b[0].Name) })
+	for _, files := range left {
 		for i, f := range files {
 			c.walk.kept -= int64(len(f.Name)) + keptEntry
 			if i > 0 {

@@ -513,7 +513,7 @@ func (r *run[J, T]) otherKernel(m Module) error {
 	if release == "" {
 		release = "no release"
 	}
-	return fmt.Errorf("%w of %s among the images of several kernels: %s", ErrNoKernel, release, strings.Join(names, ", "))
+	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, release, strings.Join(names, ", "))
 }
 
 // alias gives a link the result of what it leads to.
@@ -586,14 +586,14 @@ func (r *run[J, T]) outside() {
 	if r.found.Modules == 0 {
 		return
 	}
-	for at, target := range r.links {
+	for at := range r.links {
 		if release, _ := moduleRelease(at.name); release == "" || module.IsName(path.Base(at.name)) {
 			continue
 		}
 		if base := path.Base(at.name); base == "build" || base == "source" {
 			r.found.Skipped = append(r.found.Skipped, at.name)
 		} else if path.Ext(base) == "" && !r.inside(at) {
-			r.found.Outside = append(r.found.Outside, at.name+" -> "+target)
+			r.found.Outside = append(r.found.Outside, at.name)
 		}
 	}
 	slices.Sort(r.found.Skipped)

@@ -199,8 +199,11 @@ func (s *Scanner) lookInside(ctx context.Context, f *file, open opened, depth in
 		child := &file{path: name, archive: f.name(), mode: mode.Perm(), budget: f.budget, held: f.held}
 		s.files.Add(1)
 		if err := s.look(ctx, child, &stream{rest: content}, depth+1); err != nil {
-			if ctx.Err() != nil {
+			switch {
+			case ctx.Err() != nil:
 				return context.Cause(ctx)
+			case errors.Is(err, errBudget): // for all that is still to come, too
+				return err
 			}
 			s.fail(child, err)
 		}

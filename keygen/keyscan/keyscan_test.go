@@ -491,7 +491,7 @@ func TestWindow(t *testing.T) {
 	key := testmod.NewKey(t, "ecdsa:p256").KeyPEM
 	const window, overlap = 1 << 20, 64<<10 + 512
 	step := window - overlap
-	filler := bytes.Repeat([]byte("no key on this line\n"), 4*window/20)
+	filler := bytes.Repeat([]byte("no key on this line\n"), 3*window/20)
 	for _, at := range []int{
 		step - 2000, step - 300, step - 100, step - 20, step - 1, step, step + 20, step + 230, step + 250, step + 256,
 		step + 300, window - 100, window - 1, window, window + 1, 2*step - 10, 2*step + 255, 3 * step, len(filler) - len(key),
