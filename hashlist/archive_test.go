@@ -60,7 +60,9 @@ func TestVerifyArchive(t *testing.T) {
 		for _, test := range []struct {
 			name     string
 			r, given *Reference
-		}{{"list", NewReference(list), NewReference(list)}, {"kernel", byKernel, noNames}, {"its own kernel", byKernel, nil}} {
+		}{
+			{"list", NewReference(list), NewReference(list)}, {"kernel", byKernel, noNames}, {"its own kernel", byKernel, nil},
+		} {
 			want, _ := verdictsOn(t, test.r, dir)
 			got := make(map[string]Verdict)
 			summary, err := VerifyArchive(t.Context(), test.given, path, VerifyOptions{Result: func(r Result) {
@@ -86,7 +88,8 @@ func TestVerifyArchive(t *testing.T) {
 		t.Errorf("modules.order of another build: %v", err)
 	}
 	os.RemoveAll(filepath.Join(root, "boot"))
-	if _, err := VerifyArchive(t.Context(), nil, pack("none.tar.gz"), VerifyOptions{}); !errors.Is(err, archive.ErrNoKernel) {
+	_, err = VerifyArchive(t.Context(), nil, pack("none.tar.gz"), VerifyOptions{})
+	if !errors.Is(err, archive.ErrNoKernel) {
 		t.Errorf("no kernel: %v", err)
 	}
 	if _, err := VerifyArchive(t.Context(), new(Reference), pack("x.tar"), VerifyOptions{}); err == nil {
