@@ -360,6 +360,34 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// TestImages reads several images of one archive, each with a kernel of its own.
+func TestImages(t *testing.T) {
+	t.Parallel()
+	one := tarOf(t, file("boot/vmlinuz-1", "K"), file("lib/modules/1/a.ko", "m"))
+	two := tarOf(t, file("lib/modules/1/a.ko", "n"), file("boot/vmlinuz-1", "L"))
+	content := tarOf(t, file("one/layer.tar", one), file("two/layer.tar", two), file(manifestFile,
+		`[{"RepoTags":["linux:1"],"Layers":["one/layer.tar"]},{"RepoTags":["linux:2"],"Layers":["two/layer.tar"]}]`))
+	// The names are not those of docker save, which makes this a tar archive to Recognize.
+	a := inMemory(t, content, Limits{})
+	a.kind = Docker
+	var got []string
+	work := names()
+	work.Judge = nil
+	work.OpenKernel = func(k Kernel, r io.ReaderAt, size int64) (string, string, error) {
+		b := make([]byte, size)
+		_, err := r.ReadAt(b, 0)
+		return string(b), "", err
+	}
+	do := work.Do
+	work.Do = func(judge string, m Module) string { return m.Path() + " " + do(judge, m) }
+	work.Emit = func(s string) { got = append(got, s) }
+	found, err := Modules(t.Context(), a, work)
+	want := "linux:1:lib/modules/1/a.ko lib/modules/1/a.ko=mK linux:2:lib/modules/1/a.ko lib/modules/1/a.ko=nL"
+	if text := strings.Join(got, " "); err != nil || text != want || len(found.Kernels) != 2 {
+		t.Errorf("%q, error %v, kernels %v", text, err, found.Kernels)
+	}
+}
+
 // TestStripped reads an rpm whose payload leaves out what the header has.
 func TestStripped(t *testing.T) {
 	t.Parallel()

@@ -42,7 +42,7 @@ const (
 type Module struct {
 	Name   string // the path in the archive
 	Image  string // as File.Image
-	Target string // the name of the file, if Name leads to it over links
+	Target string // the name of the file, if Name leads to it over symbolic links
 	// Release is the kernel's, if the module is below lib/modules/KVER, and Rel the path
 	// below that.
 	Release, Rel string
@@ -172,6 +172,7 @@ type kernel[J any] struct {
 type pending struct {
 	Module
 	i       int
+	hard    string         // the name that this is a hard link to
 	content *module.Stored // nil: it is to be read again
 }
 
@@ -192,7 +193,7 @@ func (r *run[J, T]) all() error {
 	// Symbolic links may lead to hard links.
 	for _, hard := range []bool{true, false} {
 		for _, p := range r.aliases {
-			if hard == (p.Target != "") {
+			if hard == (p.hard != "") {
 				r.alias(p)
 			}
 		}
@@ -283,7 +284,7 @@ func (r *run[J, T]) module(f *File) error {
 		return err
 	}
 	if f.Link != "" { // a hard link
-		p.Target = f.Link
+		p.hard = f.Link
 		r.aliases = append(r.aliases, p)
 		return nil
 	}
@@ -523,11 +524,9 @@ func (r *run[J, T]) alias(p pending) {
 		var judge J
 		r.put(p, r.Do(judge, p.Module))
 	}
-	name, target := p.Name, p.Target
-	if target == "" {
-		target = r.links[place{p.Image, name}]
-	} else {
-		name = target
+	name := p.Name
+	if p.hard != "" {
+		name = p.hard
 	}
 	real, err := r.resolve(p.Image, name)
 	if err != nil {
@@ -539,12 +538,14 @@ func (r *run[J, T]) alias(p pending) {
 	r.mu.Unlock()
 	switch {
 	case ok:
-		p.Target = real
+		if p.hard == "" {
+			p.Target = real
+		}
 		r.put(p, r.Alias(p.Module, of))
-	case p.Target != "":
-		fail(fmt.Errorf("hard link to %s, which is not in the archive", target))
+	case p.hard != "":
+		fail(fmt.Errorf("hard link to %s, which is not in the archive", p.hard))
 	default:
-		fail(fmt.Errorf("symbolic link to %s, which is no module in the archive", target))
+		fail(fmt.Errorf("symbolic link to %s, which is no module in the archive", r.links[place{p.Image, name}]))
 	}
 }
 
