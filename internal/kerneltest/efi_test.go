@@ -269,9 +269,12 @@ func TestSecureBoot(t *testing.T) {
 	files := map[string]string{
 		"modsign": program(t), "vmlinuz": kernel.Image, "config": kernel.Config,
 	}
-	verdicts, results, console := guest(t, image, cases, files, [][]string{
-		{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"},
-	}, secureMachine(variableStore(t, variables))...)
+	commands := [][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}}
+	if full() { // it takes its time in an emulated machine
+		commands = append(commands, []string{"/modsign", "explain", "--kernel", "/vmlinuz", "--running", "--config", "/config",
+			"--json", "/cases/3.ko", "/cases/7.ko"})
+	}
+	verdicts, results, console := guest(t, image, cases, files, commands, secureMachine(variableStore(t, variables))...)
 
 	// What verify says, from the variables as files.
 	root := t.TempDir()
@@ -308,6 +311,16 @@ func TestSecureBoot(t *testing.T) {
 	for i, v := range verdicts {
 		_, id := compareReason(t, explained, dir, cases[i], v)
 		t.Logf("%s: %s", v.Name, id)
+	}
+
+	// And in the machine, of the running kernel.
+	for _, want := range []string{
+		`"path":"/cases/3.ko","verdict":"loads"`, `"path":"/cases/7.ko","verdict":"refused"`, `"id":"unknown-key"`,
+		`"enforcement":"sig_enforce"`,
+	} {
+		if full() && !strings.Contains(results[1].Output, want) {
+			t.Errorf("explain does not say %s in the machine, but %s", want, results[1].Output)
+		}
 	}
 
 	// What doctor says in the machine: its keyrings are those that were predicted.
