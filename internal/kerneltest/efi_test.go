@@ -271,8 +271,8 @@ func TestSecureBoot(t *testing.T) {
 	}
 	commands := [][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}}
 	if full() { // it takes its time in an emulated machine
-		commands = append(commands, []string{"/modsign", "explain", "--kernel", "/vmlinuz", "--running", "--config", "/config",
-			"--json", "/cases/3.ko", "/cases/7.ko"})
+		commands = append(commands, []string{"/modsign", "explain", "--kernel", "/vmlinuz", "--running",
+			"--config", "/config", "--json", "/cases/3.ko", "/cases/7.ko"})
 	}
 	verdicts, results, console := guest(t, image, cases, files, commands, secureMachine(variableStore(t, variables))...)
 
