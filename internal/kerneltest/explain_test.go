@@ -21,6 +21,7 @@ import (
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/explain"
+	"github.com/modsign/modsign/verify/machine"
 )
 
 // A reason is a case with the cause that explain must find first. The kernel must load a
@@ -224,6 +225,37 @@ func compareReason(t *testing.T, k *explain.Kernel, dir string, c Case, kernel V
 			int(first.Errno), first.Log)
 	}
 	return report, first.ID
+}
+
+// explains compares what explain says of cases with a machine whose variables are files below a
+// root directory, and returns the causes by the names of the cases.
+func explains(
+	t *testing.T, console []byte, cases []Case, kernel testmod.Kernel, keys *verify.Keyring, root string,
+) map[string]explain.ID {
+	t.Helper()
+	verdicts, err := parseConsole(console, cases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := machine.Read(root, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := kbuild.OpenConfig(kernel.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := explain.Open(t.Context(), explain.Source{
+		Image: kernel.Image, Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, causes := t.TempDir(), make(map[string]explain.ID)
+	for i, v := range verdicts {
+		_, causes[v.Name] = compareReason(t, k, dir, cases[i], v)
+	}
+	return causes
 }
 
 // tolerates compares explain with the kernel without CONFIG_MODULE_SIG_FORCE: as it is, locked
