@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/modsign/modsign/internal/efi"
@@ -111,8 +112,8 @@ func bootShim(t testing.TB, key *testmod.Key, image, vars string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return machineOf(t, append(secureMachine(vars), "-drive", "if=none,id=esp,format=raw,file=fat:rw:"+partition, "-device",
-		"virtio-blk-pci,drive=esp")...)
+	return machineOf(t, append(secureMachine(vars),
+		"-drive", "if=none,id=esp,format=raw,file=fat:rw:"+partition, "-device", "virtio-blk-pci,drive=esp")...)
 }
 
 // A shimMachine boots kernels by shim, with a machine owner key on MokList.
@@ -153,8 +154,9 @@ func (m *shimMachine) boot(t *testing.T, name string, kernel testmod.Kernel, cas
 		{"db", efi.Security, authenticated, certificates(m.platform, m.onDB)},
 	}
 	mokList, mokListX := certificates(m.mok, m.revoked), certificates(m.revoked)
-	console := bootShim(t, m.platform, unifiedImage(t, m.platform, kernel.Image, initrd), variableStore(t, append(append(firmware,
-		efiVariable{"MokList", efi.Shim, 3, mokList}, efiVariable{"MokListX", efi.Shim, 3, mokListX}), variables...)))
+	lists := []efiVariable{{"MokList", efi.Shim, 3, mokList}, {"MokListX", efi.Shim, 3, mokListX}}
+	console := bootShim(t, m.platform, unifiedImage(t, m.platform, kernel.Image, initrd),
+		variableStore(t, slices.Concat(firmware, lists, variables)))
 
 	// What shim makes of that for the kernel.
 	root := t.TempDir()
