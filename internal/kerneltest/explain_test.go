@@ -132,6 +132,7 @@ func explainCases(t testing.TB, pairs keys, tree *Tree, format compress.Format, 
 	compressed("", "compressed", modsignCompress(t, format, good))
 	compressed(explain.SignedCompressedFile, "compressed, and then signed", sign(modsignCompress(t, format, payload)))
 	compressed("", "signed, compressed, and signed", sign(modsignCompress(t, format, good)))
+	compressed("", "compressed, with something behind it", append(modsignCompress(t, format, good), "rubbish"...))
 	compressed(explain.CompressionRefused, "xz with CRC64", filter(t, good, "xz", "-c"))
 	compressed(explain.CompressionRefused, "xz with SHA-256", filter(t, good, "xz", "--check=sha256", "-c"))
 	compressed(explain.CompressionRefused, "xz with a delta filter",
