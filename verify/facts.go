@@ -80,6 +80,10 @@ func (f Facts) or(others Facts) Facts {
 // prints it. set reports whether a symbol, without CONFIG_, is y.
 func ConfigFacts(release string, set func(symbol string) bool) Facts {
 	fact := func(symbol string) Fact { return factOf(set(symbol)) }
+	platform := patchedBy(release)
+	if set("MODULE_SIG_PLATFORM") { // of a proposed patch that some kernels have
+		platform = Yes
+	}
 	return Facts{
 		Secondary:        fact("SECONDARY_TRUSTED_KEYRING"),
 		SecondaryBuiltin: fact("SECONDARY_TRUSTED_KEYRING_SIGNED_BY_BUILTIN"),
@@ -95,7 +99,7 @@ func ConfigFacts(release string, set func(symbol string) bool) Facts {
 		Revocation: fact("SYSTEM_REVOCATION_LIST"),
 		Enforced: factOf(set("MODULE_SIG_FORCE") || set("LOCK_DOWN_KERNEL_FORCE_INTEGRITY") ||
 			set("LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY")),
-		PlatformModules: patchedBy(release),
+		PlatformModules: platform,
 	}
 }
 

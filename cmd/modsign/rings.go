@@ -51,6 +51,9 @@ func (o *ringOptions) given() bool {
 
 // apply gives the keyring what the flags name. kernel may be nil; image is its image, or empty.
 func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, root string) error {
+	if !o.given() && o.config == "" {
+		return nil
+	}
 	if err := o.follow(keys, kernel, image); err != nil {
 		return err
 	}
