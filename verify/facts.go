@@ -33,10 +33,11 @@ type Facts struct {
 	MachineCAMax     Fact // CONFIG_INTEGRITY_CA_MACHINE_KEYRING_MAX: and not those with the usage digitalSignature
 	Platform         Fact // CONFIG_INTEGRITY_PLATFORM_KEYRING: there is .platform
 	LoadUEFI         Fact // CONFIG_LOAD_UEFI_KEYS: the kernel reads db, dbx and shim's lists
-	Trusted          Fact // CONFIG_INTEGRITY_TRUSTED_KEYRING
+	Trusted          Fact // CONFIG_INTEGRITY_TRUSTED_KEYRING, without which MachineCA leaves no .machine
 	// The kernel asks the firmware whether Secure Boot is on; else it takes it for off, and
-	// reads no list of shim. From Linux 6.12 on with CONFIG_EFI, in 6.1 with
-	// CONFIG_IMA_SECURE_AND_OR_TRUSTED_BOOT.
+	// reads no list of shim. In 7.2, and in later releases of 6.12, with
+	// CONFIG_HAVE_ARCH_GET_SECUREBOOT, which EFI brings; in others with
+	// CONFIG_IMA_SECURE_AND_OR_TRUSTED_BOOT, which CONFIG_IMA_ARCH_POLICY brings.
 	SecureBoot Fact
 	Blacklist  Fact // CONFIG_SYSTEM_BLACKLIST_KEYRING: there is .blacklist
 	Revocation Fact // CONFIG_SYSTEM_REVOCATION_LIST: certificates in .blacklist count
@@ -79,6 +80,10 @@ func (f Facts) or(others Facts) Facts {
 // prints it. set reports whether a symbol, without CONFIG_, is y.
 func ConfigFacts(release string, set func(symbol string) bool) Facts {
 	fact := func(symbol string) Fact { return factOf(set(symbol)) }
+	platform := patchedBy(release)
+	if set("MODULE_SIG_PLATFORM") { // of a proposed patch that some kernels have
+		platform = Yes
+	}
 	return Facts{
 		Secondary:        fact("SECONDARY_TRUSTED_KEYRING"),
 		SecondaryBuiltin: fact("SECONDARY_TRUSTED_KEYRING_SIGNED_BY_BUILTIN"),
@@ -88,13 +93,13 @@ func ConfigFacts(release string, set func(symbol string) bool) Facts {
 		Platform:         fact("INTEGRITY_PLATFORM_KEYRING"),
 		LoadUEFI:         fact("LOAD_UEFI_KEYS"),
 		Trusted:          fact("INTEGRITY_TRUSTED_KEYRING"),
-		// Both symbols exist in no one version: one without the symbol does not need it.
+		// A version with the newer symbol does not ask for the older one.
 		SecureBoot: factOf(set("IMA_SECURE_AND_OR_TRUSTED_BOOT") || set("HAVE_ARCH_GET_SECUREBOOT")),
 		Blacklist:  fact("SYSTEM_BLACKLIST_KEYRING"),
 		Revocation: fact("SYSTEM_REVOCATION_LIST"),
 		Enforced: factOf(set("MODULE_SIG_FORCE") || set("LOCK_DOWN_KERNEL_FORCE_INTEGRITY") ||
 			set("LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY")),
-		PlatformModules: patchedBy(release),
+		PlatformModules: platform,
 	}
 }
 

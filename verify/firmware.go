@@ -233,9 +233,9 @@ func (k *Keyring) loadRejected(lists []List, skip string) {
 			case skip != "" || k.facts.Blacklist == No:
 			case e.Type == efi.X509SHA256:
 				// The kernel takes the time of revocation for a part of the hash.
-				k.late = append(k.late, "tbs:"+hex.EncodeToString(e.Data))
+				k.late["tbs:"+hex.EncodeToString(e.Data)] = true
 			case e.Type == efi.SHA256:
-				k.late = append(k.late, "bin:"+hex.EncodeToString(e.Data))
+				k.late["bin:"+hex.EncodeToString(e.Data)] = true
 			}
 		}
 	}
@@ -283,8 +283,8 @@ func (k *Keyring) settle() {
 		return
 	}
 	for _, d := range k.live[Blacklist] {
-		if isHash(d) && !slices.Contains(k.hashes, d) && !slices.Contains(k.late, d) {
-			k.late = append(k.late, d)
+		if isHash(d) {
+			k.late[d] = true
 		}
 	}
 	for i := range k.held {

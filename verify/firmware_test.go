@@ -189,3 +189,22 @@ func TestFollowRunning(t *testing.T) {
 		t.Errorf("unmatched: %s", got)
 	}
 }
+
+// No list of the firmware makes a keyring fail, or trust what is on no list.
+func FuzzFirmware(f *testing.F) {
+	key := testmod.NewKey(f, "ecdsa:p256")
+	certs := efi.Append(nil, efi.X509, efi.Shim, key.Certificate.Raw)
+	f.Add(certs)
+	f.Add(efi.Append(certs, efi.X509SHA256, efi.Security, make([]byte, 48)))
+	f.Add(efi.Append(efi.Append(nil, efi.SHA256, efi.Security, make([]byte, 32)), efi.X509, efi.Shim, []byte{0x30, 0x82}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		list := []List{ParseList("list", data)}
+		keys := new(Keyring)
+		if err := keys.AddFirmware(Firmware{DB: list, DBX: list, MokList: list, MokListX: list}); err != nil {
+			t.Fatal(err)
+		}
+		if len(keys.Known()) != 4*len(list[0].Certificates()) {
+			t.Fatalf("%d certificates known of %d in four lists", len(keys.Known()), len(list[0].Certificates()))
+		}
+	})
+}

@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -42,8 +43,8 @@ type Keyring struct {
 	platform *cms.Keyring       // nil if it does not count
 	revoked  *cms.Keyring
 	source   map[*cms.Certificate]string
-	late     []string // hashes that came to the blacklist from the firmware
-	noted    []string // warnings about what was derived
+	late     map[string]bool // hashes that came to the blacklist from the firmware
+	noted    []string        // warnings about what was derived
 
 	hashList           Hashes
 	hashed, hashesOnly bool
@@ -355,7 +356,8 @@ func (k *Keyring) add(ring Ring, source string, certs ...*cms.Certificate) {
 
 // blacklists reports whether a kernel has a certificate on its blacklist.
 func (k *Keyring) blacklists(c *cms.Certificate) bool {
-	return c.Blacklisted(k.hashes) || c.Blacklisted(k.late)
+	sum := c.TBSHash()
+	return c.Blacklisted(k.hashes) || sum != nil && k.late["tbs:"+hex.EncodeToString(sum)]
 }
 
 // Len returns how many certificates the keyring trusts.

@@ -181,7 +181,7 @@ func (k *Keyring) Counts(ring Ring) (counts bool, why string) {
 
 // index finds the place of each certificate, and makes the keyrings.
 func (k *Keyring) index() {
-	k.held, k.late, k.noted = nil, nil, nil
+	k.held, k.late, k.noted = nil, make(map[string]bool), nil
 	k.source = make(map[*cms.Certificate]string)
 	// The firmware's keys come when the built-in ones are there, and vouch for others.
 	for _, ring := range []Ring{Builtin, Machine, Platform, Secondary, Blacklist} {

@@ -1,8 +1,10 @@
 package verify
 
 import (
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,6 +79,40 @@ func TestRings(t *testing.T) {
 		matches := keys.Lookup(r.Signers[0].Signer)
 		if len(matches) == 0 || !matches[0].SameKey {
 			t.Errorf("%s: Lookup found %v", test.name, matches)
+		}
+	}
+}
+
+// Who may vouch for a certificate that root adds to .secondary_trusted_keys.
+func TestSecondary(t *testing.T) {
+	t.Parallel()
+	ca, leaf := testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
+	template := *leaf.Certificate
+	template.AuthorityKeyId, template.SignatureAlgorithm = ca.Certificate.SubjectKeyId, 0
+	der, err := x509.CreateCertificate(rand.Reader, &template, ca.Certificate, leaf.Private.Public(), ca.Private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued := mustParse(t, der)
+	for _, test := range []struct {
+		name  string
+		ca    Ring
+		facts Facts
+		want  Ring
+	}{
+		{"built-in", Builtin, Facts{}, Secondary},
+		{"built-in, which alone may", Builtin, Facts{SecondaryBuiltin: Yes}, Secondary},
+		{"enrolled", Machine, Facts{}, Secondary},
+		{"enrolled, and built-in keys alone may", Machine, Facts{SecondaryBuiltin: Yes}, ""},
+		{"of the firmware", Platform, Facts{PlatformModules: Yes}, ""},
+	} {
+		keys := new(Keyring)
+		if err := errors.Join(keys.AddTo(Secondary, issued, "root"), keys.AddTo(test.ca, ca.Certificate, "authority"),
+			keys.Follow(test.facts)); err != nil {
+			t.Fatal(err)
+		}
+		if got := ringOf(t, keys, issued); got.Ring != test.want || got.Counts != (test.want != "") {
+			t.Errorf("%s: %+v", test.name, got)
 		}
 	}
 }

@@ -25,7 +25,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -273,8 +272,7 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 // blacklistsModule returns the hash of a module, with its signature, if the kernel compares
 // that with its blacklist and finds it there.
 func (k *Keyring) blacklistsModule(ctx context.Context, m io.ReaderAt, size int64) (string, error) {
-	isModule := func(entry string) bool { return strings.HasPrefix(entry, "bin:") }
-	if k.facts.ModuleHashes != Yes || !slices.ContainsFunc(k.hashes, isModule) && !slices.ContainsFunc(k.late, isModule) {
+	if k.facts.ModuleHashes != Yes || len(k.hashes)+len(k.late) == 0 {
 		return "", nil
 	}
 	sum := sha256.New()
@@ -282,7 +280,7 @@ func (k *Keyring) blacklistsModule(ctx context.Context, m io.ReaderAt, size int6
 		return "", err
 	}
 	hash := hex.EncodeToString(sum.Sum(nil))
-	if slices.Contains(k.hashes, "bin:"+hash) || slices.Contains(k.late, "bin:"+hash) {
+	if slices.Contains(k.hashes, "bin:"+hash) || k.late["bin:"+hash] {
 		return hash, nil
 	}
 	return "", nil

@@ -115,7 +115,7 @@ func (o *doctorOptions) run(u *ui) error {
 func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	keys *verify.Keyring, name string, unread []machine.Problem, err error,
 ) {
-	rings := ringOptions{config: o.config}
+	rings := ringOptions{config: o.config, running: filepath.Clean(o.root) == "/" && o.kernel == ""}
 	of := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
 	var found *kernel
 	image := o.image

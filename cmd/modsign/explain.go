@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
@@ -153,7 +154,11 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	case o.image != "" && o.installed != "":
 		return nil, usagef("--kernel and --installed choose two kernels: give one of them")
 	case o.image != "":
-		s.Name, s.Image, s.Running = o.image, o.image, o.rings.running
+		s.Name, s.Image = o.image, o.image
+		if o.rings.running {
+			s.Running, s.Release = true, runningRelease()
+			s.Name = "the running kernel " + s.Release
+		}
 		if version, ok := strings.CutPrefix(filepath.Base(o.image), "vmlinuz-"); ok {
 			s.Modules = dirOrNone(filepath.Join(filepath.Dir(o.image), "../lib/modules", version))
 		}
@@ -211,6 +216,15 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	}
 	s.KeyPairs = append(s.KeyPairs, explain.MachineKeys(o.root, s.Release)...)
 	return explain.Open(ctx, s)
+}
+
+// runningRelease is what uname -r prints.
+func runningRelease() string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(uts.Release[:])
 }
 
 // readConfig finds the configuration of the kernel: the file that is given, the one beside the

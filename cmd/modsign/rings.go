@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -48,6 +51,9 @@ func (o *ringOptions) given() bool {
 
 // apply gives the keyring what the flags name. kernel may be nil; image is its image, or empty.
 func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, root string) error {
+	if !o.given() && o.config == "" {
+		return nil
+	}
 	if err := o.follow(keys, kernel, image); err != nil {
 		return err
 	}
@@ -122,15 +128,37 @@ func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string)
 	case path != "":
 		config, err = kbuild.OpenConfig(path)
 		if o.config == "" && errors.Is(err, fs.ErrNotExist) {
-			return nil
+			err = nil
 		}
 	case kernel != nil:
 		config, err = kernel.Config()
+	}
+	if err == nil && config == nil && o.running {
+		config, err = runningConfig()
 	}
 	if err != nil || config == nil {
 		return err
 	}
 	return keys.Follow(verify.ConfigFacts(release, config.Bool))
+}
+
+// runningConfig reads the configuration that the running kernel has inside. It is nil if it has
+// none.
+func runningConfig() (kbuild.Config, error) {
+	const path = "/proc/config.gz"
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return kbuild.ReadConfig(io.LimitReader(text, 4<<20))
 }
 
 // ringLines describe the keyrings for people: those that count, and why others do not.

@@ -24,8 +24,8 @@ type Rules struct {
 	// (x509_akid.asn1).
 	otherNames bool
 	// A message is compared with the revoked certificates whatever keyring is meant: in
-	// 6.12. In 6.1 only for the platform keyring, which is not for modules
-	// (certs/system_keyring.c).
+	// 6.12. In 6.1 only for the platform keyring, which is for modules in kernels of some
+	// distributions alone (certs/system_keyring.c).
 	revocation bool
 	// The hash of a blacklisted certificate (tbs:) is its SHA-256: in 7.2. In 6.12 it is
 	// that of the signature on it (x509_public_key.c).

@@ -74,14 +74,20 @@ func boot(t testing.TB, image, initrd string, devices ...string) []byte {
 // bootWith is boot with more parameters of the kernel.
 func bootWith(t testing.TB, image, initrd string, parameters []string, devices ...string) []byte {
 	t.Helper()
+	cmdline := strings.Join(append([]string{"console=ttyS0 panic=-1 tsc=unstable"}, parameters...), " ")
+	return machineOf(t, append([]string{"-kernel", image, "-initrd", initrd, "-append", cmdline}, devices...)...)
+}
+
+// machineOf runs a machine, and returns what the console shows until the machine ends.
+func machineOf(t testing.TB, devices ...string) []byte {
+	t.Helper()
 	qemu := testmod.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, qemu, append([]string{
 		"-accel", "tcg", "-cpu", "max", "-m", "512", "-display", "none", "-monitor",
 		"none", "-nic", "none", "-serial", "stdio",
-		"-no-reboot", "-kernel", image, "-initrd", initrd, "-append",
-		strings.Join(append([]string{"console=ttyS0 panic=-1 tsc=unstable"}, parameters...), " "),
+		"-no-reboot",
 	}, devices...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -90,7 +96,7 @@ func bootWith(t testing.TB, image, initrd string, parameters []string, devices .
 		err = fmt.Errorf("not done within %s", bootLimit)
 	}
 	if err != nil {
-		t.Fatalf("%s: %v\n%s%s", image, err, stderr.Bytes(), tail(console))
+		t.Fatalf("%q: %v\n%s%s", devices, err, stderr.Bytes(), tail(console))
 	}
 	return console
 }

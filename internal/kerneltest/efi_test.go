@@ -191,14 +191,10 @@ func program(t testing.TB) string {
 	return path
 }
 
-// guest boots a kernel with cases, files and commands.
-func guest(t testing.TB, image string, cases []Case, files map[string]string, commands [][]string, devices ...string) (
-	[]Verdict, []result, []byte,
-) {
+// packGuest writes an initramfs with cases, files and commands.
+func packGuest(t testing.TB, initrd string, cases []Case, files map[string]string, commands [][]string) {
 	t.Helper()
-	dir := t.TempDir()
-	initrd := filepath.Join(dir, "initrd")
-	a := newInitramfs(t, initrd, loader(t, dir))
+	a := newInitramfs(t, initrd, loader(t, t.TempDir()))
 	a.addJSON(t, "commands.json", commands)
 	list := slices.Clone(cases)
 	for i := range list {
@@ -212,16 +208,6 @@ func guest(t testing.TB, image string, cases []Case, files map[string]string, co
 	if err := a.close(); err != nil {
 		t.Fatal(err)
 	}
-	console := boot(t, image, initrd, devices...)
-	verdicts, err := parseConsole(console, cases)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, tail(console))
-	}
-	results, _, err := fromLoader[result](console, "modsign-result")
-	if err != nil || len(results) != len(commands) {
-		t.Fatalf("%d results of %d commands, %v", len(results), len(commands), err)
-	}
-	return verdicts, results, console
 }
 
 // Debian's own kernel with Secure Boot: keys of db, MokListRT, and what dbx and MokListXRT
@@ -269,24 +255,86 @@ func TestSecureBoot(t *testing.T) {
 	files := map[string]string{
 		"modsign": program(t), "vmlinuz": kernel.Image, "config": kernel.Config,
 	}
-	verdicts, results, console := guest(t, image, cases, files, [][]string{
-		{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"},
-	}, secureMachine(variableStore(t, variables))...)
-
-	// What verify says, from the variables as files.
+	initrd := filepath.Join(t.TempDir(), "initrd")
+	commands := [][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}}
+	if full() { // it takes its time in an emulated machine
+		commands = append(commands, []string{"/modsign", "explain", "--kernel", "/vmlinuz", "--running",
+			"--config", "/config", "--json", "/cases/3.ko", "/cases/7.ko"})
+	}
+	packGuest(t, initrd, cases, files, commands)
+	console := boot(t, image, initrd, secureMachine(variableStore(t, variables))...)
 	root := t.TempDir()
 	efivars(t, root, append(variables,
 		efiVariable{"SecureBoot", efi.Global, 6, []byte{1}}, efiVariable{"SetupMode", efi.Global, 6, []byte{0}}))
-	config, err := kbuild.OpenConfig(files["config"])
+	keys := predicted(t, kernel.Image, kernel.Config, kernel.Version, root)
+	agrees(t, console, cases, keys)
+	causes := explains(t, console, cases, kernel, keys, root)
+	for name, want := range map[string]explain.ID{
+		"MOK": "", "MOK, hash on MokListXRT": explain.KeyDropped, "unknown": explain.UnknownKey,
+		"hash of the module on dbx": explain.ModuleBlacklisted,
+	} {
+		if causes[name] != want {
+			t.Errorf("%s: the cause is %q, expected %q", name, causes[name], want)
+		}
+	}
+	if !full() {
+		return
+	}
+	// In the machine, of the running kernel.
+	results, _, err := fromLoader[result](console, "modsign-result")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"path":"/cases/3.ko","verdict":"loads"`, `"path":"/cases/7.ko","verdict":"refused"`, `"id":"unknown-key"`,
+		`"enforcement":"sig_enforce"`,
+	} {
+		if !strings.Contains(results[1].Output, want) {
+			t.Errorf("explain does not say %s in the machine, but %s", want, results[1].Output)
+		}
+	}
+}
+
+// predicted returns the keyrings of a kernel that boots on a machine whose variables are files
+// below a root directory.
+func predicted(t testing.TB, image, config, release, root string) *verify.Keyring {
+	t.Helper()
+	c, err := kbuild.OpenConfig(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	state, err := machine.Read(root, false)
-	keys := new(verify.Keyring)
-	err = errors.Join(err, keys.AddImage(kernel.Image), keys.Follow(verify.ConfigFacts(kernel.Version, config.Bool)),
-		state.Apply(keys))
 	if err != nil {
 		t.Fatal(err)
+	}
+	keys := new(verify.Keyring)
+	err = errors.Join(keys.AddImage(image), keys.Follow(verify.ConfigFacts(release, c.Bool)), state.Apply(keys))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// doctored is what doctor says of the machine.
+type doctored struct {
+	Type           string `json:"message_type"`
+	SecureBoot     *bool  `json:"secure_boot"`
+	ShimTable      bool   `json:"shim_table"`
+	MokListTrusted *bool  `json:"mok_list_trusted"`
+	Keys           []struct{ Keyring, Certificate, Problem string }
+}
+
+// agrees compares a machine with what was predicted: each load, and the keyrings in which
+// doctor, inside of the machine, finds the keys. It returns what doctor says.
+func agrees(t *testing.T, console []byte, cases []Case, keys *verify.Keyring) (said doctored) {
+	t.Helper()
+	verdicts, err := parseConsole(console, cases)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, tail(console))
+	}
+	results, _, err := fromLoader[result](console, "modsign-result")
+	if err != nil || len(results) == 0 {
+		t.Fatal(results, err)
 	}
 	for i, v := range verdicts {
 		r := verify.Module(bytes.NewReader(cases[i].Data), int64(len(cases[i].Data)), keys)
@@ -296,37 +344,15 @@ func TestSecureBoot(t *testing.T) {
 		}
 		t.Logf("%s: %v, %s", v.Name, v.Errno, r.Verdict)
 	}
-
-	// What explain says: the machine with Secure Boot enforces signatures.
-	explained, err := explain.Open(t.Context(), explain.Source{
-		Image: kernel.Image, Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	for i, v := range verdicts {
-		_, id := compareReason(t, explained, dir, cases[i], v)
-		t.Logf("%s: %s", v.Name, id)
-	}
-
-	// What doctor says in the machine: its keyrings are those that were predicted.
-	t.Logf("doctor: exit code %d\n%s", results[0].Code, results[0].Output)
-	type key struct{ Keyring, Certificate, Problem string }
-	var found struct {
-		Type                 string `json:"message_type"`
-		SecureBoot, Enforced *bool
-		Keys                 []key
-	}
 	for line := range strings.Lines(results[0].Output) {
 		if strings.HasPrefix(line, "{") && strings.Contains(line, `"message_type":"machine"`) {
-			if err := json.Unmarshal([]byte(line), &found); err != nil {
+			if err := json.Unmarshal([]byte(line), &said); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	var got, want []string
-	for _, k := range found.Keys {
+	for _, k := range said.Keys {
 		if strings.Contains(k.Problem, "running kernel") {
 			t.Errorf("doctor: %+v", k)
 		}
@@ -336,9 +362,7 @@ func TestSecureBoot(t *testing.T) {
 		want = append(want, string(k.Ring)+" "+k.Name)
 	}
 	if !slices.Equal(got, want) || len(want) == 0 {
-		t.Errorf("doctor finds\n%q, predicted was\n%q", got, want)
+		t.Errorf("doctor finds\n%q, predicted was\n%q\n%s", got, want, results[0].Output)
 	}
-	if t.Failed() {
-		t.Logf("%s", console)
-	}
+	return said
 }

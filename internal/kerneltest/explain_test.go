@@ -21,6 +21,7 @@ import (
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/explain"
+	"github.com/modsign/modsign/verify/machine"
 )
 
 // A reason is a case with the cause that explain must find first. The kernel must load a
@@ -131,6 +132,7 @@ func explainCases(t testing.TB, pairs keys, tree *Tree, format compress.Format, 
 	compressed("", "compressed", modsignCompress(t, format, good))
 	compressed(explain.SignedCompressedFile, "compressed, and then signed", sign(modsignCompress(t, format, payload)))
 	compressed("", "signed, compressed, and signed", sign(modsignCompress(t, format, good)))
+	compressed("", "compressed, with something behind it", append(modsignCompress(t, format, good), "rubbish"...))
 	compressed(explain.CompressionRefused, "xz with CRC64", filter(t, good, "xz", "-c"))
 	compressed(explain.CompressionRefused, "xz with SHA-256", filter(t, good, "xz", "--check=sha256", "-c"))
 	compressed(explain.CompressionRefused, "xz with a delta filter",
@@ -226,35 +228,75 @@ func compareReason(t *testing.T, k *explain.Kernel, dir string, c Case, kernel V
 	return report, first.ID
 }
 
-// tolerates compares explain with the kernel without CONFIG_MODULE_SIG_FORCE: as it is, and
-// locked down.
+// explains compares what explain says of cases with a machine whose variables are files below a
+// root directory, and returns the causes by the names of the cases.
+func explains(
+	t *testing.T, console []byte, cases []Case, kernel testmod.Kernel, keys *verify.Keyring, root string,
+) map[string]explain.ID {
+	t.Helper()
+	verdicts, err := parseConsole(console, cases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := machine.Read(root, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := kbuild.OpenConfig(kernel.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := explain.Open(t.Context(), explain.Source{
+		Image: kernel.Image, Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, causes := t.TempDir(), make(map[string]explain.ID)
+	for i, v := range verdicts {
+		_, causes[v.Name] = compareReason(t, k, dir, cases[i], v)
+	}
+	return causes
+}
+
+// tolerates compares explain with the kernel without CONFIG_MODULE_SIG_FORCE: as it is, locked
+// down, and with parameters. It lacks ECDSA and SHA-3 too.
 func (j judge) tolerates(t *testing.T, tree *Tree, pairs keys) {
-	tree.Reconfigure(t, "# CONFIG_MODULE_SIG_FORCE is not set\n")
+	tree.Reconfigure(t, "# CONFIG_MODULE_SIG_FORCE is not set\n# CONFIG_CRYPTO_ECDSA is not set\n"+
+		"# CONFIG_CRYPTO_SHA3 is not set\n")
 	tree.Make(t, "bzImage")
 	payload := modulePayload(t, tree)
-	good := pairs.signed(t, keygen.ECDSAP256.String(), payload)
+	rsa := keygen.RSA2048.String()
+	good := pairs.signed(t, rsa, payload)
 	magic := bytes.Replace(payload, []byte(" mod_unload "), []byte(" mod_UNLOAD "), 1)
-	cases := func(unsigned, magic explain.ID, wrongMagic []byte) []reason {
-		return []reason{
-			{Case{Name: "explain, good", Data: good}, ""},
-			{Case{Name: "explain, not signed", Data: payload}, unsigned},
-			{Case{Name: "explain, changed", Data: changed(good, len(payload)/2)}, explain.Changed},
-			{Case{Name: "explain, vermagic", Data: wrongMagic}, magic},
-		}
-	}
-	keys := imageKeyring(t, tree)
-	boot := func(cmdline string, reasons []reason) {
+	trusted := imageKeyring(t, tree)
+	boot := func(cmdline string, ids ...explain.ID) {
+		var reasons []reason
 		var toBoot []Case
-		for _, r := range reasons {
-			toBoot = append(toBoot, r.Case)
+		for i, c := range []Case{
+			{Name: "good", Data: good},
+			{Name: "not signed", Data: payload},
+			{Name: "changed", Data: changed(good, len(payload)/2)},
+			{Name: "not signed, vermagic of another", Data: magic},
+			{Name: "ECDSA", Data: pairs.signed(t, keygen.ECDSAP256.String(), payload)},
+			{Name: "SHA-3", Data: withCMS(payload, pairs.cms(t, rsa, crypto.SHA3_256, false, payload))},
+		} {
+			c.Name = "explain, " + cmdline + ": " + c.Name
+			reasons, toBoot = append(reasons, reason{c, ids[i]}), append(toBoot, c)
 		}
 		judged, _ := bootCases(t, tree.Image(), toBoot, cmdline)
-		compareReasons(t, openExplained(t, tree, keys, cmdline), reasons, judged)
+		for i, v := range judged { // a tainted kernel says so once
+			if i > 1 && v.Errno == 0 && len(v.Log) == 0 {
+				v.Log = []string{"md4: module verification failed: signature and/or required key missing - tainting kernel"}
+			}
+			judged[i] = v
+		}
+		compareReasons(t, openExplained(t, tree, trusted, cmdline), reasons, judged)
 	}
-	boot("module_blacklist=nobody", cases(explain.SignatureLost, explain.Vermagic, magic))
-	boot("lockdown=integrity", cases(explain.SignatureLost, explain.NotSigned, magic))
-	boot("module.sig_enforce=1 module_blacklist=md4", []reason{
-		{Case{Name: "explain, name on the command line", Data: good}, explain.NameBlacklisted},
-		{Case{Name: "explain, not signed", Data: payload}, explain.SignatureLost},
-	})
+	boot("", "", explain.SignatureLost, explain.Changed, explain.Vermagic, explain.AlgorithmMissing,
+		explain.HashNotInKernel)
+	boot("lockdown=integrity", "", explain.SignatureLost, explain.Changed, explain.NotSigned, explain.AlgorithmMissing,
+		explain.HashNotInKernel)
+	boot("module.sig_enforce=1 module_blacklist=md4", explain.NameBlacklisted, explain.SignatureLost, explain.Changed,
+		explain.NotSigned, explain.AlgorithmMissing, explain.HashNotInKernel)
 }

@@ -505,6 +505,7 @@ func testPossible(t *testing.T) {
 		nil, HashIsModule)
 	may("name of another compression", "m.ko", packed(t, compress.XZ, good), nil, Misnamed)
 	may("signed inside and outside", "m.ko.xz", sign(t, key, packed(t, compress.XZ, good)), nil, SignedCompressedFile)
+	may("something behind the xz data", "m.ko.xz", append(packed(t, compress.XZ, good), "rubbish"...), nil, Damaged)
 	bad := testmod.WriteFile(t, "m.ko", good)
 	testmod.Run(t, testmod.Program(t, "xz", "xz-utils"), bad)
 	crc64, err := os.ReadFile(bad + ".xz")

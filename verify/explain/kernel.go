@@ -149,9 +149,7 @@ func (k *Kernel) readImage() error {
 		return fmt.Errorf("%s: %w", k.Image, err)
 	}
 	if k.Running && release != "" && release != k.Release {
-		k.note("%s is the image of kernel %s, and %s runs: the machine has to be rebooted after an update", k.Image,
-			release,
-			k.Release)
+		return fmt.Errorf("%s: image of kernel %s, and %s runs", k.Image, release, k.Release)
 	}
 	k.Release = cmp.Or(k.Release, release)
 	if k.Vermagic, err = image.Vermagic(); err != nil {

@@ -118,6 +118,9 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 		c.Mend = Mend{Command: "mokutil --trust-mok",
 			Then: "reboot, and confirm in MokManager with the password that you give to mokutil"}
 		return MokNotTrusted
+	case known.Ring == "" && strings.Contains(known.Problem, "blacklist"):
+		c.Reason = fmt.Sprintf("The module is signed by %s. The kernel does not take the certificate: %s.", name, known.Problem)
+		return KeyDropped
 	case mok && known.Ring == "":
 		c.Reason = enrolled + ". The kernel has not read it: " + known.Problem + "."
 		c.Mend = j.anotherKey("")

@@ -22,8 +22,12 @@ import (
 	"github.com/modsign/modsign/verify"
 )
 
-// maxSize is the limit of a decompressed module, in bytes.
-const maxSize = 1 << 30
+// Limits of a module, in bytes: decompressed, and of one that is held in memory because its file
+// does not open as its name says.
+const (
+	maxSize   = 1 << 30
+	maxMemory = 256 << 20
+)
 
 // Module explains what the kernel would do with the module at path, over symbolic links too.
 func (k *Kernel) Module(ctx context.Context, path string) *Report {
@@ -173,11 +177,10 @@ func (j *judge) readAll() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	const limit = 256 << 20
-	if !info.Mode().IsRegular() || info.Size() > limit {
-		return nil, fmt.Errorf("not a regular file of at most %d bytes", limit)
+	if !info.Mode().IsRegular() || info.Size() > maxMemory {
+		return nil, fmt.Errorf("not a regular file of at most %d bytes", maxMemory)
 	}
-	return io.ReadAll(io.LimitReader(f, limit))
+	return io.ReadAll(io.LimitReader(f, maxMemory))
 }
 
 // openBytes is open for a file that does not open as its name says.
@@ -190,14 +193,17 @@ func (j *judge) openBytes(b []byte, format compress.Format, cause error) (io.Clo
 	}
 	plain := packed
 	if format != compress.None {
-		r, err := compress.NewReader(format, bytes.NewReader(packed), maxSize)
-		if err == nil {
-			plain, err = io.ReadAll(r)
-			r.Close()
+		plain, err = decompress(compress.NewReader(format, bytes.NewReader(packed), maxMemory))
+		whole := err == nil
+		if !whole { // the kernel reads one stream, and nothing behind it
+			plain, err = decompress(compress.NewEmbeddedReader(format, bytes.NewReader(packed), maxMemory))
 		}
 		if err != nil {
 			j.damaged(format, cause)
 			return nil, nil
+		}
+		if !whole {
+			j.followed(format, cause)
 		}
 	}
 	j.content = content{bytes.NewReader(plain), int64(len(plain))}
@@ -206,6 +212,30 @@ func (j *judge) openBytes(b []byte, format compress.Format, cause error) (io.Clo
 		j.signedCompressed(format, b, layer)
 	}
 	return io.NopCloser(nil), j.inspect()
+}
+
+// decompress reads all of a stream.
+func decompress(r io.ReadCloser, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// followed notes data behind a compressed stream. The kernel's decompressor ignores them, and
+// kmod's of xz does not read such a file.
+func (j *judge) followed(format compress.Format, err error) {
+	c := Cause{
+		ID: Damaged, Effect: May, Errno: syscall.EINVAL, Evidence: []string{err.Error()}, Mend: j.replace(),
+		Reason: fmt.Sprintf("Something follows the %s data in the file. The kernel ignores that, and kmod may not read the file.",
+			format),
+	}
+	if j.Compression != "" && j.Compression != format.String() && format == compress.XZ {
+		c.Effect = Refuses
+		c.Reason = "Something follows the xz data in the file, which kmod decompresses for this kernel and does not read."
+	}
+	j.found(c)
 }
 
 // inspect notes what is appended to the content.
