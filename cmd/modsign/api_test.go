@@ -13,7 +13,7 @@ import (
 // publicPackages are what programs outside of this module may import.
 var publicPackages = []string{
 	"sign", "sign/manifest", "sign/policy", "verify", "keygen", "keygen/agent", "keygen/audit", "keygen/keystore",
-	"kbuild", "hashlist",
+	"kbuild", "hashlist", "kernelimage",
 }
 
 func docOf(t *testing.T, name string) string {

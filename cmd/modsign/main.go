@@ -143,6 +143,7 @@ them.
 		newSignDigestsCommand(u),
 		newAttachCommand(u),
 		newAgentCommand(u),
+		newKernelCommand(u),
 		newSignFileCommand(u),
 		newCompletionCommand(u),
 		newVersionCommand(u),

@@ -93,10 +93,11 @@ var judges = []judge{
 	},
 }
 
-// linux612 has modules with debug information too, for the tests of stripping.
+// linux612 has modules with debug information too, for the tests of stripping, and room for
+// further certificates.
 var linux612 = judge{
 	series: "6.12",
-	config: Base + debug + trusting,
+	config: Base + debug + trusting + "CONFIG_SYSTEM_EXTRA_CERTIFICATE=y\n",
 	setups: formatSetups([]string{"ecdsa:p521 sha3-512", "signed by sha3", "signed by sha256 listed"},
 		compress.XZ, compress.Gzip, compress.Zstd),
 }
