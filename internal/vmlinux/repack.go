@@ -46,7 +46,7 @@ func Repack(image, kernel []byte, signed bool, compress func(method string, effo
 		return nil, fmt.Errorf("the image has a kernel of %d bytes, and the new one has %d", len(old), len(kernel))
 	}
 	made := bytes.Clone(image)
-	room := made[start : start+length]
+	room := made[start : start+placeOf(image, start, length, len(old))]
 	if method == "not compressed" {
 		copy(room, kernel)
 		return seal(made, image, signed)
@@ -96,6 +96,29 @@ func Repack(image, kernel []byte, signed bool, compress func(method string, effo
 		return nil, errors.New("the new payload does not contain the new kernel")
 	}
 	return seal(made, image, signed)
+}
+
+// placeOf returns the length of the place of a payload. An earlier Repack may have put a
+// shorter one there, and zeros after it; the decompressor still has the length of the first
+// one, as input_len before output_len (arch/x86/boot/compressed/mkpiggy.c).
+func placeOf(image []byte, start, length int64, kernel int) int64 {
+	output := binary.LittleEndian.AppendUint32(nil, uint32(kernel))
+	place := length
+	for at := start + length; ; at += 4 {
+		i := bytes.Index(image[at:], output)
+		if i < 0 {
+			return place
+		}
+		at += int64(i)
+		first := int64(binary.LittleEndian.Uint32(image[at-4:]))
+		if first <= length || first-length > int64(kernel)/512 || start+first > at-4 {
+			continue
+		}
+		if len(bytes.TrimLeft(image[start+length:start+first], "\x00")) > 0 || place != length {
+			return length
+		}
+		place = first
+	}
 }
 
 // stretch makes a stream longer by up to n bytes, with empty blocks at its beginning.

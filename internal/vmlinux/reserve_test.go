@@ -2,6 +2,7 @@ package vmlinux
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -163,7 +164,10 @@ func TestRepack(t *testing.T) {
 			if c.name != "gzip" {
 				payload = withSize(payload, len(old))
 			}
-			image := append(makeBzImage(payload), make([]byte, 1000)...)
+			image := append(makeBzImage(payload), "code"...)
+			image = binary.LittleEndian.AppendUint32(image, uint32(len(payload)))
+			image = binary.LittleEndian.AppendUint32(image, uint32(len(old)))
+			image = append(image, make([]byte, 1000)...)
 			efforts := 0
 			made, err := Repack(image, changed, false, func(method string, effort int) ([]byte, error) {
 				if method != c.name || effort != efforts {
@@ -192,6 +196,19 @@ func TestRepack(t *testing.T) {
 			if gap := len(payload) - int(length); err != nil || gap < 0 || gap > len(old)/512 ||
 				gap > 4 && (c.name == "gzip" || c.name == "zstd") {
 				t.Errorf("the new payload ends %d bytes before the old one: %v", gap, err)
+			}
+			if place := placeOf(made, 0x400, length, len(old)); place != int64(len(payload)) {
+				t.Errorf("the place of the new payload has %d bytes, not the %d of the old one", place, len(payload))
+			}
+			// The old one fits again.
+			again, err := Repack(made, old, false, func(_ string, effort int) ([]byte, error) {
+				if effort > 0 {
+					return nil, nil
+				}
+				return compress(c.old, old), nil
+			})
+			if err != nil || !bytes.Equal(again, image) {
+				t.Errorf("the old kernel again: %v", err)
 			}
 			// What does not fit is an error.
 			_, err = Repack(image, changed, false, func(_ string, effort int) ([]byte, error) {
