@@ -13,7 +13,7 @@ import (
 // publicPackages are what programs outside of this module may import.
 var publicPackages = []string{
 	"sign", "sign/manifest", "sign/policy", "verify", "verify/explain", "verify/machine", "keygen", "keygen/agent",
-	"keygen/audit", "keygen/keyscan", "keygen/keystore", "kbuild", "hashlist",
+	"keygen/audit", "keygen/keyscan", "keygen/keystore", "kbuild", "hashlist", "kernelimage",
 }
 
 func docOf(t *testing.T, name string) string {

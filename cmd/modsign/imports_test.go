@@ -40,10 +40,9 @@ var mayImport = map[string][]string{
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
-		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "keygen",
+		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "kernelimage", "keygen",
 		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
-		"verify/explain",
-		"verify/machine",
+		"verify/explain", "verify/machine",
 	},
 	"hashlist": {
 		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures",
@@ -64,8 +63,9 @@ var mayImport = map[string][]string{
 		"internal/atomicfile", "internal/childenv", "internal/cms", "internal/dirfd", "kbuild", "keygen", "keygen/agent",
 		"keygen/keystore", "sign", "hashlist",
 	},
-	"kbuild": {"internal/module"},
-	"keygen": {"internal/atomicfile", "internal/cms", "internal/keyfile", "internal/mldsamu"},
+	"kbuild":      {"internal/module"},
+	"kernelimage": {"internal/atomicfile", "internal/childenv", "internal/vmlinux"},
+	"keygen":      {"internal/atomicfile", "internal/cms", "internal/keyfile", "internal/mldsamu"},
 	"keygen/agent": {
 		"internal/atomicfile", "internal/cms", "internal/dirfd", "internal/failures", "internal/keyfile",
 		"internal/batch", "internal/mldsamu", "internal/module", "internal/rsabatch", "internal/undump", "keygen",

@@ -146,6 +146,7 @@ them.
 		newAttachCommand(u),
 		newScanCommand(u),
 		newAgentCommand(u),
+		newKernelCommand(u),
 		newSignFileCommand(u),
 		newCompletionCommand(u),
 		newVersionCommand(u),

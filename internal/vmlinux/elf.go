@@ -244,12 +244,21 @@ func (f *body) word(b []byte) (uint64, bool) {
 
 // at returns the size bytes in the file for an address.
 func (f *body) at(addr, size uint64) ([]byte, error) {
+	off, err := f.offsetOf(addr, size)
+	if err != nil {
+		return nil, err
+	}
+	return f.read(off, int64(size))
+}
+
+// offsetOf returns the offset in the file for an address.
+func (f *body) offsetOf(addr, size uint64) (int64, error) {
 	for _, s := range f.segments {
 		if into := addr - s.addr; addr >= s.addr && into <= uint64(s.size) && size <= uint64(s.size)-into {
-			return f.read(s.off+int64(into), int64(size))
+			return s.off + int64(into), nil
 		}
 	}
-	return nil, fmt.Errorf("the file has no contents for %d bytes at address %#x", size, addr)
+	return 0, fmt.Errorf("the file has no contents for %d bytes at address %#x", size, addr)
 }
 
 // symbol is the address and size of an object in the kernel's memory.

@@ -173,6 +173,13 @@ func checkCertificates(t *testing.T, c *Certificates, err error) {
 // FuzzNew opens any data as a kernel image: an image of these tests with a few changes.
 func FuzzNew(f *testing.F) {
 	all := images(f)
+	all["reserve"] = fixtures(f, "reserve.amd64")["reserve.amd64"]
+	all["reserve in a bzImage"] = makeBzImage(all["reserve"])
+	signed := makeArm64Image(make([]byte, 4096))
+	binary.LittleEndian.PutUint16(signed[0x80+20:], 160)
+	signed[0x80+24+128], signed[0x80+24+128+5] = 0xff, 0x0f
+	all["signed"] = signed
+	added := certOf(f, "ecdsa:p384")
 	names := slices.Sorted(maps.Keys(all))
 	for i, name := range names {
 		end := uint64(len(all[name])) - 1
@@ -190,6 +197,20 @@ func FuzzNew(f *testing.F) {
 		checkCertificates(t, c, err)
 		if s, err := im.Section(".rodata"); err == nil && s.Offset+int64(len(s.Data)) > im.body.size {
 			t.Errorf("a section of %d bytes at %d, and the file has %d", len(s.Data), s.Offset, im.body.size)
+		}
+		if r, err := im.Reserve(); err == nil {
+			edits, err := r.Fill(added)
+			for _, e := range edits {
+				if e.Offset < 0 || e.Offset+int64(len(e.Data)) > im.body.size {
+					t.Errorf("an edit of %d bytes at %d, and the kernel has %d", len(e.Data), e.Offset, im.body.size)
+				}
+			}
+			if (err == nil) != (len(added) <= r.Size) {
+				t.Errorf("%d bytes into %d: %v", len(added), r.Size, err)
+			}
+		}
+		if b, err := Unsign(bytes.Clone(data)); err == nil && len(b) > len(data) {
+			t.Errorf("without signatures it has %d bytes, not %d", len(b), len(data))
 		}
 		if release, err := im.Release(); err == nil && len(release) > 65 {
 			t.Errorf("release %q", release)

@@ -30,9 +30,11 @@ const giveSymbols = "use the vmlinux of the kernel's build, which has symbols, o
 type list struct {
 	addr    uint64
 	der     []byte
-	reserve bool // whether a reserve for an extra certificate follows
-	used    int  // bytes of the reserve in use
-	module  int  // module_cert_size, or -1 if the next word cannot be one
+	reserve bool   // whether a reserve for an extra certificate follows
+	used    int    // bytes of the reserve in use
+	usedAt  uint64 // address of system_extra_cert_used, or 0 if it is not certain
+	sizeAt  uint64 // address of the list's size
+	module  int    // module_cert_size, or -1 if the next word cannot be one
 }
 
 // scanner searches for lists in a kernel without symbols.
@@ -43,6 +45,24 @@ type scanner struct {
 }
 
 func (f *body) scan() (*Certificates, error) {
+	lists, builtin, err := f.scanLists()
+	if err != nil {
+		return nil, err
+	}
+	l := lists[builtin]
+	c := &Certificates{Builtin: bytes.Clone(l.der)}
+	c.Module = c.Builtin[:max(l.module, 0):max(l.module, 0)]
+	c.Extra = c.Builtin[len(c.Builtin)-l.used:]
+	for i, l := range lists {
+		if i != builtin {
+			c.Revoked = append(c.Revoked, l.der...)
+		}
+	}
+	return c, nil
+}
+
+// scanLists returns the lists in the kernel, and which of them is the built-in list.
+func (f *body) scanLists() (lists []list, builtin int, err error) {
 	s := scanner{body: f}
 	// Kernels before 5.13 have no revocation list. Later kernels may have one, and then
 	// log a message when they load it.
@@ -50,31 +70,18 @@ func (f *body) scan() (*Certificates, error) {
 	for _, seg := range f.segments {
 		b, err := f.read(seg.off, seg.size)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if err := s.segment(seg.addr, b); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		trusts = trusts || bytes.Contains(b, []byte("Loading compiled-in X.509 certificates"))
 		revokes = revokes || bytes.Contains(b, []byte("Loading compiled-in revocation X.509 certificates"))
 	}
 	// The absence of the second message proves something only if the first is present:
 	// printk may be compiled out, or the texts may have changed.
-	builtin, err := chooseBuiltin(s.lists, trusts && !revokes)
-	if err != nil {
-		return nil, err
-	}
-
-	l := s.lists[builtin]
-	c := &Certificates{Builtin: bytes.Clone(l.der)}
-	c.Module = c.Builtin[:max(l.module, 0):max(l.module, 0)]
-	c.Extra = c.Builtin[len(c.Builtin)-l.used:]
-	for i, l := range s.lists {
-		if i != builtin {
-			c.Revoked = append(c.Revoked, l.der...)
-		}
-	}
-	return c, nil
+	builtin, err = chooseBuiltin(s.lists, trusts && !revokes)
+	return s.lists, builtin, err
 }
 
 // chooseBuiltin determines which of the lists is the built-in list. alone reports that
@@ -177,7 +184,9 @@ func (s *scanner) listAt(addr uint64, b []byte, at int) (l list, slot int, err e
 			return list{}, 0, nil
 		}
 		l.reserve, l.used = true, int(used)
+		l.usedAt = addr + uint64(at)
 	}
+	l.sizeAt = addr + uint64(slot)
 
 	l.module = -1
 	if n, ok := s.word(b[min(slot+s.align, len(b)):]); ok {

@@ -130,15 +130,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 )
 
 // Image is an open kernel image. Its methods are safe for concurrent use, except
 // UseSystemMap and Close.
 type Image struct {
 	packing string
-	body    *body
-	closer  io.Closer         // the file, if it is read as needed
-	mapped  map[string]symbol // symbols from a System.map
+	bare    bool // the file is the kernel itself
+	// repackable is true of an x86 bzImage that nothing is around.
+	repackable bool
+	body       *body
+	closer     io.Closer         // the file, if it is read as needed
+	mapped     map[string]symbol // symbols from a System.map
 }
 
 // Open opens the kernel image at path. It reads a vmlinux or a flat Image from the file as
@@ -178,7 +182,12 @@ func New(r io.ReaderAt, size int64) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Image{packing: packing, body: kernel}, nil
+	bare := packing == "vmlinux" || kernel.flat && !strings.Contains(packing, ", ") && !strings.Contains(packing, ": ")
+	head := make([]byte, min(size, headSize))
+	if _, err := r.ReadAt(head, 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	return &Image{packing: packing, bare: bare, repackable: formatOf(head).name == "bzImage", body: kernel}, nil
 }
 
 // Close closes the file that Open opened.

@@ -1,5 +1,6 @@
 # What is left of a kernel when everything but its certificate lists goes.
-# Assembled for any machine; WORD is the assembler's unsigned long.
+# Assembled for any machine; WORD is the assembler's unsigned long, and RESERVE the
+# size of the room for further certificates, or 0.
 	.text
 	.globl _start
 _start:	.long 0
@@ -15,6 +16,16 @@ hash:	.asciz "tbs:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e
 system_certificate_list:
 	.incbin "trusted.der"
 0:
+	.if RESERVE
+	.globl system_extra_cert
+	.size system_extra_cert, RESERVE
+system_extra_cert:
+	.fill RESERVE, 1, 0
+	.balign 4
+	.globl system_extra_cert_used
+system_extra_cert_used:
+	.int 0
+	.endif
 	.balign 8
 	.globl system_certificate_list_size
 system_certificate_list_size:
