@@ -210,7 +210,7 @@ func TestShimUpstream(t *testing.T) {
 	tree := buildUpstream(t)
 	kernel := testmod.Kernel{Version: "7.2.0-kerneltest", Image: tree.Image(), Config: tree.config()}
 	m := newShimMachine(t)
-	cases := m.cases(t, withoutSignature(t, read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))))
+	cases := m.cases(t, read(t, filepath.Join(tree.Objtree, "crypto/md4.ko")))
 	m.boot(t, "trusted", kernel, cases, nil, true, verify.Machine)
 	m.boot(t, "not trusted", kernel, cases, untrusted, false, verify.Platform)
 	m.boot(t, "insecure", kernel, cases, insecure, true, "")
