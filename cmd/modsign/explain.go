@@ -36,7 +36,9 @@ func newExplainCommand(u *ui) *cobra.Command {
 		Long: `Explain says whether a kernel would load each MODULE: the file of a module, or the
 name by which modprobe knows it. If not, it gives the reason, the command that mends it,
 the line that the kernel logs and the error of the load. Further reasons, which the
-kernel would meet after the first, are listed too.
+kernel would meet after the first, are listed too. A MODULE may be a package or an image
+with modules: explain lists those that would not load, judged by the kernel image in it
+unless --kernel or --installed chooses one.
 
 The kernel is the running one, with --installed the installed one of that version, or
 with --kernel the one of that image. Explain looks at its built-in certificates, at its
@@ -58,7 +60,8 @@ The commands that mend use a key of DKMS, akmods, sbctl, shim or the kernel's bu
 directory, if this machine has one, or that of --key. They are for root.`,
 		Example: `  modsign explain nvidia
   modsign explain --installed 6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64/updates/dkms/zfs.ko.xz
-  modsign explain --kernel /boot/vmlinuz-6.12.0-1-amd64 --json ./driver.ko`,
+  modsign explain --kernel /boot/vmlinuz-6.12.0-1-amd64 --json ./driver.ko
+  modsign explain linux-image-6.12.0-1-amd64_6.12.0-1_amd64.deb`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("nothing to explain: name modules")
@@ -85,46 +88,128 @@ directory, if this machine has one, or that of --key. They are for root.`,
 }
 
 func (o *explainOptions) run(ctx context.Context, u *ui, args []string) error {
-	kernel, err := o.open(ctx, u)
-	if err != nil {
-		return err
+	archives, modules := packages(args)
+	var kernel *explain.Kernel
+	if len(modules) > 0 || o.image != "" || o.installed != "" || o.rings.running {
+		var err error
+		if kernel, err = o.open(ctx, u); err != nil {
+			return err
+		}
+		for _, note := range kernel.Notes {
+			u.Note("warning: %s", note)
+		}
 	}
-	for _, note := range kernel.Notes {
-		u.Note("warning: %s", note)
-	}
-	refused, unreadable := 0, 0
-	for i, arg := range args {
+	e := explained{u: u, kernel: kernel}
+	for _, arg := range modules {
 		report := kernel.Module(ctx, findModule(kernel, arg))
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		switch report.Verdict {
-		case explain.Refused:
-			refused++
-		case explain.Unreadable:
-			unreadable++
-		}
-		if u.JSON {
-			u.Object(newJSONExplained(kernel, report))
-			continue
-		}
-		if i > 0 {
-			u.Result("")
-		}
-		for _, line := range explanation(kernel, report) {
-			u.Result("%s", line)
+		e.show(kernel, report)
+	}
+	for _, pkg := range archives {
+		if err := o.explainPackage(ctx, &e, pkg); err != nil {
+			return err
 		}
 	}
 	if u.JSON {
-		u.Object(newJSONExplainSummary(kernel, len(args), refused, unreadable))
+		u.Object(newJSONExplainSummary(e.kernel, e.modules, e.refused, e.unreadable))
 	}
 	switch {
-	case unreadable == len(args):
+	case e.unreadable == e.modules:
 		return exitStatus(exitError)
-	case refused > 0:
+	case e.refused > 0:
 		return exitStatus(exitRefused)
-	case unreadable > 0:
+	case e.unreadable > 0:
 		return exitStatus(exitSome)
+	}
+	return nil
+}
+
+// explained counts and shows reports.
+type explained struct {
+	u                            *ui
+	kernel                       *explain.Kernel // the last one
+	modules, refused, unreadable int
+	shown                        bool
+}
+
+func (e *explained) show(kernel *explain.Kernel, report *explain.Report) {
+	e.modules++
+	switch report.Verdict {
+	case explain.Refused:
+		e.refused++
+	case explain.Unreadable:
+		e.unreadable++
+	}
+	if e.u.JSON {
+		e.u.Object(newJSONExplained(kernel, report))
+		return
+	}
+	if report.Archive != "" && report.Verdict == explain.Loads {
+		return // a package has thousands
+	}
+	if e.shown {
+		e.u.Result("")
+	}
+	e.shown = true
+	for _, line := range explanation(kernel, report) {
+		e.u.Result("%s", line)
+	}
+}
+
+// explainPackage explains the modules in a package: by the kernel that the flags choose, or by
+// the one in the package.
+func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg string) error {
+	before := *e
+	found, err := explain.Archive(ctx, pkg, explain.ArchiveOptions{
+		Kernel: e.chosen(o), Result: e.show,
+		Open: func(name string, image io.ReaderAt, size int64) (*explain.Kernel, error) {
+			keys, err := (&packageJudges{more: func(keys *verify.Keyring) error {
+				return o.rings.apply(e.u, keys, nil, "", o.root)
+			}}).keyring(name, image, size)
+			if err != nil {
+				return nil, err
+			}
+			for _, path := range o.certs {
+				if err := keys.AddFile(path); err != nil {
+					return nil, hintFor(path, err)
+				}
+			}
+			s := explain.Source{Name: name, Image: name, Content: image, ContentSize: size, Keys: keys,
+				Symvers: o.symvers, Cmdline: o.cmdline, Firmware: &o.rings.firmware}
+			if err := o.more(e.u, &s); err != nil {
+				return nil, err
+			}
+			kernel, err := explain.Open(ctx, s)
+			if err != nil {
+				return nil, err
+			}
+			for _, note := range kernel.Notes {
+				e.u.Note("warning: %s", note)
+			}
+			e.kernel = kernel
+			return kernel, nil
+		},
+	})
+	switch {
+	case errors.Is(err, verify.ErrNoKernel):
+		return withHint(err, "name the kernel with --kernel IMAGE or --installed KVER")
+	case err != nil:
+		return err
+	case found.Modules == 0:
+		return fmt.Errorf("%s: %w", pkg, verify.ErrNoModules)
+	}
+	e.u.Note("explained %s in %s: %d refused, %d unreadable", plural(found.Modules, "module"), pkg,
+		e.refused-before.refused, e.unreadable-before.unreadable)
+	e.u.notSeen(found.Outside, found.Inner)
+	return nil
+}
+
+// chosen is the kernel that the flags choose, or nil if a package decides.
+func (e *explained) chosen(o *explainOptions) *explain.Kernel {
+	if o.image != "" || o.installed != "" || o.rings.running {
+		return e.kernel
 	}
 	return nil
 }
@@ -199,9 +284,18 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	for _, warning := range s.Keys.Warnings() {
 		u.Note("warning: %s", warning)
 	}
+	if err := o.more(u, &s); err != nil {
+		return nil, err
+	}
+	return explain.Open(ctx, s)
+}
+
+// more adds what the flags tell of any kernel: certificates, signed modules, and keys for the
+// commands that mend.
+func (o *explainOptions) more(u *ui, s *explain.Source) (err error) {
 	if o.known != "" {
 		if s.Known, err = explain.OpenKnown(o.known); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	switch {
@@ -212,10 +306,10 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		}
 		s.KeyPairs = []explain.KeyPair{{Key: absolute(o.key), Cert: absolute(cert)}}
 	case o.keyCert != "":
-		return nil, usagef("--key-cert goes with --key")
+		return usagef("--key-cert goes with --key")
 	}
 	s.KeyPairs = append(s.KeyPairs, explain.MachineKeys(o.root, s.Release)...)
-	return explain.Open(ctx, s)
+	return nil
 }
 
 // runningRelease is what uname -r prints.
@@ -290,14 +384,14 @@ func explanation(k *explain.Kernel, r *explain.Report) []string {
 	}
 	switch r.Verdict {
 	case explain.Unreadable:
-		return []string{describe(r.Path, r.Err)}
+		return []string{describe(r.Where(), r.Err)}
 	case explain.Loads:
-		lines = append(lines, fmt.Sprintf("%s: %s loads this module", r.Path, k.Name))
+		lines = append(lines, fmt.Sprintf("%s: %s loads this module", r.Where(), k.Name))
 	case explain.Taints:
-		lines = append(lines, fmt.Sprintf("%s: %s loads this module and is tainted (%s)", r.Path, k.Name,
+		lines = append(lines, fmt.Sprintf("%s: %s loads this module and is tainted (%s)", r.Where(), k.Name,
 			r.Causes[0].ID))
 	default:
-		lines = append(lines, fmt.Sprintf("%s: %s refuses this module (%s)", r.Path, k.Name, first(r).ID))
+		lines = append(lines, fmt.Sprintf("%s: %s refuses this module (%s)", r.Where(), k.Name, first(r).ID))
 	}
 	main := first(r)
 	if main != nil {

@@ -91,7 +91,8 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/vmlinux",
 	},
 	"verify/explain": {
-		"internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux", "verify",
+		"internal/archive", "internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux",
+		"verify",
 	},
 	"verify/machine":   {"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "verify"},
 	"internal/testmod": {"internal/mldsamu"},

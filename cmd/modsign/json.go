@@ -244,9 +244,10 @@ func newJSONLayer(l verify.Layer) jsonLayer {
 type jsonExplained struct {
 	Type         string      `json:"message_type"` // module
 	Path         string      `json:"path"`
+	Package      string      `json:"package,omitempty"`
 	Target       string      `json:"target,omitempty"`
 	Verdict      string      `json:"verdict"`
-	Kernel       string      `json:"kernel"`
+	Kernel       string      `json:"kernel,omitempty"`
 	Causes       []jsonCause `json:"causes"`
 	Name         string      `json:"name,omitempty"`
 	Format       string      `json:"compression,omitempty"`
@@ -278,10 +279,13 @@ type jsonCause struct {
 
 func newJSONExplained(k *explain.Kernel, r *explain.Report) jsonExplained {
 	o := jsonExplained{
-		Type: "module", Path: r.Path, Target: r.Target, Verdict: string(r.Verdict), Kernel: k.Name, Causes: []jsonCause{},
+		Type: "module", Path: r.Path, Package: r.Archive, Target: r.Target, Verdict: string(r.Verdict), Causes: []jsonCause{},
 		Name: r.Name, Format: r.Compression, Vermagic: r.Vermagic, Architecture: r.Architecture, BuildID: r.BuildID,
 		Debug: r.Debug, Signature: string(r.Signed.Verdict), Signer: r.Signed.Signer, Source: r.Signed.Source,
 		Layers: []jsonLayer{}, Notes: r.Notes, Unchecked: r.Unchecked,
+	}
+	if k != nil { // which it is if a package has none for this module
+		o.Kernel = k.Name
 	}
 	for _, c := range r.Causes {
 		o.Causes = append(o.Causes, jsonCause{

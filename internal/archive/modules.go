@@ -49,6 +49,8 @@ type Module struct {
 	// Err says why the content could not be had. Else Open opens it.
 	Err  error
 	Open func(context.Context) (*module.File, error)
+	// Content returns the file as it is stored, for one that Open cannot open.
+	Content func() (r io.ReaderAt, size int64)
 }
 
 // Path is what messages call the module: its name, after that of the container image and a
@@ -342,6 +344,7 @@ func (r *run[J, T]) startWith(judge J, p pending, done func()) {
 			p.Open = func(ctx context.Context) (*module.File, error) {
 				return module.OpenStored(ctx, p.Name, p.content, r.limits)
 			}
+			p.Content = func() (io.ReaderAt, int64) { return p.content.Reader(), p.content.Size }
 		}
 		r.put(p, r.Do(judge, p.Module))
 	})

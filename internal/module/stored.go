@@ -55,6 +55,14 @@ func (s *Stored) Memory() int64 {
 	return s.Size
 }
 
+// Reader reads the content, until Close.
+func (s *Stored) Reader() io.ReaderAt {
+	if s.buf != nil {
+		return bytes.NewReader(s.buf.Bytes())
+	}
+	return s.file
+}
+
 // Close gives up the content.
 func (s *Stored) Close() {
 	if s.buf != nil {
@@ -70,10 +78,7 @@ func (s *Stored) Close() {
 // OpenStored is [Open] for stored content. path is what errors and File.Path call it, and
 // its base tells the compression. Close does not give up the stored content.
 func OpenStored(ctx context.Context, path string, s *Stored, limits Limits) (*File, error) {
-	var content io.ReaderAt = s.file
-	if s.buf != nil {
-		content = bytes.NewReader(s.buf.Bytes())
-	}
+	content := s.Reader()
 	format, err := formatOf(content, s.Size, filepath.Base(path))
 	if err != nil {
 		return nil, err

@@ -115,6 +115,7 @@ type Mend struct {
 // Report is the answer for one module.
 type Report struct {
 	Path    string
+	Archive string // the package that has the module, of [Archive]; Path is the path inside
 	Target  string // the file, if Path leads to it over symbolic links
 	Name    string // the module's own name, from its content
 	Verdict Verdict

@@ -29,6 +29,11 @@ type Source struct {
 	Release string // as uname -r prints it
 	Running bool   // it runs on this machine: /proc and /sys are about it
 	Image   string // path of its image, or of a vmlinux
+	// Content is the image, ContentSize bytes long, if Image is not the path of a file but a
+	// name for people. It is read by [Open] alone.
+	Content     io.ReaderAt
+	ContentSize int64
+
 	Modules string // path of its directory lib/modules/RELEASE
 	Symvers string // path of a Module.symvers of its build
 	Root    string // the root directory of its system; empty for this machine
@@ -138,7 +143,14 @@ func (k *Kernel) readImage() error {
 	if k.Image == "" {
 		return nil
 	}
-	image, err := vmlinux.Open(k.Image)
+	var image *vmlinux.Image
+	var err error
+	if k.Content != nil {
+		image, err = vmlinux.New(k.Content, k.ContentSize)
+		k.Content = nil
+	} else {
+		image, err = vmlinux.Open(k.Image)
+	}
 	if err != nil {
 		k.note("the image of %s could not be read: %v", k.Name, err)
 		return nil

@@ -32,7 +32,15 @@ const (
 // Module explains what the kernel would do with the module at path, over symbolic links too.
 func (k *Kernel) Module(ctx context.Context, path string) *Report {
 	j := &judge{Kernel: k, ctx: ctx, r: &Report{Path: path}}
-	if err := j.run(); err != nil {
+	return j.report(j.file())
+}
+
+// report goes through the steps of the kernel. err is why the module is not to be had.
+func (j *judge) report(err error) *Report {
+	if err == nil {
+		err = j.run()
+	}
+	if err != nil {
 		j.r.Verdict, j.r.Err, j.r.Causes = Unreadable, err, nil
 		return j.r
 	}
@@ -54,6 +62,8 @@ type judge struct {
 	ctx     context.Context
 	r       *Report
 	path    string // of the file itself, for commands
+	opened  func() (*module.File, error)
+	raw     func() ([]byte, error) // the file as it is
 	content content
 	facts   *module.Facts
 }
@@ -73,8 +83,8 @@ func (j *judge) unchecked(format string, args ...any) {
 	j.r.Unchecked = append(j.r.Unchecked, fmt.Sprintf(format, args...))
 }
 
-// run goes through the steps of the kernel. Its error is that of reading the file.
-func (j *judge) run() error {
+// file finds the file of a path.
+func (j *judge) file() error {
 	var root *module.Root
 	if j.Root != "" && below(j.Root, j.r.Path) {
 		var err error
@@ -91,6 +101,13 @@ func (j *judge) run() error {
 	if absolute, err := filepath.Abs(j.path); err == nil { // for commands
 		j.path = absolute
 	}
+	j.opened = func() (*module.File, error) { return entry.Open(j.ctx, module.Limits{MaxSize: maxSize}) }
+	j.raw = j.readAll
+	return nil
+}
+
+// run goes through the steps of the kernel. Its error is that of reading the file.
+func (j *judge) run() error {
 	if j.Policy.Disabled {
 		j.found(Cause{
 			ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
@@ -102,7 +119,7 @@ func (j *judge) run() error {
 				Then: "remove the line that the command shows, and reboot"},
 		})
 	}
-	closer, err := j.open(entry)
+	closer, err := j.open()
 	if err != nil {
 		return err
 	}
@@ -139,11 +156,12 @@ func below(dir, path string) bool {
 
 // open opens the file and finds out about its compression. It returns nil without an error
 // if the file has no content that the kernel would look at.
-func (j *judge) open(entry module.Entry) (io.Closer, error) {
-	m, err := entry.Open(j.ctx, module.Limits{MaxSize: maxSize})
+func (j *judge) open() (io.Closer, error) {
+	m, err := j.opened()
 	if err == nil {
 		j.r.Compression = m.Format.String()
-		j.compressed(m.Format, m.Descriptor(), m.Info.Size())
+		stored, size := m.Stored()
+		j.compressed(m.Format, stored, size)
 		j.content = content{m, m.Size}
 		return m, j.inspect()
 	}
@@ -153,7 +171,7 @@ func (j *judge) open(entry module.Entry) (io.Closer, error) {
 		errors.Is(err, module.ErrChanged) {
 		return nil, err
 	}
-	b, readErr := j.readAll()
+	b, readErr := j.raw()
 	if readErr != nil {
 		return nil, err
 	}
