@@ -21,8 +21,8 @@ type compressor struct {
 
 // compressors are the programs for a kernel in an x86 boot image: first Kbuild's with its
 // options (scripts/Makefile.lib, scripts/xz_wrap.sh), then those that make smaller streams
-// of the same format, in the order of the time that they take. The decompressors in the
-// kernel read them all.
+// of the same format, in the order of the time that they take. These are the formats that
+// vmlinux.Repack supports.
 var compressors = map[string][]compressor{
 	"gzip": {
 		{"gzip", []string{"gzip", "-n", "-9", "-c"}},
@@ -35,14 +35,6 @@ var compressors = map[string][]compressor{
 		{"xz-utils", xzWith(",nice=128")},
 		{"xz-utils", xzWith(",nice=273,depth=1000")},
 	},
-	"lz4": {
-		{"lz4", []string{"lz4", "-l", "-9", "-", "-"}},
-		{"lz4", []string{"lz4", "-l", "-12", "-", "-"}},
-	},
-	"lzma":  {{"xz-utils", []string{"lzma", "-9", "-c"}}, {"xz-utils", []string{"lzma", "-9e", "-c"}}},
-	"bzip2": {{"bzip2", []string{"bzip2", "-9", "-c"}}},
-	"lzo":   {{"lzop", []string{"lzop", "-9", "-c"}}},
-	"zstd":  {{"zstd", []string{"zstd", "-q", "-22", "--ultra", "--no-check", "-c"}}},
 }
 
 // xzWith is xz with Kbuild's options and others for LZMA2.

@@ -66,8 +66,8 @@ type Added struct {
 // A bzImage's kernel is unpacked and compressed anew, with the method of its build and the
 // programs that Kbuild uses; its place in the image stays the same, as other code follows
 // it. What is added makes the stream larger. For gzip, the programs libdeflate-gzip and
-// pigz make smaller ones than gzip does, and xz does with other options; zstd at Kbuild's
-// level leaves no room, which is [ErrNoRoom].
+// pigz make smaller ones than gzip does, and xz does with other options. The error of the
+// other compressions is [ErrNoRoom].
 //
 // The new file replaces the old one as a whole. It has the old one's mode, owner and
 // attributes, without those that attest the old contents.

@@ -130,6 +130,7 @@ func TestNoRoom(t *testing.T) {
 	if _, err := os.Stat(output); !os.IsNotExist(err) {
 		t.Errorf("the output exists: %v", err)
 	}
+	path = testmod.WriteFile(t, "bzImage", bzImage(t, "gzip", "-n", "-9"))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stop := errors.New("stop")
 	cancel(stop)

@@ -33,10 +33,10 @@ The room is found by the symbols of a vmlinux or by --system-map, else by a sear
 finds it if it has the default size or is in use. A certificate that is there stays, unless
 --replace is given, as with the kernel's scripts/insert-sys-cert.
 
-The kernel in a bzImage is compressed anew, by the programs that the kernel's build uses,
-and has to fit in its old place. For gzip, the program libdeflate-gzip makes the room, if
-it is installed; zstd, as the build uses it, leaves none. Then add the certificate to
-the vmlinux of the build, and run make bzImage there.
+The kernel in a bzImage is compressed anew and has to fit in its old place. For gzip, the
+program libdeflate-gzip makes the room, and for xz the program xz makes some. There is
+none with zstd and other compressions: add the certificate to the vmlinux of the build,
+and run make bzImage there.
 
 A signature for Secure Boot does not match the changed image. Add-cert refuses such an
 image, or removes the signature with --drop-signature. It signs nothing: use sbsign. The

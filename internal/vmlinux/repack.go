@@ -25,10 +25,12 @@ var ErrNoRoom = errors.New("the boot image has no room for the kernel")
 //
 // The boot image is linked around its payload: code follows it, and the decompressor,
 // which unpacks in place, has the payload's address and length in its code. So the new
-// payload has to fit in the place of the old one (arch/x86/boot/compressed). What a gzip or
-// zstd stream is shorter, it gets as empty blocks at its beginning, so that it ends where
-// the old one did; the other formats get zeros at the end, of at most a part of the margin
-// that header.S adds for unpacking in place, a 256th of the kernel and 128 KiB.
+// payload has to fit in the place of the old one (arch/x86/boot/compressed). What a gzip
+// stream is shorter, it gets as empty blocks at its beginning, so that it ends where the
+// old one did; xz gets zeros at the end, of at most a part of the margin that header.S adds
+// for unpacking in place, a 256th of the kernel and 128 KiB. The error of other
+// compressions is [ErrNoRoom]: Kbuild uses their best, or their decompressors do not
+// accept what follows a stream.
 func Repack(image, kernel []byte, signed bool, compress func(method string, effort int) ([]byte, error)) (
 	[]byte, error,
 ) {
@@ -50,6 +52,9 @@ func Repack(image, kernel []byte, signed bool, compress func(method string, effo
 	if method == "not compressed" {
 		copy(room, kernel)
 		return seal(made, image, signed)
+	}
+	if method != "gzip" && method != "xz" {
+		return nil, fmt.Errorf("%w: a kernel compressed with %s cannot be replaced in its place", ErrNoRoom, method)
 	}
 	c := compressionOf(room)
 	size := binary.LittleEndian.AppendUint32(nil, uint32(len(kernel)))
@@ -123,29 +128,16 @@ func placeOf(image []byte, start, length int64, kernel int) int64 {
 
 // stretch makes a stream longer by up to n bytes, with empty blocks at its beginning.
 func stretch(method string, stream []byte, n int) ([]byte, error) {
-	var at int
-	var empty []byte
-	switch method {
-	case "gzip":
-		// RFC 1952, 2.3: a header of 10 bytes if there are no flags. RFC 1951, 3.2.4: a
-		// stored block.
-		if len(stream) < 18 || stream[3] != 0 {
-			return nil, errors.New("the gzip stream has a name or other optional fields")
-		}
-		at, empty = 10, []byte{0, 0, 0, 0xff, 0xff}
-	case "zstd":
-		// RFC 8878, 3.1.1: magic, descriptor, window, dictionary, content size. A raw
-		// block of size 0 has 3 zeros.
-		if len(stream) < 18 {
-			return nil, errors.New("the zstd stream is cut short")
-		}
-		descriptor := stream[4]
-		single := int(descriptor >> 5 & 1)
-		at = 5 + (1 - single) + []int{0, 1, 2, 4}[descriptor&3] + []int{single, 2, 4, 8}[descriptor>>6]
-		empty = []byte{0, 0, 0}
-	default:
+	if method != "gzip" {
 		return stream, nil
 	}
+	// RFC 1952, 2.3: a header of 10 bytes if there are no flags. RFC 1951, 3.2.4: a
+	// stored block.
+	const at = 10
+	if len(stream) < 18 || stream[3] != 0 {
+		return nil, errors.New("the gzip stream has a name or other optional fields")
+	}
+	empty := []byte{0, 0, 0, 0xff, 0xff}
 	return bytes.Join([][]byte{stream[:at], bytes.Repeat(empty, n/len(empty)), stream[at:]}, nil), nil
 }
 

@@ -178,6 +178,12 @@ func TestRepack(t *testing.T) {
 				}
 				return compress(c.made, changed), nil
 			})
+			if c.name != "gzip" && c.name != "xz" {
+				if !errors.Is(err, ErrNoRoom) || efforts > 0 {
+					t.Errorf("%d efforts: %v", efforts, err)
+				}
+				return
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -194,7 +200,7 @@ func TestRepack(t *testing.T) {
 			}
 			_, length, err := bzImagePayload(int64(len(made)), made)
 			if gap := len(payload) - int(length); err != nil || gap < 0 || gap > len(old)/512 ||
-				gap > 4 && (c.name == "gzip" || c.name == "zstd") {
+				gap > 4 && c.name == "gzip" {
 				t.Errorf("the new payload ends %d bytes before the old one: %v", gap, err)
 			}
 			if place := placeOf(made, 0x400, length, len(old)); place != int64(len(payload)) {
