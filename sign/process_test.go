@@ -763,7 +763,7 @@ func TestMemory(t *testing.T) {
 		copies = 4
 	)
 	size := int64(600 << 20)
-	if withRace() {
+	if testmod.WithRace() {
 		size = 100 << 20 // the race detector takes memory and time of its own: see what it finds
 	}
 	if base := child(); base != "" {
@@ -775,13 +775,13 @@ func TestMemory(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)
-		if peak := peakMemory(t); peak > limit && !withRace() {
+		if peak := peakMemory(t); peak > limit && !testmod.WithRace() {
 			t.Errorf("signing took %d bytes of memory", peak)
 		}
 		resetPeak(t)
 		testVerifyMemory(t, root, filepath.Join(base, "key"))
 		t.Logf("verifying: %d MiB at the peak", peakMemory(t)>>20)
-		if peak := peakMemory(t); peak > limit && !withRace() {
+		if peak := peakMemory(t); peak > limit && !testmod.WithRace() {
 			t.Errorf("verifying took %d bytes of memory", peak)
 		}
 		return
@@ -851,12 +851,4 @@ func resetPeak(t testing.TB) {
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
 		t.Logf("the peak cannot be reset, and that of signing counts on: %v", err)
 	}
-}
-
-// withRace reports whether the race detector is at work, which needs memory of
-// its own.
-func withRace() bool {
-	info, ok := debug.ReadBuildInfo()
-	return ok &&
-		slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
 }

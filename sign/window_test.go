@@ -28,7 +28,7 @@ func TestWindowMemory(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		t.Logf("signing: %d MiB at the peak", peakMemory(t)>>20)
-		if peak := peakMemory(t); peak > limit && !withRace() {
+		if peak := peakMemory(t); peak > limit && !testmod.WithRace() {
 			t.Errorf("signing took %d bytes of memory", peak)
 		}
 		resetPeak(t)
@@ -47,7 +47,7 @@ func TestWindowMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("verifying: %d MiB at the peak", peakMemory(t)>>20)
-		if peak := peakMemory(t); peak > limit && !withRace() {
+		if peak := peakMemory(t); peak > limit && !testmod.WithRace() {
 			t.Errorf("verifying took %d bytes of memory", peak)
 		}
 		return

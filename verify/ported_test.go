@@ -11,7 +11,7 @@ import (
 // Debian signs the modules of every architecture, with a key of each build: another
 // architecture's image refuses them.
 func TestPortedModules(t *testing.T) {
-	testmod.Slow(t, "it decompresses whole kernels")
+	testmod.Decodes(t, "it decompresses whole kernels")
 	images := testmod.PortedImages(t)
 	verdicts := func(t *testing.T, image, modules string, want Verdict) {
 		t.Helper()

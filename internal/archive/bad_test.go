@@ -108,7 +108,7 @@ func (z *zeros) Read(b []byte) (int, error) {
 
 // TestBomb reads a tar archive of 4 GiB of zeros in 4 MB.
 func TestBomb(t *testing.T) {
-	testmod.Slow(t, "it compresses gigabytes")
+	testmod.Decodes(t, "it compresses gigabytes")
 	t.Parallel()
 
 	var h bytes.Buffer
@@ -130,7 +130,7 @@ func TestBomb(t *testing.T) {
 
 // TestManyEntries reads archives of a million entries in bounded memory.
 func TestManyEntries(t *testing.T) {
-	testmod.Slow(t, "it writes a million entries")
+	testmod.Decodes(t, "it writes a million entries")
 	const n = 1_000_000
 	cpio := compressed(n+1, func(i int) string {
 		if i == n {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,16 @@ func Slow(t testing.TB, why string) {
 	t.Helper()
 	if testing.Short() {
 		t.Skipf("slow: %s", why)
+	}
+}
+
+// Decodes is Slow for a test that decodes much in one goroutine: under the race detector, which
+// finds nothing there and takes ten times as long, it skips too.
+func Decodes(t testing.TB, why string) {
+	t.Helper()
+	Slow(t, why)
+	if WithRace() {
+		t.Skipf("slow under the race detector: %s", why)
 	}
 }
 
@@ -156,4 +167,12 @@ func asn1parse(t testing.TB, der []byte) []byte {
 		return append(out, []byte(err.Error()+"\n")...)
 	}
 	return out
+}
+
+// WithRace reports whether the race detector is at work, which needs memory and time of its
+// own.
+func WithRace() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok &&
+		slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
 }

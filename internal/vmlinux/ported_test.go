@@ -23,7 +23,7 @@ var packings = map[string]string{
 // TestPortedImages finds the release and the certificate in the image of a Debian package
 // for each architecture.
 func TestPortedImages(t *testing.T) {
-	testmod.Slow(t, "it decompresses whole kernels")
+	testmod.Decodes(t, "it decompresses whole kernels")
 	for _, image := range testmod.PortedImages(t) {
 		t.Run(image.Arch, func(t *testing.T) {
 			t.Parallel()
@@ -59,7 +59,7 @@ func TestPortedImages(t *testing.T) {
 // TestStub puts the kernels of Debian's packages into unified kernel images, as objcopy and
 // systemd's stub make them.
 func TestStub(t *testing.T) {
-	testmod.Slow(t, "it decompresses whole kernels")
+	testmod.Decodes(t, "it decompresses whole kernels")
 	const stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 	if _, err := os.Stat(stub); err != nil {
 		testmod.Missing(t, stub, "apt-get install systemd-boot-efi")

@@ -52,7 +52,7 @@ func TestSections(t *testing.T) {
 }
 
 func TestReleaseOfRealKernels(t *testing.T) {
-	testmod.Slow(t, "it decompresses whole kernels")
+	testmod.Decodes(t, "it decompresses whole kernels")
 	t.Parallel()
 	for _, kernel := range testmod.Few(testmod.Kernels(t), 1) {
 		im, err := Open(kernel.Image)
