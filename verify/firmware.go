@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -21,6 +22,74 @@ type Firmware struct {
 	SecureBoot     Fact // it is on. If not, the kernel does not read shim's lists. Unknown counts as Yes
 	MokListTrusted Fact // shim says that machine owner keys are for the kernel too. Unknown counts as Yes
 	IgnoreDB       bool // MokIgnoreDB exists: the kernel does not read db
+
+	Unread UnreadFacts // which of these three could not be read
+}
+
+// UnreadFacts names the sources of facts of a [Firmware] that may be there and could not be
+// read; it is empty for the other facts. A verdict that hangs on such a fact is [Unreadable].
+type UnreadFacts struct{ SecureBoot, MokListTrusted, IgnoreDB string }
+
+// A doubt is a Keyring as the kernel's may be too, because sources could not be read.
+type doubt struct {
+	sources string
+	keys    *Keyring
+}
+
+// findDoubts makes the Keyrings of all other answers to the facts that could not be read.
+func (k *Keyring) findDoubts() {
+	k.doubts = nil
+	const secureBoot, trusted, ignored, all = 1, 2, 4, 8
+	for choice := 1; choice < all; choice++ {
+		var sources []string
+		chosen := func(fact int, source string) bool {
+			if choice&fact == 0 || source == "" {
+				return false
+			}
+			sources = append(sources, source)
+			return true
+		}
+		firmware := slices.Clone(k.firmware)
+		for i := range firmware {
+			f := &firmware[i]
+			if chosen(secureBoot, f.Unread.SecureBoot) {
+				f.SecureBoot = No
+			}
+			if chosen(trusted, f.Unread.MokListTrusted) {
+				f.MokListTrusted = No
+			}
+			f.IgnoreDB = f.IgnoreDB || chosen(ignored, f.Unread.IgnoreDB)
+			f.Unread = UnreadFacts{}
+		}
+		if len(sources) < bits.OnesCount(uint(choice)) { // a smaller choice says the same
+			continue
+		}
+		other := &Keyring{rules: k.rules, facts: k.facts, added: k.added, firmware: firmware, live: k.live, hashes: k.hashes}
+		other.index()
+		k.doubts = append(k.doubts, doubt{strings.Join(sources, " and "), other})
+	}
+}
+
+// doubted returns an error if the verdict of a check hangs on what could not be read.
+func (k *Keyring) doubted(message *cms.Message, digest func(cms.Hash) ([]byte, error), err error) error {
+	for _, d := range k.doubts {
+		if _, other := d.keys.check(message, digest); kindOf(other) != kindOf(err) {
+			return d.err()
+		}
+	}
+	return nil
+}
+
+func (d doubt) err() error {
+	return errNoVerdict("it hangs on %s, and that could not be read", d.sources)
+}
+
+// kindOf is the kind of a refusal, and 0 without one.
+func kindOf(err error) cms.Kind {
+	if refusal, ok := errors.AsType[*cms.Error](err); ok {
+		return refusal.Kind
+	}
+	return 0
 }
 
 // A List is a list of certificates and hashes, as db and MokListRT are.
@@ -129,7 +198,7 @@ func (k *Keyring) loadFirmware() {
 			if why != "" {
 				k.note("%s", why)
 			}
-			if f.SecureBoot == Unknown {
+			if f.SecureBoot == Unknown && f.Unread.SecureBoot == "" {
 				k.note("Secure Boot is taken to be on; if it is off, the kernel has no machine owner key")
 			}
 		}
@@ -180,6 +249,8 @@ func (k *Keyring) mokRing(f Firmware) (ring Ring, why string) {
 		return Machine, ""
 	case f.MokListTrusted == No:
 		return Platform, ""
+	case f.Unread.MokListTrusted != "":
+		return Machine, "" // the verdicts tell
 	}
 	return Machine, "machine owner keys are taken to be in .machine, as if shim had set MokListTrustedRT; " +
 		"without that they are in .platform"

@@ -31,6 +31,7 @@ func TestMachineOwnerKey(t *testing.T) {
 	data := signed(t, key, testmod.ELF())
 	mok := []List{ParseList("MokListRT", efi.Append(nil, efi.X509, efi.Shim, key.Certificate.Raw))}
 	on := Firmware{MokList: mok, SecureBoot: Yes, MokListTrusted: Yes}
+	unread := func(u UnreadFacts) Firmware { return Firmware{MokList: mok, Unread: u} }
 	untrusted := Firmware{MokList: mok, SecureBoot: Yes, MokListTrusted: No}
 	for _, test := range []struct {
 		name     string
@@ -57,6 +58,15 @@ func TestMachineOwnerKey(t *testing.T) {
 		{"on an ignored db", Firmware{DB: mok, IgnoreDB: true}, debian, UnknownKey, "", "MokIgnoreDB"},
 		{"on both lists", Firmware{MokList: mok, MokListX: mok, SecureBoot: Yes}, mainline, Revoked, Machine, ""},
 		{"on both lists, Debian", Firmware{MokList: mok, MokListX: mok, SecureBoot: Yes}, debian, Trusted, Machine, ""},
+		{"MokListTrustedRT could not be read", unread(UnreadFacts{MokListTrusted: "x"}), mainline, Unreadable, Machine, ""},
+		{"the same where it does not count", unread(UnreadFacts{MokListTrusted: "x"}), debian, Trusted, Machine, ""},
+		{"SecureBoot could not be read", unread(UnreadFacts{SecureBoot: "x"}), debian, Unreadable, Machine, ""},
+		{"MokIgnoreDB could not be read", unread(UnreadFacts{IgnoreDB: "x"}), mainline, Trusted, Machine, ""},
+		{"MokIgnoreDB for a key on db", Firmware{DB: mok, Unread: UnreadFacts{IgnoreDB: "x"}}, debian, Unreadable, Platform, ""},
+		{"on both lists, and neither is sure", Firmware{MokList: mok, DB: mok, Unread: UnreadFacts{SecureBoot: "x",
+			IgnoreDB: "y"}}, debian, Unreadable, Machine, ""},
+		{"on both lists, and one is sure", Firmware{MokList: mok, DB: mok, Unread: UnreadFacts{SecureBoot: "x"}}, debian,
+			Trusted, Machine, ""},
 		{"on dbx", Firmware{MokList: mok, DBX: mok, SecureBoot: Yes}, mainline, Revoked, Machine, ""},
 	} {
 		keys := new(Keyring)

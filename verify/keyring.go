@@ -45,6 +45,7 @@ type Keyring struct {
 	source   map[*cms.Certificate]string
 	late     map[string]bool // hashes that came to the blacklist from the firmware
 	noted    []string        // warnings about what was derived
+	doubts   []doubt
 
 	hashList           Hashes
 	hashed, hashesOnly bool

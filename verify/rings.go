@@ -218,6 +218,7 @@ func (k *Keyring) index() {
 	}
 	k.revoked = cms.NewKeyring(rings[Blacklist]...)
 	k.revoked.Blacklist(k.blacklists)
+	k.findDoubts()
 }
 
 // hold puts a certificate into a ring, if the kernel takes it there. It reports whether it

@@ -165,7 +165,8 @@ func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 		field("Secure Boot", factName(s.SecureBoot))
 		field("setup mode", factName(s.SetupMode))
 		field("shim's table", map[bool]string{true: "yes", false: "no"}[s.ShimTable])
-		field("MokListTrustedRT", map[verify.Fact]string{verify.Yes: "yes", verify.No: "no"}[s.Firmware.MokListTrusted])
+		field("MokListTrustedRT", map[verify.Fact]string{verify.Yes: "yes", verify.No: "no",
+			verify.Unknown: "not known"}[s.Firmware.MokListTrusted])
 		for _, l := range []struct {
 			name   string
 			lists  []verify.List

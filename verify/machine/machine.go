@@ -245,14 +245,19 @@ func (s *State) readFirmware(r *system) {
 			s.Keys = append(s.Keys, Variable{name, l})
 		}
 	}
+	before := len(s.Problems)
 	_, ignored := s.variable(r, "MokIgnoreDB", efi.Shim)
 	f.IgnoreDB = ignored != nil
+	if len(s.Problems) > before {
+		f.Unread.IgnoreDB = "MokIgnoreDB"
+	}
 	if s.ShimTable, err = r.exists(mokDir); err != nil {
 		s.problem(mokDir, err)
 	}
 	trusted, err := r.exists(mokDir + "/MokListTrustedRT")
 	if err != nil {
 		s.problem("MokListTrustedRT", err)
+		f.Unread.MokListTrusted = "MokListTrustedRT"
 	} else if f.MokListTrusted = verify.No; trusted {
 		f.MokListTrusted = verify.Yes
 	}
@@ -340,6 +345,7 @@ func (s *State) readSecureBoot(r *system) {
 	isOne := func(value []byte) bool { return len(value) > 0 && value[0] == 1 }
 	switch {
 	case len(s.Problems) > before:
+		s.Firmware.Unread.SecureBoot = "the state of Secure Boot"
 	case len(on) == 0 || on[0] == 0 || isOne(setup), isOne(insecure) && attributes&efi.NonVolatile == 0:
 		s.SecureBoot = verify.No
 	default:

@@ -181,6 +181,17 @@ func TestUnreadable(t *testing.T) {
 	}
 	check("all is read", nil, verify.UnknownKey)
 	check("all is read", key.Certificate, verify.Trusted)
+	// A machine owner key counts if shim said so.
+	r.file(mokDir+"/MokListRT", 0o400, list(key.Certificate))
+	endless := filepath.Join(r.dir, mokDir, "MokListTrustedRT")
+	if err := os.Symlink("MokListTrustedRT", endless); err != nil {
+		t.Fatal(err)
+	}
+	check("perhaps not for the kernel", nil, verify.Unreadable)
+	check("perhaps not for the kernel", key.Certificate, verify.Trusted)
+	if err := os.Remove(endless); err != nil {
+		t.Fatal(err)
+	}
 	spoil(mokDir + "/MokListRT")
 	check("no list of shim", nil, verify.Unreadable)
 	check("no list of shim", key.Certificate, verify.Trusted)
