@@ -315,6 +315,7 @@ func (k *Keyring) loadRejected(lists []List, skip string) {
 // FollowRunning tells what a running kernel has in its rings: the descriptions of keys as
 // /proc/keys has them, "name: id" for a certificate, "tbs:hash" and "bin:hash" for what is
 // on the blacklist. A ring that is absent was not read, and is taken to hold what it should.
+// What [Builtin] should hold is not known without an image.
 func (k *Keyring) FollowRunning(rings map[Ring][]string) error {
 	if k == nil {
 		return errNoKeyring
@@ -411,6 +412,9 @@ func errNoVerdict(format string, args ...any) error {
 // maybeKnown returns an error if the kernel may have a key that signed a module although the
 // Keyring does not.
 func (k *Keyring) maybeKnown(signers []cms.SignerInfo) error {
+	if _, read := k.live[Builtin]; k.live != nil && !read && !k.image {
+		return errNoVerdict("the key may be in %s, which could not be read", Builtin)
+	}
 	for _, ring := range Rings[:4] {
 		counts, _ := k.Counts(ring)
 		if source := k.unread[ring]; counts && source != "" {

@@ -27,6 +27,7 @@ import (
 // where a certificate of the firmware goes, follows [Facts] of the kernel.
 type Keyring struct {
 	rules    *cms.Rules // nil: the newest
+	image    bool       // an image was added
 	release  string     // of the kernel in the image added last
 	facts    Facts
 	added    []added
@@ -152,6 +153,15 @@ func parseFile(rules *cms.Rules, b []byte) ([]*cms.Certificate, error) {
 	return certs, nil
 }
 
+// Release is that of the kernel in the image added last, as uname -r prints it. It is empty
+// without an image, and if the image does not tell.
+func (k *Keyring) Release() string {
+	if k == nil {
+		return ""
+	}
+	return k.release
+}
+
 // Kernel names the kernel whose rules the Keyring follows: "Linux 6.12".
 func (k *Keyring) Kernel() string { return k.kernel().String() }
 
@@ -200,7 +210,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	k.release = release
+	k.image, k.release = true, release
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the image does not tell its version: modules are judged as %s would",

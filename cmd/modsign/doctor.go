@@ -130,7 +130,11 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	}
 	keys = found.rules()
 	if err == nil {
-		_, err = addImage(keys, image)
+		if _, err = addImage(keys, image); err == nil && rings.running {
+			if err := runs(keys, image); err != nil {
+				return nil, "", nil, withHint(err, "name its version too: --installed KVER")
+			}
+		}
 	}
 	if err != nil {
 		unread = append(unread, machine.Problem{Source: "the kernel's image", Err: err})

@@ -207,8 +207,11 @@ func TestDoctorOrdinaryUser(t *testing.T) {
 			[]string{"doctor", "--root", root, "--installed", version}},
 		{3, []string{"no verdict: the key may be in .machine, and MokListRT could not be read"},
 			[]string{"verify", "--kernel", image, "--root", root, "--mok", "efivars", module}},
-		{3, []string{"could not read keyring .secondary_trusted_keys: /proc/keys does not show it", "no verdict: the key may be"},
-			[]string{"verify", "--kernel", image, "--running", module}},
+		{3, []string{"could not read keyring .secondary_trusted_keys: /proc/keys does not show it",
+			"no verdict: the key may be in .builtin_trusted_keys, which could not be read"},
+			[]string{"verify", "--running", module}},
+		{1, []string{": image of kernel " + version + ", and "}, []string{"verify", "--kernel", image, "--running", module}},
+		{1, []string{": image of kernel " + version + ", and "}, []string{"doctor", "--kernel", image, "--no-keys"}},
 	} {
 		code, output := as(test.args...)
 		for _, words := range test.words {

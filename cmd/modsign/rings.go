@@ -142,6 +142,14 @@ func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string)
 	return keys.Follow(verify.ConfigFacts(release, config.Bool))
 }
 
+// runs returns an error if the image in a keyring is not the running kernel's.
+func runs(keys *verify.Keyring, image string) error {
+	if release, now := keys.Release(), runningRelease(); release != "" && now != "" && release != now {
+		return fmt.Errorf("%s: image of kernel %s, and %s runs", cmp.Or(image, "the installed image"), release, now)
+	}
+	return nil
+}
+
 // runningConfig reads the configuration that the running kernel has inside. It is nil if it has
 // none.
 func runningConfig() (kbuild.Config, error) {

@@ -218,6 +218,11 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 		return nil, nil, withHint(errors.New("no certificate to verify with"),
 			"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 	}
+	if o.rings.running {
+		if err := runs(keys, o.image); err != nil {
+			return nil, nil, withHint(err, "leave out --running to judge as the kernel of the image")
+		}
+	}
 	if o.attributes {
 		if err := keys.AcceptAttributes(); err != nil {
 			return nil, nil, err
