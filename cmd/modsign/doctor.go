@@ -163,9 +163,12 @@ func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 	enforced := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}[s.Enforced()]
 	field("signatures enforced", fmt.Sprintf("%s (module.sig_enforce %s, lockdown %s)", enforced, factName(s.SigEnforce),
 		cmp.Or(s.Lockdown, "not known")))
-	if !s.EFI {
+	switch {
+	case !s.EFI && s.SecureBoot == verify.Unknown:
+		field("EFI", "not known")
+	case !s.EFI:
 		field("EFI", "no")
-	} else {
+	default:
 		field("Secure Boot", factName(s.SecureBoot))
 		field("setup mode", factName(s.SetupMode))
 		field("shim's table", map[bool]string{true: "yes", false: "no"}[s.ShimTable])
@@ -179,7 +182,14 @@ func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 			{"db", s.Firmware.DB, false}, {"dbx", s.Firmware.DBX, true}, {"MokListRT", s.Firmware.MokList, false},
 			{"MokListXRT", s.Firmware.MokListX, true},
 		} {
-			field(l.name, listSummary(l.lists, l.reject))
+			summary := listSummary(l.lists, l.reject)
+			switch {
+			case s.Missed(l.name) && len(l.lists) == 0:
+				summary = "not read"
+			case s.Missed(l.name):
+				summary += ", and not all of it was read"
+			}
+			field(l.name, summary)
 		}
 		var names []string
 		for _, v := range s.Keys {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -114,8 +115,12 @@ func TestRead(t *testing.T) {
 		t.Errorf("with shim's table: %+v", s)
 	}
 	r.file(mokDir+"/MokListRT", 0o400, list(a, b)[:50]) // malformed: the kernel takes the variable
-	if s := read(r); s.Firmware.MokList[0].Len() != 1 {
-		t.Errorf("with a malformed table: %+v", s.Firmware.MokList)
+	if s := read(r); len(s.Firmware.MokList) != 2 || s.Firmware.MokList[1].Len() != 1 || len(s.Problems) != 1 {
+		t.Errorf("with a malformed table: %+v, %v", s.Firmware.MokList, s.Problems)
+	}
+	r.file(mokDir+"/MokListRT", 0o400, nil) // a list that is empty: the kernel does not look further
+	if s := read(r); len(s.Firmware.MokList) != 1 || s.Firmware.MokList[0].Len() != 0 || len(s.Problems) > 0 {
+		t.Errorf("with an empty table: %+v, %v", s.Firmware.MokList, s.Problems)
 	}
 	r.variable("MokSBStateRT", efi.Shim, 7, 1) // non-volatile: anybody can have set it
 	if s := read(r); s.SecureBoot != verify.Yes {
@@ -134,6 +139,63 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := Read(filepath.Join(r.dir, "absent"), false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a root directory: %v", err)
+	}
+}
+
+// What is there and is no file to read is not taken for absent.
+func TestReadOddFiles(t *testing.T) {
+	t.Parallel()
+	a := testmod.NewKey(t, "ecdsa:p256").Certificate
+	for _, test := range []struct {
+		name   string
+		change func(r *fakeRoot, table string) error
+		source string
+		words  string
+	}{
+		{"dangling", func(_ *fakeRoot, table string) error { return os.Symlink("absent", table) },
+			"MokListRT", "leads to nothing"},
+		{"leads out", func(_ *fakeRoot, table string) error {
+			return os.Symlink("../../../../../../../../../etc/hostname", table)
+		}, "MokListRT", "leads to nothing"},
+		{"directory", func(_ *fakeRoot, table string) error { return os.Mkdir(table, 0o755) },
+			"MokListRT", "not a regular file"},
+		{"FIFO", func(_ *fakeRoot, table string) error { return syscall.Mkfifo(table, 0o600) },
+			"MokListRT", "not a regular file"},
+		{"device", func(_ *fakeRoot, table string) error { return os.Symlink("/dev/null", table) },
+			"MokListRT", "leads to nothing"},
+		{"firmware elsewhere", func(r *fakeRoot, _ string) error {
+			dir := filepath.Join(r.dir, "sys/firmware")
+			return errors.Join(os.RemoveAll(dir), os.Symlink("/absent/firmware", dir))
+		}, "sys/firmware", "leads to nothing"},
+		{"too large", func(_ *fakeRoot, table string) error {
+			return errors.Join(os.WriteFile(table, nil, 0o600), os.Truncate(table, efi.MaxSize+1))
+		}, "MokListRT", "larger than"},
+	} {
+		r := newRoot(t)
+		r.secure()
+		r.variable("MokListRT", efi.Shim, 6, list(a)...)
+		table := filepath.Join(r.dir, mokDir, "MokListRT")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(table), 0o755), test.change(r, table)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Read(r.dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Problems) != 1 || !strings.HasSuffix(s.Problems[0].Source, test.source) ||
+			!strings.Contains(s.Problems[0].String(), test.words) {
+			t.Errorf("%s: %v, want one of %s: %s", test.name, s.Problems, test.source, test.words)
+		}
+		if s.Missed("MokListRT") != (test.source != "MokListRT") || s.Missed("dbx") != (test.source != "MokListRT") {
+			t.Errorf("%s: MokListRT is missed: %t, dbx: %t", test.name, s.Missed("MokListRT"), s.Missed("dbx"))
+		}
+		if test.source != "MokListRT" {
+			continue
+		}
+		r.file(fmt.Sprintf("%s/dbx-%s", efivarsDir, efi.Security), 0o644, nil)
+		if s, err := Read(r.dir, false); err != nil || !s.Missed("dbx") {
+			t.Errorf("%s: a dbx without attributes is not missed: %v", test.name, err)
+		}
 	}
 }
 
