@@ -160,9 +160,13 @@ func factName(f verify.Fact) string {
 func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 	field := func(name, value string) { u.Result("%-22s%s", name+":", value) }
 	field("kernel", fmt.Sprintf("%s, judged as %s", kernel, keys.Kernel()))
-	enforced := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}[s.Enforced()]
-	field("signatures enforced", fmt.Sprintf("%s (module.sig_enforce %s, lockdown %s)", enforced, factName(s.SigEnforce),
-		cmp.Or(s.Lockdown, "not known")))
+	enforced := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}[s.EnforcedBy(keys.Facts())]
+	from := ""
+	if s.Enforced() == verify.Unknown && s.EnforcedBy(keys.Facts()) != verify.Unknown {
+		from = ", by its configuration"
+	}
+	field("signatures enforced", fmt.Sprintf("%s%s (module.sig_enforce %s, lockdown %s)", enforced, from,
+		factName(s.SigEnforce), cmp.Or(s.Lockdown, "not known")))
 	switch {
 	case !s.EFI && s.SecureBoot == verify.Unknown:
 		field("EFI", "not known")
@@ -270,7 +274,7 @@ func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kern
 		return &yes
 	}
 	m := jsonMachine{
-		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.Enforced()),
+		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.EnforcedBy(keys.Facts())),
 		SigEnforce: known(s.SigEnforce), Lockdown: s.Lockdown, NoModules: known(s.ModulesDisabled), EFI: s.EFI,
 		SecureBoot: known(s.SecureBoot), SetupMode: known(s.SetupMode), ShimTable: s.ShimTable,
 		MokListTrusted: known(s.Firmware.MokListTrusted), IgnoreDB: s.Firmware.IgnoreDB, Pending: s.Pending,

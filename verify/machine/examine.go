@@ -79,9 +79,13 @@ type examination struct {
 
 func (e *examination) add(f Finding) { e.findings = append(e.findings, f) }
 
-// refusing is the level of a reason for which the kernel refuses a module's key.
+// enforced reports whether the kernel refuses modules without a good signature.
+func (e *examination) enforced() verify.Fact { return e.state.EnforcedBy(e.keys.Facts()) }
+
+// refusing is the level of a reason for which a kernel that enforces signatures refuses a
+// module's key.
 func (e *examination) refusing() Level {
-	if e.state.Enforced() == verify.No {
+	if e.enforced() == verify.No {
 		return Note
 	}
 	return Refuses
@@ -89,13 +93,13 @@ func (e *examination) refusing() Level {
 
 // rejected is what a user sees of a module whose key does not count.
 func (e *examination) rejected() string {
-	if s := e.state; s.SigEnforce == verify.No && s.Enforced() == verify.Yes {
+	if e.state.SigEnforce == verify.No && e.enforced() == verify.Yes {
 		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
 			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
 	}
 	const rejected = `modprobe fails with "Key was rejected by service" (EKEYREJECTED), and the kernel logs ` +
 		`"Loading of module with unavailable key is rejected"`
-	switch e.state.Enforced() {
+	switch e.enforced() {
 	case verify.No:
 		return "this kernel does not enforce signatures, and loads such a module; one that does refuses it: " + rejected
 	case verify.Unknown:
@@ -112,9 +116,13 @@ func (e *examination) enforcement() {
 			"The kernel loads no module until the next boot, whatever its signature: modprobe fails with EPERM.",
 			"grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d"})
 	}
-	if s.Enforced() == verify.No {
-		e.add(Finding{Note, "not-enforced", "module.sig_enforce",
-			"The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown.",
+	if e.enforced() == verify.No {
+		text := "The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown."
+		if s.Enforced() == verify.Unknown {
+			text = "The kernel's configuration does not have it enforce signatures; module.sig_enforce or lockdown on its " +
+				"command line may."
+		}
+		e.add(Finding{Note, "not-enforced", "module.sig_enforce", text,
 			"It loads modules without a signature, or with an unknown key, and is tainted by them.",
 			"grep -o 'module.sig_enforce[^ ]*\\|lockdown=[^ ]*' /proc/cmdline"})
 	}
@@ -165,7 +173,8 @@ func (e *examination) machineOwnerKeys() {
 	for _, known := range e.keys.Known() {
 		if !e.isMok(known) || known.Counts {
 			if e.isMok(known) && e.revoked(known) {
-				e.add(Finding{e.refusing(), "mok-revoked", known.Name,
+				// The kernel refuses these whether it enforces signatures or not.
+				e.add(Finding{Refuses, "mok-revoked", known.Name,
 					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
 					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", "mokutil --dbx"})
 			}

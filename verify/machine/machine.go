@@ -84,6 +84,21 @@ func (s *State) Enforced() verify.Fact {
 	return verify.Unknown
 }
 
+// EnforcedBy is Enforced, and where the kernel itself does not tell, as in copies of files, what
+// its configuration and Secure Boot lead to. Its command line may have it enforce signatures too.
+func (s *State) EnforcedBy(f verify.Facts) verify.Fact {
+	secure := s.SecureBoot
+	switch {
+	case s.Enforced() != verify.Unknown:
+		return s.Enforced()
+	case f.Enforced == verify.Yes, f.EnforcedSecureBoot == verify.Yes && secure == verify.Yes:
+		return verify.Yes
+	case f.Enforced == verify.No && (f.EnforcedSecureBoot == verify.No || secure == verify.No):
+		return verify.No
+	}
+	return verify.Unknown
+}
+
 // Apply gives what was read to a Keyring, and what could not be read.
 func (s *State) Apply(keys *verify.Keyring) error {
 	err := keys.AddFirmware(s.Firmware)

@@ -341,6 +341,27 @@ func TestExamine(t *testing.T) {
 			r.file("sys/kernel/security/lockdown", 0o644, []byte("[none] integrity confidentiality\n"))
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
 		}, mainline, "[note module-key-unknown note not-enforced]", "grep"},
+		{"copies, not enforced", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.No }),
+			"[note module-key-unknown note not-enforced]", "grep"},
+		{"copies, enforced for Secure Boot", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.Yes }),
+			"[refuses module-key-unknown]", "mokutil --import"},
+		{"copies, nobody knows", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, mainline, "[refuses module-key-unknown]", "mokutil --import"},
+		{"revoked, not enforced", func(r *fakeRoot) {
+			r.file("sys/kernel/security/lockdown", 0o644, []byte("[none] integrity confidentiality\n"))
+			r.variable("MokListXRT", efi.Shim, 6, list(mok.Certificate)...)
+		}, mainline, "[note not-enforced refuses mok-revoked]", "grep"},
 		{"malformed dbx", func(r *fakeRoot) { r.variable("dbx", efi.Security, 7, 1, 2, 3) }, mainline,
 			"[refuses malformed-list]", "mokutil --dbx"},
 		{"hashes with times", func(r *fakeRoot) {
