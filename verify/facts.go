@@ -64,7 +64,8 @@ type Facts struct {
 func (f *Facts) fields() []*Fact {
 	return []*Fact{
 		&f.Secondary, &f.SecondaryBuiltin, &f.Machine, &f.MachineCA, &f.MachineCAMax, &f.Platform, &f.LoadUEFI, &f.Trusted,
-		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.Enforced, &f.EnforcedSecureBoot, &f.PlatformModules, &f.MachineAlways, &f.ModuleHashes,
+		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.Enforced, &f.EnforcedSecureBoot, &f.PlatformModules, &f.MachineAlways,
+		&f.ModuleHashes,
 	}
 }
 

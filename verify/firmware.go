@@ -64,7 +64,8 @@ func (k *Keyring) findDoubts() {
 		if len(sources) < bits.OnesCount(uint(choice)) { // a smaller choice says the same
 			continue
 		}
-		other := &Keyring{rules: k.rules, facts: k.facts, added: k.added, firmware: firmware, live: k.live, hashes: k.hashes}
+		other := &Keyring{rules: k.rules, facts: k.facts, added: k.added, firmware: firmware, live: k.live,
+			hashes: k.hashes, parsed: k.parsed}
 		other.index()
 		k.doubts = append(k.doubts, doubt{strings.Join(sources, " and "), other})
 	}
@@ -281,8 +282,8 @@ func (k *Keyring) loadTrusted(lists []List, ring Ring, skip string) {
 
 // drop notes a certificate that the kernel does not have.
 func (k *Keyring) drop(der []byte, source, problem string) {
-	cert, err := cms.ParseCertificate(der)
-	if err != nil {
+	cert, _, err := k.parseOnce(der)
+	if cert == nil && err != nil {
 		problem = err.Error()
 	}
 	k.held = append(k.held, held{cert: cert, raw: der, source: source, problem: problem})
@@ -334,13 +335,19 @@ func (k *Keyring) Unmatched(ring Ring) (descriptions []string) {
 	if k == nil {
 		return nil
 	}
-	for _, d := range k.live[ring] {
-		if isHash(d) || slices.ContainsFunc(k.held, func(h held) bool {
-			return h.ring == ring && h.cert != nil && h.cert.Description() == d
-		}) {
-			continue
+	if len(k.live[ring]) == 0 {
+		return nil
+	}
+	known := make(map[string]bool)
+	for _, h := range k.held {
+		if h.ring == ring && h.cert != nil {
+			known[h.cert.Description()] = true
 		}
-		descriptions = append(descriptions, d)
+	}
+	for _, d := range k.live[ring] {
+		if !isHash(d) && !known[d] {
+			descriptions = append(descriptions, d)
+		}
 	}
 	return descriptions
 }
@@ -359,13 +366,20 @@ func (k *Keyring) settle() {
 			k.late[d] = true
 		}
 	}
+	live := make(map[Ring]map[string]bool)
+	for ring, descriptions := range k.live {
+		live[ring] = make(map[string]bool)
+		for _, d := range descriptions {
+			live[ring][d] = true
+		}
+	}
 	for i := range k.held {
 		h := &k.held[i]
 		if h.cert == nil {
 			continue
 		}
 		name := h.cert.Description()
-		has := func(ring Ring) bool { return slices.Contains(k.live[ring], name) }
+		has := func(ring Ring) bool { return live[ring][name] }
 		_, read := k.live[h.ring]
 		switch {
 		case h.reject || h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -36,6 +37,8 @@ type Keyring struct {
 	unread   map[Ring]string   // what could not be read of a ring
 	hashes   []string          // that kernels have on their blacklists from the beginning
 	warnings []string
+
+	parsed map[[sha256.Size]byte]parsed // by the rules, of the certificates with these hashes
 
 	// Derived from the above by index.
 	held     []held
@@ -234,7 +237,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 
 // obey takes other rules, also for the certificates that are there.
 func (k *Keyring) obey(rules *cms.Rules) error {
-	k.rules = rules
+	k.rules, k.parsed = rules, nil
 	for _, a := range k.added {
 		if _, err := rules.ParseCertificate(a.raw); err != nil && a.usable {
 			return fmt.Errorf("%s cannot use the certificate in %s: %w", rules, a.source, err)

@@ -169,12 +169,20 @@ func runningConfig() (kbuild.Config, error) {
 	return kbuild.ReadConfig(io.LimitReader(text, 4<<20))
 }
 
+// maxRingLines is how many keys of a keyring are listed for people. --json has all.
+const maxRingLines = 200
+
 // ringLines describe the keyrings for people: those that count, and why others do not.
 func ringLines(keys *verify.Keyring) (lines []string) {
+	all := keys.Known()
 	for _, ring := range append(verify.Rings[:len(verify.Rings):len(verify.Rings)], "") {
 		var names []string
-		for _, known := range keys.Known() {
+		listed := 0
+		for _, known := range all {
 			if known.Ring == ring {
+				if listed++; listed > maxRingLines {
+					continue
+				}
 				names = append(names, fmt.Sprintf("  %s (%s)", cmp.Or(known.Name, "a certificate that cannot be read"),
 					known.Source))
 				if known.Problem != "" {
@@ -184,6 +192,9 @@ func ringLines(keys *verify.Keyring) (lines []string) {
 		}
 		for _, description := range keys.Unmatched(ring) {
 			names = append(names, fmt.Sprintf("  %s (of the running kernel)", description))
+		}
+		if listed > maxRingLines {
+			names = append(names, fmt.Sprintf("  and %d more (--json lists them)", listed-maxRingLines))
 		}
 		title := cmp.Or(string(ring), "not in the kernel")
 		if counts, _ := keys.Counts(ring); ring != "" && !counts {

@@ -62,7 +62,38 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 		problems = append(problems, more...)
 		e.privateKeys(found)
 	}
-	return e.findings, problems, nil
+	return bounded(e.findings), problems, nil
+}
+
+// maxAlike is how many findings of one name are listed. Nobody reads more, and a list of the
+// firmware may have thousands of keys.
+const maxAlike = 10
+
+// bounded puts one finding in the place of those that are too many.
+func bounded(findings []Finding) (list []Finding) {
+	type kind struct {
+		level Level
+		name  string
+	}
+	seen := make(map[kind]int)
+	for _, f := range findings {
+		k := kind{f.Level, f.Name}
+		if seen[k]++; seen[k] <= maxAlike {
+			list = append(list, f)
+		}
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		f := list[i]
+		more := seen[kind{f.Level, f.Name}] - maxAlike
+		if more <= 0 {
+			continue
+		}
+		seen[kind{f.Level, f.Name}] = 0
+		f.About = fmt.Sprintf("%d more", more)
+		f.Text = fmt.Sprintf("There are %d more findings like this one (%s).", more, f.Name)
+		list = slices.Insert(list, i+1, f)
+	}
+	return list
 }
 
 func loadCerts(path string) ([][]byte, error) {
@@ -170,9 +201,15 @@ func (e *examination) lists() {
 
 // machineOwnerKeys looks for keys that shim has and modules do not get.
 func (e *examination) machineOwnerKeys() {
+	rejected := make(map[string]bool)
+	for _, known := range e.keys.Known() {
+		if known.Ring == verify.Blacklist && known.Counts {
+			rejected[string(known.DER)] = true
+		}
+	}
 	for _, known := range e.keys.Known() {
 		if !e.isMok(known) || known.Counts {
-			if e.isMok(known) && e.revoked(known) {
+			if e.isMok(known) && known.Ring != verify.Blacklist && rejected[string(known.DER)] {
 				// The kernel refuses these whether it enforces signatures or not.
 				e.add(Finding{Refuses, "mok-revoked", known.Name,
 					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
@@ -196,13 +233,6 @@ func (e *examination) machineOwnerKeys() {
 // isMok reports whether a certificate is on shim's list.
 func (e *examination) isMok(known verify.Known) bool {
 	return slices.ContainsFunc(e.state.Firmware.MokList, func(l verify.List) bool { return l.Source == known.Source })
-}
-
-// revoked reports whether the kernel also has a certificate among those to reject.
-func (e *examination) revoked(known verify.Known) bool {
-	return known.Ring != verify.Blacklist && slices.ContainsFunc(e.keys.Known(), func(k verify.Known) bool {
-		return k.Ring == verify.Blacklist && k.Counts && string(k.DER) == string(known.DER)
-	})
 }
 
 // mokCommand is what to do about a machine owner key that does not count.

@@ -269,6 +269,31 @@ func names(findings []Finding) (all []string) {
 	return all
 }
 
+// A list of thousands of keys is no list of thousands of findings.
+func TestExamineManyKeys(t *testing.T) {
+	t.Parallel()
+	var certs []*x509.Certificate
+	for range maxAlike + 3 {
+		certs = append(certs, testmod.NewKey(t, "ecdsa:p256").Certificate)
+	}
+	r := newRoot(t)
+	r.secure()
+	r.variable("MokListRT", efi.Shim, 6, list(certs...)...)
+	s, err := Read(r.dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := new(verify.Keyring)
+	if err := s.Apply(keys); err != nil {
+		t.Fatal(err)
+	}
+	findings, _, err := Examine(s, keys, Options{Root: r.dir})
+	if err != nil || len(findings) != maxAlike+1 || findings[maxAlike].About != "3 more" ||
+		findings[maxAlike].Name != "mok-unused" || findings[maxAlike].Level != Refuses {
+		t.Errorf("got %+v, %v", findings, err)
+	}
+}
+
 // A finding for each thing that is wrong, and none for what is right.
 func TestExamine(t *testing.T) {
 	t.Parallel()
