@@ -109,17 +109,24 @@ func ParseList(source string, data []byte) List {
 
 // ReadList reads a list from a file of at most 4 MiB: signature lists of the UEFI
 // Specification, or certificates as in [Keyring.AddFile], such as those of mokutil --export.
+// A list that is malformed behind some elements is no error: see [List.Problem].
 func ReadList(path string) (List, error) {
 	b, err := readFile(path)
 	if err != nil {
 		return List{}, err
 	}
-	if elements, err := efi.ParseFile(b); err == nil && len(elements) > 0 {
-		return List{path, elements, nil}, nil
+	elements, malformed := efi.ParseFile(b)
+	if len(elements) > 0 {
+		return List{path, elements, malformed}, nil
 	}
 	any := &Keyring{rules: cms.Any}
 	certs, err := any.parse(path, b)
-	if err != nil {
+	switch {
+	case err != nil && malformed != nil && efi.IsList(b):
+		return List{}, fmt.Errorf("%s: %w", path, malformed)
+	case errors.Is(err, ErrNoCertificates):
+		return List{}, fmt.Errorf("%w; nor is it a list of EFI", err)
+	case err != nil:
 		return List{}, err
 	}
 	l := List{Source: path}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -198,6 +200,44 @@ func TestFollowRunning(t *testing.T) {
 	got := fmt.Sprint(keys.Unmatched(Secondary), keys.Unmatched(Blacklist), keys.Unmatched(Machine))
 	if got != "[x: 00] [y: 22] []" {
 		t.Errorf("unmatched: %s", got)
+	}
+}
+
+// A malformed list in a file counts as in the kernel: up to the malformed place. One without
+// elements in front of that says what is wrong.
+func TestReadMalformedList(t *testing.T) {
+	t.Parallel()
+	cert := testmod.NewKey(t, "ecdsa:p256").Certificate.Raw
+	good := efi.Append(nil, efi.X509, efi.Shim, cert)
+	path := filepath.Join(t.TempDir(), "list")
+	for _, test := range []struct {
+		name  string
+		data  []byte
+		certs int
+		words string
+	}{
+		{"good", good, 1, ""},
+		{"good and junk", append(bytes.Clone(good), 1, 2, 3), 1, "3 bytes at offset"},
+		{"good and cut off", append(bytes.Clone(good), good[:len(good)-9]...), 1, "are left"},
+		{"cut off", good[:len(good)-9], 0, "claims"},
+		{"cut off, with attributes", append([]byte{6, 0, 0, 0}, good[:len(good)-9]...), 0, "claims"},
+		{"no list", []byte("nothing of all this"), 0, "nor is it a list of EFI"},
+		{"DER", cert, 1, ""},
+	} {
+		if err := os.WriteFile(path, test.data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ReadList(path)
+		problem := ""
+		for _, err := range []error{err, l.Problem()} {
+			if err != nil {
+				problem += err.Error()
+			}
+		}
+		if (err == nil) != (test.certs > 0) || len(l.Certificates()) != test.certs ||
+			!strings.Contains(problem, test.words) || (test.words == "") != (problem == "") {
+			t.Errorf("%s: %d certificates, %v, %q", test.name, len(l.Certificates()), err, problem)
+		}
 	}
 }
 

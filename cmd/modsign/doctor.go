@@ -160,7 +160,8 @@ func factName(f verify.Fact) string {
 func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 	field := func(name, value string) { u.Result("%-22s%s", name+":", value) }
 	field("kernel", fmt.Sprintf("%s, judged as %s", kernel, keys.Kernel()))
-	enforced := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}[s.EnforcedBy(keys.Facts())]
+	yesNo := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}
+	enforced := yesNo[s.EnforcedBy(keys.Facts())]
 	from := ""
 	if s.Enforced() == verify.Unknown && s.EnforcedBy(keys.Facts()) != verify.Unknown {
 		from = ", by its configuration"
@@ -176,8 +177,7 @@ func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 		field("Secure Boot", factName(s.SecureBoot))
 		field("setup mode", factName(s.SetupMode))
 		field("shim's table", map[bool]string{true: "yes", false: "no"}[s.ShimTable])
-		field("MokListTrustedRT", map[verify.Fact]string{verify.Yes: "yes", verify.No: "no",
-			verify.Unknown: "not known"}[s.Firmware.MokListTrusted])
+		field("MokListTrustedRT", yesNo[s.Firmware.MokListTrusted])
 		for _, l := range []struct {
 			name   string
 			lists  []verify.List
