@@ -315,18 +315,14 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	}
 	// A certificate that the kernel leaves out when it boots is no error.
 	certs, err := k.kernel().ParseCertificateList(lists.Builtin)
-	if err != nil {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
-	}
+	k.warn(path, err)
 	if len(lists.Dropped) > 0 {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
 			path, len(lists.Dropped)))
 	}
 	usable := slices.ContainsFunc(certs, func(c *cms.Certificate) bool { return !c.Blacklisted(lists.BlacklistHashes) })
 	revoked, err := k.kernel().ParseCertificateList(lists.Revoked)
-	if err != nil {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
-	}
+	k.warn(path+": revoked certificates", err)
 	if !usable && !k.hashed {
 		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
@@ -334,6 +330,19 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	k.add(Blacklist, path, revoked...)
 	k.add(Builtin, path, certs...)
 	return nil
+}
+
+// warn adds a warning for each of the errors that are joined in one, which may be nil.
+func (k *Keyring) warn(what string, err error) {
+	problems := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		problems = joined.Unwrap()
+	}
+	for _, err := range problems {
+		if err != nil {
+			k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", what, err))
+		}
+	}
 }
 
 // useSystemMap reads the System.map-VERSION that Debian and Fedora install beside

@@ -69,7 +69,7 @@ func (o *doctorOptions) run(u *ui) error {
 		return err
 	}
 	findings, more, err := machine.Examine(state, keys, machine.Options{
-		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0,
+		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
 	})
 	if err != nil {
 		return err
@@ -108,6 +108,19 @@ func (o *doctorOptions) run(u *ui) error {
 	}
 	u.Note("nothing to mend")
 	return nil
+}
+
+// again is the command that looks at the same with the rights of root.
+func (o *doctorOptions) again() string {
+	command := "sudo modsign doctor"
+	for _, flag := range []struct{ name, value string }{
+		{"root", strings.TrimSuffix(o.root, "/")}, {"installed", o.kernel}, {"kernel", o.image}, {"config", o.config},
+	} {
+		if flag.value != "" {
+			command += " --" + flag.name + " " + quote(flag.value)
+		}
+	}
+	return command
 }
 
 // keyring is what the kernel should have in its keyrings, and has. Without the image it holds

@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"cmp"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -36,6 +38,8 @@ type Options struct {
 	NoImage bool
 	// NoKeys leaves out the search for private keys.
 	NoKeys bool
+	// Again is the command that looks again with more rights; empty for sudo modsign doctor.
+	Again string
 }
 
 // Examine compares the state of a machine with the keys that its kernel has. The Keyring has
@@ -46,7 +50,8 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0}
+	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0,
+		again: cmp.Or(o.Again, "sudo modsign doctor")}
 	e.enforcement()
 	e.lists()
 	e.machineOwnerKeys()
@@ -62,7 +67,20 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 		problems = append(problems, more...)
 		e.privateKeys(found)
 	}
-	return bounded(e.findings), problems, nil
+	if root := filepath.Clean(o.Root); o.Root != "" && root != "/" {
+		for i := range e.findings {
+			e.findings[i].elsewhere(root, e.again)
+		}
+	}
+	return bounded(e.findings), distinct(problems), nil
+}
+
+// elsewhere words the command for the machine of which the root directory has copies: programs
+// such as mokutil look at the one that they run on. What changes files is for the copy.
+func (f *Finding) elsewhere(root, again string) {
+	if f.Command != again && f.Level != Leaks {
+		f.Command = "# on that machine: " + strings.ReplaceAll(f.Command, root+"/", "/")
+	}
 }
 
 // maxAlike is how many findings of one name are listed. Nobody reads more, and a list of the
@@ -105,6 +123,7 @@ type examination struct {
 	state      *State
 	keys       *verify.Keyring
 	incomplete bool // the kernel may have keys that the Keyring was not given
+	again      string
 	findings   []Finding
 }
 
@@ -201,32 +220,42 @@ func (e *examination) lists() {
 
 // machineOwnerKeys looks for keys that shim has and modules do not get.
 func (e *examination) machineOwnerKeys() {
-	rejected := make(map[string]bool)
+	rejected := make(map[string]string) // the sources by the certificates
 	for _, known := range e.keys.Known() {
 		if known.Ring == verify.Blacklist && known.Counts {
-			rejected[string(known.DER)] = true
+			rejected[string(known.DER)] = known.Source
 		}
 	}
 	for _, known := range e.keys.Known() {
 		if !e.isMok(known) || known.Counts {
-			if e.isMok(known) && known.Ring != verify.Blacklist && rejected[string(known.DER)] {
+			source, listed := rejected[string(known.DER)]
+			if e.isMok(known) && known.Ring != verify.Blacklist && listed {
+				command := "mokutil --dbx"
+				isSource := func(l verify.List) bool { return l.Source == source }
+				if slices.ContainsFunc(e.state.Firmware.MokListX, isSource) {
+					command = "mokutil --list-enrolled --mokx"
+				}
 				// The kernel refuses these whether it enforces signatures or not.
 				e.add(Finding{Refuses, "mok-revoked", known.Name,
 					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
-					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", "mokutil --dbx"})
+					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", command})
 			}
 			continue
 		}
 		level := e.refusing()
 		text := fmt.Sprintf("The machine owner key %q is in %s, where the kernel does not look for the keys of modules.",
 			known.Name, known.Ring)
-		if known.Ring == "" {
+		switch {
+		case known.Name == "":
+			text = fmt.Sprintf("%s has a machine owner key that no kernel can read.", known.Source)
+		case known.Ring == "":
 			text = fmt.Sprintf("The kernel has the machine owner key %q in none of its keyrings.", known.Name)
 		}
 		if known.Problem != "" {
 			text += " " + sentence(known.Problem)
 		}
-		e.add(Finding{level, "mok-unused", known.Name, text, sentence(e.rejected()), e.mokCommand(known)})
+		e.add(Finding{level, "mok-unused", cmp.Or(known.Name, known.Source), text, sentence(e.rejected()),
+			e.mokCommand(known)})
 	}
 }
 
@@ -239,6 +268,8 @@ func (e *examination) isMok(known verify.Known) bool {
 func (e *examination) mokCommand(known verify.Known) string {
 	facts, f := e.keys.Facts(), e.state.Firmware
 	switch {
+	case known.Name == "":
+		return "mokutil --list-enrolled"
 	case strings.Contains(known.Problem, "blacklist"):
 		return "mokutil --list-enrolled --mokx"
 	case f.SecureBoot == verify.No:
@@ -286,7 +317,7 @@ func (e *examination) moduleCerts(certs []moduleCert) {
 			if e.incomplete {
 				text = fmt.Sprintf("%s signs modules with the key of %s, which was not found in what could be read.", c.program,
 					c.path)
-				command, level = "sudo modsign doctor", Note
+				command, level = e.again, Note
 			}
 			for _, known := range e.keys.Known() {
 				if string(known.DER) != string(der) {

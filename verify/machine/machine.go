@@ -142,6 +142,7 @@ func Read(root string, running bool) (*State, error) {
 	if running {
 		s.readRings()
 	}
+	s.Problems = distinct(s.Problems)
 	return s, nil
 }
 
@@ -255,6 +256,18 @@ func (s *State) problem(source string, err error) {
 		source, err = filepath.Clean(p.Path), p.Err
 	}
 	s.Problems = append(s.Problems, Problem{source, err})
+}
+
+// distinct leaves out problems that are there already.
+func distinct(problems []Problem) (list []Problem) {
+	seen := make(map[string]bool)
+	for _, p := range problems {
+		if !seen[p.String()] {
+			seen[p.String()] = true
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // readKernel reads what the running kernel says of enforcement.

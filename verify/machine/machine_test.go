@@ -335,7 +335,7 @@ func TestExamine(t *testing.T) {
 			f.MachineCA, f.Trusted = verify.Yes, verify.Yes
 		}), "[refuses module-key-unknown refuses mok-unused]", "CA_MACHINE_KEYRING"},
 		{"not enrolled", func(r *fakeRoot) { r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw) }, mainline,
-			"[refuses module-key-unknown]", "mokutil --import "},
+			"[refuses module-key-unknown]", "# on that machine: mokutil --import /var/lib/dkms/mok.pub"},
 		{"enrolment waits", func(r *fakeRoot) {
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
 			r.variable("MokNew", efi.Shim, 7, 1)
@@ -347,6 +347,16 @@ func TestExamine(t *testing.T) {
 		{"key for everybody", func(r *fakeRoot) {
 			r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 		}, mainline, "[leaks key-readable]", "chmod 0600 "},
+		{"keys of root for everybody", func(r *fakeRoot) {
+			r.file("root/mok.key", 0o644, mok.KeyPEM)
+			r.file("root/MOK.der.key", 0o644, mok.KeyPEM)
+		}, mainline, "[leaks key-readable leaks key-readable]", "chmod 0600 "},
+		{"revoked by shim", func(r *fakeRoot) {
+			r.variable("MokListXRT", efi.Shim, 6, list(mok.Certificate)...)
+		}, mainline, "[refuses mok-revoked]", "# on that machine: mokutil --list-enrolled --mokx"},
+		{"no certificate", func(r *fakeRoot) {
+			r.file(mokDir+"/MokListRT", 0o400, efi.Append(list(mok.Certificate), efi.X509, efi.Shim, []byte("none")))
+		}, mainline, "[refuses mok-unused]", "mokutil --list-enrolled"},
 		{"key in a closed directory", func(r *fakeRoot) {
 			path := r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 			os.Chmod(filepath.Dir(path), 0o750)
