@@ -153,7 +153,7 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 		unread = append(unread, machine.Problem{Source: "the kernel's image", Err: err})
 		_ = keys.Unread(verify.Builtin, "the kernel's image")
 	}
-	if err := rings.follow(keys, found, image); err != nil {
+	if err := rings.follow(u, keys, found, image); err != nil {
 		return nil, "", nil, err
 	}
 	return keys, cmp.Or(name, image, "unknown"), unread, state.Apply(keys)

@@ -330,10 +330,20 @@ func refusal(r verify.Result) string {
 		b.WriteString(" where signatures are enforced")
 	}
 	if len(r.Dmesg) > 0 {
-		fmt.Fprintf(&b, "; the kernel logs %q", strings.Join(r.Dmesg, "; "))
+		fmt.Fprintf(&b, "; the kernel logs %q", strings.Join(withoutNumbers(r.Dmesg), "; "))
 	}
 	b.WriteString(")")
 	return b.String()
+}
+
+// withoutNumbers leaves out the place of a number in what the kernel logs, which stands as N: the
+// number differs between kernels.
+func withoutNumbers(lines []string) []string {
+	short := make([]string, len(lines))
+	for i, line := range lines {
+		short[i] = strings.TrimSuffix(line, ": N")
+	}
+	return short
 }
 
 // verdictSentence sums up a run.
