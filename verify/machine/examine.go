@@ -204,9 +204,12 @@ func (e *examination) lists() {
 	for _, kind := range all {
 		for _, l := range kind.lists {
 			if l.Problem() != nil {
-				e.add(Finding{e.refusing(), "malformed-list", l.Source,
-					fmt.Sprintf("%s is malformed: %v.", l.Source, l.Problem()),
-					"The kernel takes what is in front of that place, and nothing behind it.", kind.clear})
+				level, meaning := e.refusing(), "The kernel takes what is in front of that place, and nothing behind it."
+				if last := kind.lists[len(kind.lists)-1]; last.Problem() == nil { // after shim's table
+					level, meaning = Note, "The kernel takes what is in front of that place, and then the variable MokListRT."
+				}
+				e.add(Finding{level, "malformed-list", l.Source, fmt.Sprintf("%s is malformed: %v.", l.Source, l.Problem()),
+					meaning, kind.clear})
 			}
 			if n := l.Ineffective(); kind.reject && n > 0 {
 				e.add(Finding{Note, "ineffective-hashes", l.Source,
