@@ -43,6 +43,9 @@ type Facts struct {
 	Revocation Fact // CONFIG_SYSTEM_REVOCATION_LIST: certificates in .blacklist count
 	// CONFIG_MODULE_SIG_FORCE, or CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY or _CONFIDENTIALITY.
 	Enforced Fact
+	// CONFIG_IMA_ARCH_POLICY, or CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT of distributions: the kernel
+	// enforces signatures if Secure Boot is on.
+	EnforcedSecureBoot Fact
 
 	// What distributions change.
 
@@ -61,7 +64,8 @@ type Facts struct {
 func (f *Facts) fields() []*Fact {
 	return []*Fact{
 		&f.Secondary, &f.SecondaryBuiltin, &f.Machine, &f.MachineCA, &f.MachineCAMax, &f.Platform, &f.LoadUEFI, &f.Trusted,
-		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.Enforced, &f.PlatformModules, &f.MachineAlways, &f.ModuleHashes,
+		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.Enforced, &f.EnforcedSecureBoot, &f.PlatformModules, &f.MachineAlways,
+		&f.ModuleHashes,
 	}
 }
 
@@ -99,7 +103,8 @@ func ConfigFacts(release string, set func(symbol string) bool) Facts {
 		Revocation: fact("SYSTEM_REVOCATION_LIST"),
 		Enforced: factOf(set("MODULE_SIG_FORCE") || set("LOCK_DOWN_KERNEL_FORCE_INTEGRITY") ||
 			set("LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY")),
-		PlatformModules: platform,
+		EnforcedSecureBoot: factOf(set("IMA_ARCH_POLICY") || set("LOCK_DOWN_IN_EFI_SECURE_BOOT")),
+		PlatformModules:    platform,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -21,6 +22,75 @@ type Firmware struct {
 	SecureBoot     Fact // it is on. If not, the kernel does not read shim's lists. Unknown counts as Yes
 	MokListTrusted Fact // shim says that machine owner keys are for the kernel too. Unknown counts as Yes
 	IgnoreDB       bool // MokIgnoreDB exists: the kernel does not read db
+
+	Unread UnreadFacts // which of these three could not be read
+}
+
+// UnreadFacts names the sources of facts of a [Firmware] that may be there and could not be
+// read; it is empty for the other facts. A verdict that hangs on such a fact is [Unreadable].
+type UnreadFacts struct{ SecureBoot, MokListTrusted, IgnoreDB string }
+
+// A doubt is a Keyring as the kernel's may be too, because sources could not be read.
+type doubt struct {
+	sources string
+	keys    *Keyring
+}
+
+// findDoubts makes the Keyrings of all other answers to the facts that could not be read.
+func (k *Keyring) findDoubts() {
+	k.doubts = nil
+	const secureBoot, trusted, ignored, all = 1, 2, 4, 8
+	for choice := 1; choice < all; choice++ {
+		var sources []string
+		chosen := func(fact int, source string) bool {
+			if choice&fact == 0 || source == "" {
+				return false
+			}
+			sources = append(sources, source)
+			return true
+		}
+		firmware := slices.Clone(k.firmware)
+		for i := range firmware {
+			f := &firmware[i]
+			if chosen(secureBoot, f.Unread.SecureBoot) {
+				f.SecureBoot = No
+			}
+			if chosen(trusted, f.Unread.MokListTrusted) {
+				f.MokListTrusted = No
+			}
+			f.IgnoreDB = f.IgnoreDB || chosen(ignored, f.Unread.IgnoreDB)
+			f.Unread = UnreadFacts{}
+		}
+		if len(sources) < bits.OnesCount(uint(choice)) { // a smaller choice says the same
+			continue
+		}
+		other := &Keyring{rules: k.rules, facts: k.facts, added: k.added, firmware: firmware, live: k.live,
+			hashes: k.hashes, parsed: k.parsed}
+		other.index()
+		k.doubts = append(k.doubts, doubt{strings.Join(sources, " and "), other})
+	}
+}
+
+// doubted returns an error if the verdict of a check hangs on what could not be read.
+func (k *Keyring) doubted(message *cms.Message, digest func(cms.Hash) ([]byte, error), err error) error {
+	for _, d := range k.doubts {
+		if _, other := d.keys.check(message, digest); kindOf(other) != kindOf(err) {
+			return d.err()
+		}
+	}
+	return nil
+}
+
+func (d doubt) err() error {
+	return errNoVerdict("it hangs on %s, and that could not be read", d.sources)
+}
+
+// kindOf is the kind of a refusal, and 0 without one.
+func kindOf(err error) cms.Kind {
+	if refusal, ok := errors.AsType[*cms.Error](err); ok {
+		return refusal.Kind
+	}
+	return 0
 }
 
 // A List is a list of certificates and hashes, as db and MokListRT are.
@@ -39,17 +109,24 @@ func ParseList(source string, data []byte) List {
 
 // ReadList reads a list from a file of at most 4 MiB: signature lists of the UEFI
 // Specification, or certificates as in [Keyring.AddFile], such as those of mokutil --export.
+// A list that is malformed behind some elements is no error: see [List.Problem].
 func ReadList(path string) (List, error) {
 	b, err := readFile(path)
 	if err != nil {
 		return List{}, err
 	}
-	if elements, err := efi.ParseFile(b); err == nil && len(elements) > 0 {
-		return List{path, elements, nil}, nil
+	elements, malformed := efi.ParseFile(b)
+	if len(elements) > 0 {
+		return List{path, elements, malformed}, nil
 	}
 	any := &Keyring{rules: cms.Any}
 	certs, err := any.parse(path, b)
-	if err != nil {
+	switch {
+	case err != nil && malformed != nil && efi.IsList(b):
+		return List{}, fmt.Errorf("%s: %w", path, malformed)
+	case errors.Is(err, ErrNoCertificates):
+		return List{}, fmt.Errorf("%w; nor is it a list of EFI", err)
+	case err != nil:
 		return List{}, err
 	}
 	l := List{Source: path}
@@ -129,7 +206,7 @@ func (k *Keyring) loadFirmware() {
 			if why != "" {
 				k.note("%s", why)
 			}
-			if f.SecureBoot == Unknown {
+			if f.SecureBoot == Unknown && f.Unread.SecureBoot == "" {
 				k.note("Secure Boot is taken to be on; if it is off, the kernel has no machine owner key")
 			}
 		}
@@ -180,6 +257,8 @@ func (k *Keyring) mokRing(f Firmware) (ring Ring, why string) {
 		return Machine, ""
 	case f.MokListTrusted == No:
 		return Platform, ""
+	case f.Unread.MokListTrusted != "":
+		return Machine, "" // the verdicts tell
 	}
 	return Machine, "machine owner keys are taken to be in .machine, as if shim had set MokListTrustedRT; " +
 		"without that they are in .platform"
@@ -210,8 +289,8 @@ func (k *Keyring) loadTrusted(lists []List, ring Ring, skip string) {
 
 // drop notes a certificate that the kernel does not have.
 func (k *Keyring) drop(der []byte, source, problem string) {
-	cert, err := cms.ParseCertificate(der)
-	if err != nil {
+	cert, _, err := k.parseOnce(der)
+	if cert == nil && err != nil {
 		problem = err.Error()
 	}
 	k.held = append(k.held, held{cert: cert, raw: der, source: source, problem: problem})
@@ -244,6 +323,7 @@ func (k *Keyring) loadRejected(lists []List, skip string) {
 // FollowRunning tells what a running kernel has in its rings: the descriptions of keys as
 // /proc/keys has them, "name: id" for a certificate, "tbs:hash" and "bin:hash" for what is
 // on the blacklist. A ring that is absent was not read, and is taken to hold what it should.
+// What [Builtin] should hold is not known without an image.
 func (k *Keyring) FollowRunning(rings map[Ring][]string) error {
 	if k == nil {
 		return errNoKeyring
@@ -262,13 +342,19 @@ func (k *Keyring) Unmatched(ring Ring) (descriptions []string) {
 	if k == nil {
 		return nil
 	}
-	for _, d := range k.live[ring] {
-		if isHash(d) || slices.ContainsFunc(k.held, func(h held) bool {
-			return h.ring == ring && h.cert != nil && h.cert.Description() == d
-		}) {
-			continue
+	if len(k.live[ring]) == 0 {
+		return nil
+	}
+	known := make(map[string]bool)
+	for _, h := range k.held {
+		if h.ring == ring && h.cert != nil {
+			known[h.cert.Description()] = true
 		}
-		descriptions = append(descriptions, d)
+	}
+	for _, d := range k.live[ring] {
+		if !isHash(d) && !known[d] {
+			descriptions = append(descriptions, d)
+		}
 	}
 	return descriptions
 }
@@ -287,13 +373,20 @@ func (k *Keyring) settle() {
 			k.late[d] = true
 		}
 	}
+	live := make(map[Ring]map[string]bool)
+	for ring, descriptions := range k.live {
+		live[ring] = make(map[string]bool)
+		for _, d := range descriptions {
+			live[ring][d] = true
+		}
+	}
 	for i := range k.held {
 		h := &k.held[i]
 		if h.cert == nil {
 			continue
 		}
 		name := h.cert.Description()
-		has := func(ring Ring) bool { return slices.Contains(k.live[ring], name) }
+		has := func(ring Ring) bool { return live[ring][name] }
 		_, read := k.live[h.ring]
 		switch {
 		case h.reject || h.ring == Blacklist || h.ring != "" && (!read || has(h.ring)):
@@ -340,6 +433,9 @@ func errNoVerdict(format string, args ...any) error {
 // maybeKnown returns an error if the kernel may have a key that signed a module although the
 // Keyring does not.
 func (k *Keyring) maybeKnown(signers []cms.SignerInfo) error {
+	if _, read := k.live[Builtin]; k.live != nil && !read && !k.image {
+		return errNoVerdict("the key may be in %s, which could not be read", Builtin)
+	}
 	for _, ring := range Rings[:4] {
 		counts, _ := k.Counts(ring)
 		if source := k.unread[ring]; counts && source != "" {

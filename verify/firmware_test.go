@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +33,7 @@ func TestMachineOwnerKey(t *testing.T) {
 	data := signed(t, key, testmod.ELF())
 	mok := []List{ParseList("MokListRT", efi.Append(nil, efi.X509, efi.Shim, key.Certificate.Raw))}
 	on := Firmware{MokList: mok, SecureBoot: Yes, MokListTrusted: Yes}
+	unread := func(u UnreadFacts) Firmware { return Firmware{MokList: mok, Unread: u} }
 	untrusted := Firmware{MokList: mok, SecureBoot: Yes, MokListTrusted: No}
 	for _, test := range []struct {
 		name     string
@@ -57,6 +60,16 @@ func TestMachineOwnerKey(t *testing.T) {
 		{"on an ignored db", Firmware{DB: mok, IgnoreDB: true}, debian, UnknownKey, "", "MokIgnoreDB"},
 		{"on both lists", Firmware{MokList: mok, MokListX: mok, SecureBoot: Yes}, mainline, Revoked, Machine, ""},
 		{"on both lists, Debian", Firmware{MokList: mok, MokListX: mok, SecureBoot: Yes}, debian, Trusted, Machine, ""},
+		{"MokListTrustedRT could not be read", unread(UnreadFacts{MokListTrusted: "x"}), mainline, Unreadable, Machine, ""},
+		{"the same where it does not count", unread(UnreadFacts{MokListTrusted: "x"}), debian, Trusted, Machine, ""},
+		{"SecureBoot could not be read", unread(UnreadFacts{SecureBoot: "x"}), debian, Unreadable, Machine, ""},
+		{"MokIgnoreDB could not be read", unread(UnreadFacts{IgnoreDB: "x"}), mainline, Trusted, Machine, ""},
+		{"MokIgnoreDB for a key on db", Firmware{DB: mok, Unread: UnreadFacts{IgnoreDB: "x"}}, debian,
+			Unreadable, Platform, ""},
+		{"on both lists, and neither is sure", Firmware{MokList: mok, DB: mok, Unread: UnreadFacts{SecureBoot: "x",
+			IgnoreDB: "y"}}, debian, Unreadable, Machine, ""},
+		{"on both lists, and one is sure", Firmware{MokList: mok, DB: mok, Unread: UnreadFacts{SecureBoot: "x"}}, debian,
+			Trusted, Machine, ""},
 		{"on dbx", Firmware{MokList: mok, DBX: mok, SecureBoot: Yes}, mainline, Revoked, Machine, ""},
 	} {
 		keys := new(Keyring)
@@ -162,7 +175,7 @@ func TestFollowRunning(t *testing.T) {
 		{"as expected", map[Ring][]string{Builtin: {name(a)}, Platform: {name(b)}}, Trusted, UnknownKey},
 		{"moved", map[Ring][]string{Builtin: {name(a)}, Machine: {name(b)}, Platform: nil}, Trusted, Trusted},
 		{"absent", map[Ring][]string{Builtin: nil, Platform: nil}, UnknownKey, UnknownKey},
-		{"ring not read", map[Ring][]string{Platform: nil}, Trusted, UnknownKey},
+		{"ring not read", map[Ring][]string{Platform: nil}, Trusted, Unreadable},
 		{"unknown key", map[Ring][]string{Builtin: {name(a)}, Secondary: {"x: 0011"}, Platform: {name(b)}},
 			Trusted, Unreadable},
 		{"unknown key that does not count", map[Ring][]string{Builtin: {name(a)}, Platform: {name(b), "x: 00"}},
@@ -187,6 +200,44 @@ func TestFollowRunning(t *testing.T) {
 	got := fmt.Sprint(keys.Unmatched(Secondary), keys.Unmatched(Blacklist), keys.Unmatched(Machine))
 	if got != "[x: 00] [y: 22] []" {
 		t.Errorf("unmatched: %s", got)
+	}
+}
+
+// A malformed list in a file counts as in the kernel: up to the malformed place. One without
+// elements in front of that says what is wrong.
+func TestReadMalformedList(t *testing.T) {
+	t.Parallel()
+	cert := testmod.NewKey(t, "ecdsa:p256").Certificate.Raw
+	good := efi.Append(nil, efi.X509, efi.Shim, cert)
+	path := filepath.Join(t.TempDir(), "list")
+	for _, test := range []struct {
+		name  string
+		data  []byte
+		certs int
+		words string
+	}{
+		{"good", good, 1, ""},
+		{"good and junk", append(bytes.Clone(good), 1, 2, 3), 1, "3 bytes at offset"},
+		{"good and cut off", append(bytes.Clone(good), good[:len(good)-9]...), 1, "are left"},
+		{"cut off", good[:len(good)-9], 0, "claims"},
+		{"cut off, with attributes", append([]byte{6, 0, 0, 0}, good[:len(good)-9]...), 0, "claims"},
+		{"no list", []byte("nothing of all this"), 0, "nor is it a list of EFI"},
+		{"DER", cert, 1, ""},
+	} {
+		if err := os.WriteFile(path, test.data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ReadList(path)
+		problem := ""
+		for _, err := range []error{err, l.Problem()} {
+			if err != nil {
+				problem += err.Error()
+			}
+		}
+		if (err == nil) != (test.certs > 0) || len(l.Certificates()) != test.certs ||
+			!strings.Contains(problem, test.words) || (test.words == "") != (problem == "") {
+			t.Errorf("%s: %d certificates, %v, %q", test.name, len(l.Certificates()), err, problem)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -27,6 +28,7 @@ import (
 // where a certificate of the firmware goes, follows [Facts] of the kernel.
 type Keyring struct {
 	rules    *cms.Rules // nil: the newest
+	image    bool       // an image was added
 	release  string     // of the kernel in the image added last
 	facts    Facts
 	added    []added
@@ -35,6 +37,8 @@ type Keyring struct {
 	unread   map[Ring]string   // what could not be read of a ring
 	hashes   []string          // that kernels have on their blacklists from the beginning
 	warnings []string
+
+	parsed map[[sha256.Size]byte]parsed // by the rules, of the certificates with these hashes
 
 	// Derived from the above by index.
 	held     []held
@@ -45,6 +49,7 @@ type Keyring struct {
 	source   map[*cms.Certificate]string
 	late     map[string]bool // hashes that came to the blacklist from the firmware
 	noted    []string        // warnings about what was derived
+	doubts   []doubt
 
 	hashList           Hashes
 	hashed, hashesOnly bool
@@ -151,6 +156,15 @@ func parseFile(rules *cms.Rules, b []byte) ([]*cms.Certificate, error) {
 	return certs, nil
 }
 
+// Release is that of the kernel in the image added last, as uname -r prints it. It is empty
+// without an image, and if the image does not tell.
+func (k *Keyring) Release() string {
+	if k == nil {
+		return ""
+	}
+	return k.release
+}
+
 // Kernel names the kernel whose rules the Keyring follows: "Linux 6.12".
 func (k *Keyring) Kernel() string { return k.kernel().String() }
 
@@ -199,7 +213,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	k.release = release
+	k.image, k.release = true, release
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the image does not tell its version: modules are judged as %s would",
@@ -223,7 +237,7 @@ func (k *Keyring) follow(path string, image *vmlinux.Image) error {
 
 // obey takes other rules, also for the certificates that are there.
 func (k *Keyring) obey(rules *cms.Rules) error {
-	k.rules = rules
+	k.rules, k.parsed = rules, nil
 	for _, a := range k.added {
 		if _, err := rules.ParseCertificate(a.raw); err != nil && a.usable {
 			return fmt.Errorf("%s cannot use the certificate in %s: %w", rules, a.source, err)
@@ -301,18 +315,14 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	}
 	// A certificate that the kernel leaves out when it boots is no error.
 	certs, err := k.kernel().ParseCertificateList(lists.Builtin)
-	if err != nil {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", path, err))
-	}
+	k.warn(path, err)
 	if len(lists.Dropped) > 0 {
 		k.warnings = append(k.warnings, fmt.Sprintf("%s: the kernel ignores the last %d bytes of its list of certificates",
 			path, len(lists.Dropped)))
 	}
 	usable := slices.ContainsFunc(certs, func(c *cms.Certificate) bool { return !c.Blacklisted(lists.BlacklistHashes) })
 	revoked, err := k.kernel().ParseCertificateList(lists.Revoked)
-	if err != nil {
-		k.warnings = append(k.warnings, fmt.Sprintf("%s: revoked certificates: %v", path, err))
-	}
+	k.warn(path+": revoked certificates", err)
 	if !usable && !k.hashed {
 		return fmt.Errorf("%s: %w that the kernel can use", path, ErrNoCertificates)
 	}
@@ -320,6 +330,19 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	k.add(Blacklist, path, revoked...)
 	k.add(Builtin, path, certs...)
 	return nil
+}
+
+// warn adds a warning for each of the errors that are joined in one, which may be nil.
+func (k *Keyring) warn(what string, err error) {
+	problems := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		problems = joined.Unwrap()
+	}
+	for _, err := range problems {
+		if err != nil {
+			k.warnings = append(k.warnings, fmt.Sprintf("%s: %v", what, err))
+		}
+	}
 }
 
 // useSystemMap reads the System.map-VERSION that Debian and Fedora install beside

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -218,24 +219,54 @@ func (k *Keyring) index() {
 	}
 	k.revoked = cms.NewKeyring(rings[Blacklist]...)
 	k.revoked.Blacklist(k.blacklists)
+	k.findDoubts()
 }
 
 // hold puts a certificate into a ring, if the kernel takes it there. It reports whether it
 // does.
 func (k *Keyring) hold(ring Ring, raw []byte, source string) bool {
 	h := held{raw: raw, source: source}
-	cert, err := k.kernel().ParseCertificate(raw)
-	if err == nil {
-		h.cert, h.ring, h.problem = cert, ring, k.refuses(ring, cert)
+	cert, loads, err := k.parseOnce(raw)
+	if h.cert = cert; loads {
+		h.ring, h.problem = ring, k.refuses(ring, cert)
 	} else {
 		h.problem = fmt.Sprintf("%s cannot load it: %v", k.kernel(), err)
-		h.cert, _ = cms.ParseCertificate(raw)
 	}
 	if h.problem != "" {
 		h.ring = ""
 	}
 	k.held = append(k.held, h)
 	return h.ring != ""
+}
+
+// parsed is what parsing a certificate led to.
+type parsed struct {
+	cert  *cms.Certificate
+	loads bool
+	err   error
+}
+
+// parseOnce returns a certificate, nil if nobody can parse it, and whether the kernel loads it;
+// err is why not. It parses a certificate once, as that verifies its signature: the same may be
+// on several lists, and the index is made again with each addition.
+func (k *Keyring) parseOnce(raw []byte) (cert *cms.Certificate, loads bool, err error) {
+	sum := sha256.Sum256(raw)
+	p, known := k.parsed[sum]
+	if !known {
+		p.cert, p.err = k.kernel().ParseCertificate(raw)
+		if p.loads = p.err == nil; !p.loads {
+			p.cert, _ = cms.ParseCertificate(raw)
+		}
+		if k.parsed == nil {
+			k.parsed = make(map[[sha256.Size]byte]parsed)
+		}
+		k.parsed[sum] = p
+	}
+	if p.cert == nil {
+		return nil, false, p.err
+	}
+	own := *p.cert // its source is its own
+	return &own, p.loads, p.err
 }
 
 // refuses tells why the kernel does not take a certificate into a ring.

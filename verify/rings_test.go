@@ -117,6 +117,29 @@ func TestSecondary(t *testing.T) {
 	}
 }
 
+// A certificate is parsed once, however often it is there and the index is made: that verifies
+// its signature.
+func TestParseOnce(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "rsa:2048")
+	keys := new(Keyring)
+	for _, ring := range []Ring{Builtin, Platform, Machine} {
+		if err := keys.AddTo(ring, key.Certificate, string(ring)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(keys.parsed) != 1 || len(keys.held) != 3 {
+		t.Errorf("parsed %d certificates for %d places", len(keys.parsed), len(keys.held))
+	}
+	data := signed(t, key, testmod.ELF())
+	if r := Module(strings.NewReader(string(data)), int64(len(data)), keys); r.Source != string(Builtin) {
+		t.Errorf("the source is %q", r.Source)
+	}
+	if err := keys.FollowRelease("6.1.0"); err != nil || len(keys.parsed) != 1 || keys.held[0].cert == nil {
+		t.Errorf("by other rules: %v, %d parsed", err, len(keys.parsed))
+	}
+}
+
 // What Lookup returns for a key that was made again with the same name.
 func TestLookup(t *testing.T) {
 	t.Parallel()

@@ -208,11 +208,12 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 	if r.hashes(ctx, keys, m, outer) {
 		return
 	}
+	var digest func(cms.Hash) ([]byte, error)
 	message, err := parse(keys.kernel(), m, outer)
 	if err == nil {
 		r.Signer = message.Signers[0].String()
 		r.Warnings = append(r.Warnings, message.Warnings()...)
-		digest := digester(ctx, io.NewSectionReader(m, 0, outer.Offset))
+		digest = digester(ctx, io.NewSectionReader(m, 0, outer.Offset))
 		var cert *cms.Certificate
 		cert, err = keys.check(message, digest)
 		if cert != nil {
@@ -241,6 +242,12 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 			return
 		}
 	}
+	if message != nil {
+		if err := keys.doubted(message, digest, err); err != nil {
+			r.Verdict, r.Err = Unreadable, err
+			return
+		}
+	}
 	if refusal, ok := errors.AsType[*cms.Error](err); ok {
 		lines := r.Dmesg
 		if refusal.Dmesg != "" {
@@ -253,10 +260,17 @@ func (r *Result) check(ctx context.Context, keys *Keyring, m io.ReaderAt, size i
 		r.Verdict, r.Err = Unreadable, err
 		return
 	}
-	if hash, err := keys.blacklistsModule(ctx, m, size); err != nil {
+	hash, err := keys.blacklistsModule(ctx, m, size)
+	for _, d := range keys.doubts {
+		if other, failed := d.keys.blacklistsModule(ctx, m, size); err == nil && failed == nil && other != hash {
+			err = d.err()
+		}
+	}
+	if err != nil {
 		r.Verdict, r.Err = Unreadable, err
 		return
-	} else if hash != "" {
+	}
+	if hash != "" {
 		*r = r.refuse(Revoked, syscall.EKEYREJECTED, errors.New("the hash of the module is on the kernel's blacklist"),
 			append(r.Dmesg, fmt.Sprintf("Module hash %s is blacklisted", hash))...)
 		return

@@ -69,7 +69,7 @@ func (o *doctorOptions) run(u *ui) error {
 		return err
 	}
 	findings, more, err := machine.Examine(state, keys, machine.Options{
-		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0,
+		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
 	})
 	if err != nil {
 		return err
@@ -110,6 +110,19 @@ func (o *doctorOptions) run(u *ui) error {
 	return nil
 }
 
+// again is the command that looks at the same with the rights of root.
+func (o *doctorOptions) again() string {
+	command := "sudo modsign doctor"
+	for _, flag := range []struct{ name, value string }{
+		{"root", strings.TrimSuffix(o.root, "/")}, {"installed", o.kernel}, {"kernel", o.image}, {"config", o.config},
+	} {
+		if flag.value != "" {
+			command += " --" + flag.name + " " + quote(flag.value)
+		}
+	}
+	return command
+}
+
 // keyring is what the kernel should have in its keyrings, and has. Without the image it holds
 // the rest.
 func (o *doctorOptions) keyring(u *ui, state *machine.State) (
@@ -130,13 +143,17 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	}
 	keys = found.rules()
 	if err == nil {
-		_, err = addImage(keys, image)
+		if _, err = addImage(keys, image); err == nil && rings.running {
+			if err := runs(keys, image); err != nil {
+				return nil, "", nil, withHint(err, "name its version too: --installed KVER")
+			}
+		}
 	}
 	if err != nil {
 		unread = append(unread, machine.Problem{Source: "the kernel's image", Err: err})
 		_ = keys.Unread(verify.Builtin, "the kernel's image")
 	}
-	if err := rings.follow(keys, found, image); err != nil {
+	if err := rings.follow(u, keys, found, image); err != nil {
 		return nil, "", nil, err
 	}
 	return keys, cmp.Or(name, image, "unknown"), unread, state.Apply(keys)
@@ -156,16 +173,24 @@ func factName(f verify.Fact) string {
 func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 	field := func(name, value string) { u.Result("%-22s%s", name+":", value) }
 	field("kernel", fmt.Sprintf("%s, judged as %s", kernel, keys.Kernel()))
-	enforced := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}[s.Enforced()]
-	field("signatures enforced", fmt.Sprintf("%s (module.sig_enforce %s, lockdown %s)", enforced, factName(s.SigEnforce),
-		cmp.Or(s.Lockdown, "not known")))
-	if !s.EFI {
+	yesNo := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}
+	enforced := yesNo[s.EnforcedBy(keys.Facts())]
+	from := ""
+	if s.Enforced() == verify.Unknown && s.EnforcedBy(keys.Facts()) != verify.Unknown {
+		from = ", by its configuration"
+	}
+	field("signatures enforced", fmt.Sprintf("%s%s (module.sig_enforce %s, lockdown %s)", enforced, from,
+		factName(s.SigEnforce), cmp.Or(s.Lockdown, "not known")))
+	switch {
+	case !s.EFI && s.SecureBoot == verify.Unknown:
+		field("EFI", "not known")
+	case !s.EFI:
 		field("EFI", "no")
-	} else {
+	default:
 		field("Secure Boot", factName(s.SecureBoot))
 		field("setup mode", factName(s.SetupMode))
 		field("shim's table", map[bool]string{true: "yes", false: "no"}[s.ShimTable])
-		field("MokListTrustedRT", map[verify.Fact]string{verify.Yes: "yes", verify.No: "no"}[s.Firmware.MokListTrusted])
+		field("MokListTrustedRT", yesNo[s.Firmware.MokListTrusted])
 		for _, l := range []struct {
 			name   string
 			lists  []verify.List
@@ -174,7 +199,14 @@ func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
 			{"db", s.Firmware.DB, false}, {"dbx", s.Firmware.DBX, true}, {"MokListRT", s.Firmware.MokList, false},
 			{"MokListXRT", s.Firmware.MokListX, true},
 		} {
-			field(l.name, listSummary(l.lists, l.reject))
+			summary := listSummary(l.lists, l.reject)
+			switch {
+			case s.Missed(l.name) && len(l.lists) == 0:
+				summary = "not read"
+			case s.Missed(l.name):
+				summary += ", and not all of it was read"
+			}
+			field(l.name, summary)
 		}
 		var names []string
 		for _, v := range s.Keys {
@@ -255,7 +287,7 @@ func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kern
 		return &yes
 	}
 	m := jsonMachine{
-		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.Enforced()),
+		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.EnforcedBy(keys.Facts())),
 		SigEnforce: known(s.SigEnforce), Lockdown: s.Lockdown, NoModules: known(s.ModulesDisabled), EFI: s.EFI,
 		SecureBoot: known(s.SecureBoot), SetupMode: known(s.SetupMode), ShimTable: s.ShimTable,
 		MokListTrusted: known(s.Firmware.MokListTrusted), IgnoreDB: s.Firmware.IgnoreDB, Pending: s.Pending,

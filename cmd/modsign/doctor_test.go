@@ -148,6 +148,15 @@ func TestVerifyRings(t *testing.T) {
 	if err := os.WriteFile(mainline, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	other := filepath.Join(root, "other-config")
+	own, err := os.ReadFile(filepath.Join(root, "boot/config-"+version))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own = append([]byte("# Linux/x86 5.1.2 Kernel Configuration\n"), own...)
+	if err := os.WriteFile(other, own, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		args  string
 		code  int
@@ -163,11 +172,14 @@ func TestVerifyRings(t *testing.T) {
 		{"--mok DER --blacklist DER", 4, "revoked"},
 		{"--mok DER --config CONFIG", 4, "is in .platform: kernels of kernel.org do not"},
 		{"--db DER", 4, "is in .platform: kernels of kernel.org do not"},
+		{"--kernel IMAGE --mok DER --config OTHER", 0, "is the configuration of Linux 5.1.2, and the kernel is " + version},
+		{"--mok DER --config /dev/zero", 1, "/dev/zero: not a kernel configuration"},
 		{"--mok CONFIG", 1, "no certificate found"},
 		{"--mok /absent", 1, "no such file"},
 		{"--running --root ROOT", 2, "--running asks this machine's kernel"},
 	} {
-		names := strings.NewReplacer("IMAGE", image, "DER", der, "LIST", list, "CONFIG", mainline, "ROOT", root)
+		names := strings.NewReplacer("IMAGE", image, "DER", der, "LIST", list, "CONFIG", mainline, "OTHER", other,
+			"ROOT", root)
 		r := modsign(t, append(append([]string{"verify"}, strings.Fields(names.Replace(test.args))...), module)...)
 		if r.code != test.code || !strings.Contains(r.stdout+r.stderr, test.words) {
 			t.Errorf("%s: exit code %d, want %d and %q\n%s%s", test.args, r.code, test.code, test.words, r.stdout, r.stderr)
@@ -207,8 +219,11 @@ func TestDoctorOrdinaryUser(t *testing.T) {
 			[]string{"doctor", "--root", root, "--installed", version}},
 		{3, []string{"no verdict: the key may be in .machine, and MokListRT could not be read"},
 			[]string{"verify", "--kernel", image, "--root", root, "--mok", "efivars", module}},
-		{3, []string{"could not read keyring .secondary_trusted_keys: /proc/keys does not show it", "no verdict: the key may be"},
-			[]string{"verify", "--kernel", image, "--running", module}},
+		{3, []string{"could not read keyring .secondary_trusted_keys: /proc/keys does not show it",
+			"no verdict: the key may be in .builtin_trusted_keys, which could not be read"},
+			[]string{"verify", "--running", module}},
+		{1, []string{": image of kernel " + version + ", and "}, []string{"verify", "--kernel", image, "--running", module}},
+		{1, []string{": image of kernel " + version + ", and "}, []string{"doctor", "--kernel", image, "--no-keys"}},
 	} {
 		code, output := as(test.args...)
 		for _, words := range test.words {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"compress/gzip"
 	"errors"
@@ -54,7 +55,7 @@ func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, 
 	if !o.given() && o.config == "" {
 		return nil
 	}
-	if err := o.follow(keys, kernel, image); err != nil {
+	if err := o.follow(u, keys, kernel, image); err != nil {
 		return err
 	}
 	for ring, paths := range map[verify.Ring][]string{verify.Secondary: o.secondary, verify.Blacklist: o.blacklist} {
@@ -111,7 +112,7 @@ func (o *ringOptions) reads() bool {
 }
 
 // follow tells the keyring what the kernel's configuration says.
-func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string) error {
+func (o *ringOptions) follow(u *ui, keys *verify.Keyring, kernel *kernel, image string) error {
 	path, release := o.config, ""
 	if dir, name := filepath.Split(image); image != "" {
 		if _, version, ok := strings.Cut(name, "-"); ok {
@@ -127,6 +128,14 @@ func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string)
 	switch {
 	case path != "":
 		config, err = kbuild.OpenConfig(path)
+		if errors.Is(err, bufio.ErrTooLong) {
+			err = fmt.Errorf("%s: not a kernel configuration: a line is longer than 1 MiB", path)
+		}
+		if of := configVersion(path); err == nil && o.config != "" {
+			if judged := cmp.Or(keys.Release(), release); isOther(judged, of) {
+				u.Note("warning: %s is the configuration of Linux %s, and the kernel is %s", path, of, judged)
+			}
+		}
 		if o.config == "" && errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -140,6 +149,51 @@ func (o *ringOptions) follow(keys *verify.Keyring, kernel *kernel, image string)
 		return err
 	}
 	return keys.Follow(verify.ConfigFacts(release, config.Bool))
+}
+
+// configVersion is the version that a comment at the beginning of a configuration names:
+//
+//	# Linux/x86 6.12.117 Kernel Configuration
+//
+// It is empty if there is none, and for what is no regular file.
+func configVersion(path string) string {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() { // a pipe has no second reader
+		return ""
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	head, _ := io.ReadAll(io.LimitReader(f, 4<<10))
+	for line := range strings.Lines(string(head)) {
+		words := strings.Fields(line)
+		if len(words) == 5 && strings.HasPrefix(words[1], "Linux/") && words[3] == "Kernel" {
+			return words[2]
+		}
+	}
+	return ""
+}
+
+// isOther reports whether a release, as uname -r prints it, and the version in a configuration
+// are of different kernels. Some distributions have 0 in the place of the third number of the
+// release.
+func isOther(release, version string) bool {
+	of := func(text string) (major, minor, patch int, ok bool) {
+		n, _ := fmt.Sscanf(text, "%d.%d.%d", &major, &minor, &patch)
+		return major, minor, patch, n >= 2
+	}
+	a, b, c, ok := of(release)
+	d, e, f, known := of(version)
+	return ok && known && (a != d || b != e || c != f && c != 0)
+}
+
+// runs returns an error if the image in a keyring is not the running kernel's.
+func runs(keys *verify.Keyring, image string) error {
+	if release, now := keys.Release(), runningRelease(); release != "" && now != "" && release != now {
+		return fmt.Errorf("%s: image of kernel %s, and %s runs", cmp.Or(image, "the installed image"), release, now)
+	}
+	return nil
 }
 
 // runningConfig reads the configuration that the running kernel has inside. It is nil if it has
@@ -161,12 +215,20 @@ func runningConfig() (kbuild.Config, error) {
 	return kbuild.ReadConfig(io.LimitReader(text, 4<<20))
 }
 
+// maxRingLines is how many keys of a keyring are listed for people. --json has all.
+const maxRingLines = 200
+
 // ringLines describe the keyrings for people: those that count, and why others do not.
 func ringLines(keys *verify.Keyring) (lines []string) {
+	all := keys.Known()
 	for _, ring := range append(verify.Rings[:len(verify.Rings):len(verify.Rings)], "") {
 		var names []string
-		for _, known := range keys.Known() {
+		listed := 0
+		for _, known := range all {
 			if known.Ring == ring {
+				if listed++; listed > maxRingLines {
+					continue
+				}
 				names = append(names, fmt.Sprintf("  %s (%s)", cmp.Or(known.Name, "a certificate that cannot be read"),
 					known.Source))
 				if known.Problem != "" {
@@ -176,6 +238,9 @@ func ringLines(keys *verify.Keyring) (lines []string) {
 		}
 		for _, description := range keys.Unmatched(ring) {
 			names = append(names, fmt.Sprintf("  %s (of the running kernel)", description))
+		}
+		if listed > maxRingLines {
+			names = append(names, fmt.Sprintf("  and %d more (--json lists them)", listed-maxRingLines))
 		}
 		title := cmp.Or(string(ring), "not in the kernel")
 		if counts, _ := keys.Counts(ring); ring != "" && !counts {

@@ -218,6 +218,11 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 		return nil, nil, withHint(errors.New("no certificate to verify with"),
 			"use --cert FILE, or --kernel IMAGE for those built into a kernel")
 	}
+	if o.rings.running {
+		if err := runs(keys, o.image); err != nil {
+			return nil, nil, withHint(err, "leave out --running to judge as the kernel of the image")
+		}
+	}
 	if o.attributes {
 		if err := keys.AcceptAttributes(); err != nil {
 			return nil, nil, err
@@ -325,10 +330,20 @@ func refusal(r verify.Result) string {
 		b.WriteString(" where signatures are enforced")
 	}
 	if len(r.Dmesg) > 0 {
-		fmt.Fprintf(&b, "; the kernel logs %q", strings.Join(r.Dmesg, "; "))
+		fmt.Fprintf(&b, "; the kernel logs %q", strings.Join(withoutNumbers(r.Dmesg), "; "))
 	}
 	b.WriteString(")")
 	return b.String()
+}
+
+// withoutNumbers leaves out the place of a number in what the kernel logs, which stands as N: the
+// number differs between kernels.
+func withoutNumbers(lines []string) []string {
+	short := make([]string, len(lines))
+	for i, line := range lines {
+		short[i] = strings.TrimSuffix(line, ": N")
+	}
+	return short
 }
 
 // verdictSentence sums up a run.

@@ -149,6 +149,20 @@ func Value(file []byte) (attributes uint32, value []byte, err error) {
 	return binary.LittleEndian.Uint32(file), file[4:], nil
 }
 
+// IsList reports whether a file begins as one for [ParseFile]: with a known type of elements.
+func IsList(file []byte) bool {
+	for _, at := range []int{0, 4} {
+		if len(file) < at+16 {
+			return false
+		}
+		switch GUID(file[at:][:16]) {
+		case X509, SHA256, X509SHA256, X509SHA384, X509SHA512:
+			return true
+		}
+	}
+	return false
+}
+
 // ParseFile reads signature lists from a file: bare, or with the attributes of efivarfs in
 // front.
 func ParseFile(file []byte) ([]Element, error) {

@@ -1,7 +1,9 @@
 package machine
 
 import (
+	"cmp"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -36,6 +38,8 @@ type Options struct {
 	NoImage bool
 	// NoKeys leaves out the search for private keys.
 	NoKeys bool
+	// Again is the command that looks again with more rights; empty for sudo modsign doctor.
+	Again string
 }
 
 // Examine compares the state of a machine with the keys that its kernel has. The Keyring has
@@ -46,7 +50,8 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0}
+	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0,
+		again: cmp.Or(o.Again, "sudo modsign doctor")}
 	e.enforcement()
 	e.lists()
 	e.machineOwnerKeys()
@@ -62,7 +67,51 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 		problems = append(problems, more...)
 		e.privateKeys(found)
 	}
-	return e.findings, problems, nil
+	if root := filepath.Clean(o.Root); o.Root != "" && root != "/" {
+		for i := range e.findings {
+			e.findings[i].elsewhere(root, e.again)
+		}
+	}
+	return bounded(e.findings), distinct(problems), nil
+}
+
+// elsewhere words the command for the machine of which the root directory has copies: programs
+// such as mokutil look at the one that they run on. What changes files is for the copy.
+func (f *Finding) elsewhere(root, again string) {
+	if f.Command != again && f.Level != Leaks {
+		f.Command = "# on that machine: " + strings.ReplaceAll(f.Command, root+"/", "/")
+	}
+}
+
+// maxAlike is how many findings of one name are listed. Nobody reads more, and a list of the
+// firmware may have thousands of keys.
+const maxAlike = 10
+
+// bounded puts one finding in the place of those that are too many.
+func bounded(findings []Finding) (list []Finding) {
+	type kind struct {
+		level Level
+		name  string
+	}
+	seen := make(map[kind]int)
+	for _, f := range findings {
+		k := kind{f.Level, f.Name}
+		if seen[k]++; seen[k] <= maxAlike {
+			list = append(list, f)
+		}
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		f := list[i]
+		more := seen[kind{f.Level, f.Name}] - maxAlike
+		if more <= 0 {
+			continue
+		}
+		seen[kind{f.Level, f.Name}] = 0
+		f.About = fmt.Sprintf("%d more", more)
+		f.Text = fmt.Sprintf("There are %d more findings like this one (%s).", more, f.Name)
+		list = slices.Insert(list, i+1, f)
+	}
+	return list
 }
 
 func loadCerts(path string) ([][]byte, error) {
@@ -74,14 +123,19 @@ type examination struct {
 	state      *State
 	keys       *verify.Keyring
 	incomplete bool // the kernel may have keys that the Keyring was not given
+	again      string
 	findings   []Finding
 }
 
 func (e *examination) add(f Finding) { e.findings = append(e.findings, f) }
 
-// refusing is the level of a reason for which the kernel refuses a module's key.
+// enforced reports whether the kernel refuses modules without a good signature.
+func (e *examination) enforced() verify.Fact { return e.state.EnforcedBy(e.keys.Facts()) }
+
+// refusing is the level of a reason for which a kernel that enforces signatures refuses a
+// module's key.
 func (e *examination) refusing() Level {
-	if e.state.Enforced() == verify.No {
+	if e.enforced() == verify.No {
 		return Note
 	}
 	return Refuses
@@ -89,13 +143,13 @@ func (e *examination) refusing() Level {
 
 // rejected is what a user sees of a module whose key does not count.
 func (e *examination) rejected() string {
-	if s := e.state; s.SigEnforce == verify.No && s.Enforced() == verify.Yes {
+	if e.state.SigEnforce == verify.No && e.enforced() == verify.Yes {
 		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
 			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
 	}
 	const rejected = `modprobe fails with "Key was rejected by service" (EKEYREJECTED), and the kernel logs ` +
 		`"Loading of module with unavailable key is rejected"`
-	switch e.state.Enforced() {
+	switch e.enforced() {
 	case verify.No:
 		return "this kernel does not enforce signatures, and loads such a module; one that does refuses it: " + rejected
 	case verify.Unknown:
@@ -112,9 +166,13 @@ func (e *examination) enforcement() {
 			"The kernel loads no module until the next boot, whatever its signature: modprobe fails with EPERM.",
 			"grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d"})
 	}
-	if s.Enforced() == verify.No {
-		e.add(Finding{Note, "not-enforced", "module.sig_enforce",
-			"The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown.",
+	if e.enforced() == verify.No {
+		text := "The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown."
+		if s.Enforced() == verify.Unknown {
+			text = "The kernel's configuration does not have it enforce signatures; module.sig_enforce or lockdown on its " +
+				"command line may."
+		}
+		e.add(Finding{Note, "not-enforced", "module.sig_enforce", text,
 			"It loads modules without a signature, or with an unknown key, and is tainted by them.",
 			"grep -o 'module.sig_enforce[^ ]*\\|lockdown=[^ ]*' /proc/cmdline"})
 	}
@@ -146,9 +204,12 @@ func (e *examination) lists() {
 	for _, kind := range all {
 		for _, l := range kind.lists {
 			if l.Problem() != nil {
-				e.add(Finding{e.refusing(), "malformed-list", l.Source,
-					fmt.Sprintf("%s is malformed: %v.", l.Source, l.Problem()),
-					"The kernel takes what is in front of that place, and nothing behind it.", kind.clear})
+				level, meaning := e.refusing(), "The kernel takes what is in front of that place, and nothing behind it."
+				if last := kind.lists[len(kind.lists)-1]; last.Problem() == nil { // after shim's table
+					level, meaning = Note, "The kernel takes what is in front of that place, and then the variable MokListRT."
+				}
+				e.add(Finding{level, "malformed-list", l.Source, fmt.Sprintf("%s is malformed: %v.", l.Source, l.Problem()),
+					meaning, kind.clear})
 			}
 			if n := l.Ineffective(); kind.reject && n > 0 {
 				e.add(Finding{Note, "ineffective-hashes", l.Source,
@@ -162,25 +223,42 @@ func (e *examination) lists() {
 
 // machineOwnerKeys looks for keys that shim has and modules do not get.
 func (e *examination) machineOwnerKeys() {
+	rejected := make(map[string]string) // the sources by the certificates
+	for _, known := range e.keys.Known() {
+		if known.Ring == verify.Blacklist && known.Counts {
+			rejected[string(known.DER)] = known.Source
+		}
+	}
 	for _, known := range e.keys.Known() {
 		if !e.isMok(known) || known.Counts {
-			if e.isMok(known) && e.revoked(known) {
-				e.add(Finding{e.refusing(), "mok-revoked", known.Name,
+			source, listed := rejected[string(known.DER)]
+			if e.isMok(known) && known.Ring != verify.Blacklist && listed {
+				command := "mokutil --dbx"
+				isSource := func(l verify.List) bool { return l.Source == source }
+				if slices.ContainsFunc(e.state.Firmware.MokListX, isSource) {
+					command = "mokutil --list-enrolled --mokx"
+				}
+				// The kernel refuses these whether it enforces signatures or not.
+				e.add(Finding{Refuses, "mok-revoked", known.Name,
 					fmt.Sprintf("The machine owner key %q is in the kernel's .blacklist too.", known.Name),
-					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", "mokutil --dbx"})
+					"The kernel rejects modules signed with this key: modprobe fails with EKEYREJECTED.", command})
 			}
 			continue
 		}
 		level := e.refusing()
 		text := fmt.Sprintf("The machine owner key %q is in %s, where the kernel does not look for the keys of modules.",
 			known.Name, known.Ring)
-		if known.Ring == "" {
+		switch {
+		case known.Name == "":
+			text = fmt.Sprintf("%s has a machine owner key that no kernel can read.", known.Source)
+		case known.Ring == "":
 			text = fmt.Sprintf("The kernel has the machine owner key %q in none of its keyrings.", known.Name)
 		}
 		if known.Problem != "" {
 			text += " " + sentence(known.Problem)
 		}
-		e.add(Finding{level, "mok-unused", known.Name, text, sentence(e.rejected()), e.mokCommand(known)})
+		e.add(Finding{level, "mok-unused", cmp.Or(known.Name, known.Source), text, sentence(e.rejected()),
+			e.mokCommand(known)})
 	}
 }
 
@@ -189,17 +267,12 @@ func (e *examination) isMok(known verify.Known) bool {
 	return slices.ContainsFunc(e.state.Firmware.MokList, func(l verify.List) bool { return l.Source == known.Source })
 }
 
-// revoked reports whether the kernel also has a certificate among those to reject.
-func (e *examination) revoked(known verify.Known) bool {
-	return known.Ring != verify.Blacklist && slices.ContainsFunc(e.keys.Known(), func(k verify.Known) bool {
-		return k.Ring == verify.Blacklist && k.Counts && string(k.DER) == string(known.DER)
-	})
-}
-
 // mokCommand is what to do about a machine owner key that does not count.
 func (e *examination) mokCommand(known verify.Known) string {
 	facts, f := e.keys.Facts(), e.state.Firmware
 	switch {
+	case known.Name == "":
+		return "mokutil --list-enrolled"
 	case strings.Contains(known.Problem, "blacklist"):
 		return "mokutil --list-enrolled --mokx"
 	case f.SecureBoot == verify.No:
@@ -247,7 +320,7 @@ func (e *examination) moduleCerts(certs []moduleCert) {
 			if e.incomplete {
 				text = fmt.Sprintf("%s signs modules with the key of %s, which was not found in what could be read.", c.program,
 					c.path)
-				command, level = "sudo modsign doctor", Note
+				command, level = e.again, Note
 			}
 			for _, known := range e.keys.Known() {
 				if string(known.DER) != string(der) {

@@ -22,7 +22,7 @@ var keyPlaces = []string{
 	"etc/pki/tls/private/*", "etc/pki/*.key", "etc/pki/*.priv", "etc/pki/*.pem",
 	"var/lib/sbctl/keys/*/*.key", "usr/share/secureboot/keys/*/*.key", "etc/secureboot/keys/*/*.key",
 	"etc/efikeys/*.key", "etc/kernel/*.pem", "etc/kernel/*.key", "etc/kernel/*.priv",
-	"root/mok/*", "root/.mok/*", "etc/mok/*", "root/*.priv",
+	"root/mok/*", "root/.mok/*", "etc/mok/*", "root/*.priv", "root/*.key", "root/*.pem",
 	"usr/src/*/certs/*.pem", "usr/src/*/certs/*.priv", "usr/src/*/certs/*.key", "usr/src/*/signing_key.*",
 	"usr/lib/modules/*/build/certs/*.pem", "usr/lib/modules/*/source/certs/*.pem",
 	"lib/modules/*/build/certs/*.pem", "lib/modules/*/source/certs/*.pem",

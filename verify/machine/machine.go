@@ -13,6 +13,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -42,6 +44,19 @@ type State struct {
 	Problems []Problem // what could not be read
 
 	unread map[verify.Ring]string
+	missed map[string]bool // lists
+}
+
+// Missed reports whether a list of the firmware or shim (db, dbx, MokListRT, MokListXRT) is not
+// in Firmware, or not as a whole, because it could not be read.
+func (s *State) Missed(list string) bool { return s.missed[""] || s.missed[list] }
+
+// missList notes a list that could not be read; the empty name stands for all.
+func (s *State) missList(name string) {
+	if s.missed == nil {
+		s.missed = make(map[string]bool)
+	}
+	s.missed[name] = true
 }
 
 // A Variable is a list of the firmware by its name.
@@ -64,6 +79,21 @@ func (s *State) Enforced() verify.Fact {
 	case s.SigEnforce == verify.Yes || s.Lockdown != "" && s.Lockdown != "none":
 		return verify.Yes
 	case s.SigEnforce == verify.No && s.Lockdown == "none":
+		return verify.No
+	}
+	return verify.Unknown
+}
+
+// EnforcedBy is Enforced, and where the kernel itself does not tell, as in copies of files, what
+// its configuration and Secure Boot lead to. Its command line may have it enforce signatures too.
+func (s *State) EnforcedBy(f verify.Facts) verify.Fact {
+	secure := s.SecureBoot
+	switch {
+	case s.Enforced() != verify.Unknown:
+		return s.Enforced()
+	case f.Enforced == verify.Yes, f.EnforcedSecureBoot == verify.Yes && secure == verify.Yes:
+		return verify.Yes
+	case f.Enforced == verify.No && (f.EnforcedSecureBoot == verify.No || secure == verify.No):
 		return verify.No
 	}
 	return verify.Unknown
@@ -112,6 +142,7 @@ func Read(root string, running bool) (*State, error) {
 	if running {
 		s.readRings()
 	}
+	s.Problems = distinct(s.Problems)
 	return s, nil
 }
 
@@ -140,6 +171,38 @@ func (s *system) path(name string) (string, error) {
 	return s.root.Resolve(name)
 }
 
+// absent returns an error for a name at which there is nothing, if that is because a link leads
+// to nothing below the root directory. What the link means on the machine is not known.
+func (s *system) absent(name string) error {
+	for at := range len(name) + 1 {
+		if at < len(name) && name[at] != '/' {
+			continue
+		}
+		dir, base := path.Split(name[:at])
+		real, err := s.path(dir)
+		if err != nil {
+			return err
+		}
+		link := filepath.Join(real, base)
+		if info, err := os.Lstat(link); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+			continue
+		}
+		if real, err = s.path(name[:at]); err == nil {
+			_, err = os.Lstat(real)
+		}
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: link, Err: errDangling}
+		}
+	}
+	return nil
+}
+
+var (
+	errDangling = errors.New("a symbolic link that leads to nothing below the root directory")
+	// sysfs shows nothing of shim's table to a process without CAP_SYS_ADMIN.
+	errHidden = errors.New("the kernel shows no content: that needs CAP_SYS_ADMIN")
+)
+
 // read reads a file of at most 4 MiB. One that does not exist is nil.
 func (s *system) read(name string) ([]byte, error) {
 	path, err := s.path(name)
@@ -148,18 +211,25 @@ func (s *system) read(name string) ([]byte, error) {
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil, nil
+		return nil, s.absent(name)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%s: not a regular file", path))
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, efi.MaxSize+1))
 	if err == nil && len(b) > efi.MaxSize {
-		err = fmt.Errorf("%s: larger than %d bytes", path, efi.MaxSize)
+		err = &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("larger than %d bytes", efi.MaxSize)}
+	}
+	if err == nil && len(b) == 0 && info.Size() > 0 {
+		err = &fs.PathError{Op: "read", Path: path, Err: errHidden}
 	}
 	if b == nil {
 		b = []byte{}
@@ -175,7 +245,7 @@ func (s *system) exists(name string) (bool, error) {
 	}
 	_, err = os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return false, nil
+		return false, s.absent(name)
 	}
 	return err == nil, err
 }
@@ -183,9 +253,21 @@ func (s *system) exists(name string) (bool, error) {
 // problem notes what could not be read. The source of an error with a path is the path.
 func (s *State) problem(source string, err error) {
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		source, err = p.Path, p.Err
+		source, err = filepath.Clean(p.Path), p.Err
 	}
 	s.Problems = append(s.Problems, Problem{source, err})
+}
+
+// distinct leaves out problems that are there already.
+func distinct(problems []Problem) (list []Problem) {
+	seen := make(map[string]bool)
+	for _, p := range problems {
+		if !seen[p.String()] {
+			seen[p.String()] = true
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // readKernel reads what the running kernel says of enforcement.
@@ -218,8 +300,11 @@ func (s *State) readKernel(r *system) {
 // readFirmware reads the variables in the places where the kernel looks for them.
 func (s *State) readFirmware(r *system) {
 	var err error
+	s.missList("")
 	if s.EFI, err = r.exists(efiDir); err != nil {
-		s.problem(efiDir, err)
+		s.problem("/"+efiDir, err)
+		s.miss("/"+efiDir, verify.Machine, verify.Platform, verify.Blacklist)
+		return
 	}
 	if sys, _ := r.exists("sys"); !s.EFI && !sys {
 		s.problem("/"+efiDir, errors.New("there is no /sys: whether the machine boots by EFI is not known"))
@@ -227,6 +312,7 @@ func (s *State) readFirmware(r *system) {
 		return
 	}
 	if !s.EFI {
+		s.missed = nil
 		s.SecureBoot, s.SetupMode, s.Firmware.SecureBoot = verify.No, verify.No, verify.No
 		return
 	}
@@ -235,6 +321,7 @@ func (s *State) readFirmware(r *system) {
 		s.miss("/"+efivarsDir, verify.Machine, verify.Platform, verify.Blacklist)
 		return
 	}
+	s.missed = nil
 	s.readSecureBoot(r)
 	f := &s.Firmware
 	f.SecureBoot = s.SecureBoot
@@ -245,14 +332,19 @@ func (s *State) readFirmware(r *system) {
 			s.Keys = append(s.Keys, Variable{name, l})
 		}
 	}
+	before := len(s.Problems)
 	_, ignored := s.variable(r, "MokIgnoreDB", efi.Shim)
 	f.IgnoreDB = ignored != nil
+	if len(s.Problems) > before {
+		f.Unread.IgnoreDB = "MokIgnoreDB"
+	}
 	if s.ShimTable, err = r.exists(mokDir); err != nil {
 		s.problem(mokDir, err)
 	}
 	trusted, err := r.exists(mokDir + "/MokListTrustedRT")
 	if err != nil {
 		s.problem("MokListTrustedRT", err)
+		f.Unread.MokListTrusted = "MokListTrustedRT"
 	} else if f.MokListTrusted = verify.No; trusted {
 		f.MokListTrusted = verify.Yes
 	}
@@ -300,6 +392,7 @@ func (s *State) list(r *system, name string, owner efi.GUID, rings ...verify.Rin
 	_, value := s.variable(r, name, owner)
 	if len(s.Problems) > before {
 		s.miss(name, rings...)
+		s.missList(name)
 	}
 	if value == nil {
 		return nil
@@ -311,23 +404,29 @@ func (s *State) list(r *system, name string, owner efi.GUID, rings ...verify.Rin
 // (load_moklist_certs).
 func (s *State) mokList(r *system) []verify.List {
 	const file = mokDir + "/MokListRT"
+	var table []verify.List
 	b, err := r.read(file)
-	if err == nil && b != nil && len(b) == 0 { // sysfs shows nothing to a process without CAP_SYS_ADMIN
-		err = errors.New("the kernel shows no content: that needs CAP_SYS_ADMIN")
-	}
 	if err == nil && b != nil {
-		if l := verify.ParseList("MokListRT", b); l.Problem() == nil {
+		l := verify.ParseList("MokListRT", b)
+		if l.Problem() == nil { // also if it is empty
 			return []verify.List{l}
 		}
+		// The kernel has taken what is in front of the malformed place, and goes on.
+		l.Source = "MokListRT of shim's table"
+		table, err = []verify.List{l}, l.Problem()
 	}
 	l := s.list(r, "MokListRT", efi.Shim, verify.Machine, verify.Platform)
 	// The variable holds less than the table if it is too long for the firmware.
 	_, more := s.variable(r, "MokListRT1", efi.Shim)
-	if err != nil && (l == nil || more != nil) {
+	forRoot := errors.Is(err, fs.ErrPermission) || errors.Is(err, errHidden)
+	if err != nil && (l == nil || more != nil || !forRoot) {
 		s.problem("/"+file, err)
-		s.miss("MokListRT", verify.Machine, verify.Platform)
 	}
-	return l
+	if err != nil && (l == nil || more != nil) {
+		s.miss("MokListRT", verify.Machine, verify.Platform)
+		s.missList("MokListRT")
+	}
+	return append(table, l...)
 }
 
 // readSecureBoot decides as efi_get_secureboot does in the kernel's EFI stub
@@ -340,6 +439,7 @@ func (s *State) readSecureBoot(r *system) {
 	isOne := func(value []byte) bool { return len(value) > 0 && value[0] == 1 }
 	switch {
 	case len(s.Problems) > before:
+		s.Firmware.Unread.SecureBoot = "the state of Secure Boot"
 	case len(on) == 0 || on[0] == 0 || isOne(setup), isOne(insecure) && attributes&efi.NonVolatile == 0:
 		s.SecureBoot = verify.No
 	default:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/modsign/modsign/internal/cms"
@@ -114,8 +115,12 @@ func TestRead(t *testing.T) {
 		t.Errorf("with shim's table: %+v", s)
 	}
 	r.file(mokDir+"/MokListRT", 0o400, list(a, b)[:50]) // malformed: the kernel takes the variable
-	if s := read(r); s.Firmware.MokList[0].Len() != 1 {
-		t.Errorf("with a malformed table: %+v", s.Firmware.MokList)
+	if s := read(r); len(s.Firmware.MokList) != 2 || s.Firmware.MokList[1].Len() != 1 || len(s.Problems) != 1 {
+		t.Errorf("with a malformed table: %+v, %v", s.Firmware.MokList, s.Problems)
+	}
+	r.file(mokDir+"/MokListRT", 0o400, nil) // a list that is empty: the kernel does not look further
+	if s := read(r); len(s.Firmware.MokList) != 1 || s.Firmware.MokList[0].Len() != 0 || len(s.Problems) > 0 {
+		t.Errorf("with an empty table: %+v, %v", s.Firmware.MokList, s.Problems)
 	}
 	r.variable("MokSBStateRT", efi.Shim, 7, 1) // non-volatile: anybody can have set it
 	if s := read(r); s.SecureBoot != verify.Yes {
@@ -134,6 +139,63 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := Read(filepath.Join(r.dir, "absent"), false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a root directory: %v", err)
+	}
+}
+
+// What is there and is no file to read is not taken for absent.
+func TestReadOddFiles(t *testing.T) {
+	t.Parallel()
+	a := testmod.NewKey(t, "ecdsa:p256").Certificate
+	for _, test := range []struct {
+		name   string
+		change func(r *fakeRoot, table string) error
+		source string
+		words  string
+	}{
+		{"dangling", func(_ *fakeRoot, table string) error { return os.Symlink("absent", table) },
+			"MokListRT", "leads to nothing"},
+		{"leads out", func(_ *fakeRoot, table string) error {
+			return os.Symlink("../../../../../../../../../etc/hostname", table)
+		}, "MokListRT", "leads to nothing"},
+		{"directory", func(_ *fakeRoot, table string) error { return os.Mkdir(table, 0o755) },
+			"MokListRT", "not a regular file"},
+		{"FIFO", func(_ *fakeRoot, table string) error { return syscall.Mkfifo(table, 0o600) },
+			"MokListRT", "not a regular file"},
+		{"device", func(_ *fakeRoot, table string) error { return os.Symlink("/dev/null", table) },
+			"MokListRT", "leads to nothing"},
+		{"firmware elsewhere", func(r *fakeRoot, _ string) error {
+			dir := filepath.Join(r.dir, "sys/firmware")
+			return errors.Join(os.RemoveAll(dir), os.Symlink("/absent/firmware", dir))
+		}, "sys/firmware", "leads to nothing"},
+		{"too large", func(_ *fakeRoot, table string) error {
+			return errors.Join(os.WriteFile(table, nil, 0o600), os.Truncate(table, efi.MaxSize+1))
+		}, "MokListRT", "larger than"},
+	} {
+		r := newRoot(t)
+		r.secure()
+		r.variable("MokListRT", efi.Shim, 6, list(a)...)
+		table := filepath.Join(r.dir, mokDir, "MokListRT")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(table), 0o755), test.change(r, table)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Read(r.dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Problems) != 1 || !strings.HasSuffix(s.Problems[0].Source, test.source) ||
+			!strings.Contains(s.Problems[0].String(), test.words) {
+			t.Errorf("%s: %v, want one of %s: %s", test.name, s.Problems, test.source, test.words)
+		}
+		if s.Missed("MokListRT") != (test.source != "MokListRT") || s.Missed("dbx") != (test.source != "MokListRT") {
+			t.Errorf("%s: MokListRT is missed: %t, dbx: %t", test.name, s.Missed("MokListRT"), s.Missed("dbx"))
+		}
+		if test.source != "MokListRT" {
+			continue
+		}
+		r.file(fmt.Sprintf("%s/dbx-%s", efivarsDir, efi.Security), 0o644, nil)
+		if s, err := Read(r.dir, false); err != nil || !s.Missed("dbx") {
+			t.Errorf("%s: a dbx without attributes is not missed: %v", test.name, err)
+		}
 	}
 }
 
@@ -181,6 +243,17 @@ func TestUnreadable(t *testing.T) {
 	}
 	check("all is read", nil, verify.UnknownKey)
 	check("all is read", key.Certificate, verify.Trusted)
+	// A machine owner key counts if shim said so.
+	r.file(mokDir+"/MokListRT", 0o400, list(key.Certificate))
+	endless := filepath.Join(r.dir, mokDir, "MokListTrustedRT")
+	if err := os.Symlink("MokListTrustedRT", endless); err != nil {
+		t.Fatal(err)
+	}
+	check("perhaps not for the kernel", nil, verify.Unreadable)
+	check("perhaps not for the kernel", key.Certificate, verify.Trusted)
+	if err := os.Remove(endless); err != nil {
+		t.Fatal(err)
+	}
 	spoil(mokDir + "/MokListRT")
 	check("no list of shim", nil, verify.Unreadable)
 	check("no list of shim", key.Certificate, verify.Trusted)
@@ -194,6 +267,31 @@ func names(findings []Finding) (all []string) {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// A list of thousands of keys is no list of thousands of findings.
+func TestExamineManyKeys(t *testing.T) {
+	t.Parallel()
+	var certs []*x509.Certificate
+	for range maxAlike + 3 {
+		certs = append(certs, testmod.NewKey(t, "ecdsa:p256").Certificate)
+	}
+	r := newRoot(t)
+	r.secure()
+	r.variable("MokListRT", efi.Shim, 6, list(certs...)...)
+	s, err := Read(r.dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := new(verify.Keyring)
+	if err := s.Apply(keys); err != nil {
+		t.Fatal(err)
+	}
+	findings, _, err := Examine(s, keys, Options{Root: r.dir})
+	if err != nil || len(findings) != maxAlike+1 || findings[maxAlike].About != "3 more" ||
+		findings[maxAlike].Name != "mok-unused" || findings[maxAlike].Level != Refuses {
+		t.Errorf("got %+v, %v", findings, err)
+	}
 }
 
 // A finding for each thing that is wrong, and none for what is right.
@@ -237,7 +335,7 @@ func TestExamine(t *testing.T) {
 			f.MachineCA, f.Trusted = verify.Yes, verify.Yes
 		}), "[refuses module-key-unknown refuses mok-unused]", "CA_MACHINE_KEYRING"},
 		{"not enrolled", func(r *fakeRoot) { r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw) }, mainline,
-			"[refuses module-key-unknown]", "mokutil --import "},
+			"[refuses module-key-unknown]", "# on that machine: mokutil --import /var/lib/dkms/mok.pub"},
 		{"enrolment waits", func(r *fakeRoot) {
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
 			r.variable("MokNew", efi.Shim, 7, 1)
@@ -249,6 +347,16 @@ func TestExamine(t *testing.T) {
 		{"key for everybody", func(r *fakeRoot) {
 			r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 		}, mainline, "[leaks key-readable]", "chmod 0600 "},
+		{"keys of root for everybody", func(r *fakeRoot) {
+			r.file("root/mok.key", 0o644, mok.KeyPEM)
+			r.file("root/MOK.der.key", 0o644, mok.KeyPEM)
+		}, mainline, "[leaks key-readable leaks key-readable]", "chmod 0600 "},
+		{"revoked by shim", func(r *fakeRoot) {
+			r.variable("MokListXRT", efi.Shim, 6, list(mok.Certificate)...)
+		}, mainline, "[refuses mok-revoked]", "# on that machine: mokutil --list-enrolled --mokx"},
+		{"no certificate", func(r *fakeRoot) {
+			r.file(mokDir+"/MokListRT", 0o400, efi.Append(list(mok.Certificate), efi.X509, efi.Shim, []byte("none")))
+		}, mainline, "[refuses mok-unused]", "mokutil --list-enrolled"},
 		{"key in a closed directory", func(r *fakeRoot) {
 			path := r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 			os.Chmod(filepath.Dir(path), 0o750)
@@ -268,6 +376,27 @@ func TestExamine(t *testing.T) {
 			r.file("sys/kernel/security/lockdown", 0o644, []byte("[none] integrity confidentiality\n"))
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
 		}, mainline, "[note module-key-unknown note not-enforced]", "grep"},
+		{"copies, not enforced", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.No }),
+			"[note module-key-unknown note not-enforced]", "grep"},
+		{"copies, enforced for Secure Boot", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.Yes }),
+			"[refuses module-key-unknown]", "mokutil --import"},
+		{"copies, nobody knows", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, mainline, "[refuses module-key-unknown]", "mokutil --import"},
+		{"revoked, not enforced", func(r *fakeRoot) {
+			r.file("sys/kernel/security/lockdown", 0o644, []byte("[none] integrity confidentiality\n"))
+			r.variable("MokListXRT", efi.Shim, 6, list(mok.Certificate)...)
+		}, mainline, "[note not-enforced refuses mok-revoked]", "grep"},
 		{"malformed dbx", func(r *fakeRoot) { r.variable("dbx", efi.Security, 7, 1, 2, 3) }, mainline,
 			"[refuses malformed-list]", "mokutil --dbx"},
 		{"hashes with times", func(r *fakeRoot) {
