@@ -3,6 +3,7 @@ package keyscan_test
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha1"
@@ -513,8 +514,8 @@ func TestWindow(t *testing.T) {
 func TestCompressed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, name := range []string{"gzip", "xz", "zstd", "bzip2"} {
-		testmod.Program(t, name, map[string]string{"gzip": "gzip", "xz": "xz-utils", "zstd": "zstd", "bzip2": "bzip2"}[name])
+	for _, name := range []string{"gzip", "xz", "zstd", "bzip2", "lz4", "lzop"} {
+		testmod.Program(t, name, cmp.Or(map[string]string{"xz": "xz-utils"}[name], name))
 	}
 	key := testmod.NewKey(t, "ecdsa:p256")
 	file := filepath.Join(dir, "key")
@@ -522,7 +523,11 @@ func TestCompressed(t *testing.T) {
 		t.Fatal(err)
 	}
 	shell(t, dir, `
-		for program in "gzip -k" "xz -k" "zstd -qk" "bzip2 -k"; do $program key; done
+		for program in "gzip -k" "xz -k" "zstd -qk" "bzip2 -k" "lzop" "xz --format=lzma -k"; do $program key; done
+		lz4 -qlk key key.lz4
+		cat key.xz key.xz >two.xz; cat key.zst key.zst >two.zst
+		(cat key.gz; head -c 512 /dev/zero) >padded.gz
+		(tar -c key | lzop) >tar.lzo
 		xz -k key.gz
 		zstd -q key.gz.xz
 		gzip -c /dev/null key key >two.gz
@@ -544,7 +549,8 @@ func TestCompressed(t *testing.T) {
 	for _, f := range r.Findings {
 		names = append(names, filepath.Base(f.Path))
 	}
-	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.xz key.zst two.gz two.gz"
+	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.lz4 key.lzma key.lzo key.xz key.zst key padded.gz two.gz two.gz " +
+		"two.xz two.xz two.zst two.zst"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("found keys in %s, want %s", got, want)
 	}

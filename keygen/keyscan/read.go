@@ -2,12 +2,14 @@ package keyscan
 
 import (
 	"bytes"
-	"compress/bzip2"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/bits"
 
 	"github.com/modsign/modsign/internal/compress"
 )
@@ -165,31 +167,38 @@ func isObject(head []byte) bool {
 
 // decompressor returns a reader of what a compressed stream holds, or nil for any other.
 func (s *Scanner) decompressor(st *stream) io.ReadCloser {
-	head, whole, limit := st.head, st.whole(), s.options.MaxSize
-	if len(head) < 18 {
+	if !isCompressed(st.head) {
 		return nil
 	}
-	format := compress.FromMagic(head)
-	switch {
-	case format == compress.Gzip:
-		if _, err := gzip.NewReader(bytes.NewReader(head)); err != nil {
-			return nil // two bytes are a short magic number
-		}
-		inner, err := gzip.NewReader(whole)
-		if err != nil {
-			return failing{err}
-		}
-		return &limited{ReadCloser: inner, left: limit, limit: limit}
-	case format != compress.None:
-		inner, err := compress.NewReader(format, whole, limit)
-		if err != nil {
-			return failing{err}
-		}
-		return inner
-	case bytes.HasPrefix(head, []byte("BZh")) && bytes.HasPrefix(head[4:], []byte("1AY&SY")):
-		return &limited{ReadCloser: io.NopCloser(bzip2.NewReader(whole)), left: limit, limit: limit}
+	inner, err := compress.NewFile(st.whole())
+	if err != nil {
+		return failing{err}
 	}
-	return nil
+	return &limited{ReadCloser: inner, left: s.options.MaxSize, limit: s.options.MaxSize}
+}
+
+// isCompressed reports whether a file begins like a compressed one: also behind the magic
+// number, if that has two or three bytes alone.
+func isCompressed(head []byte) bool {
+	if len(head) < 18 {
+		return false
+	}
+	switch compress.StreamFormat(head) {
+	case "":
+		return false
+	case "gzip":
+		_, err := gzip.NewReader(bytes.NewReader(head))
+		return err == nil
+	case "bzip2":
+		return bytes.HasPrefix(head[4:], []byte("1AY&SY"))
+	case "lzma":
+		// The dictionary has 2^n or 3*2^n bytes, the size is unknown or below 256 GiB, and the
+		// first byte of the range coder is zero.
+		dict, size := binary.LittleEndian.Uint32(head[1:]), binary.LittleEndian.Uint64(head[5:])
+		return (bits.OnesCount32(dict) == 1 || bits.OnesCount32(dict) == 2 && bits.OnesCount32(dict&(dict>>1)) == 1) &&
+			(size == math.MaxUint64 || size < 1<<38) && head[13] == 0
+	}
+	return true
 }
 
 // failing is a stream with an error alone.
