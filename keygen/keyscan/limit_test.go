@@ -39,7 +39,7 @@ func TestBomb(t *testing.T) {
 	bomb := zipped(t, zipped(t, zipped(t, make([]byte, 128<<10), 5), 5), 5)
 	for limit, fits := range map[int64]bool{100 << 20: true, 2 << 20: false} {
 		budget := limit
-		err := s.look(t.Context(), &file{path: "bomb", budget: &budget}, &stream{rest: bytes.NewReader(bomb)}, 0)
+		err := s.look(t.Context(), &file{path: "bomb", budget: &budget, seen: make(map[fingerprint]bool)}, &stream{rest: bytes.NewReader(bomb)}, 0)
 		if fits && err != nil || !fits && !errors.Is(err, errBudget) || budget < -window {
 			t.Errorf("limit %d: %v, and %d bytes are left", limit, err, budget)
 		}
@@ -51,7 +51,7 @@ func TestBomb(t *testing.T) {
 	budget := int64(1 << 30)
 	for depth, want := range []bool{true, false} {
 		before := len(s.Report().Failures)
-		err := s.look(t.Context(), &file{path: "deep", budget: &budget}, &stream{rest: bytes.NewReader(deep)}, depth)
+		err := s.look(t.Context(), &file{path: "deep", budget: &budget, seen: make(map[fingerprint]bool)}, &stream{rest: bytes.NewReader(deep)}, depth)
 		if ok := err == nil && len(s.Report().Failures) == before; ok != want {
 			t.Errorf("%d archives in one another, from depth %d: %v", maxDepth, depth, err)
 		}

@@ -29,44 +29,65 @@ const (
 )
 
 // look finds the keys of a stream: in the files of an archive, in what is compressed, or in
-// the bytes as they are.
+// the bytes as they are. These are looked at too if the archive or the compressed file is
+// damaged, or has data at the end.
 func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) error {
 	buffer := s.buffers.Get().(*[window]byte)
 	defer s.buffers.Put(buffer)
+	defer st.release()
 	data := buffer[:]
 	n, err := f.fill(st.rest, data)
+	st.head = data[:n]
 	if err != nil && err != io.EOF {
+		_ = s.lookAt(ctx, f, data, n, io.EOF, nil) // what there is of it
 		return err
 	}
-	st.head = data[:n]
-	inner := s.decompressor(st)
-	open, failed := opened(nil), error(nil)
-	if inner == nil {
-		defer st.release()
-		if open, failed = s.archiveOf(f, st); failed != nil {
-			return failed
-		}
-	} else {
-		defer inner.Close()
-	}
-	if depth == maxDepth && (inner != nil || open != nil) {
-		return errors.New("archives and compressed files too deep in one another")
-	}
+	plain, failed := s.lookInto(ctx, f, st, depth)
 	switch {
-	case inner != nil:
-		return s.lookCompressed(ctx, f, st, inner, depth)
-	case open != nil:
-		// The bytes as they are have what is no file: the scripts of an RPM, other sections of
-		// a PE file.
-		if err := s.lookInside(ctx, f, open, depth); err != nil || !st.begins(rpmMagic) && !st.begins(peMagic) {
+	case ctx.Err() != nil || errors.Is(failed, errBudget):
+		return failed
+	case failed != nil:
+		f.again = true
+		rest := st.again()
+		n, err := f.fill(rest, data)
+		if err == nil || err == io.EOF {
+			err = s.lookAt(ctx, f, data, n, err, rest)
+		}
+		f.again = false
+		if errors.Is(err, errBudget) {
 			return err
 		}
-	}
-	if len(st.head) > n { // read already, to find out that it is no archive
+		return failed
+	case !plain:
+		return nil
+	case len(st.head) > n: // read already, to find out that it is no archive
 		rest := io.MultiReader(bytes.NewReader(st.head[n:]), st.rest)
 		return s.lookAt(ctx, f, data, n, nil, rest)
 	}
 	return s.lookAt(ctx, f, data, n, err, st.rest)
+}
+
+// lookInto looks at what a stream holds as an archive or a compressed file. It reports
+// whether the bytes as they are have to be looked at beside it.
+func (s *Scanner) lookInto(ctx context.Context, f *file, st *stream, depth int) (plain bool, err error) {
+	inner := s.decompressor(st)
+	open := opened(nil)
+	if inner != nil {
+		defer inner.Close()
+	} else if open, err = s.archiveOf(f, st); err != nil {
+		return false, err
+	}
+	switch {
+	case depth == maxDepth && (inner != nil || open != nil):
+		return false, errors.New("archives and compressed files too deep in one another")
+	case inner != nil:
+		return false, s.lookCompressed(ctx, f, st, inner, depth)
+	case open != nil:
+		// The bytes as they are have what is no file: the scripts of an RPM, other sections of
+		// a PE file, a program before a zip archive.
+		return st.begins(rpmMagic) || st.begins(peMagic) || st.stub, s.lookInside(ctx, f, open, depth)
+	}
+	return true, nil
 }
 
 // lookCompressed looks at what a compressed stream holds. An initramfs may have several
@@ -118,11 +139,8 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 		copy(data, data[step:])
 		n, err := f.fill(rest, data[overlap:])
 		limit := step + lookback
-		switch {
-		case err == io.EOF:
+		if err != nil {
 			limit = overlap + n
-		case err != nil:
-			return err
 		}
 		more = findPEM(data[:overlap+n], lookback, limit, func(l located) bool {
 			line := 0
@@ -131,9 +149,12 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 			}
 			return s.add(f, l.key, line, at+int64(l.at))
 		})
-		if err == io.EOF {
+		switch {
+		case err == io.EOF:
 			s.bytes.Add(int64(limit))
 			return nil
+		case err != nil:
+			return err
 		}
 	}
 	return nil
