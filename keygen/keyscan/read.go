@@ -142,13 +142,15 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 		if err != nil {
 			limit = overlap + n
 		}
-		more = findPEM(data[:overlap+n], lookback, limit, func(l located) bool {
+		found := func(l located) bool {
 			line := 0
 			if text {
 				line = lines + bytes.Count(data[:l.at], []byte("\n"))
 			}
 			return s.add(f, l.key, line, at+int64(l.at))
-		})
+		}
+		more = findPEM(data[:overlap+n], lookback, limit, found) &&
+			(!text || findEncoded(data[:overlap+n], lookback, limit, found))
 		switch {
 		case err == io.EOF:
 			s.bytes.Add(int64(limit))
