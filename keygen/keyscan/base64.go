@@ -11,7 +11,7 @@ var encodedDashes = []byte("LS0t")
 
 // maxLabels is more than the digits of base64 from the five dashes before BEGIN to those
 // behind KEY, a multiple of 4.
-const maxLabels = 192
+const maxLabels = 128
 
 // findEncoded finds PEM that is encoded in base64 once more, in one line or in several, as in
 // a Secret of Kubernetes: the keys that begin between from and limit. It returns false if
@@ -44,11 +44,18 @@ func findEncoded(data []byte, from, limit int, found func(located) bool) bool {
 		// Most dashes are those of something else, and a look at what is beside them tells.
 		beside := encodedStart(data, hit, 16)
 		near, _, _ := decode(data[beside:], 40)
-		if !bytes.Contains(near, []byte("BEGI")) && !bytes.Contains(near, []byte("KEY")) {
+		begins := bytes.Contains(near, []byte("BEGI"))
+		if !begins && !bytes.Contains(near, []byte("KEY")) {
 			continue
 		}
-		start := encodedStart(data, hit, maxLabels)
-		if near, _, _ = decode(data[start:], 2*maxLabels); !bytes.Contains(near, privateKey) {
+		start := beside
+		if begins {
+			near, _, _ = decode(data[beside:], 16+maxLabels)
+		} else {
+			start = encodedStart(data, hit, maxLabels)
+			near, _, _ = decode(data[start:], 16+maxLabels)
+		}
+		if !bytes.Contains(near, privateKey) {
 			continue
 		}
 		text, half, _ := decode(data[start:], 2*maxBlock)
