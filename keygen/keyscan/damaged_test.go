@@ -69,7 +69,8 @@ func TestZip(t *testing.T) {
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, stub := range []string{"", "#!/bin/sh\nexit\n", "\x7fELF" + strings.Repeat("x", 500), "MZ" + strings.Repeat("x", 500)} {
+	program := strings.Repeat("x", 500)
+	for _, stub := range []string{"", "#!/bin/sh\nexit\n", "\x7fELF" + program, "MZ" + program} {
 		r := scan(t, keyscan.Options{}, testmod.WriteFile(t, "file", append([]byte(stub), b.Bytes()...)))
 		if len(r.Failures) != 2 || !strings.Contains(fmt.Sprint(r.Failures), "encrypted, and") ||
 			!strings.Contains(fmt.Sprint(r.Failures), "method 14") {
@@ -92,7 +93,8 @@ func TestAr(t *testing.T) {
 		return fmt.Sprintf("%-16s%-32s%-10d`\n%s%s", name, "0", len(data), data, "\n"[:len(data)&1])
 	}
 	key := gzipped(testmod.NewKey(t, "ecdsa:p256").KeyPEM)
-	found := scanData(t, []byte("!<arch>\n"+member("/", []byte("index"))+member("a/", []byte("text"))+member("key.gz/", key)))
+	members := member("/", []byte("index")) + member("a/", []byte("text")) + member("key.gz/", key)
+	found := scanData(t, []byte("!<arch>\n"+members))
 	if len(found) != 1 || found[0].Path != "key.gz" {
 		t.Errorf("found %+v", found)
 	}

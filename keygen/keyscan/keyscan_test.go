@@ -406,9 +406,13 @@ var wrapped = map[string]func(key string) string{
 	"base64, 76 columns":         func(key string) string { return base64Lines(key, 76, "\n") },
 	"base64, 64 columns, CRLF":   func(key string) string { return base64Lines("a"+key, 64, "\r\n") },
 	"base64, 76 columns, indent": func(key string) string { return "x:\n  " + base64Lines("ab"+key, 76, "\n  ") },
-	"base64, broken in BEGIN":    func(key string) string { return base64Lines(strings.Repeat("-", 50)+"\n"+key, 76, "\n") },
-	"base64, broken in KEY":      func(key string) string { return base64Lines(strings.Repeat("a", 35)+"\n"+key, 76, "\n") },
-	"base64 in JSON":             func(key string) string { return `{"x":"` + base64Lines(key, 60, `\n`) + `"}` },
+	"base64, broken in BEGIN": func(key string) string {
+		return base64Lines(strings.Repeat("-", 50)+"\n"+key, 76, "\n")
+	},
+	"base64, broken in KEY": func(key string) string {
+		return base64Lines(strings.Repeat("a", 35)+"\n"+key, 76, "\n")
+	},
+	"base64 in JSON": func(key string) string { return `{"x":"` + base64Lines(key, 60, `\n`) + `"}` },
 	"base64, behind 3 MB": func(key string) string {
 		return strings.Repeat("a line of text\n", 200_000) + base64Lines(key, 76, "\n")
 	},
