@@ -237,9 +237,12 @@ type limited struct {
 }
 
 func (l *limited) Read(p []byte) (int, error) {
+	if most := max(0, l.left) + 1; int64(len(p)) > most { // one more tells whether there is more
+		p = p[:most]
+	}
 	n, err := l.ReadCloser.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return n, fmt.Errorf("decompressed size exceeds %d bytes; the rest was not scanned", l.limit)
+		return max(0, n-1), fmt.Errorf("decompressed size exceeds %d bytes; the rest was not scanned", l.limit)
 	}
 	return n, err
 }
