@@ -13,7 +13,7 @@ func findWhole(data []byte, limit int, found func(located) bool) bool {
 		return found(located{k, 0})
 	}
 	if len(data) > 16 && data[0] == 'M' { // what 0x30 begins with in base64
-		if inner, ok := decodeAll(data); ok && inner[0] == 0x30 {
+		if inner, ok := decodeAll(data); ok && bytes.HasPrefix(inner, []byte{0x30}) {
 			if k, ok := parseBinary(inner); ok {
 				return found(located{k, 0})
 			}

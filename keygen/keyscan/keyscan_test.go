@@ -505,6 +505,7 @@ func TestDamaged(t *testing.T) {
 		"a lost line":  {strings.Join(slices.Delete(slices.Clone(lines), 5, 6), ""), "PEM, damaged"},
 		"one line":     {strings.Join(append(slices.Clone(lines[:2]), lines[len(lines)-1]), ""), ""},
 		"dots":         {strings.Join(lines[:5], "") + "...\n" + strings.Join(lines[20:], ""), ""},
+		"a letter":     {"M" + strings.Repeat("\n", 30), ""},
 		"labels":       {lines[0] + lines[len(lines)-1], ""},
 		"a program":    {`fmt.Fprintf(w, "-----BEGIN RSA PRIVATE KEY-----\n%s\n-----END RSA PRIVATE KEY-----\n", key)`, ""},
 		"a regular expression": {
