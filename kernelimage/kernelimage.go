@@ -8,14 +8,18 @@ package kernelimage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 
 	"github.com/modsign/modsign/internal/atomicfile"
 	"github.com/modsign/modsign/internal/vmlinux"
@@ -33,9 +37,18 @@ var (
 	ErrWrapped = errors.New("a certificate goes into a vmlinux, a bare Image or an x86 bzImage alone")
 )
 
+// NoReserveError is [ErrNoReserve] with the processor of the kernel, on which it depends what
+// else there is: the machine owner keys of shim are for PCs and arm64.
+type NoReserveError struct{ Machine elf.Machine }
+
+func (e *NoReserveError) Error() string { return ErrNoReserve.Error() }
+
+func (e *NoReserveError) Unwrap() error { return ErrNoReserve }
+
 // Options are the options of [AddCertificate]. The zero value adds to the image itself.
 type Options struct {
-	// Output is the file to write instead of the image, which stays as it is.
+	// Output is the file to write instead of the image, which stays as it is. A symbolic link
+	// is followed, as that of the image is, and a device or a FIFO written into.
 	Output string
 	// Replace removes the certificates that were added before, as scripts/insert-sys-cert
 	// does.
@@ -56,6 +69,9 @@ type Added struct {
 	Dropped bool   // whether a signature for Secure Boot was removed
 	// Removed are the certificates that were there before, with Replace: concatenated DER.
 	Removed []byte
+	// Links is the number of other hard links of an image that was replaced. They still have
+	// the old contents.
+	Links int
 }
 
 // AddCertificate adds a certificate to those that the kernel in an image trusts. The image
@@ -108,6 +124,10 @@ func add(ctx context.Context, in *os.File, info fs.FileInfo, path string, der []
 		return nil, err
 	}
 	reserve, err := find(image, o.SystemMap)
+	if errors.Is(err, ErrNoReserve) {
+		machine, _ := image.Machine()
+		return nil, &NoReserveError{machine}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -136,12 +156,13 @@ func add(ctx context.Context, in *os.File, info fs.FileInfo, path string, der []
 	target := path
 	if o.Output != "" {
 		target = o.Output
+	} else if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		added.Links = int(st.Nlink) - 1
 	}
 	if image.Bare() && !signed {
 		return added, write(target, in, info, o, func(out io.Writer) error {
-			_, err := io.Copy(out, io.NewSectionReader(in, 0, info.Size()))
-			return err
-		}, edits)
+			return writeEdited(out, in, info.Size(), edits)
+		})
 	}
 	made, err := remake(ctx, image, in, info.Size(), edits, o.DropSignature)
 	if err != nil {
@@ -150,7 +171,7 @@ func add(ctx context.Context, in *os.File, info fs.FileInfo, path string, der []
 	return added, write(target, in, info, o, func(out io.Writer) error {
 		_, err := out.Write(made)
 		return err
-	}, nil)
+	})
 }
 
 // find finds the room in an image, with a System.map if one is given.
@@ -218,26 +239,39 @@ func remake(ctx context.Context, image *vmlinux.Image, in io.ReaderAt, size int6
 	})
 }
 
-// write replaces the target by what contents writes, with edits.
-func write(target string, in *os.File, info fs.FileInfo, o Options, contents func(io.Writer) error,
-	edits []vmlinux.Edit,
-) error {
-	out, err := atomicfile.Create(target, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Abort()
-	if err := contents(out.File); err != nil {
-		return err
-	}
-	for _, e := range edits {
-		if _, err := out.WriteAt(e.Data, e.Offset); err != nil {
+// write writes what contents writes to the target: over a link, into a device or a FIFO, and
+// as a new file in the place of a regular one.
+func write(target string, in *os.File, info fs.FileInfo, o Options, contents func(io.Writer) error) error {
+	return atomicfile.StreamOutput(target, func(w io.Writer) error {
+		out, replaces := w.(*atomicfile.File)
+		if !replaces {
+			return contents(w)
+		}
+		if err := out.Chmod(0o600); err != nil { // until it is known who may read it
 			return err
 		}
-	}
-	inherit := atomicfile.Inherit{NewMTime: true, BestEffort: o.Output != "", NewOwner: o.Output != ""}
-	if _, err := out.Inherit(in, info, inherit); err != nil {
+		if err := contents(out); err != nil {
+			return err
+		}
+		inherit := atomicfile.Inherit{NewMTime: true, BestEffort: o.Output != "", NewOwner: o.Output != ""}
+		_, err := out.Inherit(in, info, inherit)
 		return err
+	}, true)
+}
+
+// writeEdited writes size bytes of in with edits, from front to back.
+func writeEdited(w io.Writer, in io.ReaderAt, size int64, edits []vmlinux.Edit) error {
+	edits = slices.SortedFunc(slices.Values(edits), func(a, b vmlinux.Edit) int { return cmp.Compare(a.Offset, b.Offset) })
+	at := int64(0)
+	for _, e := range edits {
+		if _, err := io.Copy(w, io.NewSectionReader(in, at, e.Offset-at)); err != nil {
+			return err
+		}
+		if _, err := w.Write(e.Data); err != nil {
+			return err
+		}
+		at = e.Offset + int64(len(e.Data))
 	}
-	return out.Commit(true)
+	_, err := io.Copy(w, io.NewSectionReader(in, at, size-at))
+	return err
 }

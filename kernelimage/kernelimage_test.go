@@ -3,6 +3,7 @@ package kernelimage
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -189,6 +190,12 @@ func TestRefused(t *testing.T) {
 	} {
 		if added, err := AddCertificate(t.Context(), test.path, cert, Options{}); !errors.Is(err, test.want) {
 			t.Errorf("%s: %+v, %v", test.name, added, err)
+		}
+	}
+	for path, want := range map[string]elf.Machine{"vmlinux.amd64": elf.EM_X86_64, "vmlinux.s390": elf.EM_S390} {
+		_, err := AddCertificate(t.Context(), "../internal/vmlinux/testdata/"+path, cert, Options{})
+		if none, ok := errors.AsType[*NoReserveError](err); !ok || none.Machine != want {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 	if _, err := AddCertificate(t.Context(), small, nil, Options{}); err == nil {

@@ -3,8 +3,10 @@ package main
 import (
 	"cmp"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +42,8 @@ and run make bzImage there.
 
 A signature for Secure Boot does not match the changed image. Add-cert refuses such an
 image, or removes the signature with --drop-signature. It signs nothing: use sbsign. The
-old file is replaced as a whole, or stays as it is.`,
+old file is replaced as a whole, or stays as it is. A symbolic link is followed, for IMAGE
+and for --output; another hard link of IMAGE keeps the old kernel, with a warning.`,
 		Example: `  modsign kernel add-cert vmlinux --cert signing_key.x509
   modsign kernel add-cert /boot/vmlinuz-6.12.0 --cert key.pem --output vmlinuz.new
   sbsign --key db.key --cert db.pem --output vmlinuz.signed vmlinuz.new`,
@@ -103,6 +106,10 @@ func (o *kernelAddCertOptions) run(ctx context.Context, u *ui, args []string) er
 	}
 	u.Note("%s (%s) now trusts the certificate; %d of %d bytes for such are in use", target, added.Packing, added.Used,
 		added.Room)
+	if added.Links > 0 {
+		u.Say("warning: %s: not changed under %s of the file: hard links keep the old image", target,
+			plural(added.Links, "other name"))
+	}
 	if added.Dropped {
 		u.Note("%s is no longer signed for Secure Boot: sign it with sbsign", target)
 	}
@@ -111,8 +118,11 @@ func (o *kernelAddCertOptions) run(ctx context.Context, u *ui, args []string) er
 
 // explain adds what to do.
 func (o *kernelAddCertOptions) explain(image string, err error) error {
+	none, _ := errors.AsType[*kernelimage.NoReserveError](err)
 	switch {
-	case errors.Is(err, kernelimage.ErrNoReserve):
+	case none != nil && !slices.Contains([]elf.Machine{elf.EM_X86_64, elf.EM_386, elf.EM_AARCH64}, none.Machine):
+		return err // there is no shim for it
+	case none != nil:
 		return withHint(err, "mokutil --import FILE, with the certificate in DER, makes a machine with shim trust it")
 	case errors.Is(err, kernelimage.ErrSigned):
 		return withHint(err, "use --drop-signature, and sign the new image with sbsign")

@@ -66,7 +66,7 @@ func TestBad(t *testing.T) {
 		"image without manifests": {content: tarOf(t, file(layoutFile, "{}"), file(indexFile, `{"manifests":[]}`)),
 			want: "no image"},
 		"image, digest out of the layout": {content: tarOf(t, file(layoutFile, "{}"), file(indexFile,
-			`{"manifests":[{"digest":"sha256:../../../etc/passwd"}]}`)), want: "digest of the form"},
+			`{"manifests":[{"digest":"sha256:../../../etc/passwd"}]}`)), want: "digest of another form"},
 		"UKI, section lies": {content: pe(".linux", "kernel", ".initrd", newcEnd)[:150], want: "cut off"},
 		"UKI, no initramfs": {content: pe(".linux", "kernel", ".initrd", "rubbish"), want: "neither a cpio archive"},
 	} {
@@ -504,4 +504,25 @@ func FuzzImage(f *testing.F) {
 
 func FuzzUKI(f *testing.F) {
 	fuzz(f, pe(".linux", "K", ".initrd", newc("a.ko", 0o100644, 1, 1, "m")+newcEnd, ".ucode", newcEnd))
+}
+
+// TestNothingQuoted has archives with something secret where the format has to be: no error
+// repeats a part of it.
+func TestNothingQuoted(t *testing.T) {
+	t.Parallel()
+	const secret = "MkK7EmMkK7EmMkK7Em"
+	whole := newc("a", 0o100644, 1, 1, "x")
+	for name, content := range map[string]string{
+		"magic":    whole + strings.Repeat(secret, 20),
+		"field":    whole[:20] + secret + whole[20+len(secret):],
+		"manifest": tarOf(t, file(layoutFile, "{}"), file(indexFile, "{"+secret)),
+		"digest":   tarOf(t, file(layoutFile, "{}"), file(indexFile, `{"manifests":[{"digest":"`+secret+`"}]}`)),
+		"number":   tarOf(t, file(layoutFile, "{}"), file(indexFile, `{"manifests":12345678901234567890}`)),
+	} {
+		err := drainAll(t, inMemory(t, content, Limits{}))
+		if err == nil || strings.Contains(err.Error(), secret[:4]) || strings.Contains(err.Error(), "1234") ||
+			strings.Contains(err.Error(), "'") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -98,7 +98,7 @@ func (c *cpio) entry() (end bool, err error) {
 		return false, c.strippedEntry()
 	}
 	if m := string(magic[:]); m != cpioNewc && m != cpioCRC {
-		return false, fmt.Errorf("cpio archive is corrupt at byte %d: %q is not the beginning of a header", c.n-6, m)
+		return false, fmt.Errorf("cpio archive is corrupt at byte %d: no header begins there", c.n-6)
 	}
 	var header [104]byte
 	if err := c.read(header[:]); err != nil {
@@ -108,8 +108,7 @@ func (c *cpio) entry() (end bool, err error) {
 	for i := range fields {
 		n, err := strconv.ParseUint(string(header[8*i:8*i+8]), 16, 32)
 		if err != nil {
-			return false, fmt.Errorf("cpio archive is corrupt at byte %d: %q is not a hexadecimal number", c.n-104+int64(8*i),
-				header[8*i:8*i+8])
+			return false, fmt.Errorf("cpio archive is corrupt at byte %d: not a hexadecimal number", c.n-104+int64(8*i))
 		}
 		fields[i] = uint32(n)
 	}

@@ -53,7 +53,7 @@ func (w *walk) rpm(section *io.SectionReader) error {
 		return fmt.Errorf("rpm: %w", err)
 	}
 	if format != "" && format != "cpio" {
-		return fmt.Errorf("rpm: payload of the format %q, not cpio", format)
+		return errors.New("rpm: the payload is not a cpio archive")
 	}
 	s, err := w.unpacked(io.NewSectionReader(section, h.end, section.Size()-h.end))
 	if err != nil {
@@ -287,7 +287,7 @@ func (c *cpio) strippedEntry() error {
 	}
 	i, err := strconv.ParseUint(string(digits[:]), 16, 32)
 	if err != nil {
-		return fmt.Errorf("cpio archive is corrupt at byte %d: %q is not a hexadecimal number", c.n-8, digits[:])
+		return fmt.Errorf("cpio archive is corrupt at byte %d: not a hexadecimal number", c.n-8)
 	}
 	if err := c.pad(); err != nil {
 		return err

@@ -115,7 +115,8 @@ func WriteOutput(path string, data []byte, durable bool) error {
 }
 
 // StreamOutput is [WriteOutput] of what write writes. If write fails, a regular file stays
-// as it was.
+// as it was. The writer is a [*File] if a regular file is replaced or made, and no *File if
+// it is written directly.
 func StreamOutput(path string, write func(io.Writer) error, durable bool) error {
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {

@@ -26,8 +26,8 @@
 // file contains. [KernelError] reports why the kernel would not load a module from a
 // stream that NewReader reads.
 //
-// The package is not a general archive library: it supports neither successive streams
-// nor zstd dictionaries.
+// [NewStream] and [NewFile] read what archives and other files hold, in more formats. The
+// package is not a general archive library: it does not support zstd dictionaries.
 package compress
 
 import (

@@ -67,6 +67,8 @@ func (f *body) reserveAt(symbols map[string]symbol) (*Reserve, error) {
 	size := used.addr - extra.addr
 	if extra.size > 0 {
 		size = min(size, extra.size)
+	} else if size-size%uint64(f.intAlign) == defaultReserve {
+		size = defaultReserve // a System.map has no sizes: the rest aligns the next symbol
 	}
 	return f.newReserve(symbols[symList].addr, extra.addr, size, used.addr, length.addr)
 }

@@ -100,6 +100,9 @@ func TestReserve(t *testing.T) {
 					if r.Found != way.found || !bytes.Equal(r.Certificates, test.extra) || !im.Bare() {
 						t.Errorf("%s: by %s, %d bytes", way.found, r.Found, len(r.Certificates))
 					}
+					if r.Size < test.reserve || test.reserve == 4096 && r.Size != 4096 {
+						t.Errorf("%s: a room of %d bytes, not %d", way.found, r.Size, test.reserve)
+					}
 					edits, err := r.Fill(test.certs)
 					if err != nil {
 						t.Errorf("%s: %v", way.found, err)

@@ -4,14 +4,18 @@ import (
 	"archive/tar"
 	"archive/zip"
 	"bytes"
+	"compress/bzip2"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
+	"strconv"
+	"strings"
 
 	"github.com/modsign/modsign/internal/archive"
+	"github.com/modsign/modsign/internal/compress"
 )
 
 // maxNested is the most that archives inside others may have, in bytes, if they have to be in
@@ -31,6 +35,20 @@ type stream struct {
 	size int64
 
 	memory chan struct{} // to be released; nil if the stream is not in memory as a whole
+	unread bool          // no byte behind head was read
+	stub   bool          // a zip archive behind something else
+}
+
+// again returns the stream from its beginning, as far as it is still there: a file as a
+// whole, what is in an archive or compressed up to its first window.
+func (s *stream) again() io.Reader {
+	switch {
+	case s.at != nil:
+		return io.NewSectionReader(s.at, 0, s.size)
+	case s.unread:
+		return s.whole()
+	}
+	return bytes.NewReader(s.head)
 }
 
 func (s *stream) whole() io.Reader { return io.MultiReader(bytes.NewReader(s.head), s.rest) }
@@ -49,7 +67,8 @@ const (
 	peMagic   = "MZ"
 	rpmMagic  = "\xed\xab\xee\xdb"
 	zipMagic  = "PK\x03\x04"
-	debMagic  = "!<arch>\ndebian-binary"
+	arMagic   = "!<arch>\n"
+	debMagic  = arMagic + "debian-binary"
 	sqfsMagic = "hsqs"
 )
 
@@ -62,6 +81,12 @@ func (s *Scanner) archiveOf(f *file, st *stream) (opened, error) {
 		return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
 			return eachInTar(ctx, st.whole(), each)
 		}, nil
+	case st.begins(arMagic) && !st.begins(debMagic):
+		return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
+			return eachInAr(ctx, st.whole(), each)
+		}, nil
+	case (st.begins("\x7fELF") || st.begins("#!")) && st.endsLikeZip():
+		st.stub = true
 	case st.begins(zipMagic), st.begins(cpioMagic), st.begins(peMagic), st.begins(debMagic), st.begins(rpmMagic),
 		st.begins(sqfsMagic):
 	default:
@@ -81,22 +106,30 @@ func (s *Scanner) archiveOf(f *file, st *stream) (opened, error) {
 			st.head = data
 			return nil, nil
 		case int64(len(data)) > most:
+			st.head, st.unread = data, true
 			return nil, errNested
 		}
 		st.head, st.rest = data, bytes.NewReader(nil)
 		st.at, st.size = bytes.NewReader(data), int64(len(data))
 		f.held += st.size
 	}
-	if st.begins(zipMagic) {
-		z, err := zip.NewReader(st.at, st.size)
-		if err != nil {
-			return nil, err
+	if !st.begins(zipMagic) && !st.stub {
+		open, err := openArchive(st.at, st.size)
+		if open != nil || err != nil || !st.begins(peMagic) || !st.endsLikeZip() {
+			return open, err
 		}
-		return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
-			return s.eachInZip(ctx, z, each)
-		}, nil
+		st.stub = true
 	}
-	return openArchive(st.at, st.size)
+	z, err := zip.NewReader(st.at, st.size)
+	if err != nil {
+		return nil, err
+	}
+	z.RegisterDecompressor(zipBzip2, func(r io.Reader) io.ReadCloser { return io.NopCloser(bzip2.NewReader(r)) })
+	z.RegisterDecompressor(zipZstd, decompressing)
+	z.RegisterDecompressor(zipXZ, decompressing)
+	return func(ctx context.Context, each func(string, fs.FileMode, io.Reader) error) error {
+		return s.eachInZip(ctx, z, each)
+	}, nil
 }
 
 // openArchive opens what package archive reads; a file that only begins like it is none.
@@ -152,7 +185,7 @@ func onlyZeros(r io.Reader) error {
 	for {
 		n, err := r.Read(block)
 		if len(bytes.TrimLeft(block[:n], "\x00")) > 0 {
-			return errors.New("data follows the end of the tar archive, and was not scanned")
+			return errors.New("data follows the end of the tar archive")
 		}
 		if err == io.EOF {
 			return nil
@@ -161,6 +194,35 @@ func onlyZeros(r io.Reader) error {
 			return err
 		}
 	}
+}
+
+// Methods of compression in zip archives (APPNOTE.TXT of PKWARE, 4.4.5), beside those that
+// archive/zip has.
+const (
+	zipBzip2 = 12
+	zipZstd  = 93
+	zipXZ    = 95
+)
+
+// decompressing reads a member of a zip archive in a format of package compress.
+func decompressing(r io.Reader) io.ReadCloser {
+	inner, err := compress.NewFile(r)
+	if err != nil {
+		return failing{err}
+	}
+	return inner
+}
+
+// endsLikeZip reports whether a file, such as a program that unpacks itself, has a zip
+// archive at its end.
+func (s *stream) endsLikeZip() bool {
+	if s.at == nil {
+		return false
+	}
+	const endSize = 22 // of the end of central directory record without a comment
+	var end [4]byte
+	n, _ := s.at.ReadAt(end[:], s.size-endSize)
+	return s.size > endSize && n == len(end) && string(end[:]) == "PK\x05\x06"
 }
 
 func (s *Scanner) eachInZip(
@@ -173,9 +235,16 @@ func (s *Scanner) eachInZip(
 		if !f.Mode().IsRegular() {
 			continue
 		}
+		const encrypted = 1
 		content, err := f.Open()
-		if err != nil {
-			return fmt.Errorf("zip archive: %w", err)
+		switch {
+		case f.Flags&encrypted != 0:
+			err = errors.New("encrypted, and not looked into")
+		case errors.Is(err, zip.ErrAlgorithm):
+			err = fmt.Errorf("compressed by method %d of zip archives, and not looked into", f.Method)
+		}
+		if err != nil { // of this file alone
+			content = failing{err}
 		}
 		max := s.options.MaxSize
 		err = each(path.Clean("/" + f.Name)[1:], f.Mode(), &limited{ReadCloser: content, left: max, limit: max})
@@ -187,6 +256,48 @@ func (s *Scanner) eachInZip(
 	return nil
 }
 
+// eachInAr goes through an ar archive (ar(5)), such as a library. A header has the name in 16
+// bytes, times, owners and the mode in 32, the size in 10, all as text, and two bytes that end
+// it. Members begin at even offsets.
+func eachInAr(ctx context.Context, r io.Reader, each func(string, fs.FileMode, io.Reader) error) error {
+	if _, err := io.CopyN(io.Discard, r, int64(len(arMagic))); err != nil {
+		return err
+	}
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		var header [60]byte
+		switch _, err := io.ReadFull(r, header[:]); {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("ar archive is damaged: %w", err)
+		}
+		size, err := strconv.ParseInt(strings.TrimRight(string(header[48:58]), " "), 10, 64)
+		if err != nil || size < 0 || string(header[58:]) != "`\n" {
+			return errors.New("ar archive is damaged: a member has no header")
+		}
+		name := strings.TrimRight(string(header[:16]), " ")
+		if name != "/" { // not the index of the others
+			name = strings.TrimSuffix(name, "/")
+		}
+		member := &io.LimitedReader{R: r, N: size}
+		if err := each(path.Clean("/" + name)[1:], 0, member); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, member); err != nil {
+			return err
+		}
+		if member.N > 0 {
+			return fmt.Errorf("ar archive is cut off: %w", io.ErrUnexpectedEOF)
+		}
+		if _, err := io.CopyN(io.Discard, r, size&1); err != nil && err != io.EOF {
+			return err
+		}
+	}
+}
+
 // lookInside looks at the files of an archive. What is wrong with one of them is a failure
 // of its own; what is wrong with the archive is the error.
 func (s *Scanner) lookInside(ctx context.Context, f *file, open opened, depth int) error {
@@ -196,7 +307,7 @@ func (s *Scanner) lookInside(ctx context.Context, f *file, open opened, depth in
 				return nil
 			}
 		}
-		child := &file{path: name, archive: f.name(), mode: mode.Perm(), budget: f.budget, held: f.held}
+		child := &file{path: name, archive: f.name(), mode: mode.Perm(), budget: f.budget, held: f.held, seen: f.seen}
 		s.files.Add(1)
 		if err := s.look(ctx, child, &stream{rest: content}, depth+1); err != nil {
 			switch {

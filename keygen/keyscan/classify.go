@@ -2,7 +2,6 @@ package keyscan
 
 import (
 	"bytes"
-	"encoding/base64"
 	"unicode/utf16"
 )
 
@@ -13,42 +12,22 @@ func findWhole(data []byte, limit int, found func(located) bool) bool {
 	if k, ok := parseBinary(data); ok {
 		return found(located{k, 0})
 	}
+	if len(data) > 16 && data[0] == 'M' { // what 0x30 begins with in base64
+		if inner, ok := decodeAll(data); ok && bytes.HasPrefix(inner, []byte{0x30}) {
+			if k, ok := parseBinary(inner); ok {
+				return found(located{k, 0})
+			}
+		}
+	}
 	if text, ok := decodeUTF16(data); ok {
 		return findPEM(text, 0, len(text), func(l located) bool { return found(located{l.key, 0}) })
 	}
-	return findPEM(data, 0, limit, found) && (!isText(data) || findEncoded(data, limit, found))
+	return findPEM(data, 0, limit, found) && (!isText(data) || findEncoded(data, 0, limit, found))
 }
 
 // isText reports whether a file begins like text, so that it is worth to search in it for
 // what binaries have by chance or never.
 func isText(data []byte) bool { return bytes.IndexByte(data[:min(len(data), 512)], 0) < 0 }
-
-// encodedBegin is "-----BEGIN " in base64, less the last character, which depends on the
-// label.
-var encodedBegin = []byte("LS0tLS1CRUdJTi")
-
-// findEncoded finds PEM that is encoded in base64 once more, as in a Secret of Kubernetes.
-func findEncoded(data []byte, limit int, found func(located) bool) bool {
-	for at := 0; at < limit; {
-		i := bytes.Index(data[at:], encodedBegin)
-		if i < 0 || at+i >= limit {
-			return true
-		}
-		at += i
-		text := data[at:min(len(data), at+maxBlock)]
-		end := 0
-		for end < len(text) && isDigit(text[end]) {
-			end++
-		}
-		inner := make([]byte, base64.RawStdEncoding.DecodedLen(end))
-		n, _ := base64.RawStdEncoding.Decode(inner, text[:end])
-		if !findPEM(inner[:n], 0, n, func(l located) bool { return found(located{l.key, at}) }) {
-			return false
-		}
-		at += end
-	}
-	return true
-}
 
 // parseBinary recognizes the forms of keys that are known by the first bytes of the file.
 func parseBinary(data []byte) (key, bool) {
@@ -62,6 +41,8 @@ func parseBinary(data []byte) (key, bool) {
 		parsers = append(parsers, unlabelled, parsePKCS12)
 	case c == 0x30:
 		parsers = append(parsers, unlabelled)
+	case c == 0x1e, c == 0x07:
+		parsers = append(parsers, parsePVK)
 	case c == 0xfe, c == 0xce:
 		parsers = append(parsers, parseJKS, parseOpenPGP)
 	case c&0x80 != 0:

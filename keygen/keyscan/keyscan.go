@@ -304,8 +304,9 @@ func publicOf(info []byte) (fingerprint, bool) {
 // in it; what was found before it counts.
 func (s *Scanner) File(ctx context.Context, name string, mode fs.FileMode, r io.Reader) error {
 	s.files.Add(1)
-	budget := int64(math.MaxInt64) // of a stream nobody knows the size
-	return s.look(ctx, &file{path: name, mode: mode.Perm(), budget: &budget}, &stream{rest: r}, 0)
+	f := newFile(name, math.MaxInt64) // of a stream nobody knows the size
+	f.mode = mode.Perm()
+	return s.look(ctx, f, &stream{rest: r}, 0)
 }
 
 // file is what the report says of a file.
@@ -315,6 +316,15 @@ type file struct {
 	count         int    // of its findings
 	budget        *int64 // bytes that may still be read, of it and of what is in it
 	held          int64  // bytes of the archives around it that are in memory
+	// again is set while the bytes of a file are looked at that failed as an archive or a
+	// compressed file, and seen are the public keys that were found in it before.
+	again bool
+	seen  map[fingerprint]bool
+}
+
+// newFile returns a file of which, with all that is in it, that many bytes may be read.
+func newFile(path string, budget int64) *file {
+	return &file{path: path, budget: &budget, seen: make(map[fingerprint]bool)}
 }
 
 func (f *file) name() string { return in(f.path, f.archive) }
@@ -340,6 +350,11 @@ func (s *Scanner) add(f *file, k key, line int, offset int64) bool {
 		found.Form = "PEM, " + k.form
 	}
 	if k.public != nil {
+		public := fingerprint(sha256.Sum256(k.public))
+		if f.again && f.seen[public] {
+			return true
+		}
+		f.seen[public] = true
 		id := sha1.Sum(k.public)
 		found.KeyID = hex.EncodeToString(id[:])
 	}

@@ -3,6 +3,7 @@ package keyscan_test
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha1"
@@ -127,6 +128,9 @@ func TestOpenSSL(t *testing.T) {
 		pass="-passout pass:horse"
 		openssl req -x509 -newkey rsa:2048 -nodes -keyout rsa.pem -out rsa.crt -subj /CN=rsa 2>/dev/null
 		openssl pkcs8 -topk8 -nocrypt -in rsa.pem -outform DER -out rsa.der
+		base64 rsa.der >rsa.b64
+		openssl rsa -in rsa.pem -outform MSBLOB -out rsa.blob 2>/dev/null
+		openssl rsa -in rsa.pem -outform PVK -pvk-none -out rsa.pvk 2>/dev/null
 		openssl rsa -in rsa.pem -traditional -out rsa1.pem 2>/dev/null
 		openssl rsa -in rsa.pem -traditional -outform DER -out rsa1.der 2>/dev/null
 		openssl rsa -in rsa.pem -traditional -aes128 $pass -out rsa-legacy.pem 2>/dev/null
@@ -168,6 +172,9 @@ func TestOpenSSL(t *testing.T) {
 		"rsa.der":         "RSA 2048, PKCS #8",
 		"rsa1.pem":        "RSA 2048, PEM, PKCS #1",
 		"rsa1.der":        "RSA 2048, PKCS #1",
+		"rsa.b64":         "RSA 2048, PKCS #8",
+		"rsa.blob":        "RSA 2048, MSBLOB",
+		"rsa.pvk":         "RSA 2048, PVK",
 		"rsa-legacy.pem":  "RSA, PEM, PKCS #1, encrypted",
 		"rsa8e.pem":       "PEM, PKCS #8, encrypted",
 		"rsa8e.der":       "PKCS #8, encrypted",
@@ -201,7 +208,8 @@ func TestOpenSSL(t *testing.T) {
 		}
 	}
 	cert := readCertificate(t, filepath.Join(dir, "rsa.crt"))
-	if want := hex.EncodeToString(cert); id["rsa.pem"] != want || id["rsa.der"] != want || id["rsa1.der"] != want {
+	if want := hex.EncodeToString(cert); id["rsa.pem"] != want || id["rsa.der"] != want || id["rsa1.der"] != want ||
+		id["rsa.pvk"] != want || id["rsa.blob"] != want {
 		t.Errorf("key ids %v, and the certificate has %s", id, want)
 	}
 	if id["ec.pem"] == "" || id["ec.pem"] != id["ec8.der"] || id["ec.pem"] != id["ec-short.pem"] {
@@ -393,6 +401,25 @@ var wrapped = map[string]func(key string) string{
 	"Kubernetes": func(key string) string {
 		return "data:\n  key.pem: " + base64.StdEncoding.EncodeToString([]byte(key)) + "\n"
 	},
+	"base64, one before":         func(key string) string { return base64Lines("a"+key, 1<<20, "") },
+	"base64, two before":         func(key string) string { return base64Lines("ab"+key, 1<<20, "") },
+	"base64, 76 columns":         func(key string) string { return base64Lines(key, 76, "\n") },
+	"base64, 64 columns, CRLF":   func(key string) string { return base64Lines("a"+key, 64, "\r\n") },
+	"base64, 76 columns, indent": func(key string) string { return "x:\n  " + base64Lines("ab"+key, 76, "\n  ") },
+	"base64, broken in BEGIN": func(key string) string {
+		return base64Lines(strings.Repeat("-", 50)+"\n"+key, 76, "\n")
+	},
+	"base64, broken in KEY": func(key string) string {
+		return base64Lines(strings.Repeat("a", 35)+"\n"+key, 76, "\n")
+	},
+	"base64 in JSON": func(key string) string { return `{"x":"` + base64Lines(key, 60, `\n`) + `"}` },
+	"base64, behind 3 MB": func(key string) string {
+		return strings.Repeat("a line of text\n", 200_000) + base64Lines(key, 76, "\n")
+	},
+	"HTML": func(key string) string { return "<p>" + strings.ReplaceAll(key, "\n", "<br>") + "</p>" },
+	"XML, attribute": func(key string) string {
+		return `<key value="` + strings.ReplaceAll(key, "\n", "&#10;") + `"/>`
+	},
 	"binary": func(key string) string {
 		return "\x7fELF\x02\x01\x01\x00" + strings.Repeat("\x00\x01", 500) + key + "\x00"
 	},
@@ -407,6 +434,16 @@ func cString(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
 		fmt.Fprintf(&b, "\t%q\n", line)
+	}
+	return b.String()
+}
+
+// base64Lines encodes a text in lines.
+func base64Lines(text string, columns int, end string) string {
+	var b strings.Builder
+	for line := range slices.Chunk([]byte(base64.StdEncoding.EncodeToString([]byte(text))), columns) {
+		b.Write(line)
+		b.WriteString(end)
 	}
 	return b.String()
 }
@@ -468,6 +505,7 @@ func TestDamaged(t *testing.T) {
 		"a lost line":  {strings.Join(slices.Delete(slices.Clone(lines), 5, 6), ""), "PEM, damaged"},
 		"one line":     {strings.Join(append(slices.Clone(lines[:2]), lines[len(lines)-1]), ""), ""},
 		"dots":         {strings.Join(lines[:5], "") + "...\n" + strings.Join(lines[20:], ""), ""},
+		"a letter":     {"M" + strings.Repeat("\n", 30), ""},
 		"labels":       {lines[0] + lines[len(lines)-1], ""},
 		"a program":    {`fmt.Fprintf(w, "-----BEGIN RSA PRIVATE KEY-----\n%s\n-----END RSA PRIVATE KEY-----\n", key)`, ""},
 		"a regular expression": {
@@ -513,8 +551,8 @@ func TestWindow(t *testing.T) {
 func TestCompressed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, name := range []string{"gzip", "xz", "zstd", "bzip2"} {
-		testmod.Program(t, name, map[string]string{"gzip": "gzip", "xz": "xz-utils", "zstd": "zstd", "bzip2": "bzip2"}[name])
+	for _, name := range []string{"gzip", "xz", "zstd", "bzip2", "lz4", "lzop"} {
+		testmod.Program(t, name, cmp.Or(map[string]string{"xz": "xz-utils"}[name], name))
 	}
 	key := testmod.NewKey(t, "ecdsa:p256")
 	file := filepath.Join(dir, "key")
@@ -522,7 +560,11 @@ func TestCompressed(t *testing.T) {
 		t.Fatal(err)
 	}
 	shell(t, dir, `
-		for program in "gzip -k" "xz -k" "zstd -qk" "bzip2 -k"; do $program key; done
+		for program in "gzip -k" "xz -k" "zstd -qk" "bzip2 -k" "lzop" "xz --format=lzma -k"; do $program key; done
+		lz4 -qlk key key.lz4
+		cat key.xz key.xz >two.xz; cat key.zst key.zst >two.zst
+		(cat key.gz; head -c 512 /dev/zero) >padded.gz
+		(tar -c key | lzop) >tar.lzo
 		xz -k key.gz
 		zstd -q key.gz.xz
 		gzip -c /dev/null key key >two.gz
@@ -544,7 +586,8 @@ func TestCompressed(t *testing.T) {
 	for _, f := range r.Findings {
 		names = append(names, filepath.Base(f.Path))
 	}
-	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.xz key.zst two.gz two.gz"
+	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.lz4 key.lzma key.lzo key.xz key.zst padded.gz key two.gz two.gz " +
+		"two.xz two.xz two.zst two.zst"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("found keys in %s, want %s", got, want)
 	}
@@ -796,6 +839,9 @@ func FuzzFile(f *testing.F) {
 		f.Add(append(bytes.Clone(key.KeyPEM), key.CertPEM...))
 		f.Add([]byte(wrapped["JSON"](string(key.KeyPEM))))
 		f.Add([]byte(wrapped["UTF-16LE"](string(key.KeyPEM))))
+	}
+	for _, name := range []string{"base64, broken in BEGIN", "base64, 64 columns, CRLF", "base64 in JSON", "HTML"} {
+		f.Add([]byte(wrapped[name](string(testmod.NewKey(f, "ecdsa:p256").KeyPEM))))
 	}
 	f.Add([]byte("(11:private-key(3:rsa(1:n4:abcd)(1:e1:a)))"))
 	f.Add([]byte("Created: 20260101T000000\nKey: (protected-private-key (ecc (curve Ed25519)))\n"))

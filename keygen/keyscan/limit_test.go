@@ -38,20 +38,19 @@ func TestBomb(t *testing.T) {
 	}
 	bomb := zipped(t, zipped(t, zipped(t, make([]byte, 128<<10), 5), 5), 5)
 	for limit, fits := range map[int64]bool{100 << 20: true, 2 << 20: false} {
-		budget := limit
-		err := s.look(t.Context(), &file{path: "bomb", budget: &budget}, &stream{rest: bytes.NewReader(bomb)}, 0)
-		if fits && err != nil || !fits && !errors.Is(err, errBudget) || budget < -window {
-			t.Errorf("limit %d: %v, and %d bytes are left", limit, err, budget)
+		f := newFile("bomb", limit)
+		err := s.look(t.Context(), f, &stream{rest: bytes.NewReader(bomb)}, 0)
+		if fits && err != nil || !fits && !errors.Is(err, errBudget) || *f.budget < -window {
+			t.Errorf("limit %d: %v, and %d bytes are left", limit, err, *f.budget)
 		}
 	}
 	deep := []byte("no key")
 	for range maxDepth {
 		deep = zipped(t, deep, 1)
 	}
-	budget := int64(1 << 30)
 	for depth, want := range []bool{true, false} {
 		before := len(s.Report().Failures)
-		err := s.look(t.Context(), &file{path: "deep", budget: &budget}, &stream{rest: bytes.NewReader(deep)}, depth)
+		err := s.look(t.Context(), newFile("deep", 1<<30), &stream{rest: bytes.NewReader(deep)}, depth)
 		if ok := err == nil && len(s.Report().Failures) == before; ok != want {
 			t.Errorf("%d archives in one another, from depth %d: %v", maxDepth, depth, err)
 		}

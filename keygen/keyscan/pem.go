@@ -188,10 +188,13 @@ type body struct {
 // unarmor decodes the text between BEGIN and END, whatever its lines are wrapped in: an
 // indentation, quotes, the sign of a comment, "\n" for line breaks.
 func unarmor(prefix, text []byte) body {
-	if bytes.IndexByte(text, '\\') >= 0 {
+	if bytes.ContainsAny(text, `\%&<`) {
 		text = escapes.replace(text)
 	}
 	prefix = bytes.TrimLeft(prefix, " \t")
+	if n := len(prefix); n > 0 && isDigit(prefix[n-1]) && prefix[n-1] != '+' {
+		prefix = nil // a word, which no further line begins with, but by chance
+	}
 	digits := make([]byte, 0, len(text))
 	var b body
 	for len(text) > 0 {
@@ -238,8 +241,14 @@ func isDigit(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '+' || c == '/'
 }
 
-// escapes are how strings of JSON, C and the like write what PEM blocks consist of.
-var escapes = replacer{{`\r`, "\n"}, {`\n`, "\n"}, {`\t`, " "}, {`\/`, "/"}, {`\"`, `"`}, {`\`, ""}}
+// escapes are how strings of JSON, C and the like, URLs, HTML and RTF write what PEM blocks
+// consist of.
+var escapes = replacer{
+	{"%0A", "\n"}, {"%0a", "\n"}, {"%0D", "\n"}, {"%0d", "\n"}, {"%20", " "}, {"%2B", "+"}, {"%2b", "+"}, {"%2F", "/"},
+	{"%2f", "/"}, {"%3D", "="}, {"%3d", "="}, {"<br>", "\n"}, {"<br/>", "\n"}, {"<br />", "\n"}, {"&#10;", "\n"},
+	{"&#xA;", "\n"}, {"&#xa;", "\n"}, {"&#13;", "\n"}, {"&#xD;", "\n"}, {"&#xd;", "\n"}, {`\par`, "\n"},
+	{`\r`, "\n"}, {`\n`, "\n"}, {`\t`, " "}, {`\/`, "/"}, {`\"`, `"`}, {`\`, ""},
+}
 
 type replacer [][2]string
 

@@ -2,12 +2,14 @@ package keyscan
 
 import (
 	"bytes"
-	"compress/bzip2"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/bits"
 
 	"github.com/modsign/modsign/internal/compress"
 )
@@ -27,44 +29,65 @@ const (
 )
 
 // look finds the keys of a stream: in the files of an archive, in what is compressed, or in
-// the bytes as they are.
+// the bytes as they are. These are looked at too if the archive or the compressed file is
+// damaged, or has data at the end.
 func (s *Scanner) look(ctx context.Context, f *file, st *stream, depth int) error {
 	buffer := s.buffers.Get().(*[window]byte)
 	defer s.buffers.Put(buffer)
+	defer st.release()
 	data := buffer[:]
 	n, err := f.fill(st.rest, data)
+	st.head = data[:n]
 	if err != nil && err != io.EOF {
+		_ = s.lookAt(ctx, f, data, n, io.EOF, nil) // what there is of it
 		return err
 	}
-	st.head = data[:n]
-	inner := s.decompressor(st)
-	open, failed := opened(nil), error(nil)
-	if inner == nil {
-		defer st.release()
-		if open, failed = s.archiveOf(f, st); failed != nil {
-			return failed
-		}
-	} else {
-		defer inner.Close()
-	}
-	if depth == maxDepth && (inner != nil || open != nil) {
-		return errors.New("archives and compressed files too deep in one another")
-	}
+	plain, failed := s.lookInto(ctx, f, st, depth)
 	switch {
-	case inner != nil:
-		return s.lookCompressed(ctx, f, st, inner, depth)
-	case open != nil:
-		// The bytes as they are have what is no file: the scripts of an RPM, other sections of
-		// a PE file.
-		if err := s.lookInside(ctx, f, open, depth); err != nil || !st.begins(rpmMagic) && !st.begins(peMagic) {
+	case ctx.Err() != nil || errors.Is(failed, errBudget):
+		return failed
+	case failed != nil:
+		f.again = true
+		rest := st.again()
+		n, err := f.fill(rest, data)
+		if err == nil || err == io.EOF {
+			err = s.lookAt(ctx, f, data, n, err, rest)
+		}
+		f.again = false
+		if errors.Is(err, errBudget) {
 			return err
 		}
-	}
-	if len(st.head) > n { // read already, to find out that it is no archive
+		return failed
+	case !plain:
+		return nil
+	case len(st.head) > n: // read already, to find out that it is no archive
 		rest := io.MultiReader(bytes.NewReader(st.head[n:]), st.rest)
 		return s.lookAt(ctx, f, data, n, nil, rest)
 	}
 	return s.lookAt(ctx, f, data, n, err, st.rest)
+}
+
+// lookInto looks at what a stream holds as an archive or a compressed file. It reports
+// whether the bytes as they are have to be looked at beside it.
+func (s *Scanner) lookInto(ctx context.Context, f *file, st *stream, depth int) (plain bool, err error) {
+	inner := s.decompressor(st)
+	open := opened(nil)
+	if inner != nil {
+		defer inner.Close()
+	} else if open, err = s.archiveOf(f, st); err != nil {
+		return false, err
+	}
+	switch {
+	case depth == maxDepth && (inner != nil || open != nil):
+		return false, errors.New("archives and compressed files too deep in one another")
+	case inner != nil:
+		return false, s.lookCompressed(ctx, f, st, inner, depth)
+	case open != nil:
+		// The bytes as they are have what is no file: the scripts of an RPM, other sections of
+		// a PE file, a program before a zip archive.
+		return st.begins(rpmMagic) || st.begins(peMagic) || st.stub, s.lookInside(ctx, f, open, depth)
+	}
+	return true, nil
 }
 
 // lookCompressed looks at what a compressed stream holds. An initramfs may have several
@@ -116,22 +139,24 @@ func (s *Scanner) lookAt(ctx context.Context, f *file, data []byte, n int, err e
 		copy(data, data[step:])
 		n, err := f.fill(rest, data[overlap:])
 		limit := step + lookback
-		switch {
-		case err == io.EOF:
+		if err != nil {
 			limit = overlap + n
-		case err != nil:
-			return err
 		}
-		more = findPEM(data[:overlap+n], lookback, limit, func(l located) bool {
+		found := func(l located) bool {
 			line := 0
 			if text {
 				line = lines + bytes.Count(data[:l.at], []byte("\n"))
 			}
 			return s.add(f, l.key, line, at+int64(l.at))
-		})
-		if err == io.EOF {
+		}
+		more = findPEM(data[:overlap+n], lookback, limit, found) &&
+			(!text || findEncoded(data[:overlap+n], lookback, limit, found))
+		switch {
+		case err == io.EOF:
 			s.bytes.Add(int64(limit))
 			return nil
+		case err != nil:
+			return err
 		}
 	}
 	return nil
@@ -165,31 +190,38 @@ func isObject(head []byte) bool {
 
 // decompressor returns a reader of what a compressed stream holds, or nil for any other.
 func (s *Scanner) decompressor(st *stream) io.ReadCloser {
-	head, whole, limit := st.head, st.whole(), s.options.MaxSize
-	if len(head) < 18 {
+	if !isCompressed(st.head) {
 		return nil
 	}
-	format := compress.FromMagic(head)
-	switch {
-	case format == compress.Gzip:
-		if _, err := gzip.NewReader(bytes.NewReader(head)); err != nil {
-			return nil // two bytes are a short magic number
-		}
-		inner, err := gzip.NewReader(whole)
-		if err != nil {
-			return failing{err}
-		}
-		return &limited{ReadCloser: inner, left: limit, limit: limit}
-	case format != compress.None:
-		inner, err := compress.NewReader(format, whole, limit)
-		if err != nil {
-			return failing{err}
-		}
-		return inner
-	case bytes.HasPrefix(head, []byte("BZh")) && bytes.HasPrefix(head[4:], []byte("1AY&SY")):
-		return &limited{ReadCloser: io.NopCloser(bzip2.NewReader(whole)), left: limit, limit: limit}
+	inner, err := compress.NewFile(st.whole())
+	if err != nil {
+		return failing{err}
 	}
-	return nil
+	return &limited{ReadCloser: inner, left: s.options.MaxSize, limit: s.options.MaxSize}
+}
+
+// isCompressed reports whether a file begins like a compressed one: also behind the magic
+// number, if that has two or three bytes alone.
+func isCompressed(head []byte) bool {
+	if len(head) < 18 {
+		return false
+	}
+	switch compress.StreamFormat(head) {
+	case "":
+		return false
+	case "gzip":
+		_, err := gzip.NewReader(bytes.NewReader(head))
+		return err == nil
+	case "bzip2":
+		return bytes.HasPrefix(head[4:], []byte("1AY&SY"))
+	case "lzma":
+		// The dictionary has 2^n or 3*2^n bytes, the size is unknown or below 256 GiB, and the
+		// first byte of the range coder is zero.
+		dict, size := binary.LittleEndian.Uint32(head[1:]), binary.LittleEndian.Uint64(head[5:])
+		return (bits.OnesCount32(dict) == 1 || bits.OnesCount32(dict) == 2 && bits.OnesCount32(dict&(dict>>1)) == 1) &&
+			(size == math.MaxUint64 || size < 1<<38) && head[13] == 0
+	}
+	return true
 }
 
 // failing is a stream with an error alone.
@@ -205,9 +237,12 @@ type limited struct {
 }
 
 func (l *limited) Read(p []byte) (int, error) {
+	if most := max(0, l.left) + 1; int64(len(p)) > most { // one more tells whether there is more
+		p = p[:most]
+	}
 	n, err := l.ReadCloser.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return n, fmt.Errorf("decompressed size exceeds %d bytes; the rest was not scanned", l.limit)
+		return max(0, n-1), fmt.Errorf("decompressed size exceeds %d bytes; the rest was not scanned", l.limit)
 	}
 	return n, err
 }

@@ -220,7 +220,7 @@ func (w *walker) flush() error {
 // read looks at an open file and closes it.
 func (s *Scanner) read(ctx context.Context, r reader, name string) {
 	defer unix.Close(r.fd)
-	f := &file{path: name, budget: new(int64)}
+	f := newFile(name, 0)
 	var st unix.Stat_t
 	switch err := unix.Fstat(r.fd, &st); {
 	case err != nil:
