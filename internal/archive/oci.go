@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -9,12 +10,15 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/compress"
 )
 
 // The files of image layouts.
@@ -44,6 +48,8 @@ type layer struct {
 	open func() (*io.SectionReader, io.Closer, error)
 	hash hash.Hash // of the file, if it is known
 	want string
+
+	mediaType string
 }
 
 // A descriptor refers to a blob (descriptor.md of the image specification).
@@ -63,8 +69,9 @@ type descriptor struct {
 // index is an image index (image-index.md) or manifest (manifest.md): which one it is, its
 // members tell.
 type index struct {
-	Manifests []descriptor `json:"manifests"`
-	Layers    []descriptor `json:"layers"`
+	Manifests []descriptor    `json:"manifests"`
+	Layers    []descriptor    `json:"layers"`
+	FSLayers  json.RawMessage `json:"fsLayers"` // of the first version of docker's manifests
 }
 
 // A layout gives access to the files of an image layout.
@@ -120,7 +127,7 @@ func (l *layout) open(name string) (*io.SectionReader, io.Closer, error) {
 		}
 		switch {
 		case m == nil:
-			return nil, nil, fmt.Errorf("%s: not in the archive", name)
+			return nil, nil, fmt.Errorf("%s: not in the archive: %w", name, fs.ErrNotExist)
 		case m.link != "":
 			return nil, nil, fmt.Errorf("%s: links in the archive form a loop", name)
 		case m.size > l.tar.Size()-m.at:
@@ -204,7 +211,7 @@ func (l *layout) oci() ([]image, error) {
 		if depth > maxDepth {
 			return fmt.Errorf("%w: an index in an index, %d times", ErrLimit, depth)
 		}
-		if d.Platform != nil && d.Platform.OS == "unknown" || seen[d.Digest] { // an attestation
+		if seen[d.Digest] {
 			return nil
 		}
 		seen[d.Digest] = true
@@ -216,8 +223,15 @@ func (l *layout) oci() ([]image, error) {
 			return err
 		}
 		var doc index
-		if err := l.document(name, h, want, &doc); err != nil {
+		err = l.document(name, h, want, &doc)
+		if errors.Is(err, fs.ErrNotExist) && d.Platform != nil && d.Platform.OS == "unknown" {
+			return nil // an attestation that was not copied along
+		}
+		if err != nil {
 			return err
+		}
+		if doc.FSLayers != nil {
+			return fmt.Errorf("%s: a manifest of docker's schema 1 is not read: copy the image with skopeo copy", name)
 		}
 		for _, m := range doc.Manifests {
 			if err := visit(m, depth+1); err != nil {
@@ -229,14 +243,17 @@ func (l *layout) oci() ([]image, error) {
 		}
 		im := image{name: imageName(d, want)}
 		for _, layer := range doc.Layers {
-			if !strings.Contains(layer.MediaType, "tar") {
-				continue // an artifact that is no part of a file system
-			}
 			next, err := l.layer(layer)
 			if err != nil {
 				return fmt.Errorf("image %s: %w", im.name, err)
 			}
-			im.layers = append(im.layers, next)
+			document, err := next.document()
+			if err != nil {
+				return fmt.Errorf("image %s: %w", im.name, err)
+			}
+			if !document {
+				im.layers = append(im.layers, next)
+			}
 		}
 		if len(im.layers) > 0 {
 			images = append(images, im)
@@ -277,14 +294,41 @@ func (l *layout) layer(d descriptor) (layer, error) {
 		section, closer, err := l.open(name)
 		if err == nil && section.Size() != d.Size {
 			closer.Close()
-			err = fmt.Errorf("%s: %d bytes instead of %d", name, section.Size(), d.Size)
+			err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("%d bytes instead of %d", section.Size(), d.Size)}
 		}
 		if err != nil && len(d.URLs) > 0 {
 			err = fmt.Errorf("%w (the layer is to be fetched from elsewhere)", err)
 		}
 		return section, closer, err
 	}
-	return layer{name: name, open: open, hash: h, want: want}, nil
+	return layer{name: name, open: open, hash: h, want: want, mediaType: d.MediaType}, nil
+}
+
+// document reports whether a layer is a JSON document, such as an attestation or a signature,
+// which is no part of a file system. Its content decides, as the media type is a claim of those
+// who made the image: whatever is no tar archive and no such document is an error.
+func (l *layer) document() (bool, error) {
+	section, closer, err := l.open()
+	if err != nil {
+		return false, err
+	}
+	defer closer.Close()
+	head := make([]byte, 512)
+	n, err := section.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	head = head[:n]
+	switch {
+	case isTar(head), compress.StreamFormat(head) != "", len(bytes.Trim(head, "\x00")) == 0:
+		return false, nil // reading it tells the rest
+	case bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{")):
+		return true, nil
+	case kindOf(head) == Squashfs:
+		return false, fmt.Errorf("%s: a layer that is a squashfs image is not read", l.name)
+	}
+	return false, fmt.Errorf("%s: a layer of the media type %q that is no tar archive, compressed or not", l.name,
+		l.mediaType)
 }
 
 // docker returns the images of docker save's layout.
