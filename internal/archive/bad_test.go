@@ -51,8 +51,17 @@ func TestBad(t *testing.T) {
 		"cpio, deep name":   {content: newc(strings.Repeat("a/", 500), regular, 1, 1, "x"), want: "limit"},
 		"cpio, links kept": {content: newc("a", regular, 1, 2, "") + newc("b", regular, 2, 2, "") + newcEnd,
 			limits: Limits{Kept: 100}, want: "limit"},
-		"tar, cut off":    {content: data[:515], want: "cut off"},
-		"tar.gz, cut off": {content: layer[:len(layer)-6], want: "cut off"},
+		"tar, cut off":            {content: data[:515], want: "cut off"},
+		"tar, no end":             {content: data[:1024], want: "ends without the two blocks of zeros"},
+		"tar, half an end":        {content: data[:1536], want: "ends without the two blocks of zeros"},
+		"tar.gz, no end":          {content: gz(data[:1024]), want: "ends without the two blocks of zeros"},
+		"tar, another follows":    {content: data + data, want: "data follows"},
+		"tar.gz, another follows": {content: gz(data) + gz(data), want: "data follows"},
+		"tar.gz, a tar follows":   {content: gz(data) + data, want: "data follows"},
+		"deb, a tar follows":      {content: ar("debian-binary", "2.0\n", "data.tar", data+"\x00\x00"+data), want: "data follows"},
+		"layer, a tar follows":    {content: ociTar(t, gz(data+data)), want: "data follows"},
+		"image, a tar follows":    {content: ociTar(t, layer) + data, want: "data follows"},
+		"tar.gz, cut off":         {content: layer[:len(layer)-6], want: "cut off"},
 		"tar, link to nothing": {content: tarOf(t, tar.Header{Name: "a.ko", Linkname: "/", Typeflag: tar.TypeLink}),
 			want: "hard link to nothing"},
 		"entries": {content: data, limits: Limits{Entries: 1, Bytes: 100}, want: "limit"},
@@ -140,7 +149,10 @@ func TestManyEntries(t *testing.T) {
 	})
 	header := tarOf(t, file("usr/lib/0000000", ""))[:512]
 	tars := func(n int) string {
-		return compressed(n, func(i int) string {
+		return compressed(n+1, func(i int) string {
+			if i == n {
+				return string(make([]byte, 1024))
+			}
 			b := []byte(header)
 			copy(b[8:], fmt.Sprintf("%07d", i))
 			sum := 8 * int(' ')
