@@ -95,9 +95,9 @@ type Work[J, T any] struct {
 type Found struct {
 	Modules int
 	Kernels []Kernel // those that became judges
-	// Skipped are links called build and source, which depmod does not follow, and Outside
-	// links below lib/modules that lead to nothing in the archive, so that it is unknown
-	// which modules they lead to.
+	// Skipped are the links build and source below lib/modules/KVER, which depmod does not follow.
+	// Outside are lib/modules, the directories above it and all below, where they are links to
+	// what is not in the archive, so that it is unknown which modules they lead to.
 	Skipped, Outside []string
 	// Inner are archives in the archive, which were not looked into: initramfs images and
 	// unified kernel images by the names that distributions give them.
@@ -122,7 +122,7 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 	r := &run[J, T]{Work: w, ctx: ctx, archive: a, found: new(Found),
 		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
 		memory: semaphore.NewWeighted(inWork),
-		links:  make(map[place]string), results: make(map[place]T)}
+		links:  make(map[place]string), names: make(map[key]struct{}), results: make(map[place]T)}
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
 			w.Emit(t)
@@ -158,6 +158,7 @@ type run[J, T any] struct {
 	held    int64 // bytes in pending
 	aliases []pending
 	links   map[place]string // symbolic links, and their targets
+	names   map[key]struct{} // of all but symbolic links
 	kept    int64
 	queue   *batch.Queue[T]
 	mu      sync.Mutex
@@ -212,6 +213,11 @@ func (r *run[J, T]) pass() error {
 		}
 		base := path.Base(f.Name)
 		isModule := module.IsName(base)
+		if f.Mode.Type() != fs.ModeSymlink {
+			if err := r.remember(f); err != nil {
+				return err
+			}
+		}
 		switch {
 		case f.Mode.Type() == fs.ModeSymlink:
 			err = r.link(f, isModule)
@@ -584,38 +590,58 @@ func (r *run[J, T]) resolve(image, name string) (string, error) {
 	return done, nil
 }
 
-// outside sorts the links below lib/modules that lead to directories which are not in the
-// archive, as far as that can be known.
+// outside sorts the links to directories below which modprobe would look for modules. Those that
+// lead to a directory in the archive need no words, as all that is in it has a name of its own.
 func (r *run[J, T]) outside() {
-	if r.found.Modules == 0 {
-		return
-	}
 	for at := range r.links {
-		if release, _ := moduleRelease(at.name); release == "" || module.IsName(path.Base(at.name)) {
-			continue
-		}
-		if base := path.Base(at.name); base == "build" || base == "source" {
-			r.found.Skipped = append(r.found.Skipped, at.name)
-		} else if path.Ext(base) == "" && !r.inside(at) {
-			r.found.Outside = append(r.found.Outside, at.name)
+		base := path.Base(at.name)
+		release, _ := moduleRelease(at.name)
+		switch {
+		case release == "" && !aboveModules(at.name), module.IsName(base):
+		case release != "" && (base == "build" || base == "source"):
+			r.found.Skipped = append(r.found.Skipped, inImage(at.image, at.name))
+		default:
+			real, err := r.resolve(at.image, at.name)
+			if _, inside := r.names[r.key(at.image, real)]; err != nil || !inside {
+				r.found.Outside = append(r.found.Outside, inImage(at.image, at.name))
+			}
 		}
 	}
 	slices.Sort(r.found.Skipped)
 	slices.Sort(r.found.Outside)
 }
 
-// inside reports whether a link leads to a directory with modules in the archive.
-func (r *run[J, T]) inside(at place) bool {
-	real, err := r.resolve(at.image, at.name)
-	if err != nil {
-		return false
+// aboveModules reports whether lib/modules/KVER of a system may lie behind a name.
+func aboveModules(name string) bool {
+	switch name {
+	case "lib", "usr", "usr/lib":
+		return true
 	}
-	for result := range r.results {
-		if result.image == at.image && (real == "" || strings.HasPrefix(result.name, real+"/")) {
-			return true
+	dir, base := path.Split(name)
+	return strings.HasSuffix("/"+name, "/lib/modules") || base != "" && strings.HasSuffix("/"+dir, "/lib/modules/")
+}
+
+// key is what a name in a container image is remembered by.
+func (r *run[J, T]) key(image, name string) key { return keyOf(image + "\x00" + name) }
+
+// remember notes that a file is in the archive, and the directories that it is in.
+func (r *run[J, T]) remember(f *File) error {
+	for name := f.Name; ; name = path.Dir(name) {
+		if name == "." {
+			name = ""
+		}
+		k := r.key(f.Image, name)
+		if _, ok := r.names[k]; ok {
+			return nil
+		}
+		if r.kept += keptEntry; r.kept > r.archive.limits.Kept {
+			return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
+		}
+		r.names[k] = struct{}{}
+		if name == "" {
+			return nil
 		}
 	}
-	return false
 }
 
 // moduleRelease splits the path of a file below lib/modules/KVER.
