@@ -125,6 +125,8 @@ type File struct {
 	Link string
 
 	content io.Reader
+	layer   int  // of a container image, the lowest is 0
+	hidden  bool // taken away by a layer above, or this one: only a hard link leads to it
 }
 
 // Read reads the content of a regular file, which is valid until the next file. It
@@ -289,9 +291,12 @@ func (a *Archive) Close() error {
 
 // Files goes through the archive. An error ends it, and comes with a nil File: then the
 // archive was not read to its end. The context's cause is such an error.
-func (a *Archive) Files(ctx context.Context) iter.Seq2[*File, error] {
+func (a *Archive) Files(ctx context.Context) iter.Seq2[*File, error] { return a.files(ctx, false) }
+
+// files is Files, with hidden files if hard links in layers of container images lead to them.
+func (a *Archive) files(ctx context.Context, hidden bool) iter.Seq2[*File, error] {
 	return func(yield func(*File, error) bool) {
-		w := &walk{ctx: ctx, limits: a.limits, file: func(f *File) error {
+		w := &walk{ctx: ctx, limits: a.limits, hidden: hidden, file: func(f *File) error {
 			if !yield(f, nil) {
 				return errStopped
 			}
@@ -314,7 +319,9 @@ type walk struct {
 	ctx     context.Context
 	limits  Limits
 	file    func(*File) error
+	hidden  bool // pass on hidden files
 	image   string
+	layer   int
 	entries int
 	bytes   int64 // read from streams and archives
 	packed  int64 // compressed bytes of streams that have ended
@@ -347,7 +354,7 @@ func (w *walk) emit(f *File) error {
 	if err := w.admit(f.Name, f.Link); err != nil {
 		return err
 	}
-	f.Name, f.Image = cleanName(f.Name), w.image
+	f.Name, f.Image, f.layer = cleanName(f.Name), w.image, w.layer
 	if f.Mode.IsRegular() && f.Link != "" {
 		f.Link = cleanName(f.Link)
 	}

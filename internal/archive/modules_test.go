@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -37,5 +38,41 @@ func TestOutside(t *testing.T) {
 		if slices.Contains(found.Outside, test.link) != test.outside {
 			t.Errorf("%s -> %s: out of the package: %q", test.link, test.target, found.Outside)
 		}
+	}
+}
+
+// TestTargets follows links to files that have not the name of a module.
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		content, want string
+	}{
+		"hard": {tarOf(t, file("x.bin", "X"), hardlink("a.ko", "./x.bin")), "a.ko->a.ko=X"},
+		"symbolic": {tarOf(t, symlink("a.ko", "/e/x.bin"), symlink("e", "opt"), file("opt/x.bin", "X")),
+			"a.ko->a.ko=X"},
+		"hard over others": {tarOf(t, file("x", "X"), hardlink("y", "x"), hardlink("a.ko", "y"), hardlink("b.ko", "a.ko"),
+			symlink("c.ko", "b.ko")), "a.ko->a.ko=X b.ko->a.ko=X c.ko->a.ko=X"},
+		"the last before": {tarOf(t, file("x", "0"), file("x", "1"), hardlink("a.ko", "x"), file("x", "2"),
+			symlink("b.ko", "x")), "a.ko->a.ko=1 b.ko->b.ko=2"},
+		"module before and after": {tarOf(t, file("a.ko", "1"), hardlink("b.ko", "a.ko"), file("a.ko", "2"),
+			symlink("c.ko", "a.ko")), "a.ko=1 b.ko->a.ko=1 a.ko=2 c.ko->a.ko=2"},
+		"comes later": {tarOf(t, hardlink("a.ko", "x"), file("x", "1")),
+			"a.ko: hard link to x, which is not in the archive"},
+		"two names": {tarOf(t, file("x", "X"), hardlink("a.ko", "x"), hardlink("b.ko.gz", "x")),
+			"a.ko->a.ko=X b.ko.gz->b.ko.gz: gzip stream is cut off after 1 bytes: unexpected EOF"},
+		"cpio": {newc("a.ko", 0o100644, 7, 2, "") + newc("x", 0o100644, 7, 2, "X") + newcEnd, "a.ko->a.ko=X"},
+		"lower layer": {ociTar(t, tarOf(t, file("x", "1"), file("a.ko", "A")), tarOf(t, hardlink("b.ko", "x"),
+			hardlink("c.ko", "a.ko"), file(".wh.a.ko", ""), file("x", "2"), symlink("d.ko", "x")), tarOf(t, file(".wh.x", ""))),
+			"b.ko->b.ko=1 c.ko->c.ko=A d.ko: symbolic link to x, which is no module in the archive"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			work := names()
+			work.Emit = func(s string) { got = append(got, s) }
+			_, err := Modules(t.Context(), inMemory(t, test.content, Limits{}), work)
+			if text := strings.Join(got, " "); err != nil || text != test.want {
+				t.Errorf("error %v\ngot  %s\nwant %s", err, text, test.want)
+			}
+		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"regexp"
@@ -366,11 +367,12 @@ func (l *layout) layers(im image) error {
 	}
 	covers := newCover(l.walk)
 	for i := len(im.layers) - 1; i >= 0; i-- {
+		l.walk.layer = i
 		if err := l.readLayer(im.layers[i], covers, i == 0); err != nil {
 			return fmt.Errorf("%s: %w", im.layers[i].name, err)
 		}
 	}
-	l.walk.kept -= covers.kept
+	l.walk.kept, l.walk.layer = l.walk.kept-covers.kept, 0
 	return nil
 }
 
@@ -401,7 +403,18 @@ func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
 		if base := path.Base(name); strings.HasPrefix(base, whiteout) {
 			return covers.whiteout(path.Dir(name), base)
 		}
-		if covers.hides(name) {
+		hidden := covers.hides(name)
+		if l.walk.hidden && f.Mode.IsRegular() {
+			wanted, err := covers.link(name, f.Link)
+			if err != nil {
+				return err
+			}
+			f.hidden = hidden && wanted
+		}
+		switch {
+		case f.hidden:
+			return l.walk.emit(f)
+		case hidden:
 			return l.walk.admit(f.Name, f.Link)
 		}
 		if !lowest {
@@ -427,7 +440,10 @@ const (
 type cover struct {
 	walk        *walk
 	above, here map[key]covered // of the layers above; of this layer
-	kept        int64
+	// linked are files of the layers below that hard links of the layers so far lead to, in
+	// the layers above or here.
+	linked, linkedHere map[key]struct{}
+	kept               int64
 }
 
 type key [16]byte
@@ -440,7 +456,8 @@ const (
 )
 
 func newCover(w *walk) *cover {
-	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered)}
+	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered),
+		linked: make(map[key]struct{}), linkedHere: make(map[key]struct{})}
 }
 
 func keyOf(name string) key {
@@ -458,6 +475,24 @@ func (c *cover) put(name string, what covered) error {
 	}
 	c.here[k] |= what
 	return nil
+}
+
+// link notes a regular file of this layer, which is a hard link if there is a target. It reports
+// whether a hard link of a layer above leads to the file.
+func (c *cover) link(name, target string) (bool, error) {
+	_, wanted := c.linked[keyOf(name)]
+	if target == "" {
+		return wanted, nil
+	}
+	k := keyOf(cleanName(target))
+	if _, ok := c.linkedHere[k]; !ok {
+		c.kept += keptEntry
+		if err := c.walk.keep(""); err != nil {
+			return false, err
+		}
+		c.linkedHere[k] = struct{}{}
+	}
+	return wanted, nil
 }
 
 // add covers what has the name of a file in this layer. A directory is joined with one below.
@@ -504,5 +539,7 @@ func (c *cover) next() {
 	for k, what := range c.here {
 		c.above[k] |= what
 	}
+	maps.Copy(c.linked, c.linkedHere)
 	clear(c.here)
+	clear(c.linkedHere)
 }
