@@ -82,9 +82,11 @@ type Limits struct {
 	Name    int   // bytes of a name, and of the target of a link; 4096
 	Depth   int   // directories in a name; 128
 	Kept    int64 // bytes of names that are kept at once; 128 MiB
-	// Ratio is the most that the streams of the archive may expand to, beyond the first
-	// GiB; 250 bytes for each byte.
+	// Ratio is the most that the streams of the archive may expand to, and its modules, beyond
+	// the first GiB; 250 bytes for each byte.
 	Ratio int64
+
+	free int64 // what Ratio leaves out; 1 GiB
 }
 
 func (l *Limits) complete() {
@@ -96,6 +98,7 @@ func (l *Limits) complete() {
 	set(&l.Bytes, 1<<40)
 	set(&l.Kept, 128<<20)
 	set(&l.Ratio, 250)
+	set(&l.free, 1<<30)
 	if l.Entries <= 0 {
 		l.Entries = 2_000_000
 	}
@@ -465,13 +468,21 @@ func (s *stream) Read(b []byte) (n int, err error) {
 // they exceed.
 func (w *walk) count(n int, err error, packed int64) error {
 	w.bytes += int64(n)
-	switch {
-	case w.bytes > w.limits.Bytes:
+	if w.bytes > w.limits.Bytes {
 		return w.limits.exceeded("bytes", w.limits.Bytes)
-	case w.bytes > 1<<30 && (w.bytes-1<<30)/w.limits.Ratio > packed:
-		return fmt.Errorf("%w: %d bytes expand to %d and more: no package compresses that well", ErrLimit, packed, w.bytes)
+	}
+	if bomb := w.limits.expands(packed, w.bytes); bomb != nil {
+		return bomb
 	}
 	return err
+}
+
+// expands returns an error if packed bytes may not expand to that many.
+func (l *Limits) expands(packed, to int64) error {
+	if to > l.free && (to-l.free)/l.Ratio > packed {
+		return fmt.Errorf("%w: %d bytes expand to %d and more: no package compresses that well", ErrLimit, packed, to)
+	}
+	return nil
 }
 
 // next goes on to the stream that follows the one that has ended. It returns io.EOF if there

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -129,6 +130,7 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 		memory: semaphore.NewWeighted(inWork),
 		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]struct{}),
 		same: make(map[place]int), results: make(map[place][]result[T])}
+	r.limits.Count = func(n int) error { return r.expands(0, int64(n)) }
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
 			w.Emit(t)
@@ -171,6 +173,9 @@ type run[J, T any] struct {
 	kept    int64
 	queue   *batch.Queue[T]
 	mu      sync.Mutex
+	stored  int64 // bytes of modules that were opened, as they are stored
+	opened  int64 // and what they were decompressed to
+	bomb    error
 	results map[place][]result[T]
 }
 
@@ -234,7 +239,7 @@ func (r *run[J, T]) all() error {
 			}
 		}
 	}
-	if err := r.targets(wants); err != nil {
+	if err := cmp.Or(r.targets(wants), r.expands(0, 0)); err != nil {
 		return err
 	}
 	r.outside()
@@ -343,6 +348,9 @@ func (r *run[J, T]) link(f *File, isModule bool) error {
 // module starts the work on a module, or puts it where it waits.
 func (r *run[J, T]) module(f *File) error {
 	p, err := r.next(f)
+	if err == nil {
+		err = r.expands(0, 0)
+	}
 	if err != nil {
 		return err
 	}
@@ -402,13 +410,31 @@ func (r *run[J, T]) startWith(judge J, p pending, done func()) {
 		defer r.slots.Release(1)
 		defer finish()
 		if p.Err == nil {
-			p.Open = func(ctx context.Context) (*module.File, error) {
-				return module.OpenStored(ctx, p.Name, p.content, r.limits)
-			}
+			p.Open = func(ctx context.Context) (*module.File, error) { return r.open(ctx, p.Name, p.content) }
 			p.Content = func() (io.ReaderAt, int64) { return p.content.Reader(), p.content.Size }
 		}
 		r.put(p, r.Do(judge, p.Module))
 	})
+}
+
+// open opens a module, unless those so far expand to more than a package of modules does.
+func (r *run[J, T]) open(ctx context.Context, name string, content *module.Stored) (*module.File, error) {
+	if err := r.expands(content.Size, 0); err != nil {
+		return nil, err
+	}
+	return module.OpenStored(ctx, name, content, r.limits)
+}
+
+// expands counts bytes of modules, stored and decompressed.
+func (r *run[J, T]) expands(stored, opened int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stored += stored
+	r.opened += opened
+	if r.bomb == nil {
+		r.bomb = r.archive.limits.expands(r.stored, r.opened)
+	}
+	return r.bomb
 }
 
 // put keeps a result, for links, and passes it on.
@@ -731,9 +757,7 @@ func (r *run[J, T]) target(f *File, links []*want[T]) error {
 			if !known {
 				m.Err = r.otherKernel(m)
 			}
-			m.Open = func(ctx context.Context) (*module.File, error) {
-				return module.OpenStored(ctx, m.Name, content, r.limits)
-			}
+			m.Open = func(ctx context.Context) (*module.File, error) { return r.open(ctx, m.Name, content) }
 			m.Content = func() (io.ReaderAt, int64) { return content.Reader(), content.Size }
 			done[how] = &result[T]{now, r.Do(judge, m)}
 		}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -74,5 +75,18 @@ func TestTargets(t *testing.T) {
 				t.Errorf("error %v\ngot  %s\nwant %s", err, text, test.want)
 			}
 		})
+	}
+}
+
+// TestExpansion gives modules that are small as they are stored, and large when they are opened.
+func TestExpansion(t *testing.T) {
+	t.Parallel()
+	zeros := gz(string(make([]byte, 1<<20)))
+	content := tarOf(t, file("a.ko.gz", zeros), file("b.ko.gz", zeros), file("c.ko.gz", zeros))
+	for free, bomb := range map[int64]bool{4 << 20: false, 2 << 20: true, 3<<20 - 1<<19: true} {
+		_, err := Modules(t.Context(), inMemory(t, content, Limits{Ratio: 2, free: free}), names())
+		if errors.Is(err, ErrLimit) != bomb {
+			t.Errorf("%d bytes free: %v", free, err)
+		}
 	}
 }
