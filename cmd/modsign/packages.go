@@ -136,8 +136,12 @@ func (u *ui) notSeen(outside, inner []string) {
 	if len(outside) > 0 {
 		u.Note("links lead out of the package, so modules behind them were not looked at: %s", some(outside))
 	}
-	for _, name := range inner {
+	const most = 16
+	for _, name := range inner[:min(len(inner), most)] {
 		u.Note("%s was not looked into: give it to modsign by itself", name)
+	}
+	if more := len(inner) - most; more > 0 {
+		u.Note("%s more inside of packages were not looked into", plural(more, "archive"))
 	}
 }
 

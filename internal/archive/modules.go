@@ -102,8 +102,8 @@ type Found struct {
 	// Outside are lib/modules, the directories above it and all below, where they are links to
 	// what is not in the archive, so that it is unknown which modules they lead to.
 	Skipped, Outside []string
-	// Inner are archives in the archive, which were not looked into: initramfs images and
-	// unified kernel images by the names that distributions give them.
+	// Inner are archives in the archive, which were not looked into: by their content, or as they
+	// have the name that distributions give to an initramfs or a unified kernel image.
 	Inner []string
 	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
 	Orders map[string][]byte
@@ -170,6 +170,7 @@ type run[J, T any] struct {
 	names   map[key]struct{} // of all but symbolic links
 	same    map[place]int    // how many modules have a name
 	entries int
+	probed  int // compressed files
 	kept    int64
 	queue   *batch.Queue[T]
 	mu      sync.Mutex
@@ -279,8 +280,8 @@ func (r *run[J, T]) pass() error {
 				err = r.kernel(f, release)
 			} else if release, rel := moduleRelease(f.Name); rel == "modules.order" {
 				err = r.order(f, release)
-			} else if isInner(f.Name) && len(r.found.Inner) < 16 {
-				r.found.Inner = append(r.found.Inner, f.Name)
+			} else {
+				err = r.inner(f)
 			}
 		}
 		if err != nil {
@@ -288,6 +289,67 @@ func (r *run[J, T]) pass() error {
 		}
 	}
 	return nil
+}
+
+// inner notes a file that is an archive itself. Those that are compressed are so if the beginning
+// of what is in them is.
+func (r *run[J, T]) inner(f *File) error {
+	found := isInner(f.Name)
+	if !found && f.Size >= minInner {
+		head := make([]byte, min(f.Size, headSize))
+		if _, err := io.ReadFull(f, head); err != nil {
+			return fmt.Errorf("%s: %w", f.Name, cutOff(err))
+		}
+		switch format := compress.StreamFormat(head); {
+		case kindOf(head) != "":
+			found = true
+		case format != "" && r.probed < maxProbes:
+			r.probed++
+			beginning, err := io.ReadAll(io.MultiReader(bytes.NewReader(head), io.LimitReader(f, blockOf(format))))
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.Name, err)
+			}
+			found = isInnerStream(beginning)
+		case format == "":
+			found = isUKI(bytes.NewReader(head), head)
+		}
+	}
+	if !found {
+		return nil
+	}
+	name := inImage(f.Image, f.Name)
+	if r.kept += int64(len(name)) + keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
+	}
+	r.found.Inner = append(r.found.Inner, name)
+	return nil
+}
+
+// minInner is the smallest archive with a module in it that is named, in bytes.
+const minInner = 64
+
+// maxProbes is how many compressed files are decompressed at their beginning.
+const maxProbes = 1 << 16
+
+// blockOf returns how many bytes of a stream its first bytes may need to be decompressed.
+func blockOf(format string) int64 {
+	switch format {
+	case "gzip", "xz", "zstd", "lzma":
+		return 256 << 10
+	}
+	return 9 << 20 // a block of lz4 -l has 8 MiB, others less
+}
+
+// isInnerStream reports whether there is an archive in a stream of which the beginning is known.
+func isInnerStream(beginning []byte) bool {
+	s, err := compress.NewStream(io.NewSectionReader(bytes.NewReader(beginning), 0, int64(len(beginning))))
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	head := make([]byte, 512)
+	n, _ := io.ReadFull(s, head)
+	return kindOf(head[:n]) != ""
 }
 
 // order keeps a modules.order.
