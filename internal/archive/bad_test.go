@@ -29,13 +29,15 @@ func TestBad(t *testing.T) {
 		want    string
 	}{
 		"deb without data": {content: ar("debian-binary", "2.0\n", "control.tar", data), want: "no data.tar"},
-		"deb, data twice": {content: ar("debian-binary", "2.0\n", "data.tar", data, "data.tar", data),
+		"deb, data twice": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data, "data.tar", data),
 			want: "comes twice"},
-		"deb, size too large": {content: strings.Replace(ar("debian-binary", "2.0\n", "data.tar", data),
+		"deb, data before control": {content: ar("debian-binary", "2.0\n", "data.tar", data, "control.tar", data),
+			want: "in this order"},
+		"deb, size too large": {content: strings.Replace(ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data),
 			fmt.Sprintf("%-10d`", len(data)), "9999999999`", 1), want: "cut off"},
-		"deb, size negative": {content: strings.Replace(ar("debian-binary", "2.0\n", "data.tar", data),
+		"deb, size negative": {content: strings.Replace(ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data),
 			fmt.Sprintf("%-10d`", len(data)), "-1        `", 1), want: "no header"},
-		"deb, cut off":     {content: ar("debian-binary", "2.0\n", "data.tar", data)[:1000], want: "cut off"},
+		"deb, cut off":     {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data)[:1000], want: "cut off"},
 		"deb, no header":   {content: ar("debian-binary", "2.0\n") + strings.Repeat("x", 60), want: "no header"},
 		"rpm, cut off":     {content: string(smallRPM(t)[:5000]), want: "cut off"},
 		"rpm, only a lead": {content: string(smallRPM(t)[:100]), want: "cut off"},
@@ -58,7 +60,7 @@ func TestBad(t *testing.T) {
 		"tar, another follows":    {content: data + data, want: "data follows"},
 		"tar.gz, another follows": {content: gz(data) + gz(data), want: "data follows"},
 		"tar.gz, a tar follows":   {content: gz(data) + data, want: "data follows"},
-		"deb, a tar follows":      {content: ar("debian-binary", "2.0\n", "data.tar", data+"\x00\x00"+data), want: "data follows"},
+		"deb, a tar follows":      {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data+"\x00\x00"+data), want: "data follows"},
 		"layer, a tar follows":    {content: ociTar(t, gz(data+data)), want: "data follows"},
 		"image, a tar follows":    {content: ociTar(t, layer) + data, want: "data follows"},
 		"tar.gz, cut off":         {content: layer[:len(layer)-6], want: "cut off"},
@@ -435,7 +437,7 @@ func TestHardLinks(t *testing.T) {
 // TestFilesStops leaves the iteration in the middle, and does not read content.
 func TestFilesStops(t *testing.T) {
 	t.Parallel()
-	for _, content := range []string{ar("debian-binary", "2.0\n", "data.tar.gz", gz(tarOf(t, file("a", "1"), file("b",
+	for _, content := range []string{ar("debian-binary", "2.0\n", "control.tar", tarOf(t), "data.tar.gz", gz(tarOf(t, file("a", "1"), file("b",
 		"2")))),
 		gz(newc("a", 0o100644, 1, 1, "1") + newcEnd), string(smallRPM(t)), ociTar(t, tarOf(t, file("a", "1")))} {
 		for f, err := range inMemory(t, content, Limits{}).Files(t.Context()) {
@@ -489,7 +491,7 @@ func fuzz(f *testing.F, seeds ...string) {
 func FuzzDeb(f *testing.F) {
 	data := tarOf(f, file("boot/vmlinuz-1", "K"), file("lib/modules/1/a.ko", "m"))
 	fuzz(f, ar("debian-binary", "2.0\n", "control.tar", tarOf(f, file("control", "Package: x")), "data.tar", data),
-		ar("debian-binary   ", "2.0\n", "data.tar.gz/", gz(data)))
+		ar("debian-binary   ", "2.0\n", "_x", "", "control.tar", data, "data.tar.gz/", gz(data)))
 }
 
 func FuzzRPM(f *testing.F) {
