@@ -69,7 +69,9 @@ const (
 	Tar       Kind = "tar archive"
 	Initramfs Kind = "initramfs"
 	UKI       Kind = "unified kernel image"
-	Squashfs  Kind = "squashfs image" // recognized, and not read
+	// These are recognized, and not read.
+	Squashfs  Kind = "squashfs image"
+	SkopeoDir Kind = "container image of skopeo's dir:"
 )
 
 // ErrNotArchive reports a file in none of the formats.
@@ -185,6 +187,10 @@ func open(file *os.File, name string, limits Limits) (*Archive, error) {
 		return nil, err
 	}
 	switch {
+	case info.IsDir() && isSkopeoDir(name):
+		a := &Archive{path: name, kind: SkopeoDir, file: file, limits: limits}
+		a.limits.complete()
+		return a, nil
 	case info.IsDir():
 		if layout, err := os.Stat(filepath.Join(name, layoutFile)); err != nil || !layout.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotArchive)
@@ -205,6 +211,20 @@ func open(file *os.File, name string, limits Limits) (*Archive, error) {
 	}
 	a.path, a.file = name, file
 	return a, nil
+}
+
+// isSkopeoDir reports whether a directory is an image as containers/image writes it to dir:, with a
+// file that says so.
+func isSkopeoDir(name string) bool {
+	f, err := os.OpenFile(filepath.Join(name, "version"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const begins = "Directory Transport Version"
+	head := make([]byte, len(begins))
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == begins
 }
 
 // New opens an archive of size bytes.
@@ -229,6 +249,9 @@ func recognize(r io.ReaderAt, size int64) (Kind, error) {
 		return "", err
 	}
 	head = head[:n]
+	if isEmptyTar(r, size) {
+		return Tar, nil
+	}
 	if kind := kindOf(head); kind != "" {
 		if kind == Tar {
 			return tarKind(r, size)
@@ -332,6 +355,9 @@ type walk struct {
 }
 
 func (w *walk) archive(a *Archive) error {
+	if a.kind == SkopeoDir {
+		return errors.New("images as skopeo writes them to dir: are not read: skopeo copy dir:" + a.path + " oci:DIR, and give DIR")
+	}
 	section := io.NewSectionReader(a.r, 0, a.size)
 	switch a.kind {
 	case Deb:

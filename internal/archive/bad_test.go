@@ -267,10 +267,11 @@ func TestModules(t *testing.T) {
 			want: "opt/a.ko=m by K lib/modules/2/a.ko=n by K"},
 		"two kernels": {files: []tar.Header{file("lib/modules/1/a.ko", "m"), file("boot/vmlinuz-1", "K"),
 			file("boot/vmlinuz-2", "L"),
-			file("lib/modules/2/a.ko", "n"), file("lib/modules/3/a.ko", "o")},
+			file("lib/modules/2/a.ko", "n"), file("lib/modules/3/a.ko", "o"), file("a.ko", "p")},
 			want: "lib/modules/1/a.ko=m by K lib/modules/2/a.ko=n by L " +
 				"lib/modules/3/a.ko: no kernel image to judge the modules by: there are several, and none is of 3: " +
-				"boot/vmlinuz-1, boot/vmlinuz-2"},
+				"boot/vmlinuz-1, boot/vmlinuz-2 a.ko: no kernel image to judge the modules by: it is not below " +
+				"lib/modules/KVER, and there are several: boot/vmlinuz-1, boot/vmlinuz-2"},
 		"one kernel under two names": {files: []tar.Header{file("boot/vmlinuz-1", "K"), file("lib/modules/1/vmlinuz",
 			"K"), file("a.ko", "m")},
 			want: "a.ko=m by K"},

@@ -663,11 +663,11 @@ func (r *run[J, T]) otherKernel(m Module) error {
 	if len(names) == 0 {
 		return fmt.Errorf("%w in image %s", ErrNoKernel, m.Image)
 	}
-	release := m.Release
-	if release == "" {
-		release = "no release"
+	if m.Release == "" {
+		return fmt.Errorf("%w: it is not below lib/modules/KVER, and there are several: %s", ErrNoKernel,
+			strings.Join(names, ", "))
 	}
-	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, release, strings.Join(names, ", "))
+	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, m.Release, strings.Join(names, ", "))
 }
 
 // A want is a link to a file that has not the name of a module. It needs the content that

@@ -33,6 +33,16 @@ func isTar(head []byte) bool {
 	return int64(want) == unsigned || int64(want) == signed
 }
 
+// isEmptyTar reports whether a file is nothing but the end of a tar archive. Tools fill that up to
+// some multiple of 512 bytes.
+func isEmptyTar(r io.ReaderAt, size int64) bool {
+	if size < 1024 || size > 1<<20 || size%512 != 0 {
+		return false
+	}
+	_, err := nextNonzero(r, 0)
+	return err == io.EOF
+}
+
 // tar reads a tar archive, compressed or not.
 func (w *walk) tar(section *io.SectionReader) error {
 	s, err := w.unpacked(section)
