@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // The files of image layouts.
@@ -404,6 +405,11 @@ func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
 			return covers.whiteout(path.Dir(name), base)
 		}
 		hidden := covers.hides(name)
+		if !lowest || f.Mode.Type() == fs.ModeSymlink {
+			if err := covers.through(name, f.Mode, hidden); err != nil {
+				return err
+			}
+		}
 		if l.walk.hidden && f.Mode.IsRegular() {
 			wanted, err := covers.link(name, f.Link)
 			if err != nil {
@@ -443,7 +449,10 @@ type cover struct {
 	// linked are files of the layers below that hard links of the layers so far lead to, in
 	// the layers above or here.
 	linked, linkedHere map[key]struct{}
-	kept               int64
+	// written are directories through which the layers so far have written modules that layers
+	// above them hide, and dirs those that this layer has as such.
+	written, writtenHere, dirs map[key]struct{}
+	kept                       int64
 }
 
 type key [16]byte
@@ -457,7 +466,8 @@ const (
 
 func newCover(w *walk) *cover {
 	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered),
-		linked: make(map[key]struct{}), linkedHere: make(map[key]struct{})}
+		linked: make(map[key]struct{}), linkedHere: make(map[key]struct{}),
+		written: make(map[key]struct{}), writtenHere: make(map[key]struct{}), dirs: make(map[key]struct{})}
 }
 
 func keyOf(name string) key {
@@ -484,15 +494,42 @@ func (c *cover) link(name, target string) (bool, error) {
 	if target == "" {
 		return wanted, nil
 	}
-	k := keyOf(cleanName(target))
-	if _, ok := c.linkedHere[k]; !ok {
-		c.kept += keptEntry
-		if err := c.walk.keep(""); err != nil {
-			return false, err
-		}
-		c.linkedHere[k] = struct{}{}
+	return wanted, c.insert(c.linkedHere, keyOf(cleanName(target)))
+}
+
+func (c *cover) insert(set map[key]struct{}, k key) error {
+	if _, ok := set[k]; ok {
+		return nil
 	}
-	return wanted, nil
+	c.kept += keptEntry
+	set[k] = struct{}{}
+	return c.walk.keep("")
+}
+
+// through refuses a layer whose symbolic link is in the name of a module that a layer above has, and
+// that is hidden: programs that unpack layers write that module where the link leads, and it stays.
+func (c *cover) through(name string, mode fs.FileMode, hidden bool) error {
+	switch {
+	case mode.IsDir():
+		return c.insert(c.dirs, keyOf(name)) // which is no link then, as it replaces one
+	case mode.Type() == fs.ModeSymlink:
+		if _, ok := c.written[keyOf(name)]; ok {
+			return fmt.Errorf("%s is a symbolic link, and a layer above writes a module through it that is hidden there: "+
+				"unpack the image (umoci unpack), and give modsign the directory", name)
+		}
+	}
+	if !hidden || !module.IsName(path.Base(name)) {
+		return nil
+	}
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		k := keyOf(dir)
+		if _, ok := c.dirs[k]; !ok {
+			if err := c.insert(c.writtenHere, k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // add covers what has the name of a file in this layer. A directory is joined with one below.
@@ -540,6 +577,9 @@ func (c *cover) next() {
 		c.above[k] |= what
 	}
 	maps.Copy(c.linked, c.linkedHere)
+	maps.Copy(c.written, c.writtenHere)
+	clear(c.writtenHere)
+	clear(c.dirs)
 	clear(c.here)
 	clear(c.linkedHere)
 }

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"archive/tar"
 	"strings"
 	"testing"
 )
@@ -39,6 +40,30 @@ func TestMediaTypes(t *testing.T) {
 		}
 		if files != test.files || (got == nil) != (test.err == "") || got != nil && !strings.Contains(got.Error(), test.err) {
 			t.Errorf("%s: %d files, error %v", name, files, got)
+		}
+	}
+}
+
+// TestThroughLink hides a module that unpacking writes to another place.
+func TestThroughLink(t *testing.T) {
+	t.Parallel()
+	lowest := tarOf(t, symlink("lib", "usr/lib"), file("usr/lib/x", ""))
+	module, again := file("lib/modules/1/a.ko", "m"), tarOf(t, symlink("lib", "usr/lib"))
+	directory := tar.Header{Name: "lib", Typeflag: tar.TypeDir}
+	for name, test := range map[string]struct {
+		layers []string
+		err    bool
+	}{
+		"link again":      {[]string{lowest, tarOf(t, module), again}, true},
+		"replaced":        {[]string{lowest, tarOf(t, module), tarOf(t, directory, module)}, true},
+		"directory first": {[]string{lowest, tarOf(t, directory, module), again}, false},
+		"directory later": {[]string{lowest, tarOf(t, module, directory), again}, true},
+		"seen":            {[]string{lowest, tarOf(t, module)}, false},
+		"no link":         {[]string{tarOf(t, module), tarOf(t, module), again}, false},
+	} {
+		err := drainAll(t, inMemory(t, ociTar(t, test.layers...), Limits{}))
+		if (err != nil) != test.err || err != nil && !strings.Contains(err.Error(), "lib is a symbolic link") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
