@@ -356,7 +356,7 @@ type walk struct {
 
 func (w *walk) archive(a *Archive) error {
 	if a.kind == SkopeoDir {
-		return errors.New("images as skopeo writes them to dir: are not read: skopeo copy dir:" + a.path + " oci:DIR, and give DIR")
+		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR", a.path)
 	}
 	section := io.NewSectionReader(a.r, 0, a.size)
 	switch a.kind {

@@ -37,7 +37,8 @@ func TestBad(t *testing.T) {
 			fmt.Sprintf("%-10d`", len(data)), "9999999999`", 1), want: "cut off"},
 		"deb, size negative": {content: strings.Replace(ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data),
 			fmt.Sprintf("%-10d`", len(data)), "-1        `", 1), want: "no header"},
-		"deb, cut off":     {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data)[:1000], want: "cut off"},
+		"deb, cut off": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data)[:1000],
+			want: "cut off"},
 		"deb, no header":   {content: ar("debian-binary", "2.0\n") + strings.Repeat("x", 60), want: "no header"},
 		"rpm, cut off":     {content: string(smallRPM(t)[:5000]), want: "cut off"},
 		"rpm, only a lead": {content: string(smallRPM(t)[:100]), want: "cut off"},
@@ -60,10 +61,11 @@ func TestBad(t *testing.T) {
 		"tar, another follows":    {content: data + data, want: "data follows"},
 		"tar.gz, another follows": {content: gz(data) + gz(data), want: "data follows"},
 		"tar.gz, a tar follows":   {content: gz(data) + data, want: "data follows"},
-		"deb, a tar follows":      {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data+"\x00\x00"+data), want: "data follows"},
-		"layer, a tar follows":    {content: ociTar(t, gz(data+data)), want: "data follows"},
-		"image, a tar follows":    {content: ociTar(t, layer) + data, want: "data follows"},
-		"tar.gz, cut off":         {content: layer[:len(layer)-6], want: "cut off"},
+		"deb, a tar follows": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data+"\x00\x00"+data),
+			want: "data follows"},
+		"layer, a tar follows": {content: ociTar(t, gz(data+data)), want: "data follows"},
+		"image, a tar follows": {content: ociTar(t, layer) + data, want: "data follows"},
+		"tar.gz, cut off":      {content: layer[:len(layer)-6], want: "cut off"},
 		"tar, link to nothing": {content: tarOf(t, tar.Header{Name: "a.ko", Linkname: "/", Typeflag: tar.TypeLink}),
 			want: "hard link to nothing"},
 		"entries": {content: data, limits: Limits{Entries: 1, Bytes: 100}, want: "limit"},
@@ -438,8 +440,9 @@ func TestHardLinks(t *testing.T) {
 // TestFilesStops leaves the iteration in the middle, and does not read content.
 func TestFilesStops(t *testing.T) {
 	t.Parallel()
-	for _, content := range []string{ar("debian-binary", "2.0\n", "control.tar", tarOf(t), "data.tar.gz", gz(tarOf(t, file("a", "1"), file("b",
-		"2")))),
+	for _, content := range []string{ar("debian-binary", "2.0\n", "control.tar", tarOf(t), "data.tar.gz",
+		gz(tarOf(t, file("a", "1"), file("b",
+			"2")))),
 		gz(newc("a", 0o100644, 1, 1, "1") + newcEnd), string(smallRPM(t)), ociTar(t, tarOf(t, file("a", "1")))} {
 		for f, err := range inMemory(t, content, Limits{}).Files(t.Context()) {
 			if err != nil || f == nil {

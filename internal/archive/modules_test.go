@@ -28,7 +28,8 @@ func TestOutside(t *testing.T) {
 		{"lib/modules/6.12/extra.d", "/srv", true}, {"lib/modules/6.12/a/b", "/opt/e", true},
 		{"root/lib/modules/6.12", "/srv", true}, {"lib/modules/6.12/loop", "loop", true},
 		{"lib/modules/6.12/build", "/srv", false}, {"lib/modules/6.12/source", "/srv", false},
-		{"lib", "opt/d", false}, {"lib/modules/6.12/updates", "/opt/d", false}, {"lib/modules/6.12/vmlinuz", "/opt/d/x.bin", false},
+		{"lib", "opt/d", false}, {"lib/modules/6.12/updates", "/opt/d", false},
+		{"lib/modules/6.12/vmlinuz", "/opt/d/x.bin", false},
 		{"lib/modules/6.12", "/", false}, {"etc/x", "/srv", false}, {"usr/libx", "/srv", false}, {"opt/lib", "/srv", false},
 	} {
 		a := inMemory(t, tarOf(t, file("opt/d/x.bin", "x"), file("opt/a.ko", "m"), symlink(test.link, test.target)), Limits{})
@@ -96,7 +97,8 @@ func TestInner(t *testing.T) {
 	t.Parallel()
 	inner := newc("a.ko", 0o100644, 1, 1, "m") + newcEnd
 	text := strings.Repeat("text ", 100)
-	a := inMemory(t, tarOf(t, file("a.ko", "m"), file("1", inner), file("2", gz(inner+text)), file("3", tarOf(t, file("x", ""))),
+	a := inMemory(t, tarOf(t, file("a.ko", "m"), file("1", inner), file("2", gz(inner+text)),
+		file("3", tarOf(t, file("x", ""))),
 		file("4", ar("debian-binary", "2.0\n", "data.tar", text)), file("5", pe(".linux", text)), file("6", "hsqs"+text),
 		file("no1", text), file("no2", gz(text)), file("no3", pe(".text", text)), file("no4", "\x1f\x8b\x08"+text),
 		file("boot/initrd.img-1", "?")), Limits{})
