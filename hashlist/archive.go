@@ -3,6 +3,7 @@ package hashlist
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -27,7 +28,8 @@ func ReadKernel(r io.ReaderAt, size int64) (*Kernel, error) {
 // the kernel image in the package is the reference, as for verify.Archive. A kernel has no
 // names: those in modules.order in the package count, if it is there. The results and the
 // error are those of [Reference.Verify], and come when the whole package is read. An error of
-// the package itself leaves no results. VerifyOptions.Root and Signed have no meaning here.
+// the package itself leaves no results. A directory of modules that is a link out of the package
+// is a result too: Failed. VerifyOptions.Root and Signed have no meaning here.
 func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOptions) (Summary, error) {
 	switch {
 	case r != nil && r.known == nil && r.root == nil:
@@ -109,6 +111,10 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		report(j.Result)
 	}
 	modules := len(results)
+	for _, link := range found.Outside {
+		report(Result{Path: link, Name: link, Verdict: Failed, Archive: path,
+			Err: errors.New("the link leads out of the package: modules behind it are not looked at")})
+	}
 	for _, name := range names {
 		if missing[name] {
 			delete(missing, name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/modsign/modsign/internal/archive"
 	"github.com/modsign/modsign/internal/failures"
@@ -32,7 +33,8 @@ func IsArchive(path string) bool {
 // lib/modules/KVER/vmlinuz, or the one of a unified kernel image. A module belongs to the image
 // of its KVER, or to the only one. Without any, the error is [ErrNoKernel].
 //
-// The other errors are those of [Tree]. If the package cannot be read to its end, that is an
+// The other errors are those of [Tree]. It is [ErrIncomplete] also if Summary.Outside is not empty.
+// If the package cannot be read to its end, that is an
 // error too, whatever the results so far are. Options.Root has no meaning here, and the total
 // of Options.Progress is 0, as it is unknown.
 func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summary, error) {
@@ -84,7 +86,10 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 	case summary.Modules == 0:
 		return summary, noModules([]string{path})
 	}
-	return summary, outcome.err(summary.Modules)
+	if err := outcome.err(summary.Modules); err != nil || len(summary.Outside) == 0 {
+		return summary, err
+	}
+	return summary, fmt.Errorf("%w: %s leads out of %s", ErrIncomplete, strings.Join(summary.Outside, ", "), path)
 }
 
 // openKernel returns what makes the keyring of a kernel image in a package.

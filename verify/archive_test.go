@@ -266,6 +266,30 @@ func TestArchives(t *testing.T) {
 	})
 }
 
+// TestArchiveOutside verifies a package whose link leads to modules that are not in it.
+func TestArchiveOutside(t *testing.T) {
+	t.Parallel()
+	key, dir := testmod.NewKey(t, "ecdsa:p256"), t.TempDir()
+	module := filepath.Join(dir, "root/opt/a.ko")
+	if err := os.MkdirAll(filepath.Join(dir, "root/opt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(module, signed(t, key, testmod.ELF()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/srv/modules", filepath.Join(dir, "root/lib")); err != nil {
+		t.Fatal(err)
+	}
+	for names, incomplete := range map[string]bool{"opt": false, "opt lib": true, "lib": false} {
+		testmod.Run(t, "sh", "-ec", "tar -C '"+dir+"/root' -cf '"+dir+"/x.tar' "+names)
+		summary, err := Archive(t.Context(), keyring(t, key), filepath.Join(dir, "x.tar"), Options{})
+		if errors.Is(err, ErrIncomplete) != incomplete || errors.Is(err, ErrNoModules) != (names == "lib") ||
+			(summary.String() == "all trusted") != (names == "opt") {
+			t.Errorf("%s: %v, error %v", names, summary, err)
+		}
+	}
+}
+
 // buildRPM makes an RPM of a directory.
 func buildRPM(t testing.TB, dir, payload string) string {
 	t.Helper()

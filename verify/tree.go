@@ -38,18 +38,22 @@ type Summary struct {
 	Skipped []string
 
 	// These are of [Archive] alone. Kernels are the kernel images in the package that judged
-	// its modules. Outside are symbolic links below lib/modules that lead to nothing in the
-	// package, so that it is unknown which modules they lead to. Inner are initramfs images
-	// and unified kernel images in the package, whose modules were not looked at.
+	// its modules. Outside are lib/modules, the directories above it and all below, where they
+	// are symbolic links out of the package, so that it is unknown which modules they lead to. Inner are archives in the
+	// package, such as initramfs images, whose modules were not looked at.
 	Kernels, Outside, Inner []string
 }
 
-// String returns "all trusted", "no module", or the number of modules with each verdict.
+// String returns "all trusted", "all that were looked at are trusted" if Outside or Inner has
+// something that was not, "no module", or the number of modules with each verdict.
 func (s Summary) String() string {
 	switch s.Modules {
 	case 0:
 		return "no module"
 	case s.Verdicts[Trusted]:
+		if len(s.Outside)+len(s.Inner) > 0 {
+			return "all that were looked at are trusted"
+		}
 		return "all trusted"
 	}
 	var parts []string

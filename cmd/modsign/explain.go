@@ -120,7 +120,7 @@ func (o *explainOptions) run(ctx context.Context, u *ui, args []string) error {
 		return exitStatus(exitError)
 	case e.refused > 0:
 		return exitStatus(exitRefused)
-	case e.unreadable > 0:
+	case e.unreadable > 0 || e.outside:
 		return exitStatus(exitSome)
 	}
 	return nil
@@ -132,6 +132,7 @@ type explained struct {
 	kernel                       *explain.Kernel // the last one
 	modules, refused, unreadable int
 	shown                        bool
+	outside                      bool // a link leads out of a package
 }
 
 func (e *explained) show(kernel *explain.Kernel, report *explain.Report) {
@@ -203,6 +204,7 @@ func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg s
 	e.u.Note("explained %s in %s: %d refused, %d unreadable", plural(found.Modules, "module"), pkg,
 		e.refused-before.refused, e.unreadable-before.unreadable)
 	e.u.notSeen(found.Outside, found.Inner)
+	e.outside = e.outside || len(found.Outside) > 0
 	return nil
 }
 

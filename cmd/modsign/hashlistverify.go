@@ -126,7 +126,7 @@ func (o *hashlistVerifyOptions) run(ctx context.Context, u *ui, args []string) e
 	u.Note("verified %s against %s in %s: %s", plural(modules, "module"), against, seconds(took), summary)
 	switch {
 	case summary.Refused()-summary[hashlist.Failed] > 0:
-		if inPlace == 0 && summary[hashlist.Missing] > 0 {
+		if inPlace == 0 && summary[hashlist.Missing] > 0 && len(pkgs) == 0 {
 			u.Hint("names in a list begin below lib/modules/KVER: check that %s is that directory", dir)
 		}
 		return exitStatus(exitRefused)

@@ -69,6 +69,7 @@ func (v *verified) add(s verify.Summary, err error, pkg string) error {
 	switch {
 	case errors.Is(err, verify.ErrNoModules):
 		v.none = err
+		v.unreadable = v.unreadable || len(s.Outside) > 0
 		return nil
 	case refused || unreadable: // what these are about is shown
 		return nil
@@ -133,11 +134,14 @@ func packageError(err error) error {
 // notSeen says what a package holds that was not looked at.
 func (u *ui) notSeen(outside, inner []string) {
 	if len(outside) > 0 {
-		u.Note("links below lib/modules lead to nothing in the package, so modules behind them were not looked at: %s",
-			some(outside))
+		u.Note("links lead out of the package, so modules behind them were not looked at: %s", some(outside))
 	}
-	for _, name := range inner {
+	const most = 16
+	for _, name := range inner[:min(len(inner), most)] {
 		u.Note("%s was not looked into: give it to modsign by itself", name)
+	}
+	if more := len(inner) - most; more > 0 {
+		u.Note("%s more inside of packages were not looked into", plural(more, "archive"))
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -203,7 +205,7 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 	switch {
 	case o.image != "":
 		if hashes, err = addImage(keys, o.image); err != nil {
-			return nil, nil, withHint(err, "name the certificates with --cert instead of --kernel")
+			return nil, nil, imageHint(err)
 		}
 	case kernel != nil:
 		keys, hashes, err = kernel.keyring()
@@ -237,6 +239,17 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 		return nil, nil, err
 	}
 	return keys, hashes, nil
+}
+
+// imageHint says what to do without a kernel image that can be read.
+func imageHint(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return err
+	case errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), "may be cut short"):
+		return withHint(err, "the kernel image is broken: copy it again, or take it from its package")
+	}
+	return withHint(err, "name the certificates with --cert instead of --kernel")
 }
 
 // runningKernel is the kernel that runs, whose modules need not be those that are verified. It

@@ -69,7 +69,9 @@ const (
 	Tar       Kind = "tar archive"
 	Initramfs Kind = "initramfs"
 	UKI       Kind = "unified kernel image"
-	Squashfs  Kind = "squashfs image" // recognized, and not read
+	// These are recognized, and not read.
+	Squashfs  Kind = "squashfs image"
+	SkopeoDir Kind = "container image of skopeo's dir:"
 )
 
 // ErrNotArchive reports a file in none of the formats.
@@ -82,9 +84,11 @@ type Limits struct {
 	Name    int   // bytes of a name, and of the target of a link; 4096
 	Depth   int   // directories in a name; 128
 	Kept    int64 // bytes of names that are kept at once; 128 MiB
-	// Ratio is the most that the streams of the archive may expand to, beyond the first
-	// GiB; 250 bytes for each byte.
+	// Ratio is the most that the streams of the archive may expand to, and its modules, beyond
+	// the first GiB; 250 bytes for each byte.
 	Ratio int64
+
+	free int64 // what Ratio leaves out; 1 GiB
 }
 
 func (l *Limits) complete() {
@@ -96,6 +100,7 @@ func (l *Limits) complete() {
 	set(&l.Bytes, 1<<40)
 	set(&l.Kept, 128<<20)
 	set(&l.Ratio, 250)
+	set(&l.free, 1<<30)
 	if l.Entries <= 0 {
 		l.Entries = 2_000_000
 	}
@@ -125,6 +130,8 @@ type File struct {
 	Link string
 
 	content io.Reader
+	layer   int  // of a container image, the lowest is 0
+	hidden  bool // taken away by a layer above, or this one: only a hard link leads to it
 }
 
 // Read reads the content of a regular file, which is valid until the next file. It
@@ -180,6 +187,10 @@ func open(file *os.File, name string, limits Limits) (*Archive, error) {
 		return nil, err
 	}
 	switch {
+	case info.IsDir() && isSkopeoDir(name):
+		a := &Archive{path: name, kind: SkopeoDir, file: file, limits: limits}
+		a.limits.complete()
+		return a, nil
 	case info.IsDir():
 		if layout, err := os.Stat(filepath.Join(name, layoutFile)); err != nil || !layout.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s: %w", name, ErrNotArchive)
@@ -200,6 +211,20 @@ func open(file *os.File, name string, limits Limits) (*Archive, error) {
 	}
 	a.path, a.file = name, file
 	return a, nil
+}
+
+// isSkopeoDir reports whether a directory is an image as containers/image writes it to dir:, with a
+// file that says so.
+func isSkopeoDir(name string) bool {
+	f, err := os.OpenFile(filepath.Join(name, "version"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const begins = "Directory Transport Version"
+	head := make([]byte, len(begins))
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == begins
 }
 
 // New opens an archive of size bytes.
@@ -224,6 +249,9 @@ func recognize(r io.ReaderAt, size int64) (Kind, error) {
 		return "", err
 	}
 	head = head[:n]
+	if isEmptyTar(r, size) {
+		return Tar, nil
+	}
 	if kind := kindOf(head); kind != "" {
 		if kind == Tar {
 			return tarKind(r, size)
@@ -289,9 +317,12 @@ func (a *Archive) Close() error {
 
 // Files goes through the archive. An error ends it, and comes with a nil File: then the
 // archive was not read to its end. The context's cause is such an error.
-func (a *Archive) Files(ctx context.Context) iter.Seq2[*File, error] {
+func (a *Archive) Files(ctx context.Context) iter.Seq2[*File, error] { return a.files(ctx, false) }
+
+// files is Files, with hidden files if hard links in layers of container images lead to them.
+func (a *Archive) files(ctx context.Context, hidden bool) iter.Seq2[*File, error] {
 	return func(yield func(*File, error) bool) {
-		w := &walk{ctx: ctx, limits: a.limits, file: func(f *File) error {
+		w := &walk{ctx: ctx, limits: a.limits, hidden: hidden, file: func(f *File) error {
 			if !yield(f, nil) {
 				return errStopped
 			}
@@ -314,7 +345,9 @@ type walk struct {
 	ctx     context.Context
 	limits  Limits
 	file    func(*File) error
+	hidden  bool // pass on hidden files
 	image   string
+	layer   int
 	entries int
 	bytes   int64 // read from streams and archives
 	packed  int64 // compressed bytes of streams that have ended
@@ -322,6 +355,9 @@ type walk struct {
 }
 
 func (w *walk) archive(a *Archive) error {
+	if a.kind == SkopeoDir {
+		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR", a.path)
+	}
 	section := io.NewSectionReader(a.r, 0, a.size)
 	switch a.kind {
 	case Deb:
@@ -347,7 +383,7 @@ func (w *walk) emit(f *File) error {
 	if err := w.admit(f.Name, f.Link); err != nil {
 		return err
 	}
-	f.Name, f.Image = cleanName(f.Name), w.image
+	f.Name, f.Image, f.layer = cleanName(f.Name), w.image, w.layer
 	if f.Mode.IsRegular() && f.Link != "" {
 		f.Link = cleanName(f.Link)
 	}
@@ -458,13 +494,21 @@ func (s *stream) Read(b []byte) (n int, err error) {
 // they exceed.
 func (w *walk) count(n int, err error, packed int64) error {
 	w.bytes += int64(n)
-	switch {
-	case w.bytes > w.limits.Bytes:
+	if w.bytes > w.limits.Bytes {
 		return w.limits.exceeded("bytes", w.limits.Bytes)
-	case w.bytes > 1<<30 && (w.bytes-1<<30)/w.limits.Ratio > packed:
-		return fmt.Errorf("%w: %d bytes expand to %d and more: no package compresses that well", ErrLimit, packed, w.bytes)
+	}
+	if bomb := w.limits.expands(packed, w.bytes); bomb != nil {
+		return bomb
 	}
 	return err
+}
+
+// expands returns an error if packed bytes may not expand to that many.
+func (l *Limits) expands(packed, to int64) error {
+	if to > l.free && (to-l.free)/l.Ratio > packed {
+		return fmt.Errorf("%w: %d bytes expand to %d and more: no package compresses that well", ErrLimit, packed, to)
+	}
+	return nil
 }
 
 // next goes on to the stream that follows the one that has ended. It returns io.EOF if there

@@ -350,6 +350,21 @@ func TestRecognize(t *testing.T) {
 	if _, err := Recognize(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing file: %v", err)
 	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "version"), []byte("Directory Transport Version: 1.1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	skopeo, err := Open(dir, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer skopeo.Close()
+	if err := drainAll(t, skopeo); err == nil || !strings.Contains(err.Error(), "skopeo copy dir:") {
+		t.Errorf("image in a directory: %v", err)
+	}
+	if kind, err := Recognize(testmod.WriteFile(t, "empty.tar", make([]byte, 10240))); kind != Tar || err != nil {
+		t.Errorf("empty tar archive: %q, %v", kind, err)
+	}
 	a, err := New(bytes.NewReader([]byte("hsqs....")), 8, Limits{})
 	if err != nil {
 		t.Fatal(err)

@@ -29,13 +29,16 @@ func TestBad(t *testing.T) {
 		want    string
 	}{
 		"deb without data": {content: ar("debian-binary", "2.0\n", "control.tar", data), want: "no data.tar"},
-		"deb, data twice": {content: ar("debian-binary", "2.0\n", "data.tar", data, "data.tar", data),
+		"deb, data twice": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data, "data.tar", data),
 			want: "comes twice"},
-		"deb, size too large": {content: strings.Replace(ar("debian-binary", "2.0\n", "data.tar", data),
+		"deb, data before control": {content: ar("debian-binary", "2.0\n", "data.tar", data, "control.tar", data),
+			want: "in this order"},
+		"deb, size too large": {content: strings.Replace(ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data),
 			fmt.Sprintf("%-10d`", len(data)), "9999999999`", 1), want: "cut off"},
-		"deb, size negative": {content: strings.Replace(ar("debian-binary", "2.0\n", "data.tar", data),
+		"deb, size negative": {content: strings.Replace(ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data),
 			fmt.Sprintf("%-10d`", len(data)), "-1        `", 1), want: "no header"},
-		"deb, cut off":     {content: ar("debian-binary", "2.0\n", "data.tar", data)[:1000], want: "cut off"},
+		"deb, cut off": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data)[:1000],
+			want: "cut off"},
 		"deb, no header":   {content: ar("debian-binary", "2.0\n") + strings.Repeat("x", 60), want: "no header"},
 		"rpm, cut off":     {content: string(smallRPM(t)[:5000]), want: "cut off"},
 		"rpm, only a lead": {content: string(smallRPM(t)[:100]), want: "cut off"},
@@ -51,8 +54,18 @@ func TestBad(t *testing.T) {
 		"cpio, deep name":   {content: newc(strings.Repeat("a/", 500), regular, 1, 1, "x"), want: "limit"},
 		"cpio, links kept": {content: newc("a", regular, 1, 2, "") + newc("b", regular, 2, 2, "") + newcEnd,
 			limits: Limits{Kept: 100}, want: "limit"},
-		"tar, cut off":    {content: data[:515], want: "cut off"},
-		"tar.gz, cut off": {content: layer[:len(layer)-6], want: "cut off"},
+		"tar, cut off":            {content: data[:515], want: "cut off"},
+		"tar, no end":             {content: data[:1024], want: "ends without the two blocks of zeros"},
+		"tar, half an end":        {content: data[:1536], want: "ends without the two blocks of zeros"},
+		"tar.gz, no end":          {content: gz(data[:1024]), want: "ends without the two blocks of zeros"},
+		"tar, another follows":    {content: data + data, want: "data follows"},
+		"tar.gz, another follows": {content: gz(data) + gz(data), want: "data follows"},
+		"tar.gz, a tar follows":   {content: gz(data) + data, want: "data follows"},
+		"deb, a tar follows": {content: ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", data+"\x00\x00"+data),
+			want: "data follows"},
+		"layer, a tar follows": {content: ociTar(t, gz(data+data)), want: "data follows"},
+		"image, a tar follows": {content: ociTar(t, layer) + data, want: "data follows"},
+		"tar.gz, cut off":      {content: layer[:len(layer)-6], want: "cut off"},
 		"tar, link to nothing": {content: tarOf(t, tar.Header{Name: "a.ko", Linkname: "/", Typeflag: tar.TypeLink}),
 			want: "hard link to nothing"},
 		"entries": {content: data, limits: Limits{Entries: 1, Bytes: 100}, want: "limit"},
@@ -140,7 +153,10 @@ func TestManyEntries(t *testing.T) {
 	})
 	header := tarOf(t, file("usr/lib/0000000", ""))[:512]
 	tars := func(n int) string {
-		return compressed(n, func(i int) string {
+		return compressed(n+1, func(i int) string {
+			if i == n {
+				return string(make([]byte, 1024))
+			}
 			b := []byte(header)
 			copy(b[8:], fmt.Sprintf("%07d", i))
 			sum := 8 * int(' ')
@@ -253,10 +269,11 @@ func TestModules(t *testing.T) {
 			want: "opt/a.ko=m by K lib/modules/2/a.ko=n by K"},
 		"two kernels": {files: []tar.Header{file("lib/modules/1/a.ko", "m"), file("boot/vmlinuz-1", "K"),
 			file("boot/vmlinuz-2", "L"),
-			file("lib/modules/2/a.ko", "n"), file("lib/modules/3/a.ko", "o")},
+			file("lib/modules/2/a.ko", "n"), file("lib/modules/3/a.ko", "o"), file("a.ko", "p")},
 			want: "lib/modules/1/a.ko=m by K lib/modules/2/a.ko=n by L " +
 				"lib/modules/3/a.ko: no kernel image to judge the modules by: there are several, and none is of 3: " +
-				"boot/vmlinuz-1, boot/vmlinuz-2"},
+				"boot/vmlinuz-1, boot/vmlinuz-2 a.ko: no kernel image to judge the modules by: it is not below " +
+				"lib/modules/KVER, and there are several: boot/vmlinuz-1, boot/vmlinuz-2"},
 		"one kernel under two names": {files: []tar.Header{file("boot/vmlinuz-1", "K"), file("lib/modules/1/vmlinuz",
 			"K"), file("a.ko", "m")},
 			want: "a.ko=m by K"},
@@ -423,8 +440,9 @@ func TestHardLinks(t *testing.T) {
 // TestFilesStops leaves the iteration in the middle, and does not read content.
 func TestFilesStops(t *testing.T) {
 	t.Parallel()
-	for _, content := range []string{ar("debian-binary", "2.0\n", "data.tar.gz", gz(tarOf(t, file("a", "1"), file("b",
-		"2")))),
+	for _, content := range []string{ar("debian-binary", "2.0\n", "control.tar", tarOf(t), "data.tar.gz",
+		gz(tarOf(t, file("a", "1"), file("b",
+			"2")))),
 		gz(newc("a", 0o100644, 1, 1, "1") + newcEnd), string(smallRPM(t)), ociTar(t, tarOf(t, file("a", "1")))} {
 		for f, err := range inMemory(t, content, Limits{}).Files(t.Context()) {
 			if err != nil || f == nil {
@@ -477,7 +495,7 @@ func fuzz(f *testing.F, seeds ...string) {
 func FuzzDeb(f *testing.F) {
 	data := tarOf(f, file("boot/vmlinuz-1", "K"), file("lib/modules/1/a.ko", "m"))
 	fuzz(f, ar("debian-binary", "2.0\n", "control.tar", tarOf(f, file("control", "Package: x")), "data.tar", data),
-		ar("debian-binary   ", "2.0\n", "data.tar.gz/", gz(data)))
+		ar("debian-binary   ", "2.0\n", "_x", "", "control.tar", data, "data.tar.gz/", gz(data)))
 }
 
 func FuzzRPM(f *testing.F) {

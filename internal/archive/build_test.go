@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"testing"
 )
@@ -78,6 +79,12 @@ func gz(content string) string {
 // ociTar returns an image of layers, the lowest first, as a tar archive.
 func ociTar(t testing.TB, layers ...string) string {
 	t.Helper()
+	return ociTyped(t, "application/vnd.oci.image.layer.v1.tar+gzip", nil, layers...)
+}
+
+// ociTyped returns an image whose layers have a media type, with more members in its descriptor.
+func ociTyped(t testing.TB, mediaType string, more map[string]any, layers ...string) string {
+	t.Helper()
 	files := []tar.Header{file(layoutFile, `{"imageLayoutVersion":"1.0.0"}`)}
 	blob := func(kind, content string) map[string]any {
 		digest := fmt.Sprintf("%x", sha256.Sum256([]byte(content)))
@@ -93,9 +100,10 @@ func ociTar(t testing.TB, layers ...string) string {
 	}
 	var list []any
 	for _, layer := range layers {
-		list = append(list, blob("application/vnd.oci.image.layer.v1.tar+gzip", layer))
+		list = append(list, blob(mediaType, layer))
 	}
 	manifest := blob("application/vnd.oci.image.manifest.v1+json", text(map[string]any{"layers": list}))
+	maps.Copy(manifest, more)
 	files = append(files, file(indexFile, text(map[string]any{"manifests": []any{manifest}})))
 	return tarOf(t, files...)
 }

@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
+
+// debMembers are the members of a package (deb(5)), without what compressed them.
+var debMembers = []string{"debian-binary", "control", "data"}
 
 const (
 	arMagic  = "!<arch>\n"
@@ -17,7 +21,7 @@ const (
 // in 16 bytes, times, owners and the mode in 32, the size in 10, all as text, and two bytes
 // that end it. Members begin at even offsets.
 func (w *walk) deb(section *io.SectionReader) error {
-	data := false
+	var members []string
 	for at := int64(len(arMagic)); at < section.Size(); {
 		var header [arHeader]byte
 		if _, err := section.ReadAt(header[:], at); err != nil {
@@ -33,17 +37,26 @@ func (w *walk) deb(section *io.SectionReader) error {
 		}
 		member := io.NewSectionReader(section, at, size)
 		name := strings.TrimRight(string(header[:16]), " /")
-		switch base, _, _ := strings.Cut(name, ".tar"); {
+		base, _, _ := strings.Cut(name, ".tar")
+		// dpkg-deb wants these three, in this order, and passes over what begins with "_" before
+		// data.tar, and over all behind it.
+		switch n := len(members); {
+		case slices.Contains(members, "data") && base != "data", n > 0 && strings.HasPrefix(name, "_"):
+		case slices.Contains(members, base):
+			err = errors.New("comes twice")
+		case n == 3 || base != debMembers[n]:
+			err = fmt.Errorf("a package has %s in this order", strings.Join(debMembers, ", "))
 		case base == "control":
+			members = append(members, base)
 			err = w.member(member, func(f *File) error {
 				f.Name = "DEBIAN/" + f.Name
 				return w.emit(f)
 			})
-		case base == "data" && data:
-			err = errors.New("comes twice")
 		case base == "data":
-			data = true
+			members = append(members, base)
 			err = w.member(member, w.emit)
+		default:
+			members = append(members, base)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -53,7 +66,7 @@ func (w *walk) deb(section *io.SectionReader) error {
 			return err
 		}
 	}
-	if !data {
+	if len(members) < len(debMembers) {
 		return errors.New("deb: no data.tar: the package is cut off")
 	}
 	return nil

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ const (
 	waiting = 128 << 20
 	// maxOrder is the size limit of a modules.order, in bytes. That of a kernel has some 300 kB.
 	maxOrder = 4 << 20
+	// maxSame is how many files of an archive may have the same name, if it is that of a module.
+	maxSame = 1024
 	// maxLinks is how many symbolic links lead from one to the next, as in the kernel.
 	maxLinks = 40
 )
@@ -95,12 +98,12 @@ type Work[J, T any] struct {
 type Found struct {
 	Modules int
 	Kernels []Kernel // those that became judges
-	// Skipped are links called build and source, which depmod does not follow, and Outside
-	// links below lib/modules that lead to nothing in the archive, so that it is unknown
-	// which modules they lead to.
+	// Skipped are the links build and source below lib/modules/KVER, which depmod does not follow.
+	// Outside are lib/modules, the directories above it and all below, where they are links to
+	// what is not in the archive, so that it is unknown which modules they lead to.
 	Skipped, Outside []string
-	// Inner are archives in the archive, which were not looked into: initramfs images and
-	// unified kernel images by the names that distributions give them.
+	// Inner are archives in the archive, which were not looked into: by their content, or as they
+	// have the name that distributions give to an initramfs or a unified kernel image.
 	Inner []string
 	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
 	Orders map[string][]byte
@@ -110,19 +113,24 @@ type Found struct {
 var ErrNoKernel = errors.New("no kernel image to judge the modules by")
 
 // Modules works on the modules of an archive: all files with such names, wherever they are,
-// hard links, and symbolic links to files. Links to directories give no further names: what
+// hard links, and symbolic links to files, whatever these are called. Of several files with one
+// name, each is a module; a symbolic link leads to the last one, and a hard link to the last one
+// before it. Links to directories give no further names: what
 // they lead to is in the archive under a name of its own, or in [Found.Outside].
 //
 // Without a Judge, a module belongs to the kernel image of its release. If the archive, or
 // the container image, has the image of one kernel alone, that one judges all modules.
 //
-// The archive is read once, or twice if the modules come before the kernel images and are
-// too many to be held in memory until then.
+// The archive is read once. It is read again if the modules come before the kernel images and are
+// too many to be held in memory until then, and if links with names of modules lead to files that
+// have other names.
 func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, error) {
 	r := &run[J, T]{Work: w, ctx: ctx, archive: a, found: new(Found),
 		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
 		memory: semaphore.NewWeighted(inWork),
-		links:  make(map[place]string), results: make(map[place]T)}
+		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]struct{}),
+		same: make(map[place]int), results: make(map[place][]result[T])}
+	r.limits.Count = func(n int) error { return r.expands(0, int64(n)) }
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
 			w.Emit(t)
@@ -158,10 +166,37 @@ type run[J, T any] struct {
 	held    int64 // bytes in pending
 	aliases []pending
 	links   map[place]string // symbolic links, and their targets
+	hards   map[place]hardLink
+	names   map[key]struct{} // of all but symbolic links
+	same    map[place]int    // how many modules have a name
+	entries int
+	probed  int // compressed files
 	kept    int64
 	queue   *batch.Queue[T]
 	mu      sync.Mutex
-	results map[place]T
+	stored  int64 // bytes of modules that were opened, as they are stored
+	opened  int64 // and what they were decompressed to
+	bomb    error
+	results map[place][]result[T]
+}
+
+// A moment orders the files of a container image as they are unpacked: the lowest layer first.
+type moment struct{ layer, entry int }
+
+func (m moment) before(n moment) bool {
+	return m.layer < n.layer || m.layer == n.layer && m.entry < n.entry
+}
+
+// A hardLink leads to the file that had the name at that moment.
+type hardLink struct {
+	target string
+	at     moment
+}
+
+// A result is that of the file that got its name at a moment.
+type result[T any] struct {
+	at moment
+	t  T
 }
 
 type kernel[J any] struct {
@@ -174,6 +209,7 @@ type kernel[J any] struct {
 type pending struct {
 	Module
 	i       int
+	at      moment
 	hard    string         // the name that this is a hard link to
 	content *module.Stored // nil: it is to be read again
 }
@@ -192,13 +228,20 @@ func (r *run[J, T]) all() error {
 		return err
 	}
 	r.group.Wait()
+	var wants []*want[T]
 	// Symbolic links may lead to hard links.
 	for _, hard := range []bool{true, false} {
 		for _, p := range r.aliases {
-			if hard == (p.hard != "") {
-				r.alias(p)
+			if hard != (p.hard != "") {
+				continue
+			}
+			if w := r.alias(p); w != nil {
+				wants = append(wants, w)
 			}
 		}
+	}
+	if err := cmp.Or(r.targets(wants), r.expands(0, 0)); err != nil {
+		return err
 	}
 	r.outside()
 	return nil
@@ -212,11 +255,19 @@ func (r *run[J, T]) pass() error {
 		}
 		base := path.Base(f.Name)
 		isModule := module.IsName(base)
+		r.entries++
+		if f.Mode.Type() != fs.ModeSymlink {
+			if err := r.remember(f); err != nil {
+				return err
+			}
+		}
 		switch {
 		case f.Mode.Type() == fs.ModeSymlink:
 			err = r.link(f, isModule)
 		case isModule && f.Mode.IsRegular():
 			err = r.module(f)
+		case f.Mode.IsRegular() && f.Link != "":
+			err = r.hardLink(f)
 		case isModule && !f.Mode.IsDir():
 			var p pending
 			if p, err = r.next(f); err == nil {
@@ -224,13 +275,13 @@ func (r *run[J, T]) pass() error {
 				var judge J
 				r.start(judge, p)
 			}
-		case f.Mode.IsRegular() && f.Link == "":
+		case f.Mode.IsRegular():
 			if release, ok := kernelRelease(f.Name); ok && r.Judge == nil {
 				err = r.kernel(f, release)
 			} else if release, rel := moduleRelease(f.Name); rel == "modules.order" {
 				err = r.order(f, release)
-			} else if isInner(f.Name) && len(r.found.Inner) < 16 {
-				r.found.Inner = append(r.found.Inner, f.Name)
+			} else {
+				err = r.inner(f)
 			}
 		}
 		if err != nil {
@@ -238,6 +289,67 @@ func (r *run[J, T]) pass() error {
 		}
 	}
 	return nil
+}
+
+// inner notes a file that is an archive itself. Those that are compressed are so if the beginning
+// of what is in them is.
+func (r *run[J, T]) inner(f *File) error {
+	found := isInner(f.Name)
+	if !found && f.Size >= minInner {
+		head := make([]byte, min(f.Size, headSize))
+		if _, err := io.ReadFull(f, head); err != nil {
+			return fmt.Errorf("%s: %w", f.Name, cutOff(err))
+		}
+		switch format := compress.StreamFormat(head); {
+		case kindOf(head) != "":
+			found = true
+		case format != "" && r.probed < maxProbes:
+			r.probed++
+			beginning, err := io.ReadAll(io.MultiReader(bytes.NewReader(head), io.LimitReader(f, blockOf(format))))
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.Name, err)
+			}
+			found = isInnerStream(beginning)
+		case format == "":
+			found = isUKI(bytes.NewReader(head), head)
+		}
+	}
+	if !found {
+		return nil
+	}
+	name := inImage(f.Image, f.Name)
+	if r.kept += int64(len(name)) + keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
+	}
+	r.found.Inner = append(r.found.Inner, name)
+	return nil
+}
+
+// minInner is the smallest archive with a module in it that is named, in bytes.
+const minInner = 64
+
+// maxProbes is how many compressed files are decompressed at their beginning.
+const maxProbes = 1 << 16
+
+// blockOf returns how many bytes of a stream its first bytes may need to be decompressed.
+func blockOf(format string) int64 {
+	switch format {
+	case "gzip", "xz", "zstd", "lzma":
+		return 256 << 10
+	}
+	return 9 << 20 // a block of lz4 -l has 8 MiB, others less
+}
+
+// isInnerStream reports whether there is an archive in a stream of which the beginning is known.
+func isInnerStream(beginning []byte) bool {
+	s, err := compress.NewStream(io.NewSectionReader(bytes.NewReader(beginning), 0, int64(len(beginning))))
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	head := make([]byte, 512)
+	n, _ := io.ReadFull(s, head)
+	return kindOf(head[:n]) != ""
 }
 
 // order keeps a modules.order.
@@ -257,12 +369,28 @@ func (r *run[J, T]) order(f *File, release string) error {
 
 // next counts a module.
 func (r *run[J, T]) next(f *File) (pending, error) {
-	p := pending{Module: Module{Name: f.Name, Image: f.Image}, i: r.found.Modules}
+	p := pending{Module: Module{Name: f.Name, Image: f.Image}, i: r.found.Modules, at: r.now(f)}
 	p.Release, p.Rel = moduleRelease(f.Name)
 	if r.found.Modules++; r.found.Modules > maxModules {
 		return p, fmt.Errorf("%w: more than %d modules", ErrLimit, maxModules)
 	}
+	at := place{f.Image, f.Name}
+	if r.same[at]++; r.same[at] > maxSame {
+		return p, fmt.Errorf("%w: more than %d files called %s", ErrLimit, maxSame, f.Name)
+	}
 	return p, nil
+}
+
+// now is the moment of the current file.
+func (r *run[J, T]) now(f *File) moment { return moment{f.layer, r.entries} }
+
+// hardLink notes a hard link.
+func (r *run[J, T]) hardLink(f *File) error {
+	if r.kept += int64(len(f.Name)+len(f.Link)) + 2*keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of hard links", r.archive.limits.Kept)
+	}
+	r.hards[place{f.Image, f.Name}] = hardLink{f.Link, r.now(f)}
+	return nil
 }
 
 // link notes a symbolic link.
@@ -282,13 +410,16 @@ func (r *run[J, T]) link(f *File, isModule bool) error {
 // module starts the work on a module, or puts it where it waits.
 func (r *run[J, T]) module(f *File) error {
 	p, err := r.next(f)
+	if err == nil {
+		err = r.expands(0, 0)
+	}
 	if err != nil {
 		return err
 	}
 	if f.Link != "" { // a hard link
 		p.hard = f.Link
 		r.aliases = append(r.aliases, p)
-		return nil
+		return r.hardLink(f)
 	}
 	judge, known := r.judge(p.Module, false)
 	switch {
@@ -341,13 +472,31 @@ func (r *run[J, T]) startWith(judge J, p pending, done func()) {
 		defer r.slots.Release(1)
 		defer finish()
 		if p.Err == nil {
-			p.Open = func(ctx context.Context) (*module.File, error) {
-				return module.OpenStored(ctx, p.Name, p.content, r.limits)
-			}
+			p.Open = func(ctx context.Context) (*module.File, error) { return r.open(ctx, p.Name, p.content) }
 			p.Content = func() (io.ReaderAt, int64) { return p.content.Reader(), p.content.Size }
 		}
 		r.put(p, r.Do(judge, p.Module))
 	})
+}
+
+// open opens a module, unless those so far expand to more than a package of modules does.
+func (r *run[J, T]) open(ctx context.Context, name string, content *module.Stored) (*module.File, error) {
+	if err := r.expands(content.Size, 0); err != nil {
+		return nil, err
+	}
+	return module.OpenStored(ctx, name, content, r.limits)
+}
+
+// expands counts bytes of modules, stored and decompressed.
+func (r *run[J, T]) expands(stored, opened int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stored += stored
+	r.opened += opened
+	if r.bomb == nil {
+		r.bomb = r.archive.limits.expands(r.stored, r.opened)
+	}
+	return r.bomb
 }
 
 // put keeps a result, for links, and passes it on.
@@ -356,7 +505,8 @@ func (r *run[J, T]) put(p pending, t T) {
 		return
 	}
 	r.mu.Lock()
-	r.results[place{p.Image, p.Name}] = t
+	at := place{p.Image, p.Name}
+	r.results[at] = append(r.results[at], result[T]{p.at, t})
 	r.mu.Unlock()
 	r.queue.Put(p.i, t)
 }
@@ -513,43 +663,169 @@ func (r *run[J, T]) otherKernel(m Module) error {
 	if len(names) == 0 {
 		return fmt.Errorf("%w in image %s", ErrNoKernel, m.Image)
 	}
-	release := m.Release
-	if release == "" {
-		release = "no release"
+	if m.Release == "" {
+		return fmt.Errorf("%w: it is not below lib/modules/KVER, and there are several: %s", ErrNoKernel,
+			strings.Join(names, ", "))
 	}
-	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, release, strings.Join(names, ", "))
+	return fmt.Errorf("%w: there are several, and none is of %s: %s", ErrNoKernel, m.Release, strings.Join(names, ", "))
 }
 
-// alias gives a link the result of what it leads to.
-func (r *run[J, T]) alias(p pending) {
-	fail := func(err error) {
-		p.Err = err
-		var judge J
-		r.put(p, r.Do(judge, p.Module))
-	}
+// A want is a link to a file that has not the name of a module. It needs the content that
+// the file has when everything is unpacked, or had when a hard link to it was made.
+type want[T any] struct {
+	pending
+	real  string
+	until *moment // of a hard link
+	found *result[T]
+}
+
+// alias gives a link the result of what it leads to. If that is a file that nobody has looked at, as
+// it has not the name of a module, it is returned.
+func (r *run[J, T]) alias(p pending) *want[T] {
 	name := p.Name
+	var until *moment
 	if p.hard != "" {
-		name = p.hard
+		name, until = p.hard, &p.at
 	}
-	real, err := r.resolve(p.Image, name)
-	if err != nil {
-		fail(err)
-		return
-	}
-	r.mu.Lock()
-	of, ok := r.results[place{p.Image, real}]
-	r.mu.Unlock()
-	switch {
-	case ok:
-		if p.hard == "" {
-			p.Target = real
+	for range maxLinks {
+		real, err := r.resolve(p.Image, name)
+		if err != nil {
+			r.fail(p, err)
+			return nil
 		}
-		r.put(p, r.Alias(p.Module, of))
-	case p.hard != "":
-		fail(fmt.Errorf("hard link to %s, which is not in the archive", p.hard))
-	default:
-		fail(fmt.Errorf("symbolic link to %s, which is no module in the archive", r.links[place{p.Image, name}]))
+		at := place{p.Image, real}
+		if of, ok := r.result(at, until); ok {
+			r.linkTo(p, real, of)
+			return nil
+		}
+		hard, ok := r.hards[at]
+		if !ok || until != nil && !hard.at.before(*until) {
+			return &want[T]{pending: p, real: real, until: until}
+		}
+		name, until = hard.target, &hard.at
 	}
+	r.fail(p, fmt.Errorf("hard links that lead on from %s are too many", name))
+	return nil
+}
+
+// result returns the last result for a name, up to a moment if there is one.
+func (r *run[J, T]) result(at place, until *moment) (t T, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var last moment
+	for _, of := range r.results[at] {
+		if (until == nil || of.at.before(*until)) && (!ok || last.before(of.at)) {
+			last, t, ok = of.at, of.t, true
+		}
+	}
+	return t, ok
+}
+
+// linkTo gives a link the result of the file that it leads to.
+func (r *run[J, T]) linkTo(p pending, real string, of T) {
+	if p.hard == "" {
+		p.Target = real
+	}
+	r.put(p, r.Alias(p.Module, of))
+}
+
+// fail has a link be one without content.
+func (r *run[J, T]) fail(p pending, err error) {
+	p.Err = err
+	var judge J
+	r.put(p, r.Do(judge, p.Module))
+}
+
+// targets reads the archive again, for the files that links lead to.
+func (r *run[J, T]) targets(wants []*want[T]) error {
+	byPlace := make(map[place][]*want[T])
+	layered := r.archive.kind == OCI || r.archive.kind == Docker
+	for _, w := range wants {
+		if _, ok := r.names[r.key(w.Image, w.real)]; ok || layered && w.until != nil {
+			at := place{w.Image, w.real}
+			byPlace[at] = append(byPlace[at], w)
+		}
+	}
+	if len(byPlace) > 0 {
+		if r.Judge == nil && len(r.found.Kernels) == 0 {
+			return r.noKernel()
+		}
+		same := make(map[place]int)
+		r.entries = 0
+		for f, err := range r.archive.files(r.ctx, true) {
+			if err != nil {
+				return err
+			}
+			if !f.hidden {
+				r.entries++
+			}
+			at := place{f.Image, f.Name}
+			links := byPlace[at]
+			if len(links) == 0 || !f.Mode.IsRegular() || f.Link != "" {
+				continue
+			}
+			if same[at]++; same[at] > maxSame {
+				return fmt.Errorf("%w: more than %d files called %s", ErrLimit, maxSame, f.Name)
+			}
+			if err := r.target(f, links); err != nil {
+				return err
+			}
+		}
+	}
+	for _, w := range wants {
+		switch {
+		case w.found != nil:
+			r.linkTo(w.pending, w.real, w.found.t)
+		case w.hard != "":
+			r.fail(w.pending, fmt.Errorf("hard link to %s, which is not in the archive", w.hard))
+		default:
+			r.fail(w.pending, fmt.Errorf("symbolic link to %s, which is no module in the archive",
+				r.links[place{w.Image, w.Name}]))
+		}
+	}
+	return nil
+}
+
+// target works on a file that links lead to: once for each kernel, and for each compression that
+// the names of links tell.
+func (r *run[J, T]) target(f *File, links []*want[T]) error {
+	now := r.now(f)
+	links = slices.DeleteFunc(slices.Clone(links), func(w *want[T]) bool {
+		return w.until != nil && !now.before(*w.until) || w.found != nil && now.before(w.found.at)
+	})
+	if len(links) == 0 {
+		return nil
+	}
+	charge := min(f.Size, inWork)
+	if err := r.memory.Acquire(r.ctx, charge); err != nil {
+		return err
+	}
+	defer r.memory.Release(charge)
+	content, err := module.Store(r.ctx, f, f.Size)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	defer content.Close()
+	type manner struct{ suffix, release string }
+	done := make(map[manner]*result[T])
+	for _, w := range links {
+		how := manner{path.Ext(w.Name), ""}
+		if slices.ContainsFunc(r.kernels, func(k *kernel[J]) bool { return k.Release == w.Release }) {
+			how.release = w.Release
+		}
+		if done[how] == nil {
+			m := w.Module
+			judge, known := r.judge(m, true)
+			if !known {
+				m.Err = r.otherKernel(m)
+			}
+			m.Open = func(ctx context.Context) (*module.File, error) { return r.open(ctx, m.Name, content) }
+			m.Content = func() (io.ReaderAt, int64) { return content.Reader(), content.Size }
+			done[how] = &result[T]{now, r.Do(judge, m)}
+		}
+		w.found = done[how]
+	}
+	return nil
 }
 
 // resolve returns the name that a path leads to over symbolic links.
@@ -584,38 +860,58 @@ func (r *run[J, T]) resolve(image, name string) (string, error) {
 	return done, nil
 }
 
-// outside sorts the links below lib/modules that lead to directories which are not in the
-// archive, as far as that can be known.
+// outside sorts the links to directories below which modprobe would look for modules. Those that
+// lead to a directory in the archive need no words, as all that is in it has a name of its own.
 func (r *run[J, T]) outside() {
-	if r.found.Modules == 0 {
-		return
-	}
 	for at := range r.links {
-		if release, _ := moduleRelease(at.name); release == "" || module.IsName(path.Base(at.name)) {
-			continue
-		}
-		if base := path.Base(at.name); base == "build" || base == "source" {
-			r.found.Skipped = append(r.found.Skipped, at.name)
-		} else if path.Ext(base) == "" && !r.inside(at) {
-			r.found.Outside = append(r.found.Outside, at.name)
+		base := path.Base(at.name)
+		release, _ := moduleRelease(at.name)
+		switch {
+		case release == "" && !aboveModules(at.name), module.IsName(base):
+		case release != "" && (base == "build" || base == "source"):
+			r.found.Skipped = append(r.found.Skipped, inImage(at.image, at.name))
+		default:
+			real, err := r.resolve(at.image, at.name)
+			if _, inside := r.names[r.key(at.image, real)]; err != nil || !inside {
+				r.found.Outside = append(r.found.Outside, inImage(at.image, at.name))
+			}
 		}
 	}
 	slices.Sort(r.found.Skipped)
 	slices.Sort(r.found.Outside)
 }
 
-// inside reports whether a link leads to a directory with modules in the archive.
-func (r *run[J, T]) inside(at place) bool {
-	real, err := r.resolve(at.image, at.name)
-	if err != nil {
-		return false
+// aboveModules reports whether lib/modules/KVER of a system may lie behind a name.
+func aboveModules(name string) bool {
+	switch name {
+	case "lib", "usr", "usr/lib":
+		return true
 	}
-	for result := range r.results {
-		if result.image == at.image && (real == "" || strings.HasPrefix(result.name, real+"/")) {
-			return true
+	dir, base := path.Split(name)
+	return strings.HasSuffix("/"+name, "/lib/modules") || base != "" && strings.HasSuffix("/"+dir, "/lib/modules/")
+}
+
+// key is what a name in a container image is remembered by.
+func (r *run[J, T]) key(image, name string) key { return keyOf(image + "\x00" + name) }
+
+// remember notes that a file is in the archive, and the directories that it is in.
+func (r *run[J, T]) remember(f *File) error {
+	for name := f.Name; ; name = path.Dir(name) {
+		if name == "." {
+			name = ""
+		}
+		k := r.key(f.Image, name)
+		if _, ok := r.names[k]; ok {
+			return nil
+		}
+		if r.kept += keptEntry; r.kept > r.archive.limits.Kept {
+			return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
+		}
+		r.names[k] = struct{}{}
+		if name == "" {
+			return nil
 		}
 	}
-	return false
 }
 
 // moduleRelease splits the path of a file below lib/modules/KVER.

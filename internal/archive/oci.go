@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -9,12 +10,17 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/compress"
+	"github.com/modsign/modsign/internal/module"
 )
 
 // The files of image layouts.
@@ -44,6 +50,8 @@ type layer struct {
 	open func() (*io.SectionReader, io.Closer, error)
 	hash hash.Hash // of the file, if it is known
 	want string
+
+	mediaType string
 }
 
 // A descriptor refers to a blob (descriptor.md of the image specification).
@@ -63,8 +71,9 @@ type descriptor struct {
 // index is an image index (image-index.md) or manifest (manifest.md): which one it is, its
 // members tell.
 type index struct {
-	Manifests []descriptor `json:"manifests"`
-	Layers    []descriptor `json:"layers"`
+	Manifests []descriptor    `json:"manifests"`
+	Layers    []descriptor    `json:"layers"`
+	FSLayers  json.RawMessage `json:"fsLayers"` // of the first version of docker's manifests
 }
 
 // A layout gives access to the files of an image layout.
@@ -120,7 +129,7 @@ func (l *layout) open(name string) (*io.SectionReader, io.Closer, error) {
 		}
 		switch {
 		case m == nil:
-			return nil, nil, fmt.Errorf("%s: not in the archive", name)
+			return nil, nil, fmt.Errorf("%s: not in the archive: %w", name, fs.ErrNotExist)
 		case m.link != "":
 			return nil, nil, fmt.Errorf("%s: links in the archive form a loop", name)
 		case m.size > l.tar.Size()-m.at:
@@ -204,7 +213,7 @@ func (l *layout) oci() ([]image, error) {
 		if depth > maxDepth {
 			return fmt.Errorf("%w: an index in an index, %d times", ErrLimit, depth)
 		}
-		if d.Platform != nil && d.Platform.OS == "unknown" || seen[d.Digest] { // an attestation
+		if seen[d.Digest] {
 			return nil
 		}
 		seen[d.Digest] = true
@@ -216,8 +225,15 @@ func (l *layout) oci() ([]image, error) {
 			return err
 		}
 		var doc index
-		if err := l.document(name, h, want, &doc); err != nil {
+		err = l.document(name, h, want, &doc)
+		if errors.Is(err, fs.ErrNotExist) && d.Platform != nil && d.Platform.OS == "unknown" {
+			return nil // an attestation that was not copied along
+		}
+		if err != nil {
 			return err
+		}
+		if doc.FSLayers != nil {
+			return fmt.Errorf("%s: a manifest of docker's schema 1 is not read: copy the image with skopeo copy", name)
 		}
 		for _, m := range doc.Manifests {
 			if err := visit(m, depth+1); err != nil {
@@ -229,14 +245,17 @@ func (l *layout) oci() ([]image, error) {
 		}
 		im := image{name: imageName(d, want)}
 		for _, layer := range doc.Layers {
-			if !strings.Contains(layer.MediaType, "tar") {
-				continue // an artifact that is no part of a file system
-			}
 			next, err := l.layer(layer)
 			if err != nil {
 				return fmt.Errorf("image %s: %w", im.name, err)
 			}
-			im.layers = append(im.layers, next)
+			document, err := next.document()
+			if err != nil {
+				return fmt.Errorf("image %s: %w", im.name, err)
+			}
+			if !document {
+				im.layers = append(im.layers, next)
+			}
 		}
 		if len(im.layers) > 0 {
 			images = append(images, im)
@@ -277,14 +296,41 @@ func (l *layout) layer(d descriptor) (layer, error) {
 		section, closer, err := l.open(name)
 		if err == nil && section.Size() != d.Size {
 			closer.Close()
-			err = fmt.Errorf("%s: %d bytes instead of %d", name, section.Size(), d.Size)
+			err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("%d bytes instead of %d", section.Size(), d.Size)}
 		}
 		if err != nil && len(d.URLs) > 0 {
 			err = fmt.Errorf("%w (the layer is to be fetched from elsewhere)", err)
 		}
 		return section, closer, err
 	}
-	return layer{name: name, open: open, hash: h, want: want}, nil
+	return layer{name: name, open: open, hash: h, want: want, mediaType: d.MediaType}, nil
+}
+
+// document reports whether a layer is a JSON document, such as an attestation or a signature,
+// which is no part of a file system. Its content decides, as the media type is a claim of those
+// who made the image: whatever is no tar archive and no such document is an error.
+func (l *layer) document() (bool, error) {
+	section, closer, err := l.open()
+	if err != nil {
+		return false, err
+	}
+	defer closer.Close()
+	head := make([]byte, 512)
+	n, err := section.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	head = head[:n]
+	switch {
+	case isTar(head), compress.StreamFormat(head) != "", len(bytes.Trim(head, "\x00")) == 0:
+		return false, nil // reading it tells the rest
+	case bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{")):
+		return true, nil
+	case kindOf(head) == Squashfs:
+		return false, fmt.Errorf("%s: a layer that is a squashfs image is not read", l.name)
+	}
+	return false, fmt.Errorf("%s: a layer of the media type %q that is no tar archive, compressed or not", l.name,
+		l.mediaType)
 }
 
 // docker returns the images of docker save's layout.
@@ -322,11 +368,12 @@ func (l *layout) layers(im image) error {
 	}
 	covers := newCover(l.walk)
 	for i := len(im.layers) - 1; i >= 0; i-- {
+		l.walk.layer = i
 		if err := l.readLayer(im.layers[i], covers, i == 0); err != nil {
 			return fmt.Errorf("%s: %w", im.layers[i].name, err)
 		}
 	}
-	l.walk.kept -= covers.kept
+	l.walk.kept, l.walk.layer = l.walk.kept-covers.kept, 0
 	return nil
 }
 
@@ -357,7 +404,23 @@ func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
 		if base := path.Base(name); strings.HasPrefix(base, whiteout) {
 			return covers.whiteout(path.Dir(name), base)
 		}
-		if covers.hides(name) {
+		hidden := covers.hides(name)
+		if !lowest || f.Mode.Type() == fs.ModeSymlink {
+			if err := covers.through(name, f.Mode, hidden); err != nil {
+				return err
+			}
+		}
+		if l.walk.hidden && f.Mode.IsRegular() {
+			wanted, err := covers.link(name, f.Link)
+			if err != nil {
+				return err
+			}
+			f.hidden = hidden && wanted
+		}
+		switch {
+		case f.hidden:
+			return l.walk.emit(f)
+		case hidden:
 			return l.walk.admit(f.Name, f.Link)
 		}
 		if !lowest {
@@ -383,7 +446,13 @@ const (
 type cover struct {
 	walk        *walk
 	above, here map[key]covered // of the layers above; of this layer
-	kept        int64
+	// linked are files of the layers below that hard links of the layers so far lead to, in
+	// the layers above or here.
+	linked, linkedHere map[key]struct{}
+	// written are directories through which the layers so far have written modules that layers
+	// above them hide, and dirs those that this layer has as such.
+	written, writtenHere, dirs map[key]struct{}
+	kept                       int64
 }
 
 type key [16]byte
@@ -396,7 +465,9 @@ const (
 )
 
 func newCover(w *walk) *cover {
-	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered)}
+	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered),
+		linked: make(map[key]struct{}), linkedHere: make(map[key]struct{}),
+		written: make(map[key]struct{}), writtenHere: make(map[key]struct{}), dirs: make(map[key]struct{})}
 }
 
 func keyOf(name string) key {
@@ -413,6 +484,51 @@ func (c *cover) put(name string, what covered) error {
 		}
 	}
 	c.here[k] |= what
+	return nil
+}
+
+// link notes a regular file of this layer, which is a hard link if there is a target. It reports
+// whether a hard link of a layer above leads to the file.
+func (c *cover) link(name, target string) (bool, error) {
+	_, wanted := c.linked[keyOf(name)]
+	if target == "" {
+		return wanted, nil
+	}
+	return wanted, c.insert(c.linkedHere, keyOf(cleanName(target)))
+}
+
+func (c *cover) insert(set map[key]struct{}, k key) error {
+	if _, ok := set[k]; ok {
+		return nil
+	}
+	c.kept += keptEntry
+	set[k] = struct{}{}
+	return c.walk.keep("")
+}
+
+// through refuses a layer whose symbolic link is in the name of a module that a layer above has, and
+// that is hidden: programs that unpack layers write that module where the link leads, and it stays.
+func (c *cover) through(name string, mode fs.FileMode, hidden bool) error {
+	switch {
+	case mode.IsDir():
+		return c.insert(c.dirs, keyOf(name)) // which is no link then, as it replaces one
+	case mode.Type() == fs.ModeSymlink:
+		if _, ok := c.written[keyOf(name)]; ok {
+			return fmt.Errorf("%s is a symbolic link, and a layer above writes a module through it that is hidden there: "+
+				"unpack the image (umoci unpack), and give modsign the directory", name)
+		}
+	}
+	if !hidden || !module.IsName(path.Base(name)) {
+		return nil
+	}
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		k := keyOf(dir)
+		if _, ok := c.dirs[k]; !ok {
+			if err := c.insert(c.writtenHere, k); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -460,5 +576,10 @@ func (c *cover) next() {
 	for k, what := range c.here {
 		c.above[k] |= what
 	}
+	maps.Copy(c.linked, c.linkedHere)
+	maps.Copy(c.written, c.writtenHere)
+	clear(c.writtenHere)
+	clear(c.dirs)
 	clear(c.here)
+	clear(c.linkedHere)
 }

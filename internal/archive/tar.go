@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,16 @@ func isTar(head []byte) bool {
 	return int64(want) == unsigned || int64(want) == signed
 }
 
+// isEmptyTar reports whether a file is nothing but the end of a tar archive. Tools fill that up to
+// some multiple of 512 bytes.
+func isEmptyTar(r io.ReaderAt, size int64) bool {
+	if size < 1024 || size > 1<<20 || size%512 != 0 {
+		return false
+	}
+	_, err := nextNonzero(r, 0)
+	return err == io.EOF
+}
+
 // tar reads a tar archive, compressed or not.
 func (w *walk) tar(section *io.SectionReader) error {
 	s, err := w.unpacked(section)
@@ -49,11 +60,11 @@ func (w *walk) tar(section *io.SectionReader) error {
 
 // tarStream passes on the entries of a tar archive, with names as stored.
 func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
-	t := tar.NewReader(r)
+	t := tar.NewReader(unended{r})
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
-			return drain(r)
+			return afterEnd(r)
 		}
 		if err != nil {
 			return tarError(err)
@@ -82,6 +93,58 @@ func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
 	}
 }
 
+// unended is a tar archive. Its end is an error, as a reader of tar archives would take it for
+// the end marker, two blocks of zeros, and has read that before.
+type unended struct{ io.Reader }
+
+func (u unended) Read(b []byte) (int, error) {
+	n, err := u.Reader.Read(b)
+	if err == io.EOF {
+		err = errNoMarker
+	}
+	return n, err
+}
+
+var errNoMarker = fmt.Errorf("it ends without the two blocks of zeros that end a tar archive: %w", io.ErrUnexpectedEOF)
+
+// unendedFile is unended for a file in which readers seek.
+type unendedFile struct{ *io.SectionReader }
+
+func (u unendedFile) Read(b []byte) (int, error) { return unended{u.SectionReader}.Read(b) }
+
+// afterEnd reads what follows the end marker of a tar archive, which is nothing but zeros: a
+// second archive there would be one that some programs see and others do not. Checksums of a
+// compressed stream come last.
+func afterEnd(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
+			return errFollows
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	s, ok := r.(*stream)
+	if !ok || s.plain {
+		return nil
+	}
+	switch _, err := nextNonzero(s.section, s.at); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return errFollows
+	default:
+		return err
+	}
+}
+
+var errFollows = errors.New("data follows the end of the tar archive")
+
 // tarContent is the content of the current file.
 type tarContent struct{ t *tar.Reader }
 
@@ -95,7 +158,7 @@ func (c tarContent) Read(b []byte) (int, error) {
 
 func tarError(err error) error {
 	switch {
-	case err == io.ErrUnexpectedEOF:
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("tar archive is cut off: %w", err)
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
 		return fmt.Errorf("tar archive is corrupt: %w", err)
@@ -145,10 +208,10 @@ type member struct {
 // wanted, or more than most names, are an error.
 func indexTar(section *io.SectionReader, most int, wanted func(name string) bool) (map[string]*member, error) {
 	index := make(map[string]*member)
-	for t := tar.NewReader(section); ; {
+	for t := tar.NewReader(unendedFile{section}); ; {
 		h, err := t.Next()
 		if err == io.EOF {
-			return index, nil
+			return index, afterEnd(section)
 		}
 		if err != nil {
 			return nil, tarError(err)

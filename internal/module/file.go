@@ -42,6 +42,10 @@ type Limits struct {
 	// module. It is charged from opening to Close: a caller that charged it later would
 	// wait for others that hold modules and wait as well.
 	Encoder int64
+
+	// Count, if not nil, gets the number of bytes each time that some have been decompressed.
+	// Its error ends that. It is called by all that open modules at once.
+	Count func(n int) error
 }
 
 // SharedLimits returns the limits of a run over many modules at once. No module may be
@@ -258,7 +262,7 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 	}
 	buf := buffers.Get().(*bytes.Buffer)
 	buf.Reset()
-	spilled, err := m.fill(ctx, buf, memory, limits.MaxSize, window)
+	spilled, err := m.fill(ctx, buf, memory, limits, window)
 	switch {
 	case err != nil:
 		buffers.Put(buf)
@@ -284,14 +288,17 @@ func (m *File) decompress(ctx context.Context, limits Limits) error {
 // fill decompresses into buf. If memory bytes are too few, it decompresses into a file
 // and returns that.
 func (m *File) fill(
-	ctx context.Context, buf *bytes.Buffer, memory, maxSize, window int64,
+	ctx context.Context, buf *bytes.Buffer, memory int64, limits Limits, window int64,
 ) (spilled *os.File, err error) {
-	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.stored, 0, m.Size), maxSize, window)
+	d, err := compress.NewWindowReader(m.Format, io.NewSectionReader(m.stored, 0, m.Size), limits.MaxSize, window)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
 	r := Reader(ctx, d)
+	if limits.Count != nil {
+		r = counter{r, limits.Count}
+	}
 	buf.Grow(int(memory) + bytes.MinRead) // ReadFrom needs MinRead free bytes to detect the end
 	n, err := io.Copy(buf, io.LimitReader(r, memory+1))
 	if err != nil {
@@ -302,6 +309,22 @@ func (m *File) fill(
 	}
 	m.ReaderAt, m.Size = bytes.NewReader(buf.Bytes()), n
 	return nil, nil
+}
+
+// A counter reports how much is read.
+type counter struct {
+	r     io.Reader
+	count func(n int) error
+}
+
+func (c counter) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	if n > 0 {
+		if stop := c.count(n); stop != nil {
+			return 0, stop
+		}
+	}
+	return n, err
 }
 
 // spill writes the decompressed module to a file without a name: head, and the rest of
