@@ -10,6 +10,7 @@ import (
 
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/verify"
 )
 
 func TestParseKnown(t *testing.T) {
@@ -120,6 +121,33 @@ func TestPolicy(t *testing.T) {
 	}
 	if p := new(Kernel).policyOf("", "", "quiet module_blacklist=a,b", "1"); !p.Disabled || len(p.Blacklist) != 2 {
 		t.Errorf("%+v", p)
+	}
+}
+
+// Whoever gives machine owner keys has Secure Boot taken to be on: for the keys, and so for
+// enforcement.
+func TestPolicySecureBoot(t *testing.T) {
+	config := map[string]string{"CONFIG_MODULE_SIG": "y", "CONFIG_IMA_ARCH_POLICY": "y"}
+	mok := []verify.List{{}}
+	for _, test := range []struct {
+		firmware *verify.Firmware
+		want     Enforcement
+	}{
+		{nil, Tolerant},
+		{&verify.Firmware{}, Tolerant},
+		{&verify.Firmware{MokList: mok}, SigEnforce},
+		{&verify.Firmware{MokList: mok, SecureBoot: verify.No}, Tolerant},
+		{&verify.Firmware{SecureBoot: verify.Yes}, SigEnforce},
+	} {
+		k := &Kernel{Source: Source{Config: config, Firmware: test.firmware}}
+		p := k.policyOf("", "", "", "")
+		if p.Enforcement != test.want {
+			t.Errorf("%+v: %+v", test.firmware, p)
+		}
+		if unless := k.unless(); (test.firmware == nil || len(test.firmware.MokList) == 0 &&
+			test.firmware.SecureBoot == verify.Unknown) != strings.HasPrefix(unless, "with Secure Boot ") {
+			t.Errorf("%+v: %s", test.firmware, unless)
+		}
 	}
 }
 

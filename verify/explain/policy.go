@@ -99,12 +99,12 @@ func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
 		}
 	}
 	// Another kernel on a machine with Secure Boot, as it is after the next boot.
-	if enforce == "" && k.Firmware != nil && k.Firmware.SecureBoot == verify.Yes {
+	if on := k.secureBoot(); enforce == "" && on != "" {
 		switch {
 		case k.is("IMA_ARCH_POLICY"):
-			return decide(SigEnforce, "Secure Boot is on, and CONFIG_IMA_ARCH_POLICY=y")
+			return decide(SigEnforce, on+", and CONFIG_IMA_ARCH_POLICY=y")
 		case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
-			return decide(Lockdown, "Secure Boot is on, and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y")
+			return decide(Lockdown, on+", and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y")
 		}
 	}
 	return decide(Tolerant, tolerant)
@@ -121,12 +121,26 @@ func enforcedBy(cmdline string) bool {
 	return false
 }
 
+// secureBoot says that Secure Boot is on, or taken to be on as verify.Keyring takes it: if it
+// is unknown, machine owner keys count, and they do so with Secure Boot alone. It is empty if
+// nothing is assumed.
+func (k *Kernel) secureBoot() string {
+	switch f := k.Firmware; {
+	case f == nil:
+	case f.SecureBoot == verify.Yes:
+		return "Secure Boot is on"
+	case f.SecureBoot == verify.Unknown && len(f.MokList) > 0:
+		return "Secure Boot is taken to be on, as machine owner keys are given"
+	}
+	return ""
+}
+
 // unless says what may still make a tolerant kernel enforce signatures.
 func (k *Kernel) unless() string {
 	switch {
 	case k.Running:
 		return ""
-	case k.Firmware != nil && k.Firmware.SecureBoot != verify.Unknown:
+	case k.secureBoot() != "" || k.Firmware != nil && k.Firmware.SecureBoot == verify.No:
 	case k.is("IMA_ARCH_POLICY"):
 		return "with Secure Boot it enforces signatures (CONFIG_IMA_ARCH_POLICY=y) and refuses the module; " +
 			"so it does with module.sig_enforce=1 or lockdown=integrity on its command line"

@@ -99,6 +99,8 @@ func (j *judge) tolerated(c *Cause, inner syscall.Errno, log []string) {
 		c.Log = append(c.Log[:last],
 			"Lockdown: modprobe: unsigned module loading is restricted; see man kernel_lockdown.7")
 		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
+	case SigEnforce:
+		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
 	case Tolerant:
 		c.Effect, c.Errno, c.Inner = TaintsIt, 0, 0
 		c.Log = append(c.Log[:last], j.nameOr()+
