@@ -109,15 +109,7 @@ func (j *judge) file() error {
 // run goes through the steps of the kernel. Its error is that of reading the file.
 func (j *judge) run() error {
 	if j.Policy.Disabled {
-		j.found(Cause{
-			ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
-			Reason: "The kernel loads no module any more: kernel.modules_disabled is 1. It stays so until the " +
-				"machine is " +
-				"rebooted.",
-			Evidence: []string{disabledFile + " is 1"},
-			Mend: Mend{Command: "grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",
-				Then: "remove the line that the command shows, and reboot"},
-		})
+		j.disabled()
 	}
 	closer, err := j.open()
 	if err != nil {
@@ -139,6 +131,32 @@ func (j *judge) run() error {
 	j.vermagic()
 	j.livepatch()
 	return j.symbols()
+}
+
+// disabled notes that the kernel loads nothing.
+func (j *judge) disabled() {
+	c := Cause{
+		ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
+		Reason: "The kernel loads no module any more: kernel.modules_disabled is 1. It stays so until the machine is " +
+			"rebooted.",
+		Evidence: []string{disabledFile + " is 1"},
+		Mend: Mend{Command: "grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",
+			Then: "remove the line that the command shows, and reboot"},
+	}
+	if by := j.Policy.disabledBy; by != "" {
+		c.Reason = "The kernel's command line has it load no module at all."
+		c.Evidence = []string{by + " " + j.onCmdline()}
+		c.Mend = Mend{Then: "remove " + by + " in the boot loader's configuration, and reboot"}
+	}
+	j.found(c)
+}
+
+// onCmdline says where a parameter was found.
+func (j *judge) onCmdline() string {
+	if j.Running {
+		return "in " + cmdlineFile
+	}
+	return "on the command line"
 }
 
 // below reports whether a path is below a directory by its name.
@@ -504,7 +522,7 @@ func (j *judge) name() {
 		ID: NameBlacklisted, Effect: Refuses, Errno: syscall.EPERM, Log: []string{"Module " + j.r.Name +
 			" is blacklisted"},
 		Reason:   "The kernel's command line forbids modules of this name.",
-		Evidence: []string{"module_blacklist=" + strings.Join(j.Policy.Blacklist, ",") + " in " + cmdlineFile},
+		Evidence: []string{"module_blacklist=" + strings.Join(j.Policy.Blacklist, ",") + " " + j.onCmdline()},
 		Mend:     Mend{Then: "remove the name from module_blacklist= in the boot loader's configuration, and reboot"},
 	})
 }
