@@ -45,13 +45,13 @@ func (j *judge) unknownKey(r verify.Result) {
 		if dir, _ := j.inTree(j.path); dir == "kernel" {
 			c.Mend = j.replace()
 		} else if local != nil {
-			c.Mend = enrol(local.KeyPair, "")
+			c.Mend = j.enrolLocal(local)
 		}
 	case local != nil:
 		c.ID = KeyNotEnrolled
 		c.Reason = fmt.Sprintf("The module is signed by %s. That key is on this machine, and the kernel does not have its "+
 			"certificate: it was never enrolled, or the machine was not rebooted since.", name)
-		c.Mend = enrol(local.KeyPair, "")
+		c.Mend = j.enrolLocal(local)
 	}
 	if local != nil {
 		c.Evidence = append(c.Evidence, fmt.Sprintf("the certificate is in %s, its key in %s", local.Cert, local.Key))
@@ -59,6 +59,18 @@ func (j *judge) unknownKey(r verify.Result) {
 	c.Evidence = append(c.Evidence, j.similar(&signer, matches)...)
 	c.Evidence = append(c.Evidence, j.lookedAt())
 	j.judged(r, c)
+}
+
+// enrolLocal is how to enrol the key on this machine that signed the module.
+func (j *judge) enrolLocal(local *pair) Mend {
+	_, ok := j.signingPair()
+	if why := j.noOwnerKeys(); !ok && why != "" {
+		return j.builtin(why, nil)
+	}
+	if !j.mayEnrol(local.cert) {
+		return j.resign("")
+	}
+	return j.enrol(local.KeyPair, "")
 }
 
 // similar lists certificates that could be taken for the signer's.
@@ -108,7 +120,7 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 			"(CONFIG_INTEGRITY_CA_MACHINE_KEYRING), " +
 			"and this one is none."
 		c.Evidence = append(c.Evidence, known.Problem)
-		c.Mend = j.authority()
+		c.Mend = j.resign("")
 		return NotAuthority
 	case mok && known.Ring == verify.Platform && f.MokListTrusted == verify.No:
 		c.Reason = enrolled +
@@ -117,6 +129,12 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 			"in .platform, which does not count for modules."
 		c.Mend = Mend{Command: "mokutil --trust-mok",
 			Then: "reboot, and confirm in MokManager with the password that you give to mokutil"}
+		if j.NoShimTable {
+			c.Evidence = append(c.Evidence, "shim left no table of its variables")
+			c.Mend = Mend{Command: "efibootmgr -v",
+				Then: "shim did not start this kernel, or it is an old one: have the firmware start a shim of version 15.3 " +
+					"or later, and reboot"}
+		}
 		return MokNotTrusted
 	case known.Ring == "" && strings.Contains(known.Problem, "blacklist"):
 		c.Reason = fmt.Sprintf("The module is signed by %s. The kernel does not take the certificate: %s.", name, known.Problem)
@@ -131,7 +149,7 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 			known.Ring)
 		c.Evidence = append(c.Evidence, known.Problem)
 		if local != nil {
-			c.Mend = enrol(local.KeyPair, "")
+			c.Mend = j.enrolLocal(local)
 		}
 		return KeyElsewhere
 	}

@@ -45,6 +45,9 @@ func (j *judge) report(err error) *Report {
 		return j.r
 	}
 	j.r.Verdict = Loads
+	for i := range j.r.Causes {
+		j.makeOnce(&j.r.Causes[i].Mend)
+	}
 	for _, c := range j.r.Causes {
 		switch {
 		case c.Effect == Refuses:

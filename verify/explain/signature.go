@@ -409,9 +409,9 @@ func (j *judge) badSignature(r verify.Result, outer module.Layer) error {
 	}
 	if what.ID != "" {
 		c.ID, c.Reason, c.Evidence = what.ID, what.Reason, what.Evidence
-		if what.Mend != (Mend{}) {
-			c.Mend = what.Mend
-		}
+	}
+	if m := j.own(); m.Command != "" {
+		c.Mend = m
 	}
 	j.fatal(r, c)
 	return nil
