@@ -369,6 +369,19 @@ func testCauses(t *testing.T) {
 		{"short text", []byte("text"), configured("CONFIG_MODULE_SIG=n", "CONFIG_MODULE_SIG_FORCE=n"),
 			[]ID{NotModule}, syscall.ENOEXEC,
 			"Invalid ELF header len 4", ""},
+		{"cut off", sign(t, key, hello[:3000]), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header overflow", ""},
+		{"sections beyond the end", sign(t, key, poke(hello, 40, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)), nil,
+			[]ID{NotModule}, syscall.ENOEXEC, "Invalid ELF section header overflow", ""},
+		{"too many sections", sign(t, key, poke(hello, 60, 0xff, 0xff)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header overflow", ""},
+		{"no names of sections", sign(t, key, poke(hello, 62, 0xf0, 0xff)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			fmt.Sprintf("Invalid ELF section name index: 65520 || e_shstrndx (65520) >= e_shnum (%d)",
+				binary.LittleEndian.Uint16(hello[60:])), ""},
+		{"section headers of another size", sign(t, key, poke(hello, 58, 40)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header size", ""},
+		{"claims 32 bits", sign(t, key, poke(hello, 4, 1)), nil, nil, 0, "", ""},
+		{"claims another byte order", sign(t, key, poke(hello, 5, 2)), nil, nil, 0, "", ""},
 		{"object of a compiler", sign(t, key, testmod.ELF()), nil, []ID{NotModule}, syscall.ENOEXEC,
 			"module made: Exactly one .gnu.linkonce.this_module section must exist.", ""},
 		{"arm64", sign(t, key, otherModule(t, "arm64")), nil, []ID{WrongArchitecture}, syscall.ENOEXEC,
@@ -470,6 +483,13 @@ func check(t *testing.T, r *Report, want []ID, errno syscall.Errno, log string) 
 	if first.Errno != errno || last != log {
 		t.Errorf("errno %d and the line %q, expected %d and %q", int(first.Errno), last, int(errno), log)
 	}
+}
+
+// poke changes bytes.
+func poke(b []byte, at int, bytes ...byte) []byte {
+	b = slices.Clone(b)
+	copy(b[at:], bytes)
+	return b
 }
 
 func otherModule(t testing.TB, arch string) []byte {

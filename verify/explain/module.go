@@ -126,8 +126,8 @@ func (j *judge) run() error {
 	if err != nil {
 		return err
 	}
-	if !j.elf(payload) {
-		return nil
+	if ok, err := j.elf(payload); !ok {
+		return err
 	}
 	j.name()
 	j.layout()
@@ -409,23 +409,31 @@ func decompressorLog(format compress.Format, err error) []string {
 
 // elf checks what the kernel checks of the ELF file (elf_validity_cache_copy in
 // kernel/module/main.c, elf_validity_check before 6.5). It reports whether the rest can be
-// looked at.
-func (j *judge) elf(size int64) bool {
+// looked at. Its error is why there is no verdict.
+func (j *judge) elf(size int64) (bool, error) {
 	if c, ok := j.header(size); !ok {
 		j.found(c)
-		return false
+		return false, nil
 	}
-	facts, err := module.ReadFacts(j.content, size)
-	if err == nil {
-		err = module.CheckELF(j.content, size)
-	}
+	file := j.kernelELF(size)
+	line, err := file.check(j.minor)
 	if err != nil {
-		j.found(Cause{
-			ID: NotModule, Effect: Refuses, Errno: syscall.ENOEXEC,
-			Reason:   "The file is not a whole kernel module: it is damaged, cut off, or something else.",
-			Evidence: []string{err.Error()}, Mend: j.replace(),
-		})
-		return false
+		return false, err
+	}
+	if line != "" {
+		c := Cause{
+			ID: NotModule, Effect: Refuses, Errno: syscall.ENOEXEC, Log: []string{line}, Mend: j.replace(),
+			Reason: "The file is not a whole kernel module: it is damaged, cut off, or something else.",
+		}
+		if err := module.CheckELF(file, size); err != nil {
+			c.Evidence = []string{err.Error()}
+		}
+		j.found(c)
+		return false, nil
+	}
+	facts, err := module.ReadFacts(file, size)
+	if err != nil {
+		return false, j.beyond(err)
 	}
 	j.facts = facts
 	r := j.r
@@ -446,7 +454,7 @@ func (j *judge) elf(size int64) bool {
 			Reason: "The file is an object of a compiler and not a module: modpost has not added struct module.",
 			Mend:   j.rebuild(),
 		})
-		return false
+		return false, nil
 	case j.structure != 0 && facts.Struct != j.structure && j.minor.since(6, 4):
 		j.found(Cause{
 			ID: OtherStruct, Effect: Refuses, Errno: syscall.ENOEXEC,
@@ -470,7 +478,18 @@ func (j *judge) elf(size int64) bool {
 			Mend:     j.replace(),
 		})
 	}
-	return true
+	return true, nil
+}
+
+// beyond is for a module that modsign does not read, and the kernel may. If nothing else refuses
+// it, there is no verdict.
+func (j *judge) beyond(err error) error {
+	err = fmt.Errorf("modsign cannot read the module, and the kernel may: %w", err)
+	if !slices.ContainsFunc(j.r.Causes, func(c Cause) bool { return c.Effect == Refuses }) {
+		return err
+	}
+	j.unchecked("%v", err)
+	return nil
 }
 
 // header checks the ELF header, whose errors have lines of their own.
