@@ -22,6 +22,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/cms"
@@ -173,7 +174,12 @@ func again(t testing.TB, key *testmod.Key) *testmod.Key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: key.Certificate.Subject}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: serial, Subject: key.Certificate.Subject,
+		NotBefore: time.Unix(1<<30, 0), NotAfter: time.Unix(1<<31, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)

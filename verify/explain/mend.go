@@ -65,9 +65,11 @@ func (k *Kernel) makeOnce(m *Mend) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	makes, enrols := m.makes, m.enrols
+	m.makes, m.enrols = "", ""
 	if !k.made {
 		k.made = true
-		m.Command = m.makes + m.Command + m.enrols
+		m.Command = makes + m.Command + enrols
 		return
 	}
 	m.Then = "the key is that of the first command that modsign explain gave, which makes it: run that one before"
