@@ -15,9 +15,11 @@ import (
 // Kernels before 6.12 check in another order.
 func TestELFOrder(t *testing.T) {
 	hello := real(t, "hello")
-	both := poke(poke(hello, 62, 0xf0, 0xff), int(binary.LittleEndian.Uint64(hello[40:])), 0, 0, 0, 0, 1) // type of section 0
+	sections := int(binary.LittleEndian.Uint64(hello[40:]))
+	both := poke(poke(hello, 62, 0xf0, 0xff), sections, 0, 0, 0, 0, 1) // the type of section 0
 	for v, want := range map[version]string{
-		{6, 1}: "Invalid ELF section name index", {6, 12}: "ELF Spec violation: section 0", {}: "ELF Spec violation: section 0",
+		{6, 1}: "Invalid ELF section name index", {6, 12}: "ELF Spec violation: section 0",
+		{}: "ELF Spec violation: section 0",
 	} {
 		f := &elfFile{ReaderAt: bytes.NewReader(both), size: uint64(len(both)), wide: true, order: binary.LittleEndian}
 		if line, err := f.check(v); err != nil || !strings.HasPrefix(line, want) {
