@@ -158,8 +158,8 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 		if j.NoShimTable {
 			c.Evidence = append(c.Evidence, "shim left no table of its variables")
 			c.Mend = Mend{Command: "efibootmgr -v",
-				Then: "shim did not start this kernel, or it is an old one: have the firmware start a shim of version 15.3 " +
-					"or later, and reboot"}
+				Then: "shim did not start this kernel, or it is an old one: have the firmware start a newer shim, " +
+					"and reboot"}
 		}
 		return MokNotTrusted
 	case known.Ring == "" && strings.Contains(known.Problem, "blacklist"):

@@ -109,8 +109,18 @@ func (j *judge) noOwnerKeys() string {
 		return "it has no keyring .machine (CONFIG_INTEGRITY_MACHINE_KEYRING)"
 	case j.Firmware != nil && j.Firmware.SecureBoot == verify.No:
 		return secureBootOff
+	case j.untrusted() && j.NoShimTable:
+		return "shim did not start it, or an old one, which does not say that they are for the kernel too"
 	}
 	return ""
+}
+
+// untrusted reports whether shim does not say that machine owner keys are for the kernel too, and
+// this one cares.
+func (j *judge) untrusted() bool {
+	facts := j.Keys.Facts()
+	return j.Firmware != nil && j.Firmware.MokListTrusted == verify.No && facts.MachineAlways != verify.Yes &&
+		facts.PlatformModules != verify.Yes
 }
 
 const secureBootOff = "Secure Boot is off"
@@ -153,10 +163,12 @@ func (j *judge) anotherKey(instead string) Mend {
 // authority is how to make a key whose certificate .machine takes.
 func (j *judge) authority(before string, options []string) Mend {
 	p := newAuthority
-	return j.withNewKey(p, "test ! -e "+p.Key+" && test ! -e "+p.Cert+" && "+
+	m := j.withNewKey(p, "test ! -e "+p.Key+" && test ! -e "+p.Cert+" && "+
 		"openssl req -new -x509 -newkey rsa:4096 -noenc -days 36500 -subj '/CN=Machine owner key for modules' "+
 		"-addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign -outform DER -keyout "+p.Key+" "+
 		"-out "+p.Cert, before, options)
+	m.Then += "; it does nothing if one of the two files exists"
+	return m
 }
 
 // enrol is how to have the kernel trust a certificate: as a machine owner key. mokutil wants it
@@ -168,8 +180,12 @@ func (j *judge) enrol(p KeyPair, before string) Mend {
 		before += quote("test", "!", "-e", cert) + " && " +
 			quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
 	}
+	command := before + quote("mokutil", "--import", cert)
+	if j.untrusted() {
+		command += " && mokutil --trust-mok"
+	}
 	return Mend{
-		Command: before + quote("mokutil", "--import", cert),
+		Command: command,
 		Then:    "reboot, and confirm the certificate in MokManager with the password that you give to mokutil",
 	}
 }

@@ -141,8 +141,11 @@ func TestNoOwnerKeys(t *testing.T) {
 		{verify.Facts{LoadUEFI: verify.No}, nil, "CONFIG_LOAD_UEFI_KEYS"},
 		{verify.Facts{Machine: verify.No, PlatformModules: verify.No}, nil, "no keyring .machine"},
 		{verify.Facts{}, &verify.Firmware{SecureBoot: verify.No}, "boot with Secure Boot on"},
+		{verify.Facts{PlatformModules: verify.No, MachineAlways: verify.No},
+			&verify.Firmware{MokListTrusted: verify.No, SecureBoot: verify.Yes}, "shim did not start it"},
 	} {
 		s := source(t, key)
+		s.NoShimTable = true
 		s.Config, s.Firmware, s.Cmdline = nil, test.firmware, "module.sig_enforce=1"
 		if err := s.Keys.Follow(test.facts); err != nil {
 			t.Fatal(err)
@@ -189,5 +192,10 @@ func TestNoShimTable(t *testing.T) {
 	}
 	if m := command(t, s, testmod.WriteFile(t, "m.ko", sign(t, key, real(t, "hello")))); m.Command != "efibootmgr -v" {
 		t.Errorf("%+v", m)
+	}
+	s.NoShimTable = false
+	if m := command(t, s, testmod.WriteFile(t, "m.ko", real(t, "hello"))); !strings.HasSuffix(m.Command,
+		" && mokutil --import /root/module-key.der && mokutil --trust-mok") {
+		t.Errorf("with the table: %+v", m)
 	}
 }
