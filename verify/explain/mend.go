@@ -177,7 +177,7 @@ func (j *judge) enrol(p KeyPair, before string) Mend {
 	cert := p.Cert
 	if strings.HasSuffix(cert, ".pem") || strings.HasSuffix(cert, ".crt") {
 		cert = unused(strings.TrimSuffix(cert, filepath.Ext(cert)), ".der")
-		before += quote("test", "!", "-e", cert) + " && " +
+		before += "test ! -e " + quote(cert) + " && " +
 			quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
 	}
 	command := before + quote("mokutil", "--import", cert)

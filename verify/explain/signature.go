@@ -271,20 +271,19 @@ func (j *judge) lost() (evidence []string, listed bool, err error) {
 
 // unsupported explains a signature of a kind or with algorithms that the kernel does not have.
 func (j *judge) unsupported(r verify.Result) {
-	c := Cause{ID: HashNotInKernel, Evidence: []string{r.Err.Error()}, Mend: j.resign("")}
+	c := Cause{ID: HashNotInKernel, Evidence: []string{r.Err.Error()}, Mend: j.resign("", "--hash", j.bestHash())}
 	c.Reason = "The kernel cannot verify the signature: it does not know its hash or its algorithm."
 	switch {
 	case errors.Is(r.Err, module.ErrIDType) || strings.Contains(r.Err.Error(), "Merkle"):
-		c.ID = SignatureType
+		c.ID, c.Mend = SignatureType, j.resign("")
 		c.Reason = "The kernel takes signatures of the kind PKCS#7 alone, and the module has another kind."
 	case j.Keys.HashesOnly():
 		c.ID, c.Mend = NotInHashList, j.replace()
 		c.Reason = "The kernel loads modules by their hashes, and does not have this one's. It accepts no signatures."
 	case len(r.Signers) > 0 && !j.hasHash(r.Signers[0].Hash):
 		c.Reason = fmt.Sprintf("The signature uses %s, which this kernel does not know.", r.Signers[0].Hash)
-		c.Mend = j.resign("", "--hash", j.bestHash())
 	case len(r.Signers) > 0:
-		c.ID = AlgorithmMissing
+		c.ID, c.Mend = AlgorithmMissing, j.resign("")
 		c.Reason = fmt.Sprintf("The signature uses %s with %s, which this kernel cannot verify.",
 			r.Signers[0].Algorithm,
 			r.Signers[0].Hash)
