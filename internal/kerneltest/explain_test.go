@@ -46,11 +46,13 @@ func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline strin
 		}
 	}
 	s := explain.Source{Image: tree.Image(), Modules: dir, Keys: keys, Cmdline: cmdline,
-		Symvers:     filepath.Join(tree.Objtree, "Module.symvers"),
 		ParseConfig: func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }}
 	config, err := kbuild.OpenConfig(tree.config())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config.Bool("MODVERSIONS") { // else explain says that it does not read it
+		s.Symvers = filepath.Join(tree.Objtree, "Module.symvers")
 	}
 	if !config.Bool("IKCONFIG") { // else it is in the image
 		s.Config = config
