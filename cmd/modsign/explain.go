@@ -178,7 +178,8 @@ func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg s
 				}
 			}
 			s := explain.Source{Name: name, Image: name, Content: image, ContentSize: size, Keys: keys,
-				Symvers: o.symvers, Cmdline: o.cmdline, Firmware: &o.rings.firmware}
+				Symvers: o.symvers, Cmdline: o.cmdline, Firmware: &o.rings.firmware,
+				NoShimTable: o.rings.reads() && dirOrNone(filepath.Join(o.root, shimTable)) == ""}
 			if err := o.more(e.u, &s); err != nil {
 				return nil, err
 			}
@@ -283,6 +284,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		return nil, err
 	}
 	s.Firmware = &o.rings.firmware
+	s.NoShimTable = o.rings.reads() && dirOrNone(filepath.Join(o.root, shimTable)) == ""
 	for _, warning := range s.Keys.Warnings() {
 		u.Note("warning: %s", warning)
 	}
@@ -367,6 +369,9 @@ func absolute(path string) string {
 	}
 	return path
 }
+
+// shimTable is where the kernel shows the table of variables that shim left.
+const shimTable = "sys/firmware/efi/mok-variables"
 
 func dirOrNone(path string) string {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {

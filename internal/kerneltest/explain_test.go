@@ -46,11 +46,13 @@ func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline strin
 		}
 	}
 	s := explain.Source{Image: tree.Image(), Modules: dir, Keys: keys, Cmdline: cmdline,
-		Symvers:     filepath.Join(tree.Objtree, "Module.symvers"),
 		ParseConfig: func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }}
 	config, err := kbuild.OpenConfig(tree.config())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config.Bool("MODVERSIONS") { // else explain says that it does not read it
+		s.Symvers = filepath.Join(tree.Objtree, "Module.symvers")
 	}
 	if !config.Bool("IKCONFIG") { // else it is in the image
 		s.Config = config
@@ -148,6 +150,19 @@ func explainCases(t testing.TB, pairs keys, tree *Tree, format compress.Format, 
 	executable := slices.Clone(payload)
 	executable[16] = 2
 	add(explain.NotModule, "a program", sign(executable))
+	poked := func(at int, with ...byte) []byte {
+		b := slices.Clone(payload)
+		copy(b[at:], with)
+		return sign(b)
+	}
+	add(explain.NotModule, "cut off", sign(payload[:len(payload)/2]))
+	add(explain.NotModule, "section headers of another size", poked(58, 40))
+	add(explain.NotModule, "too many sections", poked(60, 0xff, 0xff))
+	add(explain.NotModule, "no names of sections", poked(62, 0xf0, 0xff))
+	add(explain.NotModule, "section 0 is one", poked(int(binary.LittleEndian.Uint64(payload[40:]))+4, 1))
+	add(explain.NotModule, "a section beyond the end", poked(int(binary.LittleEndian.Uint64(payload[40:]))+64+24+6, 1))
+	add("", "claims 32 bits", poked(4, 1))
+	add("", "claims another byte order", poked(5, 2))
 	path := filepath.Join(t.TempDir(), "stripped.ko")
 	testmod.Run(t, "strip", "--strip-all", "-o", path, filepath.Join(tree.Objtree, "crypto/md4.ko"))
 	add(explain.NoSymbols, "all symbols stripped", sign(read(t, path)))

@@ -107,9 +107,12 @@ type Cause struct {
 
 // Mend is what to do about a cause.
 type Mend struct {
-	// Command works as it stands in a shell of root. It is empty if no command helps.
+	// Command works as it stands in a shell of root. It is empty if no command helps. If several
+	// modules need a new key, the command for the first makes it.
 	Command string
 	Then    string // what to do after it, or instead of it
+
+	makes, enrols string // what stands around Command if that signs with a key that is to be made
 }
 
 // Report is the answer for one module.

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/cms"
@@ -112,6 +113,7 @@ CONFIG_MODULE_SIG_FORCE=y
 CONFIG_MODULE_SIG_HASH="sha256"
 CONFIG_MODVERSIONS=y
 CONFIG_SECONDARY_TRUSTED_KEYRING=y
+CONFIG_SECURITY_LOCKDOWN_LSM=y
 CONFIG_SYSTEM_BLACKLIST_KEYRING=y
 CONFIG_SYSTEM_REVOCATION_LIST=y
 `
@@ -172,7 +174,12 @@ func again(t testing.TB, key *testmod.Key) *testmod.Key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: key.Certificate.Subject}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: serial, Subject: key.Certificate.Subject,
+		NotBefore: time.Unix(1<<30, 0), NotAfter: time.Unix(1<<31, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -368,6 +375,19 @@ func testCauses(t *testing.T) {
 		{"short text", []byte("text"), configured("CONFIG_MODULE_SIG=n", "CONFIG_MODULE_SIG_FORCE=n"),
 			[]ID{NotModule}, syscall.ENOEXEC,
 			"Invalid ELF header len 4", ""},
+		{"cut off", sign(t, key, hello[:3000]), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header overflow", ""},
+		{"sections beyond the end", sign(t, key, poke(hello, 40, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)), nil,
+			[]ID{NotModule}, syscall.ENOEXEC, "Invalid ELF section header overflow", ""},
+		{"too many sections", sign(t, key, poke(hello, 60, 0xff, 0xff)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header overflow", ""},
+		{"no names of sections", sign(t, key, poke(hello, 62, 0xf0, 0xff)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			fmt.Sprintf("Invalid ELF section name index: 65520 || e_shstrndx (65520) >= e_shnum (%d)",
+				binary.LittleEndian.Uint16(hello[60:])), ""},
+		{"section headers of another size", sign(t, key, poke(hello, 58, 40)), nil, []ID{NotModule}, syscall.ENOEXEC,
+			"Invalid ELF section header size", ""},
+		{"claims 32 bits", sign(t, key, poke(hello, 4, 1)), nil, nil, 0, "", ""},
+		{"claims another byte order", sign(t, key, poke(hello, 5, 2)), nil, nil, 0, "", ""},
 		{"object of a compiler", sign(t, key, testmod.ELF()), nil, []ID{NotModule}, syscall.ENOEXEC,
 			"module made: Exactly one .gnu.linkonce.this_module section must exist.", ""},
 		{"arm64", sign(t, key, otherModule(t, "arm64")), nil, []ID{WrongArchitecture}, syscall.ENOEXEC,
@@ -469,6 +489,13 @@ func check(t *testing.T, r *Report, want []ID, errno syscall.Errno, log string) 
 	if first.Errno != errno || last != log {
 		t.Errorf("errno %d and the line %q, expected %d and %q", int(first.Errno), last, int(errno), log)
 	}
+}
+
+// poke changes bytes.
+func poke(b []byte, at int, bytes ...byte) []byte {
+	b = slices.Clone(b)
+	copy(b[at:], bytes)
+	return b
 }
 
 func otherModule(t testing.TB, arch string) []byte {
@@ -585,7 +612,7 @@ func testReports(t *testing.T) {
 			"MokListTrustedRT is missing", "mokutil --trust-mok"},
 		{"CachyOS/linux-cachyos 862: IMA is off, so that the list of shim is not read",
 			[]string{"CONFIG_HAVE_ARCH_GET_SECUREBOOT=n"},
-			mok(verify.Yes, verify.Yes), MokNotRead, "cannot tell whether Secure Boot is on", "modsign keygen "},
+			mok(verify.Yes, verify.Yes), MokNotRead, "cannot tell whether Secure Boot is on", ""},
 		{"deepin-community/kernel 2144: no keyring .machine", []string{"CONFIG_INTEGRITY_MACHINE_KEYRING=n"},
 			mok(verify.Yes, verify.Yes),
 			NoMachineKeyring, "CONFIG_INTEGRITY_MACHINE_KEYRING is not set", ""},
@@ -595,8 +622,9 @@ func testReports(t *testing.T) {
 			".platform",
 			"mokutil --trust-mok"},
 		{"only authorities", []string{"CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y", "CONFIG_INTEGRITY_TRUSTED_KEYRING=y"},
-			mok(verify.Yes, verify.Yes), NotAuthority, "only certificates of authorities", "openssl req "},
-		{"Secure Boot is off", nil, mok(verify.Yes, verify.No), MokNotRead, "Secure Boot is off", "modsign keygen "},
+			mok(verify.Yes, verify.Yes), NotAuthority, "only certificates of authorities",
+			"test ! -e /root/module-ca-key.pem && test ! -e /root/module-ca.der && openssl req "},
+		{"Secure Boot is off", nil, mok(verify.Yes, verify.No), MokNotRead, "Secure Boot is off", ""},
 		{"in db alone", nil, func(t *testing.T, s *Source) {
 			mok(verify.Yes, verify.Yes)(t, s)
 			s.Keys = source(t, builtin).Keys

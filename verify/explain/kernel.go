@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/vmlinux"
@@ -54,6 +55,10 @@ type Source struct {
 	Firmware *verify.Firmware // what Keys has of the firmware; nil if nothing
 	Known    *Known           // modules that are known to be signed; may be nil
 	KeyPairs []KeyPair        // keys on this machine with which modules can be signed
+
+	// NoShimTable says that shim left no table of its variables on this machine: it did not
+	// start the kernel, or it is an old one.
+	NoShimTable bool
 }
 
 // KeyPair names the files of a private key and its certificate. The package never opens the
@@ -80,6 +85,9 @@ type Kernel struct {
 	crcs      crcs
 	pairs     []pair
 	machineOf string // where machine comes from
+
+	mu   sync.Mutex
+	made bool // a command was given that makes a key
 }
 
 // version is the version of a kernel, zero if it is unknown.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/verify"
 )
 
 func TestParseKnown(t *testing.T) {
@@ -85,6 +86,7 @@ func FuzzSymvers(f *testing.F) {
 
 // The policy of a running kernel, and of another one by its configuration and command line.
 func TestPolicy(t *testing.T) {
+	const lsm = "CONFIG_MODULE_SIG=y\nCONFIG_SECURITY_LOCKDOWN_LSM=y\n"
 	none, integrity := "[none] integrity confidentiality", "none [integrity] confidentiality"
 	for _, test := range []struct {
 		enforce, lockdown, cmdline, config string
@@ -102,8 +104,18 @@ func TestPolicy(t *testing.T) {
 		{"", "", "module.sig_enforce=1", "CONFIG_MODULE_SIG=y\n", SigEnforce},
 		{"", "", "module.sig_enforce", "CONFIG_MODULE_SIG=y\n", SigEnforce},
 		{"", "", "module.sig_enforce=0", "CONFIG_MODULE_SIG=y\n", Tolerant},
-		{"", "", "lockdown=confidentiality", "CONFIG_MODULE_SIG=y\n", Lockdown},
-		{"", "", "", "CONFIG_MODULE_SIG=y\nCONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y\n", Lockdown},
+		{"", "", "lockdown=confidentiality", lsm, Lockdown},
+		{"", "", "lockdown=integrity", "CONFIG_MODULE_SIG=y\n", Tolerant},
+		{"", "", "", lsm + "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y\n", Lockdown},
+		{"", "", "lockdown=integrity lsm=capability", lsm, Tolerant},
+		{"", "", "lockdown=integrity lsm=yama,lockdown", lsm + "CONFIG_LSM=yama\n", Lockdown},
+		{"", "", "lockdown=integrity", lsm + "CONFIG_LSM=yama\n", Tolerant},
+		{"", "", "lockdown=integrity lsm=capability", lsm + "CONFIG_SECURITY_LOCKDOWN_LSM_EARLY=y\n", Lockdown},
+		{"", "", "module.sig-enforce=1", "CONFIG_MODULE_SIG=y\n", SigEnforce},
+		{"", "", `"module.sig_enforce=1"`, "CONFIG_MODULE_SIG=y\n", SigEnforce},
+		{"", "", "module.sig_enforce=1 module.sig_enforce=0", "CONFIG_MODULE_SIG=y\n", SigEnforce},
+		{"", "", "-- module.sig_enforce=1", "CONFIG_MODULE_SIG=y\n", Tolerant},
+		{"", "", `foo="a module.sig_enforce=1"`, "CONFIG_MODULE_SIG=y\n", Tolerant},
 	} {
 		k := &Kernel{}
 		if test.config != "" {
@@ -120,6 +132,47 @@ func TestPolicy(t *testing.T) {
 	}
 	if p := new(Kernel).policyOf("", "", "quiet module_blacklist=a,b", "1"); !p.Disabled || len(p.Blacklist) != 2 {
 		t.Errorf("%+v", p)
+	}
+	for cmdline, want := range map[string]bool{
+		"nomodule": true, "nomodule=0": false, "nomodule nomodule=n": false, "-- nomodule": false,
+		"sysctl.kernel.modules_disabled=1": true, "sysctl/kernel/modules_disabled=1 quiet": true,
+		"sysctl.kernel.modules-disabled=1": false, "sysctl.kernel.modules_disabled=0": false,
+	} {
+		if p := new(Kernel).policyOf("", "", cmdline, ""); p.Disabled != want {
+			t.Errorf("%s: %+v", cmdline, p)
+		}
+	}
+	for _, cmdline := range []string{"module-blacklist=a,b", `module_blacklist="a,b"`, `"module_blacklist=a,b"`} {
+		if p := new(Kernel).policyOf("", "", cmdline, ""); len(p.Blacklist) != 2 || p.Blacklist[1] != "b" {
+			t.Errorf("%s: %+v", cmdline, p)
+		}
+	}
+}
+
+// Whoever gives machine owner keys has Secure Boot taken to be on: for the keys, and so for
+// enforcement.
+func TestPolicySecureBoot(t *testing.T) {
+	config := map[string]string{"CONFIG_MODULE_SIG": "y", "CONFIG_IMA_ARCH_POLICY": "y"}
+	mok := []verify.List{{}}
+	for _, test := range []struct {
+		firmware *verify.Firmware
+		want     Enforcement
+	}{
+		{nil, Tolerant},
+		{&verify.Firmware{}, Tolerant},
+		{&verify.Firmware{MokList: mok}, SigEnforce},
+		{&verify.Firmware{MokList: mok, SecureBoot: verify.No}, Tolerant},
+		{&verify.Firmware{SecureBoot: verify.Yes}, SigEnforce},
+	} {
+		k := &Kernel{Source: Source{Config: config, Firmware: test.firmware}}
+		p := k.policyOf("", "", "", "")
+		if p.Enforcement != test.want {
+			t.Errorf("%+v: %+v", test.firmware, p)
+		}
+		if unless := k.unless(); (test.firmware == nil || len(test.firmware.MokList) == 0 &&
+			test.firmware.SecureBoot == verify.Unknown) != strings.HasPrefix(unless, "with Secure Boot ") {
+			t.Errorf("%+v: %s", test.firmware, unless)
+		}
 	}
 }
 

@@ -1,38 +1,154 @@
 package explain
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
 
+	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/verify"
 )
 
 // resign is how to sign the module with a key that the kernel takes. before is a command that
 // has to come first, options are more words for modsign sign.
 func (j *judge) resign(before string, options ...string) Mend {
 	if p, ok := j.signingPair(); ok {
-		return Mend{Command: before + quote(j.signWords(p.KeyPair, options)...)}
+		return Mend{Command: before + j.sign(p.KeyPair, options)}
 	}
-	if dir, ok := j.inTree(j.path); ok && dir == "kernel" {
-		if m := j.reinstall(); m.Command != "" {
-			return m
+	if m := j.own(); m.Command != "" {
+		return m
+	}
+	if why := j.noOwnerKeys(); why != "" {
+		m := j.builtin(why, options)
+		m.Command = strings.TrimSuffix(before, " && ")
+		return m
+	}
+	for _, p := range j.pairs {
+		if j.mayEnrol(p.cert) {
+			return j.enrol(p.KeyPair, before+j.sign(p.KeyPair, options)+" && ")
 		}
 	}
-	if len(j.pairs) > 0 {
-		p := j.pairs[0].KeyPair
-		return enrol(p, before+quote(j.signWords(p, options)...)+" && ")
+	if j.Keys.Facts().MachineCA == verify.Yes {
+		return j.authority(before, options)
 	}
-	const key, cert = "/root/module-key.pem", "/root/module-key.der"
-	p := KeyPair{Key: key, Cert: cert}
-	m := enrol(p, "modsign keygen -o "+key+" --cert-out "+cert+" && "+before+quote(j.signWords(p, options)...)+" && ")
-	m.Then += "; no key of this machine was found: with --key FILE the command uses yours"
+	return j.withNewKey(newKey, "modsign keygen -o "+newKey.Key+" --cert-out "+newKey.Cert, before, options)
+}
+
+// The files of a key that a command makes. MachineKeys finds them.
+var (
+	newKey       = KeyPair{Key: "/root/module-key.pem", Cert: "/root/module-key.der"}
+	newAuthority = KeyPair{Key: "/root/module-ca-key.pem", Cert: "/root/module-ca.der"}
+)
+
+// withNewKey is how to sign with a key that the command makes.
+func (j *judge) withNewKey(p KeyPair, make, before string, options []string) Mend {
+	m := j.enrol(p, "")
+	return Mend{
+		Command: before + j.sign(p, options),
+		makes:   make + " && ", enrols: " && " + m.Command,
+		Then: m.Then + "; no key of this machine was found: with --key FILE the command uses yours",
+	}
+}
+
+// makeOnce completes a command that signs with a new key. The first one makes the key, and the
+// others, of any module that is explained by this kernel, sign with it.
+func (k *Kernel) makeOnce(m *Mend) {
+	if m.makes == "" {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	makes, enrols := m.makes, m.enrols
+	m.makes, m.enrols = "", ""
+	if !k.made {
+		k.made = true
+		m.Command = makes + m.Command + enrols
+		return
+	}
+	m.Then = "the key is that of the first command that modsign explain gave, which makes it: run that one before"
+}
+
+// sign is the command that signs the module.
+func (j *judge) sign(p KeyPair, options []string) string {
+	words := append([]string{"modsign", "sign", "--key", p.Key, "--cert", p.Cert}, options...)
+	command := quote(append(words, "--", j.path)...)
+	if open(p.Key) {
+		command = quote("chmod", "600", p.Key) + " && " + command
+	}
+	return command
+}
+
+// open reports whether modsign refuses a private key because others can read it. It does not if
+// the key was given to a group, as akmods does.
+func open(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return !ok || info.Mode().Perm()&0o077 != 0o040 || int(st.Gid) == os.Getgid()
+}
+
+// noOwnerKeys says why the kernel counts no machine owner key, whichever it is. It is empty if
+// it may.
+func (j *judge) noOwnerKeys() string {
+	facts := j.Keys.Facts()
+	switch {
+	case facts.LoadUEFI == verify.No:
+		return "it reads no keys of the firmware or shim (CONFIG_LOAD_UEFI_KEYS)"
+	case facts.SecureBoot == verify.No:
+		return "it cannot tell whether Secure Boot is on"
+	case facts.Machine == verify.No && facts.PlatformModules != verify.Yes:
+		return "it has no keyring .machine (CONFIG_INTEGRITY_MACHINE_KEYRING)"
+	case j.Firmware != nil && j.Firmware.SecureBoot == verify.No:
+		return secureBootOff
+	case j.untrusted() && j.NoShimTable:
+		return "shim did not start it, or an old one, which does not say that they are for the kernel too"
+	}
+	return ""
+}
+
+// untrusted reports whether shim does not say that machine owner keys are for the kernel too, and
+// this one cares.
+func (j *judge) untrusted() bool {
+	facts := j.Keys.Facts()
+	return j.Firmware != nil && j.Firmware.MokListTrusted == verify.No && facts.MachineAlways != verify.Yes &&
+		facts.PlatformModules != verify.Yes
+}
+
+const secureBootOff = "Secure Boot is off"
+
+// builtin says what to do where no machine owner key counts.
+func (j *judge) builtin(why string, options []string) Mend {
+	how := ""
+	if len(options) > 0 {
+		how = quote(options...) + " and "
+	}
+	m := Mend{Then: "sign the module with " + how + "a key whose certificate is built into the kernel (with --key FILE " +
+		"there is a command for it): machine owner keys do not count for this kernel, as " + why}
+	if why == secureBootOff {
+		m.Then += "; or boot with Secure Boot on, and enrol a key"
+	}
+	for _, evidence := range j.Policy.Evidence {
+		if by, ok := strings.CutSuffix(evidence, " on the command line"); ok {
+			m.Then += "; or boot without " + by
+		}
+	}
 	return m
 }
 
-func (j *judge) signWords(p KeyPair, options []string) []string {
-	words := append([]string{"modsign", "sign", "--key", p.Key, "--cert", p.Cert}, options...)
-	return append(words, "--", j.path)
+// mayEnrol reports whether a certificate can count if it is enrolled.
+func (j *judge) mayEnrol(c *cms.Certificate) bool {
+	facts := j.Keys.Facts()
+	return facts.MachineCA != verify.Yes || facts.PlatformModules == verify.Yes ||
+		c.CA && c.CertSign && !(facts.MachineCAMax == verify.Yes && c.DigitalSignature)
 }
 
 // anotherKey is how to sign with a key that the kernel takes, if there is one. Else it says
@@ -45,29 +161,53 @@ func (j *judge) anotherKey(instead string) Mend {
 }
 
 // authority is how to make a key whose certificate .machine takes.
-func (j *judge) authority() Mend {
-	if _, ok := j.signingPair(); ok {
-		return j.resign("")
-	}
-	p := KeyPair{Key: "/root/module-ca-key.pem", Cert: "/root/module-ca.der"}
-	return enrol(p,
+func (j *judge) authority(before string, options []string) Mend {
+	p := newAuthority
+	m := j.withNewKey(p, "test ! -e "+p.Key+" && test ! -e "+p.Cert+" && "+
 		"openssl req -new -x509 -newkey rsa:4096 -noenc -days 36500 -subj '/CN=Machine owner key for modules' "+
-			"-addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign -outform DER -keyout "+p.Key+" "+
-			"-out "+p.Cert+" && "+
-			quote(j.signWords(p, nil)...)+" && ")
+		"-addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign -outform DER -keyout "+p.Key+" "+
+		"-out "+p.Cert, before, options)
+	m.Then += "; it does nothing if one of the two files exists"
+	return m
 }
 
-// enrol is how to have the kernel trust a certificate: as a machine owner key.
-func enrol(p KeyPair, before string) Mend {
+// enrol is how to have the kernel trust a certificate: as a machine owner key. mokutil wants it
+// in DER.
+func (j *judge) enrol(p KeyPair, before string) Mend {
 	cert := p.Cert
 	if strings.HasSuffix(cert, ".pem") || strings.HasSuffix(cert, ".crt") {
-		cert = strings.TrimSuffix(cert, filepath.Ext(cert)) + ".der"
-		before += quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
+		cert = unused(strings.TrimSuffix(cert, filepath.Ext(cert)), ".der")
+		before += "test ! -e " + quote(cert) + " && " +
+			quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
+	}
+	command := before + quote("mokutil", "--import", cert)
+	if j.untrusted() {
+		command += " && mokutil --trust-mok"
 	}
 	return Mend{
-		Command: before + quote("mokutil", "--import", cert),
+		Command: command,
 		Then:    "reboot, and confirm the certificate in MokManager with the password that you give to mokutil",
 	}
+}
+
+// unused is the name of a file that does not exist.
+func unused(base, ext string) string {
+	name := base + ext
+	for i := 2; i < 100; i++ {
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		name = fmt.Sprintf("%s-%d%s", base, i, ext)
+	}
+	return name
+}
+
+// own is how to install a module of the distribution's own build again.
+func (j *judge) own() Mend {
+	if dir, ok := j.inTree(j.path); ok && dir == "kernel" {
+		return j.reinstall()
+	}
+	return Mend{}
 }
 
 // replace is how to get the module as its package has it.
@@ -145,15 +285,39 @@ func (j *judge) rebuild() Mend {
 		Then: "run the command in the directory of the module's source"}
 }
 
-// quote makes words for a shell.
+// quote makes words for a shell. One with bytes that a terminal does not show is in the form
+// $'...' of bash, zsh and ksh, which is the same on paper and in the shell.
 func quote(words ...string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:@%^,"
 	quoted := make([]string, len(words))
 	for i, word := range words {
-		quoted[i] = word
-		if word == "" || strings.ContainsFunc(word, func(r rune) bool { return !strings.ContainsRune(plain, r) }) {
+		switch {
+		case !utf8.ValidString(word) || strings.ContainsFunc(word, func(r rune) bool { return !unicode.IsPrint(r) }):
+			quoted[i] = escaped(word)
+		case word == "" || strings.ContainsFunc(word, func(r rune) bool { return !strings.ContainsRune(plain, r) }):
 			quoted[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		default:
+			quoted[i] = word
 		}
 	}
 	return strings.Join(quoted, " ")
+}
+
+// escaped is a word in the form $'...'.
+func escaped(word string) string {
+	var b strings.Builder
+	b.WriteString("$'")
+	for i := range len(word) {
+		switch c := word[i]; {
+		case c == '\'' || c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, "\\%03o", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('\'')
+	return b.String()
 }

@@ -45,6 +45,9 @@ func (j *judge) report(err error) *Report {
 		return j.r
 	}
 	j.r.Verdict = Loads
+	for i := range j.r.Causes {
+		j.makeOnce(&j.r.Causes[i].Mend)
+	}
 	for _, c := range j.r.Causes {
 		switch {
 		case c.Effect == Refuses:
@@ -109,15 +112,7 @@ func (j *judge) file() error {
 // run goes through the steps of the kernel. Its error is that of reading the file.
 func (j *judge) run() error {
 	if j.Policy.Disabled {
-		j.found(Cause{
-			ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
-			Reason: "The kernel loads no module any more: kernel.modules_disabled is 1. It stays so until the " +
-				"machine is " +
-				"rebooted.",
-			Evidence: []string{disabledFile + " is 1"},
-			Mend: Mend{Command: "grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",
-				Then: "remove the line that the command shows, and reboot"},
-		})
+		j.disabled()
 	}
 	closer, err := j.open()
 	if err != nil {
@@ -131,14 +126,40 @@ func (j *judge) run() error {
 	if err != nil {
 		return err
 	}
-	if !j.elf(payload) {
-		return nil
+	if ok, err := j.elf(payload); !ok {
+		return err
 	}
 	j.name()
 	j.layout()
 	j.vermagic()
 	j.livepatch()
 	return j.symbols()
+}
+
+// disabled notes that the kernel loads nothing.
+func (j *judge) disabled() {
+	c := Cause{
+		ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
+		Reason: "The kernel loads no module any more: kernel.modules_disabled is 1. It stays so until the machine is " +
+			"rebooted.",
+		Evidence: []string{disabledFile + " is 1"},
+		Mend: Mend{Command: "grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",
+			Then: "remove the line that the command shows, and reboot"},
+	}
+	if by := j.Policy.disabledBy; by != "" {
+		c.Reason = "The kernel's command line has it load no module at all."
+		c.Evidence = []string{by + " " + j.onCmdline()}
+		c.Mend = Mend{Then: "remove " + by + " in the boot loader's configuration, and reboot"}
+	}
+	j.found(c)
+}
+
+// onCmdline says where a parameter was found.
+func (j *judge) onCmdline() string {
+	if j.Running {
+		return "in " + cmdlineFile
+	}
+	return "on the command line"
 }
 
 // below reports whether a path is below a directory by its name.
@@ -388,23 +409,31 @@ func decompressorLog(format compress.Format, err error) []string {
 
 // elf checks what the kernel checks of the ELF file (elf_validity_cache_copy in
 // kernel/module/main.c, elf_validity_check before 6.5). It reports whether the rest can be
-// looked at.
-func (j *judge) elf(size int64) bool {
+// looked at. Its error is why there is no verdict.
+func (j *judge) elf(size int64) (bool, error) {
 	if c, ok := j.header(size); !ok {
 		j.found(c)
-		return false
+		return false, nil
 	}
-	facts, err := module.ReadFacts(j.content, size)
-	if err == nil {
-		err = module.CheckELF(j.content, size)
-	}
+	file := j.kernelELF(size)
+	line, err := file.check(j.minor)
 	if err != nil {
-		j.found(Cause{
-			ID: NotModule, Effect: Refuses, Errno: syscall.ENOEXEC,
-			Reason:   "The file is not a whole kernel module: it is damaged, cut off, or something else.",
-			Evidence: []string{err.Error()}, Mend: j.replace(),
-		})
-		return false
+		return false, err
+	}
+	if line != "" {
+		c := Cause{
+			ID: NotModule, Effect: Refuses, Errno: syscall.ENOEXEC, Log: []string{line}, Mend: j.replace(),
+			Reason: "The file is not a whole kernel module: it is damaged, cut off, or something else.",
+		}
+		if err := module.CheckELF(file, size); err != nil {
+			c.Evidence = []string{err.Error()}
+		}
+		j.found(c)
+		return false, nil
+	}
+	facts, err := module.ReadFacts(file, size)
+	if err != nil {
+		return false, j.beyond(err)
 	}
 	j.facts = facts
 	r := j.r
@@ -425,7 +454,7 @@ func (j *judge) elf(size int64) bool {
 			Reason: "The file is an object of a compiler and not a module: modpost has not added struct module.",
 			Mend:   j.rebuild(),
 		})
-		return false
+		return false, nil
 	case j.structure != 0 && facts.Struct != j.structure && j.minor.since(6, 4):
 		j.found(Cause{
 			ID: OtherStruct, Effect: Refuses, Errno: syscall.ENOEXEC,
@@ -449,7 +478,18 @@ func (j *judge) elf(size int64) bool {
 			Mend:     j.replace(),
 		})
 	}
-	return true
+	return true, nil
+}
+
+// beyond is for a module that modsign does not read, and the kernel may. If nothing else refuses
+// it, there is no verdict.
+func (j *judge) beyond(err error) error {
+	err = fmt.Errorf("modsign cannot read the module, and the kernel may: %w", err)
+	if !slices.ContainsFunc(j.r.Causes, func(c Cause) bool { return c.Effect == Refuses }) {
+		return err
+	}
+	j.unchecked("%v", err)
+	return nil
 }
 
 // header checks the ELF header, whose errors have lines of their own.
@@ -504,7 +544,7 @@ func (j *judge) name() {
 		ID: NameBlacklisted, Effect: Refuses, Errno: syscall.EPERM, Log: []string{"Module " + j.r.Name +
 			" is blacklisted"},
 		Reason:   "The kernel's command line forbids modules of this name.",
-		Evidence: []string{"module_blacklist=" + strings.Join(j.Policy.Blacklist, ",") + " in " + cmdlineFile},
+		Evidence: []string{"module_blacklist=" + strings.Join(j.Policy.Blacklist, ",") + " " + j.onCmdline()},
 		Mend:     Mend{Then: "remove the name from module_blacklist= in the boot loader's configuration, and reboot"},
 	})
 }

@@ -3,6 +3,7 @@ package explain
 import (
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/keyfile"
@@ -10,7 +11,8 @@ import (
 )
 
 // MachineKeys returns the keys that DKMS, akmods, shim's tools of Debian and Ubuntu, sbctl and
-// a build of the kernel leave on a machine, as far as the files exist below root. release is
+// a build of the kernel leave on a machine, and those that the commands of this package make,
+// as far as the files exist below root. release is
 // that of a kernel, whose build directory may have its key.
 func MachineKeys(root, release string) []KeyPair {
 	if root == "" {
@@ -43,9 +45,15 @@ func MachineKeys(root, release string) []KeyPair {
 		{"var/lib/sbctl/keys/db/db.key", "var/lib/sbctl/keys/db/db.pem"},
 		{"usr/share/secureboot/keys/db/db.key", "usr/share/secureboot/keys/db/db.pem"},
 		{filepath.Join(build, "signing_key.pem"), filepath.Join(build, "signing_key.x509")},
+		newKey, newAuthority,
 	} {
 		pair.Key, pair.Cert = resolve(pair.Key), resolve(pair.Cert)
 		if isFile(pair.Key) && isFile(pair.Cert) {
+			found = append(found, pair)
+		}
+	}
+	for _, pair := range []KeyPair{newKey, newAuthority} { // commands make them here
+		if !slices.Contains(found, pair) && isFile(pair.Key) && isFile(pair.Cert) {
 			found = append(found, pair)
 		}
 	}

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/modsign/modsign/verify"
@@ -25,6 +26,8 @@ type Policy struct {
 	Evidence    []string // what says so
 	Disabled    bool     // it loads no module at all until it is rebooted
 	Blacklist   []string // names of modules that its command line forbids
+
+	disabledBy string // the parameter that does so; empty for a sysctl
 }
 
 // The files of a running kernel.
@@ -56,23 +59,24 @@ func (k *Kernel) policy() Policy {
 // policyOf decides by what the running kernel says, which is empty for another kernel, and by
 // the configuration.
 func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
-	p := Policy{Disabled: disabled == "1"}
-	for _, word := range strings.Fields(cmdline) {
-		if names, ok := strings.CutPrefix(word, "module_blacklist="); ok {
-			p.Blacklist = strings.Split(names, ",")
-		}
+	params := parameters(cmdline)
+	p := Policy{Blacklist: forbidden(params)}
+	if none, ok := loadsNone(params); disabled == "" && ok {
+		p.Disabled, p.disabledBy = true, none.text
 	}
+	p.Disabled = p.Disabled || disabled == "1"
 	decide := func(e Enforcement, evidence ...string) Policy {
 		p.Enforcement, p.Evidence = e, evidence
 		return p
 	}
+	enforcing, onCmdline := enforced(params)
 	switch {
 	case enforce == "Y":
 		return decide(SigEnforce, enforceFile+" is Y")
 	case enforce == "" && k.isNot("MODULE_SIG"):
 		return decide(NoSignatures, "CONFIG_MODULE_SIG is not set")
-	case enforce == "" && enforcedBy(cmdline):
-		return decide(SigEnforce, "module.sig_enforce on the command line")
+	case enforce == "" && onCmdline:
+		return decide(SigEnforce, enforcing.text+" on the command line")
 	case enforce == "" && k.is("MODULE_SIG_FORCE"):
 		return decide(SigEnforce, "CONFIG_MODULE_SIG_FORCE=y")
 	case enforce == "" && k.Config == nil:
@@ -90,8 +94,12 @@ func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
 	case level != "": // none
 		return decide(Tolerant, tolerant, lockdownFile+" is "+level)
 	}
+	mayLock := k.hasLockdown(params)
 	for _, level := range []string{"integrity", "confidentiality"} {
-		if contains(cmdline, "lockdown="+level) {
+		if !mayLock {
+			break
+		}
+		if slices.ContainsFunc(params, func(p parameter) bool { return p.name == "lockdown" && p.value == level }) {
 			return decide(Lockdown, "lockdown="+level+" on the command line")
 		}
 		if symbol := "LOCK_DOWN_KERNEL_FORCE_" + strings.ToUpper(level); k.is(symbol) {
@@ -99,26 +107,29 @@ func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
 		}
 	}
 	// Another kernel on a machine with Secure Boot, as it is after the next boot.
-	if enforce == "" && k.Firmware != nil && k.Firmware.SecureBoot == verify.Yes {
+	if on := k.secureBoot(); enforce == "" && on != "" {
 		switch {
 		case k.is("IMA_ARCH_POLICY"):
-			return decide(SigEnforce, "Secure Boot is on, and CONFIG_IMA_ARCH_POLICY=y")
-		case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
-			return decide(Lockdown, "Secure Boot is on, and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y")
+			return decide(SigEnforce, on+", and CONFIG_IMA_ARCH_POLICY=y")
+		case mayLock && k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
+			return decide(Lockdown, on+", and CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y")
 		}
 	}
 	return decide(Tolerant, tolerant)
 }
 
-// enforcedBy reports whether a command line has the kernel enforce signatures.
-func enforcedBy(cmdline string) bool {
-	for _, word := range strings.Fields(cmdline) {
-		name, value, _ := strings.Cut(word, "=")
-		if name == "module.sig_enforce" && (value == "" || strings.ContainsAny(value[:1], "1yY") || value == "on") {
-			return true
-		}
+// secureBoot says that Secure Boot is on, or taken to be on as verify.Keyring takes it: if it
+// is unknown, machine owner keys count, and they do so with Secure Boot alone. It is empty if
+// nothing is assumed.
+func (k *Kernel) secureBoot() string {
+	switch f := k.Firmware; {
+	case f == nil:
+	case f.SecureBoot == verify.Yes:
+		return "Secure Boot is on"
+	case f.SecureBoot == verify.Unknown && len(f.MokList) > 0:
+		return "Secure Boot is taken to be on, as machine owner keys are given"
 	}
-	return false
+	return ""
 }
 
 // unless says what may still make a tolerant kernel enforce signatures.
@@ -126,13 +137,16 @@ func (k *Kernel) unless() string {
 	switch {
 	case k.Running:
 		return ""
-	case k.Firmware != nil && k.Firmware.SecureBoot != verify.Unknown:
+	case k.secureBoot() != "" || k.Firmware != nil && k.Firmware.SecureBoot == verify.No:
 	case k.is("IMA_ARCH_POLICY"):
 		return "with Secure Boot it enforces signatures (CONFIG_IMA_ARCH_POLICY=y) and refuses the module; " +
 			"so it does with module.sig_enforce=1 or lockdown=integrity on its command line"
 	case k.is("LOCK_DOWN_IN_EFI_SECURE_BOOT"):
 		return "with Secure Boot it is locked down (CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT=y) and refuses the module; " +
 			"so it does with module.sig_enforce=1 on its command line"
+	}
+	if k.isNot("SECURITY_LOCKDOWN_LSM") {
+		return "with module.sig_enforce=1 on its command line it refuses the module"
 	}
 	return "with module.sig_enforce=1 or lockdown=integrity on its command line it refuses the module"
 }

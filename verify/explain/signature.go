@@ -99,6 +99,8 @@ func (j *judge) tolerated(c *Cause, inner syscall.Errno, log []string) {
 		c.Log = append(c.Log[:last],
 			"Lockdown: modprobe: unsigned module loading is restricted; see man kernel_lockdown.7")
 		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
+	case SigEnforce:
+		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
 	case Tolerant:
 		c.Effect, c.Errno, c.Inner = TaintsIt, 0, 0
 		c.Log = append(c.Log[:last], j.nameOr()+
@@ -113,15 +115,24 @@ func (j *judge) tolerated(c *Cause, inner syscall.Errno, log []string) {
 
 // nameOr is the name of the module before its facts are read.
 func (j *judge) nameOr() string {
-	tags, err := module.Modinfo(j.content, j.content.size)
-	if err == nil {
-		for _, tag := range tags {
-			if name, ok := strings.CutPrefix(tag, "name="); ok {
-				return name
-			}
-		}
+	if name := j.tag("name"); name != "" {
+		return name
 	}
 	return "MODULE"
+}
+
+// tag reads a tag of .modinfo before the facts are read. It is empty without one.
+func (j *judge) tag(name string) string {
+	tags, err := module.Modinfo(j.kernelELF(j.content.size), j.content.size)
+	if err != nil {
+		return ""
+	}
+	for _, tag := range tags {
+		if value, ok := strings.CutPrefix(tag, name+"="); ok {
+			return value
+		}
+	}
+	return ""
 }
 
 // notSigned finds out whether a module has lost a signature.
@@ -153,14 +164,28 @@ func (j *judge) notSigned(r verify.Result) error {
 		j.judged(r, c)
 		return nil
 	}
-	lost, err := j.lost()
+	lost, listed, err := j.lost()
 	if err != nil {
 		return err
 	}
-	if len(lost) > 0 {
+	cut, rest := j.cutOff()
+	switch {
+	case cut != "":
+		c.Reason = "The module carries no signature: the file is cut off, and a signature would be at its end."
+		c.Evidence, c.Mend = append(c.Evidence, cut), j.replace()
+	case rest != "":
 		c.ID = SignatureLost
-		c.Reason = "The module carries no signature, and it should: a strip or another program that rewrites " +
-			"ELF files has dropped it."
+		c.Reason = "The module carries no whole signature, and something follows the ELF file: most likely the file is " +
+			"cut off within its signature."
+		c.Evidence, c.Mend = append(append(c.Evidence, rest), lost...), j.replace()
+	case len(lost) > 0:
+		c.ID = SignatureLost
+		c.Reason = "The module carries no signature, and others of its build do: it was never signed, as one fresh from a " +
+			"build tree, or a strip or another program that rewrites ELF files has dropped its signature."
+		if listed {
+			c.Reason = "The module carries no signature, and it is known as a signed one: most likely a strip or another " +
+				"program that rewrites ELF files has dropped it."
+		}
 		c.Evidence = append(c.Evidence, lost...)
 		if dir, _ := j.inTree(j.path); dir == "kernel" {
 			c.Mend = j.replace()
@@ -189,11 +214,26 @@ func (j *judge) behindSignature() (int64, error) {
 	return j.content.size - end, nil
 }
 
-// lost returns what says that an unsigned module was signed.
-func (j *judge) lost() (evidence []string, err error) {
-	facts, err := module.ReadFacts(j.content, j.content.size)
+// cutOff tells what says that the end of an unsigned module is missing: that of the ELF file, or
+// that of the signature behind it.
+func (j *judge) cutOff() (cut, rest string) {
+	file := j.kernelELF(j.content.size)
+	end, err := module.End(file, j.content.size)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "cut off"):
+		return err.Error(), ""
+	case err != nil: // elf says what it is
+	case end < j.content.size:
+		return "", fmt.Sprintf("the ELF file ends at offset %d, and %d bytes follow", end, j.content.size-end)
+	}
+	return "", ""
+}
+
+// lost returns what says that an unsigned module was signed, and whether a list does.
+func (j *judge) lost() (evidence []string, listed bool, err error) {
+	facts, err := module.ReadFacts(j.kernelELF(j.content.size), j.content.size)
 	if err != nil {
-		return nil, nil // elf says so
+		return nil, false, nil // elf says so
 	}
 	if name, ok := j.Known.find(fmt.Sprintf("%x", facts.BuildID)); ok {
 		evidence = append(evidence,
@@ -203,13 +243,14 @@ func (j *judge) lost() (evidence []string, err error) {
 	if j.Known.Len() > 0 {
 		sum, err := j.sum(j.content.size)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if name, ok := j.Known.find(sum); ok {
 			evidence = append(evidence,
 				fmt.Sprintf("its SHA-256 is that of %s, which is on the list of signed modules", name))
 		}
 	}
+	listed = len(evidence) > 0
 	magic, _ := facts.Tag("vermagic")
 	_, in := facts.Tag("intree")
 	if own := in && j.Kernel.Vermagic != "" && magic == j.Kernel.Vermagic; own {
@@ -225,25 +266,24 @@ func (j *judge) lost() (evidence []string, err error) {
 	if stripped := j.stripped(facts); len(evidence) > 0 && stripped != "" {
 		evidence = append(evidence, stripped)
 	}
-	return evidence, nil
+	return evidence, listed, nil
 }
 
 // unsupported explains a signature of a kind or with algorithms that the kernel does not have.
 func (j *judge) unsupported(r verify.Result) {
-	c := Cause{ID: HashNotInKernel, Evidence: []string{r.Err.Error()}, Mend: j.resign("")}
+	c := Cause{ID: HashNotInKernel, Evidence: []string{r.Err.Error()}, Mend: j.resign("", "--hash", j.bestHash())}
 	c.Reason = "The kernel cannot verify the signature: it does not know its hash or its algorithm."
 	switch {
 	case errors.Is(r.Err, module.ErrIDType) || strings.Contains(r.Err.Error(), "Merkle"):
-		c.ID = SignatureType
+		c.ID, c.Mend = SignatureType, j.resign("")
 		c.Reason = "The kernel takes signatures of the kind PKCS#7 alone, and the module has another kind."
 	case j.Keys.HashesOnly():
 		c.ID, c.Mend = NotInHashList, j.replace()
 		c.Reason = "The kernel loads modules by their hashes, and does not have this one's. It accepts no signatures."
 	case len(r.Signers) > 0 && !j.hasHash(r.Signers[0].Hash):
 		c.Reason = fmt.Sprintf("The signature uses %s, which this kernel does not know.", r.Signers[0].Hash)
-		c.Mend = j.resign("", "--hash", j.bestHash())
 	case len(r.Signers) > 0:
-		c.ID = AlgorithmMissing
+		c.ID, c.Mend = AlgorithmMissing, j.resign("")
 		c.Reason = fmt.Sprintf("The signature uses %s with %s, which this kernel cannot verify.",
 			r.Signers[0].Algorithm,
 			r.Signers[0].Hash)
@@ -407,9 +447,9 @@ func (j *judge) badSignature(r verify.Result, outer module.Layer) error {
 	}
 	if what.ID != "" {
 		c.ID, c.Reason, c.Evidence = what.ID, what.Reason, what.Evidence
-		if what.Mend != (Mend{}) {
-			c.Mend = what.Mend
-		}
+	}
+	if m := j.own(); m.Command != "" {
+		c.Mend = m
 	}
 	j.fatal(r, c)
 	return nil

@@ -33,6 +33,9 @@ const maxSymvers = 1 << 20
 // open reads the Module.symvers, if there is one.
 func (c *crcs) open(k *Kernel) {
 	if k.isNot("MODVERSIONS") {
+		if k.Symvers != "" {
+			k.note("%s is not read: %s has no versions of symbols (CONFIG_MODVERSIONS is not set)", k.Symvers, k.Name)
+		}
 		return
 	}
 	c.known = make(map[string]uint32)
