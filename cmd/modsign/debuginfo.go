@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/sign"
 )
 
@@ -55,5 +56,5 @@ func refuseUnsplit(ctx context.Context, tree *sign.Tree, dir string, options sig
 	err = fmt.Errorf("%s has debug information, and %s has no debug file of it%s: stripping it later removes signatures",
 		missing[0], dir, more)
 	return withHint(err, "sign after find-debuginfo (see %%modsign_spec_install_post), "+
-		"split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", quote(dir))
+		"split it off with --split-debug %s, or build without a debuginfo package (%%debug_package %%{nil})", shell.Quote(dir))
 }

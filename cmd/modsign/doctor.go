@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/machine"
 )
@@ -117,7 +118,7 @@ func (o *doctorOptions) again() string {
 		{"root", strings.TrimSuffix(o.root, "/")}, {"installed", o.kernel}, {"kernel", o.image}, {"config", o.config},
 	} {
 		if flag.value != "" {
-			command += " --" + flag.name + " " + quote(flag.value)
+			command += " --" + flag.name + " " + shell.Quote(flag.value)
 		}
 	}
 	return command

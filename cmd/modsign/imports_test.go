@@ -40,9 +40,9 @@ var mayImport = map[string][]string{
 	"cmd/modsign": {
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
-		"internal/perjob", "internal/rsabatch", "internal/terminal", "internal/undump", "kbuild", "kernelimage", "keygen",
-		"keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy", "verify",
-		"verify/explain", "verify/machine",
+		"internal/perjob", "internal/rsabatch", "internal/shell", "internal/terminal", "internal/undump", "kbuild",
+		"kernelimage", "keygen", "keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy",
+		"verify", "verify/explain", "verify/machine",
 	},
 	"hashlist": {
 		"internal/archive", "internal/atomicfile", "internal/dirfd", "internal/elfstrip", "internal/failures",
@@ -51,6 +51,7 @@ var mayImport = map[string][]string{
 	"internal/module":        {"internal/compress", "internal/dirfd"},
 	"internal/onetime":       {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
 	"internal/perjob":        nil,
+	"internal/shell":         nil,
 	"internal/pkcs11":        {"internal/cms", "internal/keyfile"},
 	"internal/rsabatch":      nil,
 	"internal/siglayout":     {"internal/module"},
@@ -91,10 +92,12 @@ var mayImport = map[string][]string{
 		"internal/batch", "internal/vmlinux",
 	},
 	"verify/explain": {
-		"internal/archive", "internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/vmlinux",
-		"verify",
+		"internal/archive", "internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/shell",
+		"internal/vmlinux", "verify",
 	},
-	"verify/machine":   {"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "verify"},
+	"verify/machine": {
+		"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "internal/shell", "verify",
+	},
 	"internal/testmod": {"internal/mldsamu"},
 
 	// For tests alone, as testmod is.

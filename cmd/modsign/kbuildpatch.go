@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/kbuildrun"
+	"github.com/modsign/modsign/internal/shell"
 )
 
 type kbuildPatch struct {
@@ -83,7 +84,7 @@ func (o *kbuildPatch) run(u *ui) error {
 	switch {
 	case err != nil && before != nil && len(before.Other) > 0 && len(before.With) == 0:
 		return withHint(err, "modsign kbuild patch --print --srctree %s | patch -p1 -d %[1]s applies what it can, "+
-			"and leaves .rej files to apply by hand", quote(p.Srctree))
+			"and leaves .rej files to apply by hand", shell.Quote(p.Srctree))
 	case err != nil:
 		return err
 	case before.Applied():

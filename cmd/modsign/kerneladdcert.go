@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/kernelimage"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
@@ -128,9 +129,9 @@ func (o *kernelAddCertOptions) explain(image string, err error) error {
 		return withHint(err, "use --drop-signature, and sign the new image with sbsign")
 	case errors.Is(err, kernelimage.ErrNoRoom):
 		return withHint(err, "in the kernel's build tree: modsign kernel add-cert vmlinux --cert %s && make bzImage",
-			quote(o.cert))
+			shell.Quote(o.cert))
 	case errors.Is(err, kernelimage.ErrWrapped):
-		return withHint(err, "take the kernel out of %s, add the certificate to it, and make the image again", quote(image))
+		return withHint(err, "take the kernel out of %s, add the certificate to it, and make the image again", shell.Quote(image))
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 
 	"github.com/modsign/modsign/internal/keyfile"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/keygen/keystore"
@@ -54,7 +55,7 @@ func keyHint(err error) string {
 	} else if ok {
 		hint = "the next make makes a new key, and links its certificate into the kernel"
 	}
-	return fileInHint.ReplaceAllLiteralString(hint, quote(e.Path))
+	return fileInHint.ReplaceAllLiteralString(hint, shell.Quote(e.Path))
 }
 
 // storeHint says what to do about a key that is not a file.
@@ -94,7 +95,7 @@ func nameInsecureFlag(err error) error {
 // done.
 func hintFor(path string, err error) error {
 	if e, ok := errors.AsType[*keyfile.HintError](err); ok && e.Hint != "" {
-		return withHint(err, "%s", fileInHint.ReplaceAllLiteralString(e.Hint, quote(path)))
+		return withHint(err, "%s", fileInHint.ReplaceAllLiteralString(e.Hint, shell.Quote(path)))
 	}
 	return err
 }

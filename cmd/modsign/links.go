@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/sign"
 )
@@ -65,11 +66,11 @@ func depmod(dir string) string {
 	}
 	switch {
 	case !ok:
-		return "run depmod for the modules in " + quote(dir)
+		return "run depmod for the modules in " + shell.Quote(dir)
 	case base == "" || base == "/usr" && isLink("/lib"):
-		return "depmod " + quote(version)
+		return "depmod " + shell.Quote(version)
 	}
-	return "depmod -b " + quote(base, version)
+	return "depmod -b " + shell.Quote(base, version)
 }
 
 func isLink(path string) bool {

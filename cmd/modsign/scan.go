@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/keygen/keyscan"
 )
 
@@ -131,7 +132,7 @@ func (o *scanOptions) show(u *ui, r *keyscan.Report, took time.Duration) {
 		u.Note("note: %s: not scanned: the kernel makes its files", dir)
 	}
 	for _, pattern := range r.Unused {
-		u.Note("note: --exclude %s matches nothing", quote(pattern))
+		u.Note("note: --exclude %s matches nothing", shell.Quote(pattern))
 	}
 	if u.JSON {
 		u.Object(newJSONScanSummary(r, took))

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/modsign/modsign/internal/onetime"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/sign"
 )
@@ -56,9 +57,9 @@ func (o *signOptions) afterOneTime(w *work, cert *onetime.Cert, roots []string) 
 	certs := ""
 	for _, kept := range cert.Kept {
 		w.ui.Note("kept %s, the certificate of an earlier run: modules may still carry its signature", kept)
-		certs += " --cert " + quote(kept)
+		certs += " --cert " + shell.Quote(kept)
 	}
 	if !o.detached && w.summary.Signed > 0 {
-		w.ui.Hint("modsign verify --cert %s%s %s", quote(w.cert), certs, quote(o.written(roots)...))
+		w.ui.Hint("modsign verify --cert %s%s %s", shell.Quote(w.cert), certs, shell.Quote(o.written(roots)...))
 	}
 }

@@ -351,7 +351,8 @@ func TestRecognize(t *testing.T) {
 		t.Errorf("missing file: %v", err)
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "version"), []byte("Directory Transport Version: 1.1\n"), 0o644); err != nil {
+	version := []byte("Directory Transport Version: 1.1\n")
+	if err := os.WriteFile(filepath.Join(dir, "version"), version, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	skopeo, err := Open(dir, Limits{})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/modsign/modsign/internal/archive"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -94,7 +95,7 @@ func (k *Kernel) archived(ctx context.Context, pkg string, m archive.Module) *Re
 	report := j.report(err)
 	for i := range report.Causes {
 		mend := &report.Causes[i].Mend
-		if strings.Contains(mend.Command, quote(j.path)) {
+		if strings.Contains(mend.Command, shell.Quote(j.path)) {
 			*mend = Mend{Then: "mend the module in the tree that the package is built from, and build the package again: " +
 				"modsign explain gives the command for the file there"}
 		}

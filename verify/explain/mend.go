@@ -8,11 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -78,9 +77,9 @@ func (k *Kernel) makeOnce(m *Mend) {
 // sign is the command that signs the module.
 func (j *judge) sign(p KeyPair, options []string) string {
 	words := append([]string{"modsign", "sign", "--key", p.Key, "--cert", p.Cert}, options...)
-	command := quote(append(words, "--", j.path)...)
+	command := shell.Quote(append(words, "--", j.path)...)
 	if open(p.Key) {
-		command = quote("chmod", "600", p.Key) + " && " + command
+		command = shell.Quote("chmod", "600", p.Key) + " && " + command
 	}
 	return command
 }
@@ -129,7 +128,7 @@ const secureBootOff = "Secure Boot is off"
 func (j *judge) builtin(why string, options []string) Mend {
 	how := ""
 	if len(options) > 0 {
-		how = quote(options...) + " and "
+		how = shell.Quote(options...) + " and "
 	}
 	m := Mend{Then: "sign the module with " + how + "a key whose certificate is built into the kernel (with --key FILE " +
 		"there is a command for it): machine owner keys do not count for this kernel, as " + why}
@@ -177,10 +176,10 @@ func (j *judge) enrol(p KeyPair, before string) Mend {
 	cert := p.Cert
 	if strings.HasSuffix(cert, ".pem") || strings.HasSuffix(cert, ".crt") {
 		cert = unused(strings.TrimSuffix(cert, filepath.Ext(cert)), ".der")
-		before += "test ! -e " + quote(cert) + " && " +
-			quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
+		before += "test ! -e " + shell.Quote(cert) + " && " +
+			shell.Quote("openssl", "x509", "-in", p.Cert, "-outform", "DER", "-out", cert) + " && "
 	}
-	command := before + quote("mokutil", "--import", cert)
+	command := before + shell.Quote("mokutil", "--import", cert)
 	if j.untrusted() {
 		command += " && mokutil --trust-mok"
 	}
@@ -234,19 +233,19 @@ func (j *judge) reinstall() Mend {
 	}
 	prefix := ""
 	if root != "/" {
-		prefix = quote("chroot", root) + " "
+		prefix = shell.Quote("chroot", root) + " "
 	}
 	switch {
 	case isFile(filepath.Join(root, "var/lib/dpkg/status")):
 		return Mend{Command: prefix + `apt-get install --reinstall "$(` + prefix + `dpkg-query --search ` +
-			quote("*"+path) +
+			shell.Quote("*"+path) +
 			` | cut -d: -f1)"`}
 	case isFile(filepath.Join(root, "usr/bin/dnf")):
-		return Mend{Command: prefix + `dnf reinstall "$(` + prefix + `rpm -qf ` + quote(path) + `)"`}
+		return Mend{Command: prefix + `dnf reinstall "$(` + prefix + `rpm -qf ` + shell.Quote(path) + `)"`}
 	case isFile(filepath.Join(root, "usr/bin/zypper")):
-		return Mend{Command: prefix + `zypper install --force "$(` + prefix + `rpm -qf ` + quote(path) + `)"`}
+		return Mend{Command: prefix + `zypper install --force "$(` + prefix + `rpm -qf ` + shell.Quote(path) + `)"`}
 	case isFile(filepath.Join(root, "usr/bin/pacman")):
-		return Mend{Command: prefix + `pacman -S "$(` + prefix + `pacman -Qqo ` + quote("/usr"+path) + `)"`}
+		return Mend{Command: prefix + `pacman -S "$(` + prefix + `pacman -Qqo ` + shell.Quote("/usr"+path) + `)"`}
 	}
 	return Mend{}
 }
@@ -267,57 +266,20 @@ func (j *judge) rebuild() Mend {
 	if len(built) > 0 {
 		dir := filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(built[0]))))
 		source := filepath.Base(filepath.Dir(dir)) + "/" + filepath.Base(dir)
-		return Mend{Command: quote("dkms", "install", "--force", source, "-k", release)}
+		return Mend{Command: shell.Quote("dkms", "install", "--force", source, "-k", release)}
 	}
 	if own, err := j.Find(name); err == nil && own != j.path && evaluated(own) != evaluated(j.path) {
 		if j.Running {
-			return Mend{Command: quote("modprobe", name), Then: "this loads " + own +
+			return Mend{Command: shell.Quote("modprobe", name), Then: "this loads " + own +
 				", which is installed for this kernel"}
 		}
-		return Mend{Command: quote("modsign", "explain", "--installed", release, "--", own),
+		return Mend{Command: shell.Quote("modsign", "explain", "--installed", release, "--", own),
 			Then: "the module that is installed for this kernel is " + own}
 	}
 	if dir, ok := j.inTree(j.path); ok && dir == "kernel" {
 		return j.replace()
 	}
 	build := fmt.Sprintf("/lib/modules/%s/build", release)
-	return Mend{Command: "make -C " + quote(build) + ` M="$PWD" modules`,
+	return Mend{Command: "make -C " + shell.Quote(build) + ` M="$PWD" modules`,
 		Then: "run the command in the directory of the module's source"}
-}
-
-// quote makes words for a shell. One with bytes that a terminal does not show is in the form
-// $'...' of bash, zsh and ksh, which is the same on paper and in the shell.
-func quote(words ...string) string {
-	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:@%^,"
-	quoted := make([]string, len(words))
-	for i, word := range words {
-		switch {
-		case !utf8.ValidString(word) || strings.ContainsFunc(word, func(r rune) bool { return !unicode.IsPrint(r) }):
-			quoted[i] = escaped(word)
-		case word == "" || strings.ContainsFunc(word, func(r rune) bool { return !strings.ContainsRune(plain, r) }):
-			quoted[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-		default:
-			quoted[i] = word
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-// escaped is a word in the form $'...'.
-func escaped(word string) string {
-	var b strings.Builder
-	b.WriteString("$'")
-	for i := range len(word) {
-		switch c := word[i]; {
-		case c == '\'' || c == '\\':
-			b.WriteByte('\\')
-			b.WriteByte(c)
-		case c < ' ' || c > '~':
-			fmt.Fprintf(&b, "\\%03o", c)
-		default:
-			b.WriteByte(c)
-		}
-	}
-	b.WriteByte('\'')
-	return b.String()
 }

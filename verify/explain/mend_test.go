@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/verify"
 )
@@ -119,7 +120,7 @@ func TestOddNames(t *testing.T) {
 	testmod.Program(t, "bash", "bash")
 	for _, name := range []string{"n\nl.ko", "\x1b[31m.ko", "\xff\xfe1.ko", "it's\t\\.ko", "\u202eok.\xc3", "plain.ko",
 		"\u00fc x.ko"} {
-		quoted := quote(name)
+		quoted := shell.Quote(name)
 		if strings.ContainsFunc(quoted, func(r rune) bool { return r < ' ' || r == 0xfffd || r == 0x202e }) {
 			t.Errorf("%q is %q", name, quoted)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -295,7 +296,7 @@ func (j *judge) misnamed(e *module.MisnamedError) {
 		Reason: "The name of the file claims another compression than its content has. kmod goes by the " +
 			"content and loads such a file; programs that go by the name do not.",
 		Evidence: []string{e.Error()},
-		Mend:     Mend{Command: quote("mv", "-i", "--", j.path, right), Then: "run depmod"},
+		Mend:     Mend{Command: shell.Quote("mv", "-i", "--", j.path, right), Then: "run depmod"},
 	})
 }
 
@@ -327,7 +328,7 @@ func (j *judge) signedCompressed(format compress.Format, b []byte, layer module.
 		Evidence: []string{fmt.Sprintf("a signature of %d bytes follows the %d bytes of %s data", layer.Info.SigLen,
 			layer.Offset,
 			format)},
-		Mend: j.resign(fmt.Sprintf("%s && ", quote("truncate", "-s", fmt.Sprint(layer.Offset), "--", j.path))),
+		Mend: j.resign(fmt.Sprintf("%s && ", shell.Quote("truncate", "-s", fmt.Sprint(layer.Offset), "--", j.path))),
 	}
 	inside, err := module.Layers(j.content, j.content.size)
 	switch {
@@ -340,7 +341,7 @@ func (j *judge) signedCompressed(format compress.Format, b []byte, layer module.
 		c.Reason = fmt.Sprintf("A second signature was appended to the %s file, where the kernel does not look. "+
 			"The module inside is "+
 			"signed as well.", format)
-		c.Mend = Mend{Command: quote("truncate", "-s", fmt.Sprint(layer.Offset), "--", j.path)}
+		c.Mend = Mend{Command: shell.Quote("truncate", "-s", fmt.Sprint(layer.Offset), "--", j.path)}
 	case j.Policy.Enforcement == NoSignatures:
 		c.Effect = May
 	default:
@@ -369,7 +370,7 @@ func (j *judge) compressed(format compress.Format, r io.ReaderAt, size int64) {
 		Reason: fmt.Sprintf("The kernel decompresses %s itself, and does not read this form of it. The "+
 			"signature is inside and "+
 			"stays good if the module is compressed again.", format),
-		Mend: Mend{Command: recompress[0] + " " + quote("--", j.path) + " && " + recompress[1] + " " + quote("--",
+		Mend: Mend{Command: recompress[0] + " " + shell.Quote("--", j.path) + " && " + recompress[1] + " " + shell.Quote("--",
 			base)},
 	}
 	inKernel := j.Compression == format.String()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -159,7 +160,7 @@ func (j *judge) notSigned(r verify.Result) error {
 			c.Evidence = append(c.Evidence, "without them the signature is good")
 		}
 		if j.r.Compression == "none" && good.Verdict == verify.Trusted {
-			c.Mend = Mend{Command: quote("truncate", "-s", fmt.Sprint(j.content.size-behind), "--", j.path)}
+			c.Mend = Mend{Command: shell.Quote("truncate", "-s", fmt.Sprint(j.content.size-behind), "--", j.path)}
 		}
 		j.judged(r, c)
 		return nil

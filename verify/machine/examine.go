@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -316,7 +317,7 @@ func (e *examination) moduleCerts(certs []moduleCert) {
 				continue
 			}
 			text := fmt.Sprintf("%s signs modules with the key of %s, which the kernel does not have.", c.program, c.path)
-			command, level := "mokutil --import "+quote(c.path), e.refusing()
+			command, level := "mokutil --import "+shell.Quote(c.path), e.refusing()
 			if e.incomplete {
 				text = fmt.Sprintf("%s signs modules with the key of %s, which was not found in what could be read.", c.program,
 					c.path)
@@ -346,7 +347,7 @@ func (e *examination) privateKeys(keys []keyFile) {
 		e.add(Finding{Leaks, "key-readable", k.path,
 			fmt.Sprintf("%s holds a private key, and %s: its mode is %04o.", k.path, k.open, k.info.Mode().Perm()),
 			"Whoever has it signs modules that every kernel with its certificate loads: take the key for known, and " +
-				"make a new one.", "chmod 0600 " + quote(k.path)})
+				"make a new one.", "chmod 0600 " + shell.Quote(k.path)})
 	}
 }
 
@@ -356,12 +357,4 @@ func sentence(words string) string {
 		return ""
 	}
 	return strings.ToUpper(words[:1]) + strings.TrimSuffix(words[1:], ".") + "."
-}
-
-// quote makes a word for a shell.
-func quote(word string) string {
-	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:@%^,") == "" {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
