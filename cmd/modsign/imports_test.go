@@ -41,7 +41,8 @@ var mayImport = map[string][]string{
 		"hashlist", "internal/atomicfile", "internal/cms", "internal/compress", "internal/detached",
 		"internal/dirfd", "internal/kbuildrun", "internal/keyfile", "internal/module", "internal/onetime",
 		"internal/perjob", "internal/rsabatch", "internal/shell", "internal/terminal", "internal/undump", "kbuild",
-		"kernelimage", "keygen", "keygen/agent", "keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy",
+		"kernelimage", "keygen", "keygen/agent",
+		"keygen/audit", "keygen/keyscan", "keygen/keystore", "sign", "sign/manifest", "sign/policy",
 		"verify", "verify/explain", "verify/machine",
 	},
 	"hashlist": {
