@@ -21,7 +21,7 @@ const thisModule = "github.com/modsign/modsign/"
 // arrows point down, and the public packages do not know each other. Only the
 // command meets everything.
 var mayImport = map[string][]string{
-	"internal/archive":    {"internal/batch", "internal/compress", "internal/module"},
+	"internal/archive":    {"internal/batch", "internal/compress", "internal/module", "internal/pe"},
 	"internal/atomicfile": {"internal/dirfd"},
 	"internal/batch":      nil,
 	"internal/cms":        {"internal/mldsamu"},
@@ -51,6 +51,7 @@ var mayImport = map[string][]string{
 	},
 	"internal/module":        {"internal/compress", "internal/dirfd"},
 	"internal/onetime":       {"internal/atomicfile", "internal/cms", "internal/dirfd", "keygen", "verify"},
+	"internal/pe":            nil,
 	"internal/perjob":        nil,
 	"internal/shell":         nil,
 	"internal/pkcs11":        {"internal/cms", "internal/keyfile"},
@@ -58,7 +59,7 @@ var mayImport = map[string][]string{
 	"internal/siglayout":     {"internal/module"},
 	"internal/terminal":      nil,
 	"internal/undump":        nil,
-	"internal/vmlinux":       {"internal/compress"},
+	"internal/vmlinux":       {"internal/compress", "internal/pe"},
 	"internal/signerprogram": {"internal/keyfile"},
 	"internal/tpmkey":        {"internal/keyfile"},
 	"internal/kbuildrun": {

@@ -258,7 +258,7 @@ func recognize(r io.ReaderAt, size int64) (Kind, error) {
 		}
 		return kind, nil
 	}
-	if isUKI(r, head) {
+	if isUKI(r) {
 		return UKI, nil
 	}
 	if compress.StreamFormat(head) == "" {

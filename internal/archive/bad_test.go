@@ -80,8 +80,8 @@ func TestBad(t *testing.T) {
 			want: "no image"},
 		"image, digest out of the layout": {content: tarOf(t, file(layoutFile, "{}"), file(indexFile,
 			`{"manifests":[{"digest":"sha256:../../../etc/passwd"}]}`)), want: "digest of another form"},
-		"UKI, section lies": {content: pe(".linux", "kernel", ".initrd", newcEnd)[:150], want: "cut off"},
-		"UKI, no initramfs": {content: pe(".linux", "kernel", ".initrd", "rubbish"), want: "neither a cpio archive"},
+		"UKI, section lies": {content: peOf(".linux", "kernel", ".initrd", newcEnd)[:150], want: "cut off"},
+		"UKI, no initramfs": {content: peOf(".linux", "kernel", ".initrd", "rubbish"), want: "neither a cpio archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, err := New(bytes.NewReader([]byte(test.content)), int64(len(test.content)), test.limits)
@@ -521,7 +521,7 @@ func FuzzImage(f *testing.F) {
 }
 
 func FuzzUKI(f *testing.F) {
-	fuzz(f, pe(".linux", "K", ".initrd", newc("a.ko", 0o100644, 1, 1, "m")+newcEnd, ".ucode", newcEnd))
+	fuzz(f, peOf(".linux", "K", ".initrd", newc("a.ko", 0o100644, 1, 1, "m")+newcEnd, ".ucode", newcEnd))
 }
 
 // TestNothingQuoted has archives with something secret where the format has to be: no error

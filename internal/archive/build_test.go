@@ -125,8 +125,8 @@ func dockerTar(t testing.TB, layers ...string) string {
 	return tarOf(t, append(files, file(manifestFile, string(b)))...)
 }
 
-// pe returns a PE file of sections in order: name, content, name, content.
-func pe(sections ...string) string {
+// peOf returns a PE file of sections in order: name, content, name, content.
+func peOf(sections ...string) string {
 	b := append([]byte("MZ"), make([]byte, 0x3a)...)
 	b = binary.LittleEndian.AppendUint32(b, 0x40)
 	b = append(b, "PE\x00\x00"...)

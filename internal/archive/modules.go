@@ -311,7 +311,7 @@ func (r *run[J, T]) inner(f *File) error {
 			}
 			found = isInnerStream(beginning)
 		case format == "":
-			found = isUKI(bytes.NewReader(head), head)
+			found = isUKI(bytes.NewReader(head))
 		}
 	}
 	if !found {

@@ -99,8 +99,8 @@ func TestInner(t *testing.T) {
 	text := strings.Repeat("text ", 100)
 	a := inMemory(t, tarOf(t, file("a.ko", "m"), file("1", inner), file("2", gz(inner+text)),
 		file("3", tarOf(t, file("x", ""))),
-		file("4", ar("debian-binary", "2.0\n", "data.tar", text)), file("5", pe(".linux", text)), file("6", "hsqs"+text),
-		file("no1", text), file("no2", gz(text)), file("no3", pe(".text", text)), file("no4", "\x1f\x8b\x08"+text),
+		file("4", ar("debian-binary", "2.0\n", "data.tar", text)), file("5", peOf(".linux", text)), file("6", "hsqs"+text),
+		file("no1", text), file("no2", gz(text)), file("no3", peOf(".text", text)), file("no4", "\x1f\x8b\x08"+text),
 		file("boot/initrd.img-1", "?")), Limits{})
 	found, err := Modules(t.Context(), a, names())
 	if text := strings.Join(found.Inner, " "); err != nil || text != "1 2 3 4 5 6 boot/initrd.img-1" {

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/modsign/modsign/internal/pe"
 )
 
 // opener opens an image, and the images inside of it.
@@ -133,16 +135,16 @@ func openFlat(name string, machine elf.Machine) func(*opener, io.ReaderAt, int64
 			return nil, "", errors.New("the header is cut short")
 		}
 		// Without EFI, an Image does not tell how long it is.
-		pe, sections := readPE(head)
+		inHeader, sections := pe.Sections(memory(head))
 		for _, s := range sections {
-			if err := checkPayload(s.off, s.size, size); s.size > 0 && err != nil {
-				return nil, "", fmt.Errorf("section %s: %w", s.name, err)
+			if err := checkPayload(s.Off, s.Size, size); s.Size > 0 && err != nil {
+				return nil, "", fmt.Errorf("section %s: %w", s.Name, err)
 			}
 		}
 		big := machine != elf.EM_LOONGARCH && head[flags]&1 != 0
 		// RISC-V without EFI: 32-bit kernels are loaded 4 MiB behind the start of
 		// memory, and others at other places.
-		narrow := pe == machineRISCV32 || pe == machineLoongArch32 || machine == elf.EM_RISCV && pe == 0 &&
+		narrow := inHeader == machineRISCV32 || inHeader == machineLoongArch32 || machine == elf.EM_RISCV && inHeader == 0 &&
 			binary.LittleEndian.Uint64(head[loadOffset:]) == 4<<20
 		return newFlat(r, size, machine, big, !narrow), name, nil
 	}
