@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -276,10 +275,12 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	if s.Running && o.cmdline != "" {
 		return nil, usagef("--cmdline goes with --kernel or --installed: the running kernel tells its own")
 	}
-	if err := o.readConfig(&s, installed); err != nil {
+	s.ParseConfig = func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }
+	config, from, err := o.rings.find(installed, o.image)
+	if err != nil {
 		return nil, err
 	}
-	var err error
+	s.Config, s.ConfigFile = config, from
 	if s.Keys, _, err = o.keyring(u, installed); err != nil {
 		return nil, err
 	}
@@ -323,43 +324,6 @@ func runningRelease() string {
 		return ""
 	}
 	return unix.ByteSliceToString(uts.Release[:])
-}
-
-// readConfig finds the configuration of the kernel: the file that is given, the one beside the
-// image, or none, and then explain looks for it in the image.
-func (o *explainOptions) readConfig(s *explain.Source, installed *kernel) error {
-	s.ParseConfig = func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }
-	path := o.rings.config
-	if path == "" && installed != nil {
-		config, err := installed.Config()
-		if err != nil {
-			return err
-		}
-		if config != nil {
-			s.Config, s.ConfigFile = config, "the configuration of "+installed.Release
-		}
-		return nil
-	}
-	if path == "" && o.image != "" {
-		dir, name := filepath.Split(o.image)
-		_, version, ok := strings.Cut(name, "-")
-		if !ok {
-			return nil
-		}
-		path = filepath.Join(dir, "config-"+version)
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-	}
-	if path == "" {
-		return nil
-	}
-	config, err := kbuild.OpenConfig(path)
-	if err != nil {
-		return err
-	}
-	s.Config, s.ConfigFile = config, path
-	return nil
 }
 
 // absolute is a path for a command that somebody may run elsewhere.

@@ -113,34 +113,15 @@ func (o *ringOptions) reads() bool {
 
 // follow tells the keyring what the kernel's configuration says.
 func (o *ringOptions) follow(u *ui, keys *verify.Keyring, kernel *kernel, image string) error {
-	path, release := o.config, ""
-	if dir, name := filepath.Split(image); image != "" {
-		if _, version, ok := strings.Cut(name, "-"); ok {
-			release = version
-			path = cmp.Or(path, filepath.Join(dir, "config-"+version))
-		}
-	}
+	_, release := besideImage(image)
 	if kernel != nil {
 		release = kernel.Release
 	}
-	var config kbuild.Config
-	var err error
-	switch {
-	case path != "":
-		config, err = kbuild.OpenConfig(path)
-		if errors.Is(err, bufio.ErrTooLong) {
-			err = fmt.Errorf("%s: not a kernel configuration: a line is longer than 1 MiB", path)
+	config, _, err := o.find(kernel, image)
+	if err == nil && o.config != "" {
+		if judged, of := cmp.Or(keys.Release(), release), configVersion(o.config); isOther(judged, of) {
+			u.Note("warning: %s is the configuration of Linux %s, and the kernel is %s", o.config, of, judged)
 		}
-		if of := configVersion(path); err == nil && o.config != "" {
-			if judged := cmp.Or(keys.Release(), release); isOther(judged, of) {
-				u.Note("warning: %s is the configuration of Linux %s, and the kernel is %s", path, of, judged)
-			}
-		}
-		if o.config == "" && errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-	case kernel != nil:
-		config, err = kernel.Config()
 	}
 	if err == nil && config == nil && o.running {
 		config, err = runningConfig()
@@ -149,6 +130,42 @@ func (o *ringOptions) follow(u *ui, keys *verify.Keyring, kernel *kernel, image 
 		return err
 	}
 	return keys.Follow(verify.ConfigFacts(release, config.Bool))
+}
+
+// find returns the kernel's configuration: that of --config, the one beside the image, or the
+// installed one; nil if there is none. from is what to call it.
+func (o *ringOptions) find(kernel *kernel, image string) (config kbuild.Config, from string, err error) {
+	beside, _ := besideImage(image)
+	path := cmp.Or(o.config, beside)
+	switch {
+	case path != "":
+		config, err = kbuild.OpenConfig(path)
+		switch {
+		case errors.Is(err, bufio.ErrTooLong):
+			err = fmt.Errorf("%s: not a kernel configuration: a line is longer than 1 MiB", path)
+		case o.config == "" && errors.Is(err, fs.ErrNotExist):
+			err = nil
+		}
+		from = path
+	case kernel != nil:
+		config, err = kernel.Config()
+		from = "the configuration of " + kernel.Release
+	}
+	if err != nil || config == nil {
+		return nil, "", err
+	}
+	return config, from, nil
+}
+
+// besideImage returns the path of the config-VERSION that distributions install beside
+// vmlinuz-VERSION, and the version. Both are empty for an image without a version in its name.
+func besideImage(image string) (config, version string) {
+	dir, name := filepath.Split(image)
+	_, version, ok := strings.Cut(name, "-")
+	if !ok {
+		return "", ""
+	}
+	return filepath.Join(dir, "config-"+version), version
 }
 
 // configVersion is the version that a comment at the beginning of a configuration names:
