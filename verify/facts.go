@@ -138,12 +138,8 @@ const (
 	textSUSE       = "geeko@buildhost"
 )
 
-// imageFacts takes from an image what its texts tell.
-func imageFacts(image *vmlinux.Image) (Facts, error) {
-	release, err := image.Release()
-	if err != nil {
-		return Facts{}, err
-	}
+// imageFacts takes from an image what its texts tell, and from its release.
+func imageFacts(image *vmlinux.Image, release string) (Facts, error) {
 	has, err := image.Texts(textInit, textSecondary, textMachine, textPlatform, textUEFI, textTrusted, textSecureBoot,
 		textBlacklist, textRevocation, textHashes, textDebian, textSUSE)
 	if err != nil {

@@ -289,7 +289,7 @@ func (k *Keyring) addImage(path string, image *vmlinux.Image) error {
 	if err := k.follow(path, image); err != nil {
 		return err
 	}
-	facts, err := imageFacts(image)
+	facts, err := imageFacts(image, k.release)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
