@@ -384,10 +384,18 @@ func (r *run[J, T]) next(f *File) (pending, error) {
 // now is the moment of the current file.
 func (r *run[J, T]) now(f *File) moment { return moment{f.layer, r.entries} }
 
+// keep counts a link that is remembered.
+func (r *run[J, T]) keep(f *File, what string) error {
+	if r.kept += int64(len(f.Name)+len(f.Link)) + 2*keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of "+what, r.archive.limits.Kept)
+	}
+	return nil
+}
+
 // hardLink notes a hard link.
 func (r *run[J, T]) hardLink(f *File) error {
-	if r.kept += int64(len(f.Name)+len(f.Link)) + 2*keptEntry; r.kept > r.archive.limits.Kept {
-		return r.archive.limits.exceeded("bytes of hard links", r.archive.limits.Kept)
+	if err := r.keep(f, "hard links"); err != nil {
+		return err
 	}
 	r.hards[place{f.Image, f.Name}] = hardLink{f.Link, r.now(f)}
 	return nil
@@ -395,8 +403,8 @@ func (r *run[J, T]) hardLink(f *File) error {
 
 // link notes a symbolic link.
 func (r *run[J, T]) link(f *File, isModule bool) error {
-	if r.kept += int64(len(f.Name)+len(f.Link)) + 2*keptEntry; r.kept > r.archive.limits.Kept {
-		return r.archive.limits.exceeded("bytes of symbolic links", r.archive.limits.Kept)
+	if err := r.keep(f, "symbolic links"); err != nil {
+		return err
 	}
 	r.links[place{f.Image, f.Name}] = f.Link
 	if !isModule {
