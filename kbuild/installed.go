@@ -25,17 +25,26 @@ type Installed struct {
 	root *module.Root // nil for this machine, whose system resolves links
 }
 
+// RunningRelease returns the release of the running kernel, as uname -r prints it.
+func RunningRelease() (string, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(uts.Release[:]), nil
+}
+
 // OpenInstalled finds the kernel with a release in the system below a root directory. An
 // absolute symbolic link in that system leads to a file of the system. An empty root is
 // this machine, and an empty release that of the running kernel. The error wraps
 // [ErrRelease], or [fs.ErrNotExist] if no modules of the kernel are installed.
 func OpenInstalled(root, release string) (*Installed, error) {
 	if release == "" {
-		var uts unix.Utsname
-		if err := unix.Uname(&uts); err != nil {
+		running, err := RunningRelease()
+		if err != nil {
 			return nil, err
 		}
-		release = unix.ByteSliceToString(uts.Release[:])
+		release = running
 	}
 	if filepath.Base(release) != release || release == "." || release == ".." {
 		return nil, fmt.Errorf("%s: %w", release, ErrRelease)

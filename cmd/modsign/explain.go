@@ -11,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
@@ -259,10 +258,9 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		if err != nil {
 			return nil, withHint(err, "name the kernel with --installed KVER or --kernel IMAGE")
 		}
-		running, err := kbuild.OpenInstalled("", "")
 		installed = &kernel{k}
 		s.Release, s.Modules = k.Release, k.ModLib
-		s.Running = s.Root == "" && err == nil && running.Release == k.Release
+		s.Running = s.Root == "" && runningRelease() == k.Release
 		o.rings.running = o.rings.running || s.Running
 		s.Name = "kernel " + k.Release
 		if s.Running {
@@ -317,13 +315,10 @@ func (o *explainOptions) more(u *ui, s *explain.Source) (err error) {
 	return nil
 }
 
-// runningRelease is what uname -r prints.
+// runningRelease is what uname -r prints, or empty if nothing tells.
 func runningRelease() string {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(uts.Release[:])
+	release, _ := kbuild.RunningRelease()
+	return release
 }
 
 // absolute is a path for a command that somebody may run elsewhere.
