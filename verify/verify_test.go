@@ -19,27 +19,19 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
 )
 
-// signature makes the CMS message of a module with a key of this process.
+// signature makes the CMS message of a module.
 func signature(t testing.TB, key *testmod.Key, payload []byte) []byte {
 	t.Helper()
-	signer, err := cms.NewSigner(key.Private, key.Certificate, crypto.SHA256, cms.Form{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(payload)
-	sig, err := signer.Sign(sum[:], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sig
+	return testcms.Message(t, key, crypto.SHA256, payload)
 }
 
 func signed(t testing.TB, key *testmod.Key, payload []byte) []byte {
 	t.Helper()
-	return module.AppendSignature(slices.Clone(payload), module.TypePKCS7, signature(t, key, payload))
+	return testcms.Signed(t, key, payload)
 }
 
 // keyring trusts the certificates of some keys.

@@ -100,6 +100,7 @@ var mayImport = map[string][]string{
 	"verify/machine": {
 		"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "internal/shell", "verify",
 	},
+	"internal/testcms": {"internal/cms", "internal/module", "internal/testmod"},
 	"internal/testmod": {"internal/mldsamu"},
 
 	// For tests alone, as testmod is.

@@ -4,7 +4,6 @@ package kerneltest
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -26,9 +25,9 @@ import (
 	"time"
 	"unicode/utf16"
 
-	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/efi"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
@@ -96,21 +95,6 @@ func signImage(t testing.TB, key *testmod.Key, image string) string {
 	out := filepath.Join(t.TempDir(), filepath.Base(image))
 	testmod.Run(t, testmod.Program(t, "sbsign", "sbsigntool"), "--key", private, "--cert", cert, "--output", out, image)
 	return out
-}
-
-// signedBy appends a signature to a payload.
-func signedBy(t testing.TB, key *testmod.Key, payload []byte) []byte {
-	t.Helper()
-	signer, err := cms.NewSigner(key.Private, key.Certificate, crypto.SHA256, cms.Form{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(payload)
-	sig, err := signer.Sign(sum[:], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return module.AppendSignature(slices.Clone(payload), module.TypePKCS7, sig)
 }
 
 // moduleOf returns a module of Debian's kernel, decompressed.
@@ -227,7 +211,7 @@ func TestSecureBoot(t *testing.T) {
 		return sum[:]
 	}
 	payload := withoutSignature(t, moduleOf(t, kernel, "fs/nls/nls_cp437"))
-	listed := signedBy(t, mok, append(slices.Clone(payload), 0))
+	listed := testcms.Signed(t, mok, append(slices.Clone(payload), 0))
 	sum := sha256.Sum256(listed)
 	dbx := efi.Append(nil, efi.X509SHA256, efi.Security, append(tbs(timed), make([]byte, 16)...))
 	dbx = efi.Append(dbx, efi.X509SHA256, efi.Security, tbs(onDB))
@@ -243,12 +227,12 @@ func TestSecureBoot(t *testing.T) {
 	cases := []Case{
 		{Name: "efivarfs", Data: moduleOf(t, kernel, "fs/efivarfs/efivarfs"), Keep: true},
 		{Name: "built in", Data: moduleOf(t, kernel, "fs/nls/nls_cp437")},
-		{Name: "db", Data: signedBy(t, onDB, payload)},
-		{Name: "MOK", Data: signedBy(t, mok, payload)},
-		{Name: "MOK, hash on MokListXRT", Data: signedBy(t, hashed, payload)},
-		{Name: "MOK, hash with time on dbx", Data: signedBy(t, timed, payload)},
-		{Name: "MOK, certificate on dbx", Data: signedBy(t, revoked, payload)},
-		{Name: "unknown", Data: signedBy(t, unknown, payload)},
+		{Name: "db", Data: testcms.Signed(t, onDB, payload)},
+		{Name: "MOK", Data: testcms.Signed(t, mok, payload)},
+		{Name: "MOK, hash on MokListXRT", Data: testcms.Signed(t, hashed, payload)},
+		{Name: "MOK, hash with time on dbx", Data: testcms.Signed(t, timed, payload)},
+		{Name: "MOK, certificate on dbx", Data: testcms.Signed(t, revoked, payload)},
+		{Name: "unknown", Data: testcms.Signed(t, unknown, payload)},
 		{Name: "hash of the module on dbx", Data: listed},
 	}
 	image := signImage(t, platform, kernel.Image)

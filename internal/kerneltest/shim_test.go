@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/modsign/modsign/internal/efi"
+	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/explain"
@@ -130,8 +131,9 @@ func newShimMachine(t testing.TB) *shimMachine {
 // cases are modules signed with its keys.
 func (m *shimMachine) cases(t testing.TB, payload []byte) []Case {
 	t.Helper()
-	return []Case{{Name: "MOK", Data: signedBy(t, m.mok, payload)}, {Name: "db", Data: signedBy(t, m.onDB, payload)},
-		{Name: "revoked", Data: signedBy(t, m.revoked, payload)}}
+	return []Case{
+		{Name: "MOK", Data: testcms.Signed(t, m.mok, payload)}, {Name: "db", Data: testcms.Signed(t, m.onDB, payload)},
+		{Name: "revoked", Data: testcms.Signed(t, m.revoked, payload)}}
 }
 
 // What shim is told besides.

@@ -28,6 +28,7 @@ import (
 	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
@@ -60,28 +61,12 @@ func inTree(t testing.TB, b []byte) []byte {
 	return replaced(t, b, "retpoline=Y\x00", "intree=Y\x00\x00\x00\x00")
 }
 
-// message signs a payload.
-func message(t testing.TB, key *testmod.Key, hash crypto.Hash, payload []byte) []byte {
-	t.Helper()
-	signer, err := cms.NewSigner(key.Private, key.Certificate, hash, cms.Form{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := hash.New()
-	sum.Write(payload)
-	der, err := signer.Sign(sum.Sum(nil), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
 func appended(payload, der []byte) []byte {
 	return module.AppendSignature(slices.Clone(payload), module.TypePKCS7, der)
 }
 
 func sign(t testing.TB, key *testmod.Key, payload []byte) []byte {
-	return appended(payload, message(t, key, crypto.SHA256, payload))
+	return testcms.Signed(t, key, payload)
 }
 
 func packed(t testing.TB, format compress.Format, b []byte) []byte {
@@ -333,10 +318,10 @@ func testCauses(t *testing.T) {
 			}
 			blacklist(t, s.Keys, "tbs:"+hex.EncodeToString(parsed.TBSHash()))
 		}, []ID{KeyDropped}, syscall.EKEYREJECTED, unknown, ""},
-		{"hash that the configuration lacks", appended(hello, message(t, key, crypto.SHA3_256, hello)), nil,
+		{"hash that the configuration lacks", appended(hello, testcms.Message(t, key, crypto.SHA3_256, hello)), nil,
 			[]ID{HashNotInKernel},
 			syscall.EKEYREJECTED, crypto_, ""},
-		{"hash that the version lacks", appended(hello, message(t, key, crypto.SHA3_256, hello)), func(s *Source) {
+		{"hash that the version lacks", appended(hello, testcms.Message(t, key, crypto.SHA3_256, hello)), func(s *Source) {
 			if err := s.Keys.FollowRelease("6.1.0"); err != nil {
 				t.Fatal(err)
 			}
@@ -350,16 +335,16 @@ func testCauses(t *testing.T) {
 			syscall.EKEYREJECTED, unknown, ""},
 
 		{"changed", spoil(good, 100), nil, []ID{Changed}, syscall.EKEYREJECTED, "", ""},
-		{"stripped after signing", appended(noDebug, message(t, key, crypto.SHA256, hello)),
+		{"stripped after signing", appended(noDebug, testcms.Message(t, key, crypto.SHA256, hello)),
 			configured("CONFIG_DEBUG_INFO=y"),
 			[]ID{Stripped}, syscall.EKEYREJECTED, "", ""},
-		{"padded", appended(append(slices.Clone(hello), 0, 0), message(t, key, crypto.SHA256, hello)), nil,
+		{"padded", appended(append(slices.Clone(hello), 0, 0), testcms.Message(t, key, crypto.SHA256, hello)), nil,
 			[]ID{Padded},
 			syscall.EKEYREJECTED, "", ""},
-		{"signed again without the first", appended(good, message(t, key, crypto.SHA256, hello)), nil,
+		{"signed again without the first", appended(good, testcms.Message(t, key, crypto.SHA256, hello)), nil,
 			[]ID{SignedFirst},
 			syscall.EKEYREJECTED, "", ""},
-		{"signature of the compressed file", appended(hello, message(t, key, crypto.SHA256, packed(t, compress.Zstd,
+		{"signature of the compressed file", appended(hello, testcms.Message(t, key, crypto.SHA256, packed(t, compress.Zstd,
 			hello))), nil,
 			[]ID{SignedCompress}, syscall.EKEYREJECTED, "", ""},
 
@@ -528,7 +513,7 @@ func testPossible(t *testing.T) {
 			}
 		})
 	}
-	may("hash in a module", "m.ko", appended(real(t, "hello"), message(t, key, crypto.SHA512, real(t, "hello"))),
+	may("hash in a module", "m.ko", appended(real(t, "hello"), testcms.Message(t, key, crypto.SHA512, real(t, "hello"))),
 		nil, HashIsModule)
 	may("name of another compression", "m.ko", packed(t, compress.XZ, good), nil, Misnamed)
 	may("signed inside and outside", "m.ko.xz", sign(t, key, packed(t, compress.XZ, good)), nil, SignedCompressedFile)

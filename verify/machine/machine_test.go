@@ -2,8 +2,6 @@ package machine
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -14,9 +12,8 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/modsign/modsign/internal/cms"
 	"github.com/modsign/modsign/internal/efi"
-	"github.com/modsign/modsign/internal/module"
+	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/verify"
 )
@@ -61,20 +58,6 @@ func (r *fakeRoot) variable(name string, owner efi.GUID, attributes byte, value 
 func (r *fakeRoot) secure() {
 	r.variable("SecureBoot", efi.Global, 6, 1)
 	r.variable("SetupMode", efi.Global, 6, 0)
-}
-
-func signed(t testing.TB, key *testmod.Key, payload []byte) []byte {
-	t.Helper()
-	signer, err := cms.NewSigner(key.Private, key.Certificate, crypto.SHA256, cms.Form{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(payload)
-	sig, err := signer.Sign(sum[:], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return module.AppendSignature(payload, module.TypePKCS7, sig)
 }
 
 func list(certs ...*x509.Certificate) (b []byte) {
@@ -203,7 +186,7 @@ func TestReadOddFiles(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "rsa:2048")
-	data := signed(t, key, testmod.ELF())
+	data := testcms.Signed(t, key, testmod.ELF())
 	r := newRoot(t)
 	r.secure()
 	r.file("var/lib/dkms/mok.pub", 0o644, key.Certificate.Raw)
