@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -337,7 +338,7 @@ func TestGenerateRefuses(t *testing.T) {
 		"BMPString":           {func(t *Template) { t.Subject[0].Tag = asn1.TagBMPString }, "not one of the string types"},
 		"no days":             {func(t *Template) { t.Days = 0 }, "0 days"},
 		"too many days":       {func(t *Template) { t.Days = 3_000_000 }, "9999"},
-		"days that overflow":  {func(t *Template) { t.Days = 1<<63 - 1 }, "9999"},
+		"days that overflow":  {func(t *Template) { t.Days = math.MaxInt }, "9999"},
 		"no hash":             {func(t *Template) { t.Hash = 0 }, "hash"},
 		"MD5":                 {func(t *Template) { t.Hash = crypto.MD5 }, "hash MD5"},
 		"SHA3-224":            {func(t *Template) { t.Hash = crypto.SHA3_224 }, "hash SHA3-224"},

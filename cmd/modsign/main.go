@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -155,8 +156,9 @@ them.
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCommand())
 	root.SetHelpCommandGroupID("more")
-	root.SetHelpTemplate("{{with (or .Long .Short)}}{{.}}{{end}}\n\n{{.UsageString}}\n" +
-		`{{with .Annotations.exit}}{{.}}{{else}}` + exitStatusHelp() + "{{end}}\n")
+	// A function, not a template: text/template, which finds methods by their names, makes
+	// the linker keep every method of every type, a fifth of the program.
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), help(cmd)) })
 	return root
 }
 
@@ -176,6 +178,12 @@ func newHelpCommand() *cobra.Command {
 			return about.Help()
 		},
 	}
+}
+
+// help is what COMMAND --help shows.
+func help(cmd *cobra.Command) string {
+	return cmp.Or(cmd.Long, cmd.Short) + "\n\n" + cmd.UsageString() + "\n" +
+		cmp.Or(cmd.Annotations["exit"], exitStatusHelp()) + "\n"
 }
 
 // exitStatusHelp is the end of every help.

@@ -18,10 +18,10 @@ import (
 
 // newc returns an entry of a cpio archive.
 func newc(name string, mode, ino, links uint32, content string) string {
-	return newcSized(name, mode, ino, links, len(content), content)
+	return newcSized(name, mode, ino, links, uint32(len(content)), content)
 }
 
-func newcSized(name string, mode, ino, links uint32, size int, content string) string {
+func newcSized(name string, mode, ino, links, size uint32, content string) string {
 	header := fmt.Sprintf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", ino, mode, 0, 0, links, 0, size,
 		0, 0, 0, 0, len(name)+1, 0)
 	pad := func(s string) string { return s + "\x00\x00\x00"[:-len(s)&3] }

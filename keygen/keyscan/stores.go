@@ -3,6 +3,7 @@ package keyscan
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"strings"
 	"unicode/utf8"
 )
@@ -28,16 +29,16 @@ func (s *store) u16() int {
 	return 0
 }
 
-func (s *store) u32() int {
+func (s *store) u32() uint32 {
 	if b := s.bytes(4); b != nil {
-		return int(binary.BigEndian.Uint32(b))
+		return binary.BigEndian.Uint32(b)
 	}
 	return 0
 }
 
 func (s *store) text() []byte { return s.bytes(s.u16()) }
 
-func (s *store) blob() []byte { return s.bytes(s.u32()) }
+func (s *store) blob() []byte { return s.bytes(int(min(s.u32(), math.MaxInt32))) }
 
 // parseJKS reads a keystore of Java, JKS or JCEKS, up to its first private key. One that has
 // certificates alone, as every Java installs, holds none. If the store is cut off before,
