@@ -132,20 +132,22 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	rings := ringOptions{config: o.config, running: filepath.Clean(o.root) == "/" && o.kernel == ""}
 	of := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
 	var found *kernel
-	image := o.image
+	files := &kernelFiles{running: rings.running}
+	defer func() { files.image.Close() }()
 	if found, err = of.kernel(nil); err == nil {
 		name = found.Release
 	}
+	files.installed, files.path = found, o.image
 	switch {
-	case image != "":
-		err = nil // the kernel's own files are not needed
+	case o.image != "": // the kernel's own files are not needed
+		files.image, err = verify.OpenImage(o.image)
 	case err == nil:
-		image, err = found.Image()
+		files.image, err = found.openImage()
 	}
 	keys = found.rules()
 	if err == nil {
-		if _, err = addImage(keys, image); err == nil && rings.running {
-			if err := runs(keys, image); err != nil {
+		if _, err = addImage(keys, files.image); err == nil && rings.running {
+			if err := runs(keys, files.image.Name()); err != nil {
 				return nil, "", nil, withHint(err, "name its version too: --installed KVER")
 			}
 		}
@@ -154,10 +156,10 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 		unread = append(unread, machine.Problem{Source: "the kernel's image", Err: err})
 		_ = keys.Unread(verify.Builtin, "the kernel's image")
 	}
-	if err := rings.follow(u, keys, found, image); err != nil {
+	if err := rings.follow(u, keys, files); err != nil {
 		return nil, "", nil, err
 	}
-	return keys, cmp.Or(name, image, "unknown"), unread, state.Apply(keys)
+	return keys, cmp.Or(name, o.image, "unknown"), unread, state.Apply(keys)
 }
 
 // factName is a fact in words.

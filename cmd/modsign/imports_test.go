@@ -95,7 +95,7 @@ var mayImport = map[string][]string{
 	},
 	"verify/explain": {
 		"internal/archive", "internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/shell",
-		"internal/vmlinux", "verify",
+		"verify",
 	},
 	"verify/machine": {
 		"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "internal/shell", "verify",
