@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/shell"
+	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/machine"
 )
@@ -65,21 +66,21 @@ func (o *doctorOptions) run(u *ui) error {
 	if err != nil {
 		return err
 	}
-	keys, kernelName, unread, err := o.keyring(u, state)
+	keys, config, kernelName, unread, err := o.keyring(u, state)
 	if err != nil {
 		return err
 	}
 	findings, more, err := machine.Examine(state, keys, machine.Options{
-		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
+		Root: o.root, Config: config, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
 	})
 	if err != nil {
 		return err
 	}
 	problems := append(append(unread, state.Problems...), more...)
 	if u.JSON {
-		o.json(u, state, keys, kernelName, findings, problems)
+		o.json(u, state, state.Policy(config), keys, kernelName, findings, problems)
 	} else {
-		showState(u, state, keys, kernelName)
+		showState(u, state, state.Policy(config), keys, kernelName)
 		for _, f := range findings {
 			u.Result("")
 			u.Result("%s: %s", f.Level, f.Text)
@@ -127,14 +128,14 @@ func (o *doctorOptions) again() string {
 // keyring is what the kernel should have in its keyrings, and has. Without the image it holds
 // the rest.
 func (o *doctorOptions) keyring(u *ui, state *machine.State) (
-	keys *verify.Keyring, name string, unread []machine.Problem, err error,
+	keys *verify.Keyring, config kbuild.Config, name string, unread []machine.Problem, err error,
 ) {
 	rings := ringOptions{config: o.config, running: filepath.Clean(o.root) == "/" && o.kernel == ""}
-	of := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
+	chosen := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
 	var found *kernel
 	files := &kernelFiles{running: rings.running}
 	defer func() { files.image.Close() }()
-	if found, err = of.kernel(nil); err == nil {
+	if found, err = chosen.kernel(nil); err == nil {
 		name = found.Release
 	}
 	files.installed, files.path = found, o.image
@@ -148,7 +149,7 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 	if err == nil {
 		if _, err = addImage(keys, files.image); err == nil && rings.running {
 			if err := runs(keys, files.image.Name()); err != nil {
-				return nil, "", nil, withHint(err, "name its version too: --installed KVER")
+				return nil, nil, "", nil, withHint(err, "name its version too: --installed KVER")
 			}
 		}
 	}
@@ -157,9 +158,13 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 		_ = keys.Unread(verify.Builtin, "the kernel's image")
 	}
 	if err := rings.follow(u, keys, files); err != nil {
-		return nil, "", nil, err
+		return nil, nil, "", nil, err
 	}
-	return keys, cmp.Or(name, o.image, "unknown"), unread, state.Apply(keys)
+	of, err := files.configuration(o.config)
+	if err != nil {
+		return nil, nil, "", nil, err
+	}
+	return keys, of.Config, cmp.Or(name, o.image, "unknown"), unread, state.Apply(keys)
 }
 
 // factName is a fact in words.
@@ -173,14 +178,14 @@ func factName(f verify.Fact) string {
 	return "not known"
 }
 
-func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
+func showState(u *ui, s *machine.State, policy verify.Policy, keys *verify.Keyring, kernel string) {
 	field := func(name, value string) { u.Result("%-22s%s", name+":", value) }
 	field("kernel", fmt.Sprintf("%s, judged as %s", kernel, keys.Kernel()))
 	yesNo := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}
-	enforced := yesNo[s.EnforcedBy(keys.Facts())]
+	enforced := yesNo[policy.Enforced()]
 	from := ""
-	if s.Enforced() == verify.Unknown && s.EnforcedBy(keys.Facts()) != verify.Unknown {
-		from = ", by its configuration"
+	if s.SigEnforce == verify.Unknown && policy.Enforced() != verify.Unknown {
+		from = ", as " + strings.Join(policy.Evidence, " and ")
 	}
 	field("signatures enforced", fmt.Sprintf("%s%s (module.sig_enforce %s, lockdown %s)", enforced, from,
 		factName(s.SigEnforce), cmp.Or(s.Lockdown, "not known")))
@@ -280,7 +285,7 @@ type jsonMachine struct {
 	Warnings       []string  `json:"warnings,omitempty"`
 }
 
-func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kernel string,
+func (o *doctorOptions) json(u *ui, s *machine.State, policy verify.Policy, keys *verify.Keyring, kernel string,
 	findings []machine.Finding, problems []machine.Problem) {
 	known := func(f verify.Fact) *bool {
 		if f == verify.Unknown {
@@ -290,7 +295,7 @@ func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kern
 		return &yes
 	}
 	m := jsonMachine{
-		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.EnforcedBy(keys.Facts())),
+		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(policy.Enforced()),
 		SigEnforce: known(s.SigEnforce), Lockdown: s.Lockdown, NoModules: known(s.ModulesDisabled), EFI: s.EFI,
 		SecureBoot: known(s.SecureBoot), SetupMode: known(s.SetupMode), ShimTable: s.ShimTable,
 		MokListTrusted: known(s.Firmware.MokListTrusted), IgnoreDB: s.Firmware.IgnoreDB, Pending: s.Pending,

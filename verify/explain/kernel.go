@@ -59,7 +59,7 @@ type KeyPair struct{ Key, Cert string }
 // Kernel is what is known about one kernel. It is safe for concurrent use.
 type Kernel struct {
 	Source
-	Policy   Policy
+	Policy   verify.Policy
 	Vermagic string // empty if it is unknown
 	// Compression is the format that the kernel decompresses itself: gzip, xz or zstd, none if
 	// it leaves that to kmod, or empty if it is unknown.

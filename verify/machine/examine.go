@@ -35,6 +35,9 @@ type Options struct {
 	Root string // the root directory of the system; empty for this machine
 	// IsKey reports whether a file holds a private key. Nil finds keys in PEM and DER.
 	IsKey func(path string) (bool, error)
+	// Config is the configuration of the kernel, symbols such as CONFIG_MODULE_SIG with their
+	// values; nil is unknown.
+	Config map[string]string
 	// NoImage tells that the built-in keys are not known.
 	NoImage bool
 	// NoKeys leaves out the search for private keys.
@@ -51,7 +54,7 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0,
+	e := &examination{state: s, keys: keys, policy: s.Policy(o.Config), incomplete: o.NoImage || len(s.unread) > 0,
 		again: cmp.Or(o.Again, "sudo modsign doctor")}
 	e.enforcement()
 	e.lists()
@@ -123,6 +126,7 @@ func loadCerts(path string) ([][]byte, error) {
 type examination struct {
 	state      *State
 	keys       *verify.Keyring
+	policy     verify.Policy
 	incomplete bool // the kernel may have keys that the Keyring was not given
 	again      string
 	findings   []Finding
@@ -131,7 +135,7 @@ type examination struct {
 func (e *examination) add(f Finding) { e.findings = append(e.findings, f) }
 
 // enforced reports whether the kernel refuses modules without a good signature.
-func (e *examination) enforced() verify.Fact { return e.state.EnforcedBy(e.keys.Facts()) }
+func (e *examination) enforced() verify.Fact { return e.policy.Enforced() }
 
 // refusing is the level of a reason for which a kernel that enforces signatures refuses a
 // module's key.
@@ -144,7 +148,7 @@ func (e *examination) refusing() Level {
 
 // rejected is what a user sees of a module whose key does not count.
 func (e *examination) rejected() string {
-	if e.state.SigEnforce == verify.No && e.enforced() == verify.Yes {
+	if e.policy.Enforcement == verify.Lockdown {
 		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
 			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
 	}
@@ -169,7 +173,11 @@ func (e *examination) enforcement() {
 	}
 	if e.enforced() == verify.No {
 		text := "The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown."
-		if s.Enforced() == verify.Unknown {
+		switch {
+		case s.SigEnforce != verify.Unknown:
+		case s.Cmdline != "":
+			text = "The kernel's configuration and command line do not have it enforce signatures."
+		default:
 			text = "The kernel's configuration does not have it enforce signatures; module.sig_enforce or lockdown on its " +
 				"command line may."
 		}
