@@ -2,7 +2,9 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 
@@ -10,6 +12,7 @@ import (
 
 	"github.com/modsign/modsign/internal/shell"
 	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen/keyscan"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/machine"
 )
@@ -42,7 +45,7 @@ not read; the exit status is then 3, or 4 if there is a finding all the same.`,
 		Example: `  sudo modsign doctor
   modsign doctor --root /mnt --installed 6.12.0-1-amd64 --json`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return o.run(u) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), u) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -56,7 +59,7 @@ not read; the exit status is then 3, or 4 if there is a finding all the same.`,
 	return cmd
 }
 
-func (o *doctorOptions) run(u *ui) error {
+func (o *doctorOptions) run(ctx context.Context, u *ui) error {
 	here := filepath.Clean(o.root) == "/"
 	if !here && o.kernel == "" && o.image == "" {
 		return usagef("--root needs the kernel's version (--installed KVER) or its image (--kernel IMAGE): see %s",
@@ -70,9 +73,11 @@ func (o *doctorOptions) run(u *ui) error {
 	if err != nil {
 		return err
 	}
-	findings, more, err := machine.Examine(state, keys, machine.Options{
-		Root: o.root, Config: config, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
-	})
+	options := machine.Options{Root: o.root, Config: config, NoImage: len(unread) > 0, Again: o.again()}
+	if !o.noKeys {
+		options.IsKey = func(path string) (bool, error) { return leaksKey(ctx, path) }
+	}
+	findings, more, err := machine.Examine(state, keys, options)
 	if err != nil {
 		return err
 	}
@@ -110,6 +115,23 @@ func (o *doctorOptions) run(u *ui) error {
 	}
 	u.Note("nothing to mend")
 	return nil
+}
+
+// leaksKey reports whether a file holds a private key, of any form that modsign scan recognizes,
+// and not one that works in a TPM alone.
+func leaksKey(ctx context.Context, path string) (bool, error) {
+	scanner, err := keyscan.New(keyscan.Options{MaxSize: 16 << 20})
+	if err != nil {
+		return false, err
+	}
+	if err := scanner.Tree(ctx, path); err != nil {
+		return false, err
+	}
+	report := scanner.Report()
+	if report.Leaks() == 0 && len(report.Failures) > 0 {
+		return false, &fs.PathError{Op: "scan", Path: path, Err: report.Failures[0].Err}
+	}
+	return report.Leaks() > 0, nil
 }
 
 // again is the command that looks at the same with the rights of root.

@@ -98,7 +98,7 @@ var mayImport = map[string][]string{
 		"verify",
 	},
 	"verify/machine": {
-		"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "internal/shell", "verify",
+		"internal/efi", "internal/keyctl", "internal/module", "internal/shell", "verify",
 	},
 	"internal/testcms": {"internal/cms", "internal/module", "internal/testmod"},
 	"internal/testmod": {"internal/mldsamu"},

@@ -33,15 +33,15 @@ type Finding struct {
 // Options of [Examine].
 type Options struct {
 	Root string // the root directory of the system; empty for this machine
-	// IsKey reports whether a file holds a private key. Nil finds keys in PEM and DER.
+	// IsKey reports whether a regular file of at most 1 MiB holds a private key, as package
+	// keygen/keyscan can tell. It is asked of the files in the places where builds leave keys.
+	// If it is nil, Examine does not look for keys.
 	IsKey func(path string) (bool, error)
 	// Config is the configuration of the kernel, symbols such as CONFIG_MODULE_SIG with their
 	// values; nil is unknown.
 	Config map[string]string
 	// NoImage tells that the built-in keys are not known.
 	NoImage bool
-	// NoKeys leaves out the search for private keys.
-	NoKeys bool
 	// Again is the command that looks again with more rights; empty for sudo modsign doctor.
 	Again string
 }
@@ -62,12 +62,8 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	e.running()
 	certs, problems := r.moduleCerts(loadCerts)
 	e.moduleCerts(certs)
-	if !o.NoKeys {
-		isKey := o.IsKey
-		if isKey == nil {
-			isKey = isPrivateKey
-		}
-		found, more := r.keys(isKey)
+	if o.IsKey != nil {
+		found, more := r.keys(o.IsKey)
 		problems = append(problems, more...)
 		e.privateKeys(found)
 	}

@@ -244,6 +244,12 @@ func TestUnreadable(t *testing.T) {
 	check("no dbx", key.Certificate, verify.Unreadable)
 }
 
+// isKey recognizes the keys of these tests. TestDoctor of cmd/modsign has package keyscan do it.
+func isKey(path string) (bool, error) {
+	b, err := os.ReadFile(path)
+	return bytes.Contains(b, []byte("PRIVATE KEY-----")), err
+}
+
 func names(findings []Finding) (all []string) {
 	for _, f := range findings {
 		all = append(all, fmt.Sprintf("%s %s", f.Level, f.Name))
@@ -349,6 +355,9 @@ func TestExamine(t *testing.T) {
 			path := r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 			os.Chmod(filepath.Dir(path), 0o750)
 		}, mainline, "[]", ""},
+		{"too large for a key", func(r *fakeRoot) {
+			r.file("usr/src/linux-6.12/certs/a.pem", 0o644, append(mok.KeyPEM, make([]byte, maxKeySize)...))
+		}, mainline, "[]", ""},
 		{"certificate for everybody", func(r *fakeRoot) {
 			r.file("usr/src/linux-6.12/certs/a.pem", 0o644, mok.CertPEM)
 		}, mainline, "[]", ""},
@@ -408,7 +417,7 @@ func TestExamine(t *testing.T) {
 		if err := errors.Join(keys.Follow(test.facts), s.Apply(keys)); err != nil {
 			t.Fatal(err)
 		}
-		findings, problems, err := Examine(s, keys, Options{Root: r.dir, Config: configs[test.name]})
+		findings, problems, err := Examine(s, keys, Options{Root: r.dir, IsKey: isKey, Config: configs[test.name]})
 		if err != nil || len(problems)+len(s.Problems) > 0 {
 			t.Errorf("%s: %v, %v, %v", test.name, problems, s.Problems, err)
 		}
