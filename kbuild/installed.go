@@ -2,8 +2,10 @@ package kbuild
 
 import (
 	"cmp"
+	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,6 +34,30 @@ func RunningRelease() (string, error) {
 		return "", err
 	}
 	return unix.ByteSliceToString(uts.Release[:]), nil
+}
+
+// RunningConfigFile is where the running kernel shows its configuration (CONFIG_IKCONFIG_PROC).
+const RunningConfigFile = "/proc/config.gz"
+
+// RunningConfig reads [RunningConfigFile]. The Config is nil if the kernel has none.
+func RunningConfig() (Config, error) {
+	f, err := os.Open(RunningConfigFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", RunningConfigFile, err)
+	}
+	config, err := ReadConfig(io.LimitReader(text, 4<<20))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", RunningConfigFile, err)
+	}
+	return config, nil
 }
 
 // OpenInstalled finds the kernel with a release in the system below a root directory. An

@@ -48,7 +48,8 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 	}
 	defer a.Close()
 	var outcome outcome
-	work := archive.Work[*Keyring, Result]{Jobs: o.Jobs, MaxSize: o.MaxSize, OpenKernel: o.openKernel(path)}
+	work := archive.Work[*Keyring, Result]{Jobs: o.Jobs, MaxSize: o.MaxSize, OpenKernel: o.openKernel(path),
+		Configs: o.Configs}
 	if keys != nil {
 		work.Judge = &keys
 	}
@@ -96,13 +97,21 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 func (o *Options) openKernel(pkg string) func(archive.Kernel, io.ReaderAt, int64) (*Keyring, string, error) {
 	open := o.Kernel
 	if open == nil {
-		open = func(name string, image io.ReaderAt, size int64) (*Keyring, error) {
+		open = func(image *Image) (*Keyring, error) {
 			keys := new(Keyring)
-			return keys, keys.AddImageFrom(name, image, size)
+			return keys, keys.AddOpened(image)
 		}
 	}
 	return func(k archive.Kernel, r io.ReaderAt, size int64) (*Keyring, string, error) {
-		keys, err := open(in(k.Path(), pkg), r, size)
+		image, err := ReadImage(in(k.Path(), pkg), r, size)
+		if err != nil {
+			return nil, "", err
+		}
+		defer image.Close()
+		if k.Config != nil {
+			image.AddConfig(in(k.ConfigPath(), pkg), k.Config)
+		}
+		keys, err := open(image)
 		switch {
 		case err != nil:
 			return nil, "", err

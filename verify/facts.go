@@ -41,11 +41,6 @@ type Facts struct {
 	SecureBoot Fact
 	Blacklist  Fact // CONFIG_SYSTEM_BLACKLIST_KEYRING: there is .blacklist
 	Revocation Fact // CONFIG_SYSTEM_REVOCATION_LIST: certificates in .blacklist count
-	// CONFIG_MODULE_SIG_FORCE, or CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY or _CONFIDENTIALITY.
-	Enforced Fact
-	// CONFIG_IMA_ARCH_POLICY, or CONFIG_LOCK_DOWN_IN_EFI_SECURE_BOOT of distributions: the kernel
-	// enforces signatures if Secure Boot is on.
-	EnforcedSecureBoot Fact
 
 	// What distributions change.
 
@@ -64,7 +59,7 @@ type Facts struct {
 func (f *Facts) fields() []*Fact {
 	return []*Fact{
 		&f.Secondary, &f.SecondaryBuiltin, &f.Machine, &f.MachineCA, &f.MachineCAMax, &f.Platform, &f.LoadUEFI, &f.Trusted,
-		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.Enforced, &f.EnforcedSecureBoot, &f.PlatformModules, &f.MachineAlways,
+		&f.SecureBoot, &f.Blacklist, &f.Revocation, &f.PlatformModules, &f.MachineAlways,
 		&f.ModuleHashes,
 	}
 }
@@ -98,13 +93,10 @@ func ConfigFacts(release string, set func(symbol string) bool) Facts {
 		LoadUEFI:         fact("LOAD_UEFI_KEYS"),
 		Trusted:          fact("INTEGRITY_TRUSTED_KEYRING"),
 		// A version with the newer symbol does not ask for the older one.
-		SecureBoot: factOf(set("IMA_SECURE_AND_OR_TRUSTED_BOOT") || set("HAVE_ARCH_GET_SECUREBOOT")),
-		Blacklist:  fact("SYSTEM_BLACKLIST_KEYRING"),
-		Revocation: fact("SYSTEM_REVOCATION_LIST"),
-		Enforced: factOf(set("MODULE_SIG_FORCE") || set("LOCK_DOWN_KERNEL_FORCE_INTEGRITY") ||
-			set("LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY")),
-		EnforcedSecureBoot: factOf(set("IMA_ARCH_POLICY") || set("LOCK_DOWN_IN_EFI_SECURE_BOOT")),
-		PlatformModules:    platform,
+		SecureBoot:      factOf(set("IMA_SECURE_AND_OR_TRUSTED_BOOT") || set("HAVE_ARCH_GET_SECUREBOOT")),
+		Blacklist:       fact("SYSTEM_BLACKLIST_KEYRING"),
+		Revocation:      fact("SYSTEM_REVOCATION_LIST"),
+		PlatformModules: platform,
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -261,28 +260,24 @@ func (k *Keyring) AddImage(path string) error {
 	if k == nil {
 		return errNoKeyring
 	}
-	image, err := vmlinux.Open(path)
+	image, err := OpenImage(path)
 	if err != nil {
 		return err
 	}
 	defer image.Close()
-	return k.addImage(path, image)
+	return k.AddOpened(image)
 }
 
-// AddImageFrom is [Keyring.AddImage] for an image of size bytes that is no file. name is what
-// errors and Result.Source call it. The image is not read after AddImageFrom returns.
-func (k *Keyring) AddImageFrom(name string, r io.ReaderAt, size int64) error {
+// AddOpened is [Keyring.AddImage] for an image that is open. It is not read after AddOpened
+// returns.
+func (k *Keyring) AddOpened(image *Image) error {
 	switch {
 	case k == nil:
 		return errNoKeyring
-	case r == nil || size < 0:
+	case image == nil:
 		return errors.New("no kernel image is given")
 	}
-	image, err := vmlinux.New(r, size)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return k.addImage(name, image)
+	return k.addImage(image.name, image.image)
 }
 
 func (k *Keyring) addImage(path string, image *vmlinux.Image) error {

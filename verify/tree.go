@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/modsign/modsign/internal/batch"
@@ -22,10 +21,14 @@ type Options struct {
 	Progress func(done, total int) // modules
 	Result   func(Result)          // in the order in which the modules were found
 
-	// Kernel makes the keyring of a kernel image in a package, of size bytes, for [Archive]
-	// without a keyring. It is not to read the image after it has returned. If Kernel is
-	// nil, the keyring is that of [Keyring.AddImageFrom].
-	Kernel func(name string, image io.ReaderAt, size int64) (*Keyring, error)
+	// Kernel makes the keyring of a kernel image in a package, for [Archive] without a keyring.
+	// The image is closed when Kernel returns. If Kernel is nil, the keyring is that of
+	// [Keyring.AddOpened].
+	Kernel func(image *Image) (*Keyring, error)
+	// Configs has Kernel wait for the configuration that the package has for the kernel, which
+	// [Image.Config] then returns: boot/config-KVER or lib/modules/KVER/config. Without one,
+	// the modules wait for the end of the package.
+	Configs bool
 }
 
 // Summary counts the results of [Tree].

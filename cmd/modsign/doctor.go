@@ -2,13 +2,17 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/shell"
+	"github.com/modsign/modsign/kbuild"
+	"github.com/modsign/modsign/keygen/keyscan"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/machine"
 )
@@ -41,7 +45,7 @@ not read; the exit status is then 3, or 4 if there is a finding all the same.`,
 		Example: `  sudo modsign doctor
   modsign doctor --root /mnt --installed 6.12.0-1-amd64 --json`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return o.run(u) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), u) },
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -55,7 +59,7 @@ not read; the exit status is then 3, or 4 if there is a finding all the same.`,
 	return cmd
 }
 
-func (o *doctorOptions) run(u *ui) error {
+func (o *doctorOptions) run(ctx context.Context, u *ui) error {
 	here := filepath.Clean(o.root) == "/"
 	if !here && o.kernel == "" && o.image == "" {
 		return usagef("--root needs the kernel's version (--installed KVER) or its image (--kernel IMAGE): see %s",
@@ -65,21 +69,23 @@ func (o *doctorOptions) run(u *ui) error {
 	if err != nil {
 		return err
 	}
-	keys, kernelName, unread, err := o.keyring(u, state)
+	keys, config, kernelName, unread, err := o.keyring(u, state)
 	if err != nil {
 		return err
 	}
-	findings, more, err := machine.Examine(state, keys, machine.Options{
-		Root: o.root, NoKeys: o.noKeys, NoImage: len(unread) > 0, Again: o.again(),
-	})
+	options := machine.Options{Root: o.root, Config: config, NoImage: len(unread) > 0, Again: o.again()}
+	if !o.noKeys {
+		options.IsKey = func(path string) (bool, error) { return leaksKey(ctx, path) }
+	}
+	findings, more, err := machine.Examine(state, keys, options)
 	if err != nil {
 		return err
 	}
 	problems := append(append(unread, state.Problems...), more...)
 	if u.JSON {
-		o.json(u, state, keys, kernelName, findings, problems)
+		o.json(u, state, state.Policy(config), keys, kernelName, findings, problems)
 	} else {
-		showState(u, state, keys, kernelName)
+		showState(u, state, state.Policy(config), keys, kernelName)
 		for _, f := range findings {
 			u.Result("")
 			u.Result("%s: %s", f.Level, f.Text)
@@ -111,6 +117,23 @@ func (o *doctorOptions) run(u *ui) error {
 	return nil
 }
 
+// leaksKey reports whether a file holds a private key, of any form that modsign scan recognizes,
+// and not one that works in a TPM alone.
+func leaksKey(ctx context.Context, path string) (bool, error) {
+	scanner, err := keyscan.New(keyscan.Options{MaxSize: 16 << 20})
+	if err != nil {
+		return false, err
+	}
+	if err := scanner.Tree(ctx, path); err != nil {
+		return false, err
+	}
+	report := scanner.Report()
+	if report.Leaks() == 0 && len(report.Failures) > 0 {
+		return false, &fs.PathError{Op: "scan", Path: path, Err: report.Failures[0].Err}
+	}
+	return report.Leaks() > 0, nil
+}
+
 // again is the command that looks at the same with the rights of root.
 func (o *doctorOptions) again() string {
 	command := "sudo modsign doctor"
@@ -127,26 +150,28 @@ func (o *doctorOptions) again() string {
 // keyring is what the kernel should have in its keyrings, and has. Without the image it holds
 // the rest.
 func (o *doctorOptions) keyring(u *ui, state *machine.State) (
-	keys *verify.Keyring, name string, unread []machine.Problem, err error,
+	keys *verify.Keyring, config kbuild.Config, name string, unread []machine.Problem, err error,
 ) {
 	rings := ringOptions{config: o.config, running: filepath.Clean(o.root) == "/" && o.kernel == ""}
-	of := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
+	chosen := installedOptions{installed: cmp.Or(o.kernel, running), root: o.root}
 	var found *kernel
-	image := o.image
-	if found, err = of.kernel(nil); err == nil {
+	files := &kernelFiles{running: rings.running}
+	defer func() { files.image.Close() }()
+	if found, err = chosen.kernel(nil); err == nil {
 		name = found.Release
 	}
+	files.installed, files.path = found, o.image
 	switch {
-	case image != "":
-		err = nil // the kernel's own files are not needed
+	case o.image != "": // the kernel's own files are not needed
+		files.image, err = verify.OpenImage(o.image)
 	case err == nil:
-		image, err = found.Image()
+		files.image, err = found.openImage()
 	}
 	keys = found.rules()
 	if err == nil {
-		if _, err = addImage(keys, image); err == nil && rings.running {
-			if err := runs(keys, image); err != nil {
-				return nil, "", nil, withHint(err, "name its version too: --installed KVER")
+		if _, err = addImage(keys, files.image); err == nil && rings.running {
+			if err := runs(keys, files.image.Name()); err != nil {
+				return nil, nil, "", nil, withHint(err, "name its version too: --installed KVER")
 			}
 		}
 	}
@@ -154,10 +179,14 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 		unread = append(unread, machine.Problem{Source: "the kernel's image", Err: err})
 		_ = keys.Unread(verify.Builtin, "the kernel's image")
 	}
-	if err := rings.follow(u, keys, found, image); err != nil {
-		return nil, "", nil, err
+	if err := rings.follow(u, keys, files); err != nil {
+		return nil, nil, "", nil, err
 	}
-	return keys, cmp.Or(name, image, "unknown"), unread, state.Apply(keys)
+	of, err := files.configuration(o.config)
+	if err != nil {
+		return nil, nil, "", nil, err
+	}
+	return keys, of.Config, cmp.Or(name, o.image, "unknown"), unread, state.Apply(keys)
 }
 
 // factName is a fact in words.
@@ -171,14 +200,14 @@ func factName(f verify.Fact) string {
 	return "not known"
 }
 
-func showState(u *ui, s *machine.State, keys *verify.Keyring, kernel string) {
+func showState(u *ui, s *machine.State, policy verify.Policy, keys *verify.Keyring, kernel string) {
 	field := func(name, value string) { u.Result("%-22s%s", name+":", value) }
 	field("kernel", fmt.Sprintf("%s, judged as %s", kernel, keys.Kernel()))
 	yesNo := map[verify.Fact]string{verify.Yes: "yes", verify.No: "no", verify.Unknown: "not known"}
-	enforced := yesNo[s.EnforcedBy(keys.Facts())]
+	enforced := yesNo[policy.Enforced()]
 	from := ""
-	if s.Enforced() == verify.Unknown && s.EnforcedBy(keys.Facts()) != verify.Unknown {
-		from = ", by its configuration"
+	if s.SigEnforce == verify.Unknown && policy.Enforced() != verify.Unknown {
+		from = ", as " + strings.Join(policy.Evidence, " and ")
 	}
 	field("signatures enforced", fmt.Sprintf("%s%s (module.sig_enforce %s, lockdown %s)", enforced, from,
 		factName(s.SigEnforce), cmp.Or(s.Lockdown, "not known")))
@@ -278,7 +307,7 @@ type jsonMachine struct {
 	Warnings       []string  `json:"warnings,omitempty"`
 }
 
-func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kernel string,
+func (o *doctorOptions) json(u *ui, s *machine.State, policy verify.Policy, keys *verify.Keyring, kernel string,
 	findings []machine.Finding, problems []machine.Problem) {
 	known := func(f verify.Fact) *bool {
 		if f == verify.Unknown {
@@ -288,7 +317,7 @@ func (o *doctorOptions) json(u *ui, s *machine.State, keys *verify.Keyring, kern
 		return &yes
 	}
 	m := jsonMachine{
-		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(s.EnforcedBy(keys.Facts())),
+		Type: "machine", Kernel: kernel, Rules: keys.Kernel(), Enforced: known(policy.Enforced()),
 		SigEnforce: known(s.SigEnforce), Lockdown: s.Lockdown, NoModules: known(s.ModulesDisabled), EFI: s.EFI,
 		SecureBoot: known(s.SecureBoot), SetupMode: known(s.SetupMode), ShimTable: s.ShimTable,
 		MokListTrusted: known(s.Firmware.MokListTrusted), IgnoreDB: s.Firmware.IgnoreDB, Pending: s.Pending,

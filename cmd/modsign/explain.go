@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,10 +162,11 @@ func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg s
 	before := *e
 	found, err := explain.Archive(ctx, pkg, explain.ArchiveOptions{
 		Kernel: e.chosen(o), Result: e.show,
-		Open: func(name string, image io.ReaderAt, size int64) (*explain.Kernel, error) {
-			keys, err := (&packageJudges{more: func(keys *verify.Keyring) error {
-				return o.rings.apply(e.u, keys, nil, "", o.root)
-			}}).keyring(name, image, size)
+		Open: func(image *verify.Image) (*explain.Kernel, error) {
+			files := &kernelFiles{image: image}
+			keys, err := (&packageJudges{more: func(keys *verify.Keyring, _ *verify.Image) error {
+				return o.rings.apply(e.u, keys, files, o.root)
+			}}).keyring(image)
 			if err != nil {
 				return nil, err
 			}
@@ -175,7 +175,11 @@ func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg s
 					return nil, hintFor(path, err)
 				}
 			}
-			s := explain.Source{Name: name, Image: name, Content: image, ContentSize: size, Keys: keys,
+			config, err := files.configuration(o.rings.config)
+			if err != nil {
+				return nil, err
+			}
+			s := explain.Source{Name: image.Name(), Image: image, Config: config.Config, ConfigFile: config.from, Keys: keys,
 				Symvers: o.symvers, Cmdline: o.cmdline, Firmware: &o.rings.firmware,
 				NoShimTable: o.rings.reads() && dirOrNone(filepath.Join(o.root, shimTable)) == ""}
 			if err := o.more(e.u, &s); err != nil {
@@ -235,12 +239,13 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 	if o.root != "" && filepath.Clean(o.root) != "/" {
 		s.Root = o.root
 	}
-	var installed *kernel
+	files := &kernelFiles{path: o.image}
+	defer func() { files.image.Close() }()
 	switch {
 	case o.image != "" && o.installed != "":
 		return nil, usagef("--kernel and --installed choose two kernels: give one of them")
 	case o.image != "":
-		s.Name, s.Image = o.image, o.image
+		s.Name = o.image
 		if o.rings.running {
 			s.Running, s.Release = true, runningRelease()
 			s.Name = "the running kernel " + s.Release
@@ -258,7 +263,7 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		if err != nil {
 			return nil, withHint(err, "name the kernel with --installed KVER or --kernel IMAGE")
 		}
-		installed = &kernel{k}
+		files.installed = &kernel{k}
 		s.Release, s.Modules = k.Release, k.ModLib
 		s.Running = s.Root == "" && runningRelease() == k.Release
 		o.rings.running = o.rings.running || s.Running
@@ -266,22 +271,19 @@ func (o *explainOptions) open(ctx context.Context, u *ui) (*explain.Kernel, erro
 		if s.Running {
 			s.Name = "the running kernel " + k.Release
 		}
-		if path, err := k.Image(); err == nil {
-			s.Image = path
-		}
 	}
 	if s.Running && o.cmdline != "" {
 		return nil, usagef("--cmdline goes with --kernel or --installed: the running kernel tells its own")
 	}
-	s.ParseConfig = func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }
-	config, from, err := o.rings.find(installed, o.image)
+	var err error
+	if s.Keys, _, err = o.keyring(u, files); err != nil {
+		return nil, err
+	}
+	config, err := files.configuration(o.rings.config)
 	if err != nil {
 		return nil, err
 	}
-	s.Config, s.ConfigFile = config, from
-	if s.Keys, _, err = o.keyring(u, installed); err != nil {
-		return nil, err
-	}
+	s.Image, s.Config, s.ConfigFile = files.image, config.Config, config.from
 	s.Firmware = &o.rings.firmware
 	s.NoShimTable = o.rings.reads() && dirOrNone(filepath.Join(o.root, shimTable)) == ""
 	for _, warning := range s.Keys.Warnings() {

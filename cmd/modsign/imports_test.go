@@ -95,10 +95,10 @@ var mayImport = map[string][]string{
 	},
 	"verify/explain": {
 		"internal/archive", "internal/cms", "internal/compress", "internal/keyfile", "internal/module", "internal/shell",
-		"internal/vmlinux", "verify",
+		"verify",
 	},
 	"verify/machine": {
-		"internal/efi", "internal/keyctl", "internal/keyfile", "internal/module", "internal/shell", "verify",
+		"internal/efi", "internal/keyctl", "internal/module", "internal/shell", "verify",
 	},
 	"internal/testcms": {"internal/cms", "internal/module", "internal/testmod"},
 	"internal/testmod": {"internal/mldsamu"},

@@ -114,24 +114,34 @@ func (k *kernel) order(dir string) ([]string, error) {
 
 // keyring holds what the kernel's image trusts.
 func (k *kernel) keyring() (*verify.Keyring, *hashlist.Embedded, error) {
-	path, err := k.Image()
+	image, err := k.openImage()
 	if err != nil {
 		return nil, nil, err
 	}
+	defer image.Close()
 	keys := new(verify.Keyring)
-	hashes, err := addImage(keys, path)
+	hashes, err := addImage(keys, image)
 	return keys, hashes, err
+}
+
+// openImage opens the kernel's image.
+func (k *kernel) openImage() (*verify.Image, error) {
+	path, err := k.Image()
+	if err != nil {
+		return nil, err
+	}
+	return verify.OpenImage(path)
 }
 
 // addImage trusts what is built into a kernel image: certificates, and the hashes of its
 // modules, which it returns if there are any.
-func addImage(keys *verify.Keyring, path string) (*hashlist.Embedded, error) {
-	if err := keys.AddImage(path); err != nil || !keys.Hashed() {
+func addImage(keys *verify.Keyring, image *verify.Image) (*hashlist.Embedded, error) {
+	if err := keys.AddOpened(image); err != nil || !keys.Hashed() {
 		return nil, err
 	}
-	kernel, err := hashlist.OpenKernel(path)
+	kernel, err := hashlist.ReadKernel(image.Content())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", image.Name(), err)
 	}
 	return kernel.Embedded, keys.AddHashes(kernel.Embedded)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
 
@@ -87,16 +86,18 @@ func inPackage(pkg string, names []string) []string {
 
 // packageJudges are the keyrings of the kernel images in packages.
 type packageJudges struct {
-	attributes bool                        // as --mldsa-attrs has it
-	more       func(*verify.Keyring) error // adds what the kernel has beyond its image; may be nil
-	keys       []*verify.Keyring
-	hashes     bool
+	attributes bool // as --mldsa-attrs has it
+	// more adds what the kernel has beyond its image; may be nil.
+	more   func(keys *verify.Keyring, image *verify.Image) error
+	keys   []*verify.Keyring
+	hashes bool
 }
 
 // keyring returns what a kernel image in a package trusts.
-func (p *packageJudges) keyring(name string, image io.ReaderAt, size int64) (*verify.Keyring, error) {
+func (p *packageJudges) keyring(image *verify.Image) (*verify.Keyring, error) {
 	keys := new(verify.Keyring)
-	if err := keys.AddImageFrom(name, image, size); err != nil {
+	hashes, err := addImage(keys, image)
+	if err != nil {
 		return nil, err
 	}
 	if p.attributes {
@@ -105,20 +106,11 @@ func (p *packageJudges) keyring(name string, image io.ReaderAt, size int64) (*ve
 		}
 	}
 	if p.more != nil {
-		if err := p.more(keys); err != nil {
+		if err := p.more(keys, image); err != nil {
 			return nil, err
 		}
 	}
-	if keys.Hashed() {
-		kernel, err := hashlist.ReadKernel(image, size)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		if err := keys.AddHashes(kernel.Embedded); err != nil {
-			return nil, err
-		}
-		p.hashes = true
-	}
+	p.hashes = p.hashes || hashes != nil
 	p.keys = append(p.keys, keys)
 	return keys, nil
 }

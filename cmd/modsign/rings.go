@@ -2,8 +2,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -50,12 +50,12 @@ func (o *ringOptions) given() bool {
 	return o.running || len(o.mok)+len(o.db)+len(o.dbx)+len(o.secondary)+len(o.blacklist) > 0
 }
 
-// apply gives the keyring what the flags name. kernel may be nil; image is its image, or empty.
-func (o *ringOptions) apply(u *ui, keys *verify.Keyring, kernel *kernel, image, root string) error {
+// apply gives the keyring what the flags name.
+func (o *ringOptions) apply(u *ui, keys *verify.Keyring, files *kernelFiles, root string) error {
 	if !o.given() && o.config == "" {
 		return nil
 	}
-	if err := o.follow(u, keys, kernel, image); err != nil {
+	if err := o.follow(u, keys, files); err != nil {
 		return err
 	}
 	for ring, paths := range map[verify.Ring][]string{verify.Secondary: o.secondary, verify.Blacklist: o.blacklist} {
@@ -111,50 +111,105 @@ func (o *ringOptions) reads() bool {
 	return false
 }
 
+// kernelFiles are those of one kernel, as far as it has them.
+type kernelFiles struct {
+	installed *kernel       // nil if it is not installed
+	path      string        // of its image, if that was named
+	image     *verify.Image // open, until its configuration is read
+	running   bool          // it runs on this machine
+
+	config *kernelConfig // once it was looked for
+}
+
+// A kernelConfig is the configuration of a kernel, nil if there is none.
+type kernelConfig struct {
+	kbuild.Config
+	from string // what to call it
+}
+
 // follow tells the keyring what the kernel's configuration says.
-func (o *ringOptions) follow(u *ui, keys *verify.Keyring, kernel *kernel, image string) error {
-	_, release := besideImage(image)
-	if kernel != nil {
-		release = kernel.Release
+func (o *ringOptions) follow(u *ui, keys *verify.Keyring, files *kernelFiles) error {
+	_, release := besideImage(files.path)
+	if files.installed != nil {
+		release = files.installed.Release
 	}
-	config, _, err := o.find(kernel, image)
+	config, err := files.configuration(o.config)
 	if err == nil && o.config != "" {
 		if judged, of := cmp.Or(keys.Release(), release), configVersion(o.config); isOther(judged, of) {
 			u.Note("warning: %s is the configuration of Linux %s, and the kernel is %s", o.config, of, judged)
 		}
 	}
-	if err == nil && config == nil && o.running {
-		config, err = runningConfig()
-	}
-	if err != nil || config == nil {
+	if err != nil || config.Config == nil {
 		return err
 	}
-	return keys.Follow(verify.ConfigFacts(release, config.Bool))
+	return keys.Follow(verify.ConfigFacts(cmp.Or(release, keys.Release()), config.Bool))
 }
 
-// find returns the kernel's configuration: that of --config, the one beside the image, or the
-// installed one; nil if there is none. from is what to call it.
-func (o *ringOptions) find(kernel *kernel, image string) (config kbuild.Config, from string, err error) {
-	beside, _ := besideImage(image)
-	path := cmp.Or(o.config, beside)
-	switch {
-	case path != "":
-		config, err = kbuild.OpenConfig(path)
-		switch {
-		case errors.Is(err, bufio.ErrTooLong):
-			err = fmt.Errorf("%s: not a kernel configuration: a line is longer than 1 MiB", path)
-		case o.config == "" && errors.Is(err, fs.ErrNotExist):
-			err = nil
+// configuration finds the kernel's configuration: the named file, the one beside the image, the
+// installed one, that of the package with the image, the one inside it, or the one that the
+// running kernel shows. It is read once.
+func (k *kernelFiles) configuration(named string) (kernelConfig, error) {
+	if k.config != nil {
+		return *k.config, nil
+	}
+	found, err := k.findConfig(named)
+	if err != nil {
+		return kernelConfig{}, err
+	}
+	k.config = &found
+	return found, nil
+}
+
+func (k *kernelFiles) findConfig(named string) (kernelConfig, error) {
+	if named != "" {
+		return openConfig(named)
+	}
+	if beside, _ := besideImage(k.path); beside != "" {
+		if found, err := openConfig(beside); !errors.Is(err, fs.ErrNotExist) {
+			return found, err
 		}
-		from = path
-	case kernel != nil:
-		config, err = kernel.Config()
-		from = "the configuration of " + kernel.Release
 	}
-	if err != nil || config == nil {
-		return nil, "", err
+	if k.installed != nil {
+		config, err := k.installed.Config()
+		if err != nil || config != nil {
+			return kernelConfig{config, "the configuration of " + k.installed.Release}, err
+		}
 	}
-	return config, from, nil
+	if k.image != nil {
+		text, from, err := k.image.Config()
+		if err != nil {
+			return kernelConfig{}, err
+		}
+		if text != nil {
+			config, err := kbuild.ReadConfig(bytes.NewReader(text))
+			return kernelConfig{config, from}, configError(from, err)
+		}
+	}
+	if k.running {
+		if config, err := kbuild.RunningConfig(); err != nil || config != nil {
+			return kernelConfig{config, kbuild.RunningConfigFile}, err
+		}
+	}
+	return kernelConfig{}, nil
+}
+
+func openConfig(path string) (kernelConfig, error) {
+	config, err := kbuild.OpenConfig(path)
+	if errors.Is(err, bufio.ErrTooLong) {
+		err = configError(path, bufio.ErrTooLong)
+	}
+	return kernelConfig{config, path}, err
+}
+
+// configError names the file in an error of kbuild.ReadConfig.
+func configError(name string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, bufio.ErrTooLong):
+		return fmt.Errorf("%s: not a kernel configuration: a line is longer than 1 MiB", name)
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 // besideImage returns the path of the config-VERSION that distributions install beside
@@ -211,25 +266,6 @@ func runs(keys *verify.Keyring, image string) error {
 		return fmt.Errorf("%s: image of kernel %s, and %s runs", cmp.Or(image, "the installed image"), release, now)
 	}
 	return nil
-}
-
-// runningConfig reads the configuration that the running kernel has inside. It is nil if it has
-// none.
-func runningConfig() (kbuild.Config, error) {
-	const path = "/proc/config.gz"
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := gzip.NewReader(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return kbuild.ReadConfig(io.LimitReader(text, 4<<20))
 }
 
 // maxRingLines is how many keys of a keyring are listed for people. --json has all.

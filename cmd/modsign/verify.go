@@ -109,19 +109,22 @@ func (o *verifyOptions) run(ctx context.Context, u *ui, args []string) error {
 	archives, paths := packages(kernel.roots(args))
 	var keys *verify.Keyring
 	var hashes *hashlist.Embedded
+	files := kernelFiles{installed: kernel, path: o.image}
 	if len(paths) > 0 || o.image != "" || len(o.certs) > 0 || kernel != nil || o.rings.running {
-		if keys, hashes, err = o.keyring(u, kernel); err != nil {
+		keys, hashes, err = o.keyring(u, &files)
+		files.image.Close()
+		if err != nil {
 			return err
 		}
 	}
 	for _, warning := range keys.Warnings() {
 		u.Note("warning: %s", warning)
 	}
-	judges := &packageJudges{attributes: o.attributes, more: func(keys *verify.Keyring) error {
-		return o.rings.apply(u, keys, nil, "", o.root)
+	judges := &packageJudges{attributes: o.attributes, more: func(keys *verify.Keyring, image *verify.Image) error {
+		return o.rings.apply(u, keys, &kernelFiles{image: image}, o.root)
 	}}
 	options := verify.Options{
-		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root, Kernel: judges.keyring,
+		Jobs: int(o.jobs), MaxSize: int64(o.maxSize), Root: o.root, Kernel: judges.keyring, Configs: o.rings.given(),
 		Progress: func(done, total int) {
 			u.Progress(false, func() string {
 				if total == 0 { // nobody knows how many modules a package has
@@ -194,21 +197,30 @@ func (o *verifyOptions) summarize(u *ui, all verified, archives []string, keys *
 	u.Object(summary)
 }
 
-// keyring returns what to trust: at least one certificate, or the hashes of a kernel.
-func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, hashes *hashlist.Embedded, err error) {
+// keyring returns what to trust: at least one certificate, or the hashes of a kernel. It opens the
+// image of the kernel, if there is one.
+func (o *verifyOptions) keyring(u *ui, files *kernelFiles) (
+	keys *verify.Keyring, hashes *hashlist.Embedded, err error,
+) {
 	keys = new(verify.Keyring)
-	if o.rings.running {
-		if kernel, err = o.runningKernel(u, kernel); err != nil {
+	if files.running = o.rings.running; files.running {
+		if files.installed, err = o.runningKernel(u, files.installed); err != nil {
 			return nil, nil, err
 		}
 	}
+	kernel := files.installed
 	switch {
 	case o.image != "":
-		if hashes, err = addImage(keys, o.image); err != nil {
+		if files.image, err = verify.OpenImage(o.image); err == nil {
+			hashes, err = addImage(keys, files.image)
+		}
+		if err != nil {
 			return nil, nil, imageHint(err)
 		}
 	case kernel != nil:
-		keys, hashes, err = kernel.keyring()
+		if files.image, err = kernel.openImage(); err == nil {
+			hashes, err = addImage(keys, files.image)
+		}
 		if err != nil && len(o.certs) == 0 && !o.rings.given() {
 			return nil, nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
 		}
@@ -235,7 +247,7 @@ func (o *verifyOptions) keyring(u *ui, kernel *kernel) (keys *verify.Keyring, ha
 			return nil, nil, hintFor(path, err)
 		}
 	}
-	if err := o.rings.apply(u, keys, kernel, o.image, o.root); err != nil {
+	if err := o.rings.apply(u, keys, files, o.root); err != nil {
 		return nil, nil, err
 	}
 	return keys, hashes, nil

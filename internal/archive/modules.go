@@ -33,6 +33,9 @@ const (
 	// kernel image, in bytes as they are stored.
 	inWork  = 96 << 20
 	waiting = 128 << 20
+	// maxConfig is the size limit of a kernel's configuration, in bytes. The largest have some
+	// 300 kB. What is longer is something else.
+	maxConfig = 4 << 20
 	// maxOrder is the size limit of a modules.order, in bytes. That of a kernel has some 300 kB.
 	maxOrder = 4 << 20
 	// maxSame is how many files of an archive may have the same name, if it is that of a module.
@@ -63,6 +66,9 @@ func (m *Module) Path() string { return inImage(m.Image, m.Name) }
 // Path is [Module.Path] for the image.
 func (k *Kernel) Path() string { return inImage(k.Image, k.Name) }
 
+// ConfigPath is [Module.Path] for the configuration.
+func (k *Kernel) ConfigPath() string { return inImage(k.Image, k.ConfigName) }
+
 func inImage(image, name string) string {
 	if image == "" {
 		return name
@@ -75,6 +81,11 @@ type Kernel struct {
 	Name    string // the path in the archive
 	Image   string
 	Release string // as the name tells it: of boot/vmlinuz-KVER or lib/modules/KVER/vmlinuz; else empty
+
+	// Config is the content of ConfigName, the configuration of this kernel in the archive, if
+	// Work.Configs asks for it: boot/config-KVER or lib/modules/KVER/config.
+	Config     []byte
+	ConfigName string
 }
 
 // Work tells [Modules] what to do. J judges modules, T is the result of a module.
@@ -85,6 +96,9 @@ type Work[J, T any] struct {
 	// image in the archive, of size bytes, and may tell the release of the kernel.
 	Judge      *J
 	OpenKernel func(k Kernel, r io.ReaderAt, size int64) (judge J, release string, err error)
+	// Configs has OpenKernel wait until the configuration of the kernel comes, or the archive
+	// ends. The configuration of a kernel whose name has no release is not looked for.
+	Configs bool
 	// Do works on one module, in one of several goroutines. For one with an Err the judge
 	// may be zero.
 	Do func(judge J, m Module) T
@@ -129,7 +143,7 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
 		memory: semaphore.NewWeighted(inWork),
 		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]struct{}),
-		same: make(map[place]int), results: make(map[place][]result[T])}
+		same: make(map[place]int), results: make(map[place][]result[T]), configs: make(map[place]config)}
 	r.limits.Count = func(n int) error { return r.expands(0, int64(n)) }
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
@@ -162,6 +176,8 @@ type run[J, T any] struct {
 	memory  *semaphore.Weighted // stored modules in work
 
 	kernels []*kernel[J]
+	configs map[place]config // by image and release
+	images  int64            // bytes of kernel images that wait for their configurations
 	pending []pending
 	held    int64 // bytes in pending
 	aliases []pending
@@ -202,7 +218,17 @@ type result[T any] struct {
 type kernel[J any] struct {
 	Kernel
 	judge J
+	image []byte // while it waits for its configuration
 	err   error
+}
+
+// errWaits is the error of a kernel that cannot judge yet.
+var errWaits = errors.New("the kernel image was not opened")
+
+// A config is the configuration of a kernel.
+type config struct {
+	name    string
+	content []byte
 }
 
 // pending is a module that waits: for its kernel image, or for what it is a link to.
@@ -280,6 +306,8 @@ func (r *run[J, T]) pass() error {
 				err = r.kernel(f, release)
 			} else if release, rel := moduleRelease(f.Name); rel == "modules.order" {
 				err = r.order(f, release)
+			} else if release := configRelease(f.Name); release != "" && r.wantsConfigs() && f.Size <= maxConfig {
+				err = r.config(f, release)
 			} else {
 				err = r.inner(f)
 			}
@@ -543,14 +571,45 @@ func (r *run[J, T]) judge(m Module, end bool) (judge J, known bool) {
 	return judge, false
 }
 
-// kernel makes a judge of a kernel image, and starts the work that waited for it.
+// wantsConfigs reports whether kernels in the archive judge, by their configurations.
+func (r *run[J, T]) wantsConfigs() bool { return r.Configs && r.Judge == nil }
+
+// config keeps the configuration of a kernel, the first if there are several, and opens the images
+// that wait for it.
+func (r *run[J, T]) config(f *File, release string) error {
+	at := place{f.Image, release}
+	if _, known := r.configs[at]; known {
+		return nil
+	}
+	if r.kept += f.Size + int64(len(f.Name)) + keptEntry; r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of configurations to remember", r.archive.limits.Kept)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	r.configs[at] = config{f.Name, b}
+	for _, k := range r.kernels {
+		if k.image != nil && k.Image == f.Image && k.Release == release {
+			r.openKernel(k)
+		}
+	}
+	return nil
+}
+
+// has reports whether a kernel of this release judges already: distributions have an image under
+// several names.
+func (r *run[J, T]) has(k Kernel) bool {
+	return k.Release != "" && slices.ContainsFunc(r.kernels, func(old *kernel[J]) bool {
+		return old.Release == k.Release && old.Image == k.Image && old.err == nil
+	})
+}
+
+// kernel makes a judge of a kernel image, or has it wait for its configuration.
 func (r *run[J, T]) kernel(f *File, release string) error {
 	k := &kernel[J]{Kernel: Kernel{Name: f.Name, Image: f.Image, Release: release}}
-	same := func(old *kernel[J]) bool {
-		return release != "" && old.Release == release && old.Image == f.Image && old.err == nil
-	}
-	if slices.ContainsFunc(r.kernels, same) {
-		return nil // under another name, as Fedora and openSUSE have it
+	if r.has(k.Kernel) {
+		return nil
 	}
 	if len(r.kernels) == maxKernels {
 		return fmt.Errorf("%w: more than %d kernel images", ErrLimit, maxKernels)
@@ -560,16 +619,37 @@ func (r *run[J, T]) kernel(f *File, release string) error {
 		k.err = fmt.Errorf("%s: %d bytes; a kernel image has at most %d", f.Name, f.Size, maxKernel)
 		return nil
 	}
-	image := make([]byte, f.Size)
-	if _, err := io.ReadFull(f, image); err != nil {
+	k.image, k.err = make([]byte, f.Size), errWaits
+	if _, err := io.ReadFull(f, k.image); err != nil {
 		return fmt.Errorf("%s: %w", f.Name, cutOff(err))
 	}
-	var told string
-	k.judge, told, k.err = r.OpenKernel(k.Kernel, bytes.NewReader(image), f.Size)
-	if k.err != nil {
+	r.images += f.Size
+	_, known := r.configs[place{f.Image, release}]
+	if r.wantsConfigs() && release != "" && !known && r.images <= maxKernel {
 		return nil
 	}
-	if release == "" {
+	r.openKernel(k)
+	return nil
+}
+
+// openKernel makes a judge of a kernel image, and starts the work that waited for it.
+func (r *run[J, T]) openKernel(k *kernel[J]) {
+	image := k.image
+	r.images -= int64(len(image))
+	k.image = nil
+	if r.has(k.Kernel) {
+		return
+	}
+	with := k.Kernel
+	if c, ok := r.configs[place{k.Image, k.Release}]; ok && k.Release != "" {
+		with.Config, with.ConfigName = c.content, c.name
+	}
+	var told string
+	k.judge, told, k.err = r.OpenKernel(with, bytes.NewReader(image), int64(len(image)))
+	if k.err != nil {
+		return
+	}
+	if k.Release == "" {
 		k.Release = told
 	}
 	r.found.Kernels = append(r.found.Kernels, k.Kernel)
@@ -582,7 +662,6 @@ func (r *run[J, T]) kernel(f *File, release string) error {
 		}
 	}
 	r.pending = left
-	return nil
 }
 
 // release starts the work on a module that was held in memory.
@@ -593,6 +672,11 @@ func (r *run[J, T]) release(judge J, p pending) {
 
 // rest works on what waits at the end of the archive, and reads that again if need be.
 func (r *run[J, T]) rest() error {
+	for _, k := range r.kernels {
+		if k.image != nil {
+			r.openKernel(k)
+		}
+	}
 	if len(r.pending) > 0 && len(r.found.Kernels) == 0 {
 		return r.noKernel()
 	}
@@ -961,6 +1045,20 @@ func kernelRelease(name string) (release string, ok bool) {
 	}
 	release, rel := moduleRelease(name)
 	return release, rel == path.Base(name) && match[2] == "" && !strings.Contains(dir, "lib/debug/")
+}
+
+// configRelease returns the release of the kernel whose configuration a file has by its name:
+// boot/config-KVER or lib/modules/KVER/config.
+func configRelease(name string) string {
+	if release, rel := moduleRelease(name); rel == "config" {
+		return release
+	}
+	dir, base := path.Split(name)
+	release, ok := strings.CutPrefix(base, "config-")
+	if !ok || path.Base(dir) != "boot" {
+		return ""
+	}
+	return release
 }
 
 // isInner reports whether a file has the name of an archive with modules.

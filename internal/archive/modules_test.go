@@ -3,6 +3,8 @@ package archive
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -105,5 +107,65 @@ func TestInner(t *testing.T) {
 	found, err := Modules(t.Context(), a, names())
 	if text := strings.Join(found.Inner, " "); err != nil || text != "1 2 3 4 5 6 boot/initrd.img-1" {
 		t.Errorf("%q, error %v", text, err)
+	}
+}
+
+// TestConfigs gives each kernel its configuration, wherever that comes in the archive, and opens
+// none twice.
+func TestConfigs(t *testing.T) {
+	t.Parallel()
+	image, beside := file("boot/vmlinuz-1.2", "kernel"), file("boot/config-1.2", "A=y")
+	inTree := file("usr/lib/modules/1.2/config", "B=y")
+	other := file("boot/config-1.3", "C=y")
+	module := file("lib/modules/1.2/a.ko", "m")
+	long := file("boot/config-1.2", strings.Repeat("#", maxConfig+1))
+	for name, test := range map[string]struct {
+		files []tar.Header
+		want  string
+	}{
+		"before":     {[]tar.Header{other, beside, image, module}, "boot/config-1.2 A=y"},
+		"after":      {[]tar.Header{module, image, module, other, beside}, "boot/config-1.2 A=y"},
+		"among them": {[]tar.Header{image, module, inTree, beside}, "usr/lib/modules/1.2/config B=y"},
+		"none":       {[]tar.Header{image, module, other}, " "},
+		"too long":   {[]tar.Header{long, image, module}, " "},
+		"two images": {[]tar.Header{image, file("lib/modules/1.2/vmlinuz", "kernel"), module, beside}, "boot/config-1.2 A=y"},
+		"two kernels": {[]tar.Header{image, file("boot/vmlinuz-1.3", "kernel"), module, other, beside},
+			"boot/config-1.3 C=y boot/config-1.2 A=y"},
+		"no release": {[]tar.Header{file("boot/vmlinuz", "kernel"), module, beside}, " "},
+	} {
+		for _, wanted := range []bool{true, false} {
+			var opened []string
+			work := names()
+			work.Judge, work.Configs = nil, wanted
+			work.OpenKernel = func(k Kernel, _ io.ReaderAt, _ int64) (string, string, error) {
+				opened = append(opened, k.ConfigName+" "+string(k.Config))
+				return "", "", nil
+			}
+			modules := 0
+			work.Emit = func(string) { modules++ }
+			found, err := Modules(t.Context(), inMemory(t, tarOf(t, test.files...), Limits{}), work)
+			if err != nil || found.Modules == 0 || modules != found.Modules || len(found.Kernels) != len(opened) {
+				t.Fatalf("%s: %+v, %d results, opened %q: %v", name, found, modules, opened, err)
+			}
+			want := test.want
+			if !wanted {
+				want = strings.TrimSuffix(strings.Repeat("  ", len(opened)), " ")
+			}
+			if got := strings.Join(opened, " "); got != want {
+				t.Errorf("%s: opened with %q, want %q", name, got, want)
+			}
+		}
+	}
+	// What waits for its configuration is bounded like names.
+	many := []tar.Header{image}
+	for i := range 10 {
+		many = append(many, file(fmt.Sprintf("boot/config-%d", i), strings.Repeat("#", 1000)))
+	}
+	work := names()
+	work.Judge, work.Configs = nil, true
+	work.OpenKernel = func(Kernel, io.ReaderAt, int64) (string, string, error) { return "", "", nil }
+	_, err := Modules(t.Context(), inMemory(t, tarOf(t, many...), Limits{Kept: 5000}), work)
+	if !errors.Is(err, ErrLimit) {
+		t.Errorf("more than the limit: %v", err)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/binary"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,6 +31,17 @@ type reason struct {
 	id explain.ID
 }
 
+// openImage opens a kernel image until the test ends.
+func openImage(t testing.TB, path string) *verify.Image {
+	t.Helper()
+	image, err := verify.OpenImage(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { image.Close() })
+	return image
+}
+
 // openExplained opens a kernel for explain, with some of its modules as they are installed.
 func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline string) *explain.Kernel {
 	t.Helper()
@@ -45,8 +56,8 @@ func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline strin
 			t.Fatal(err)
 		}
 	}
-	s := explain.Source{Image: tree.Image(), Modules: dir, Keys: keys, Cmdline: cmdline,
-		ParseConfig: func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) }}
+	image := openImage(t, tree.Image())
+	s := explain.Source{Image: image, Modules: dir, Keys: keys, Cmdline: cmdline}
 	config, err := kbuild.OpenConfig(tree.config())
 	if err != nil {
 		t.Fatal(err)
@@ -54,8 +65,15 @@ func openExplained(t testing.TB, tree *Tree, keys *verify.Keyring, cmdline strin
 	if config.Bool("MODVERSIONS") { // else explain says that it does not read it
 		s.Symvers = filepath.Join(tree.Objtree, "Module.symvers")
 	}
-	if !config.Bool("IKCONFIG") { // else it is in the image
-		s.Config = config
+	s.Config = config
+	if config.Bool("IKCONFIG") {
+		text, _, err := image.Config()
+		if err == nil {
+			s.Config, err = kbuild.ReadConfig(bytes.NewReader(text))
+		}
+		if err != nil || !maps.Equal(s.Config, map[string]string(config)) {
+			t.Errorf("the configuration in the image is not that of the build: %v", err)
+		}
 	}
 	k, err := explain.Open(t.Context(), s)
 	if err != nil {
@@ -262,7 +280,7 @@ func explains(
 		t.Fatal(err)
 	}
 	k, err := explain.Open(t.Context(), explain.Source{
-		Image: kernel.Image, Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
+		Image: openImage(t, kernel.Image), Release: kernel.Version, Keys: keys, Firmware: &state.Firmware, Config: config,
 	})
 	if err != nil {
 		t.Fatal(err)

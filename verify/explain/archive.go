@@ -17,9 +17,10 @@ import (
 // ArchiveOptions tell [Archive] by which kernel to explain.
 type ArchiveOptions struct {
 	// Kernel is the kernel of all modules. If it is nil, Open opens each kernel image in the
-	// package, and a module belongs to that of its release, as for verify.Archive.
+	// package, and a module belongs to that of its release, as for verify.Archive. The image has
+	// the configuration that the package has for this kernel, and is closed when Open returns.
 	Kernel *Kernel
-	Open   func(name string, image io.ReaderAt, size int64) (*Kernel, error)
+	Open   func(image *verify.Image) (*Kernel, error)
 	// Result gets the reports one at a time, in the order of the package.
 	Result func(*Kernel, *Report)
 }
@@ -48,11 +49,20 @@ func Archive(ctx context.Context, path string, o ArchiveOptions) (Archived, erro
 	}
 	work := archive.Work[*Kernel, explained]{
 		MaxSize: maxSize,
-		OpenKernel: func(image archive.Kernel, r io.ReaderAt, size int64) (*Kernel, string, error) {
+		Configs: true,
+		OpenKernel: func(found archive.Kernel, r io.ReaderAt, size int64) (*Kernel, string, error) {
 			if o.Open == nil {
 				return nil, "", verify.ErrNoKernel
 			}
-			k, err := o.Open(image.Path()+" in "+path, r, size)
+			image, err := verify.ReadImage(found.Path()+" in "+path, r, size)
+			if err != nil {
+				return nil, "", err
+			}
+			defer image.Close()
+			if found.Config != nil {
+				image.AddConfig(found.ConfigPath()+" in "+path, found.Config)
+			}
+			k, err := o.Open(image)
 			if err != nil {
 				return nil, "", err
 			}

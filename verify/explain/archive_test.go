@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -81,7 +80,7 @@ func TestArchive(t *testing.T) {
 	}
 
 	// Without a kernel nobody decides, and what cannot be read to its end is an error.
-	_, err = Archive(t.Context(), path, ArchiveOptions{Open: func(string, io.ReaderAt, int64) (*Kernel, error) {
+	_, err = Archive(t.Context(), path, ArchiveOptions{Open: func(*verify.Image) (*Kernel, error) {
 		return k, nil
 	}})
 	if !errors.Is(err, verify.ErrNoKernel) {

@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"math/big"
 	"os"
@@ -139,8 +138,7 @@ func source(t testing.TB, trusted ...*testmod.Key) Source {
 	}
 	return Source{
 		Name: "kernel " + release, Release: release, Modules: dir, Keys: keys, Config: with(t),
-		ConfigFile:  "config",
-		ParseConfig: func(r io.Reader) (map[string]string, error) { return kbuild.ReadConfig(r) },
+		ConfigFile: "config",
 	}
 }
 

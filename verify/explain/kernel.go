@@ -1,15 +1,12 @@
 package explain
 
 import (
-	"bytes"
 	"cmp"
-	"compress/gzip"
 	"context"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +15,6 @@ import (
 	"sync"
 
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/internal/vmlinux"
 	"github.com/modsign/modsign/verify"
 )
 
@@ -29,11 +25,8 @@ type Source struct {
 	Name    string
 	Release string // as uname -r prints it
 	Running bool   // it runs on this machine: /proc and /sys are about it
-	Image   string // path of its image, or of a vmlinux
-	// Content is the image, ContentSize bytes long, if Image is not the path of a file but a
-	// name for people. It is read by [Open] alone.
-	Content     io.ReaderAt
-	ContentSize int64
+	// Image is its image, or a vmlinux; nil if there is none. It is read by [Open] alone.
+	Image *verify.Image
 
 	Modules string // path of its directory lib/modules/RELEASE
 	Symvers string // path of a Module.symvers of its build
@@ -43,13 +36,11 @@ type Source struct {
 	// kernel is in /proc.
 	Cmdline string
 
-	// Config is its configuration, symbols such as CONFIG_MODULE_SIG with their values. nil
-	// is unknown, unless the image holds it.
+	// Config is its configuration, symbols such as CONFIG_MODULE_SIG with their values, as
+	// kbuild.ReadConfig reads it from a file or from what Image.Config returns. nil is unknown.
 	Config map[string]string
 	// ConfigFile names where Config comes from.
 	ConfigFile string
-	// ParseConfig reads the configuration that an image or /proc/config.gz holds.
-	ParseConfig func(io.Reader) (map[string]string, error)
 
 	Keys     *verify.Keyring  // what it trusts
 	Firmware *verify.Firmware // what Keys has of the firmware; nil if nothing
@@ -68,7 +59,7 @@ type KeyPair struct{ Key, Cert string }
 // Kernel is what is known about one kernel. It is safe for concurrent use.
 type Kernel struct {
 	Source
-	Policy   Policy
+	Policy   verify.Policy
 	Vermagic string // empty if it is unknown
 	// Compression is the format that the kernel decompresses itself: gzip, xz or zstd, none if
 	// it leaves that to kmod, or empty if it is unknown.
@@ -108,9 +99,6 @@ func Open(ctx context.Context, s Source) (*Kernel, error) {
 	if err := k.readImage(); err != nil {
 		return nil, err
 	}
-	if k.Running {
-		k.readRunning()
-	}
 	if _, err := fmt.Sscanf(k.Release, "%d.%d", &k.minor.major, &k.minor.minor); err != nil {
 		k.minor = version{}
 	}
@@ -148,71 +136,23 @@ func (k *Kernel) isNot(symbol string) bool { return k.Config != nil && !k.is(sym
 
 // readImage reads what the image tells of itself.
 func (k *Kernel) readImage() error {
-	if k.Image == "" {
+	if k.Image == nil {
 		return nil
 	}
-	var image *vmlinux.Image
-	var err error
-	if k.Content != nil {
-		image, err = vmlinux.New(k.Content, k.ContentSize)
-		k.Content = nil
-	} else {
-		image, err = vmlinux.Open(k.Image)
-	}
+	release, err := k.Image.Release()
 	if err != nil {
-		k.note("the image of %s could not be read: %v", k.Name, err)
-		return nil
-	}
-	defer image.Close()
-	release, err := image.Release()
-	if err != nil {
-		return fmt.Errorf("%s: %w", k.Image, err)
+		return err
 	}
 	if k.Running && release != "" && release != k.Release {
-		return fmt.Errorf("%s: image of kernel %s, and %s runs", k.Image, release, k.Release)
+		return fmt.Errorf("%s: image of kernel %s, and %s runs", k.Image.Name(), release, k.Release)
 	}
 	k.Release = cmp.Or(k.Release, release)
-	if k.Vermagic, err = image.Vermagic(); err != nil {
-		return fmt.Errorf("%s: %w", k.Image, err)
+	if k.Vermagic, err = k.Image.Vermagic(); err != nil {
+		return err
 	}
-	k.machine, k.order = image.Machine()
-	k.machineOf = k.Image
-	if k.Config == nil && k.ParseConfig != nil {
-		b, err := image.Config()
-		if errors.Is(err, vmlinux.ErrNoConfig) {
-			return nil
-		}
-		if err == nil {
-			k.Config, err = k.ParseConfig(bytes.NewReader(b))
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", k.Image, err)
-		}
-		k.ConfigFile = k.Image
-	}
+	k.machine, k.order = k.Image.Machine()
+	k.machineOf, k.Image = k.Image.Name(), nil
 	return nil
-}
-
-// readRunning reads what the running kernel tells.
-func (k *Kernel) readRunning() {
-	if k.Config != nil || k.ParseConfig == nil {
-		return
-	}
-	const path = "/proc/config.gz"
-	f, err := os.Open(path)
-	if err != nil {
-		return // most kernels have none
-	}
-	defer f.Close()
-	r, err := gzip.NewReader(f)
-	if err == nil {
-		k.Config, err = k.ParseConfig(io.LimitReader(r, 4<<20))
-	}
-	if err != nil {
-		k.note("%s: %v", path, err)
-		return
-	}
-	k.ConfigFile = path
 }
 
 // readReference looks at one of the modules that were built with the kernel, which has the

@@ -84,71 +84,6 @@ func FuzzSymvers(f *testing.F) {
 	})
 }
 
-// The policy of a running kernel, and of another one by its configuration and command line.
-func TestPolicy(t *testing.T) {
-	const lsm = "CONFIG_MODULE_SIG=y\nCONFIG_SECURITY_LOCKDOWN_LSM=y\n"
-	none, integrity := "[none] integrity confidentiality", "none [integrity] confidentiality"
-	for _, test := range []struct {
-		enforce, lockdown, cmdline, config string
-		want                               Enforcement
-	}{
-		{"Y", none, "", "", SigEnforce},
-		{"N", none, "", "", Tolerant},
-		{"N", integrity, "", "", Lockdown},
-		{"N", "", "lockdown=integrity", "", Lockdown}, // securityfs is not mounted
-		{"N", none, "lockdown=integrity", "", Tolerant},
-		{"", "", "", "", Unknown},
-		{"", "", "", "CONFIG_MODULE_SIG=y\n", Tolerant},
-		{"", "", "", "CONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_FORCE=y\n", SigEnforce},
-		{"", "", "", "CONFIG_MODULES=y\n", NoSignatures},
-		{"", "", "module.sig_enforce=1", "CONFIG_MODULE_SIG=y\n", SigEnforce},
-		{"", "", "module.sig_enforce", "CONFIG_MODULE_SIG=y\n", SigEnforce},
-		{"", "", "module.sig_enforce=0", "CONFIG_MODULE_SIG=y\n", Tolerant},
-		{"", "", "lockdown=confidentiality", lsm, Lockdown},
-		{"", "", "lockdown=integrity", "CONFIG_MODULE_SIG=y\n", Tolerant},
-		{"", "", "", lsm + "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y\n", Lockdown},
-		{"", "", "lockdown=integrity lsm=capability", lsm, Tolerant},
-		{"", "", "lockdown=integrity lsm=yama,lockdown", lsm + "CONFIG_LSM=yama\n", Lockdown},
-		{"", "", "lockdown=integrity", lsm + "CONFIG_LSM=yama\n", Tolerant},
-		{"", "", "lockdown=integrity lsm=capability", lsm + "CONFIG_SECURITY_LOCKDOWN_LSM_EARLY=y\n", Lockdown},
-		{"", "", "module.sig-enforce=1", "CONFIG_MODULE_SIG=y\n", SigEnforce},
-		{"", "", `"module.sig_enforce=1"`, "CONFIG_MODULE_SIG=y\n", SigEnforce},
-		{"", "", "module.sig_enforce=1 module.sig_enforce=0", "CONFIG_MODULE_SIG=y\n", SigEnforce},
-		{"", "", "-- module.sig_enforce=1", "CONFIG_MODULE_SIG=y\n", Tolerant},
-		{"", "", `foo="a module.sig_enforce=1"`, "CONFIG_MODULE_SIG=y\n", Tolerant},
-	} {
-		k := &Kernel{}
-		if test.config != "" {
-			k.Config = make(map[string]string)
-			for line := range strings.Lines(test.config) {
-				name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-				k.Config[name] = value
-			}
-		}
-		p := k.policyOf(test.enforce, test.lockdown, test.cmdline, "0")
-		if p.Enforcement != test.want || len(p.Evidence) == 0 || p.Disabled {
-			t.Errorf("%+v: %+v", test, p)
-		}
-	}
-	if p := new(Kernel).policyOf("", "", "quiet module_blacklist=a,b", "1"); !p.Disabled || len(p.Blacklist) != 2 {
-		t.Errorf("%+v", p)
-	}
-	for cmdline, want := range map[string]bool{
-		"nomodule": true, "nomodule=0": false, "nomodule nomodule=n": false, "-- nomodule": false,
-		"sysctl.kernel.modules_disabled=1": true, "sysctl/kernel/modules_disabled=1 quiet": true,
-		"sysctl.kernel.modules-disabled=1": false, "sysctl.kernel.modules_disabled=0": false,
-	} {
-		if p := new(Kernel).policyOf("", "", cmdline, ""); p.Disabled != want {
-			t.Errorf("%s: %+v", cmdline, p)
-		}
-	}
-	for _, cmdline := range []string{"module-blacklist=a,b", `module_blacklist="a,b"`, `"module_blacklist=a,b"`} {
-		if p := new(Kernel).policyOf("", "", cmdline, ""); len(p.Blacklist) != 2 || p.Blacklist[1] != "b" {
-			t.Errorf("%s: %+v", cmdline, p)
-		}
-	}
-}
-
 // Whoever gives machine owner keys has Secure Boot taken to be on: for the keys, and so for
 // enforcement.
 func TestPolicySecureBoot(t *testing.T) {
@@ -156,23 +91,39 @@ func TestPolicySecureBoot(t *testing.T) {
 	mok := []verify.List{{}}
 	for _, test := range []struct {
 		firmware *verify.Firmware
-		want     Enforcement
+		want     verify.Enforcement
 	}{
-		{nil, Tolerant},
-		{&verify.Firmware{}, Tolerant},
-		{&verify.Firmware{MokList: mok}, SigEnforce},
-		{&verify.Firmware{MokList: mok, SecureBoot: verify.No}, Tolerant},
-		{&verify.Firmware{SecureBoot: verify.Yes}, SigEnforce},
+		{nil, verify.Tolerant},
+		{&verify.Firmware{}, verify.Tolerant},
+		{&verify.Firmware{MokList: mok}, verify.SigEnforce},
+		{&verify.Firmware{MokList: mok, SecureBoot: verify.No}, verify.Tolerant},
+		{&verify.Firmware{SecureBoot: verify.Yes}, verify.SigEnforce},
 	} {
 		k := &Kernel{Source: Source{Config: config, Firmware: test.firmware}}
-		p := k.policyOf("", "", "", "")
-		if p.Enforcement != test.want {
-			t.Errorf("%+v: %+v", test.firmware, p)
+		if k.Policy = k.policy(); k.Policy.Enforcement != test.want {
+			t.Errorf("%+v: %+v", test.firmware, k.Policy)
 		}
 		if unless := k.unless(); (test.firmware == nil || len(test.firmware.MokList) == 0 &&
 			test.firmware.SecureBoot == verify.Unknown) != strings.HasPrefix(unless, "with Secure Boot ") {
 			t.Errorf("%+v: %s", test.firmware, unless)
 		}
+	}
+}
+
+// A module loads unless the boot loader gives nothing, which nobody told.
+func TestPolicyUnchecked(t *testing.T) {
+	t.Parallel()
+	s := source(t)
+	s.Config = with(t, `CONFIG_CMDLINE="module.sig_enforce=1"`, "CONFIG_BOOT_CONFIG=y", "CONFIG_BOOT_CONFIG_FORCE=y",
+		"CONFIG_MODULE_SIG_FORCE=n")
+	k, err := Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := k.Module(t.Context(), testmod.WriteFile(t, "hello.ko", real(t, "hello")))
+	text := strings.Join(r.Unchecked, "\n")
+	if r.Verdict != Taints || !strings.Contains(text, "CONFIG_CMDLINE") || !strings.Contains(text, "bootconfig") {
+		t.Errorf("%s: %s", r.Verdict, text)
 	}
 }
 

@@ -143,11 +143,11 @@ func (j *judge) disabled() {
 		ID: ModulesDisabled, Effect: Refuses, Errno: syscall.EPERM,
 		Reason: "The kernel loads no module any more: kernel.modules_disabled is 1. It stays so until the machine is " +
 			"rebooted.",
-		Evidence: []string{disabledFile + " is 1"},
+		Evidence: []string{verify.DisabledFile + " is 1"},
 		Mend: Mend{Command: "grep -rs modules_disabled /etc/sysctl.conf /etc/sysctl.d /usr/lib/sysctl.d",
 			Then: "remove the line that the command shows, and reboot"},
 	}
-	if by := j.Policy.disabledBy; by != "" {
+	if by := j.Policy.DisabledBy; by != "" {
 		c.Reason = "The kernel's command line has it load no module at all."
 		c.Evidence = []string{by + " " + j.onCmdline()}
 		c.Mend = Mend{Then: "remove " + by + " in the boot loader's configuration, and reboot"}
@@ -158,7 +158,7 @@ func (j *judge) disabled() {
 // onCmdline says where a parameter was found.
 func (j *judge) onCmdline() string {
 	if j.Running {
-		return "in " + cmdlineFile
+		return "in " + verify.CmdlineFile
 	}
 	return "on the command line"
 }
@@ -342,7 +342,7 @@ func (j *judge) signedCompressed(format compress.Format, b []byte, layer module.
 			"The module inside is "+
 			"signed as well.", format)
 		c.Mend = Mend{Command: shell.Quote("truncate", "-s", fmt.Sprint(layer.Offset), "--", j.path)}
-	case j.Policy.Enforcement == NoSignatures:
+	case j.Policy.Enforcement == verify.NoSignatures:
 		c.Effect = May
 	default:
 		j.tolerated(&c, syscall.ENODATA, []string{"Loading of unsigned module is rejected"})

@@ -18,7 +18,7 @@ import (
 // signature goes through module_sig_check, and returns the size of the module without what the
 // kernel takes off.
 func (j *judge) signature() (size int64, err error) {
-	if j.Policy.Enforcement == NoSignatures {
+	if j.Policy.Enforcement == verify.NoSignatures {
 		return j.content.size, nil
 	}
 	result := verify.Module(module.At(j.ctx, j.content), j.content.size, j.Keys)
@@ -95,21 +95,24 @@ func (j *judge) tolerated(c *Cause, inner syscall.Errno, log []string) {
 	c.Log = slices.Clone(log)
 	last := max(0, len(c.Log)-1)
 	switch j.Policy.Enforcement {
-	case Lockdown:
+	case verify.Lockdown:
 		c.Errno = syscall.EPERM
 		c.Log = append(c.Log[:last],
 			"Lockdown: modprobe: unsigned module loading is restricted; see man kernel_lockdown.7")
 		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
-	case SigEnforce:
+	case verify.SigEnforce:
 		c.Evidence = append(c.Evidence, j.Policy.Evidence...)
-	case Tolerant:
+	case verify.Tolerant:
 		c.Effect, c.Errno, c.Inner = TaintsIt, 0, 0
 		c.Log = append(c.Log[:last], j.nameOr()+
 			": module verification failed: signature and/or required key missing - tainting kernel")
 		if unless := j.unless(); unless != "" {
 			j.r.Notes = append(j.r.Notes, unless)
 		}
-	case Unknown:
+		for _, what := range j.Policy.Unchecked {
+			j.unchecked("%s", what)
+		}
+	case verify.Undecided:
 		j.unchecked("whether the kernel enforces signatures: %s", strings.Join(j.Policy.Evidence, ", "))
 	}
 }

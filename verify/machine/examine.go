@@ -33,12 +33,15 @@ type Finding struct {
 // Options of [Examine].
 type Options struct {
 	Root string // the root directory of the system; empty for this machine
-	// IsKey reports whether a file holds a private key. Nil finds keys in PEM and DER.
+	// IsKey reports whether a regular file of at most 1 MiB holds a private key, as package
+	// keygen/keyscan can tell. It is asked of the files in the places where builds leave keys.
+	// If it is nil, Examine does not look for keys.
 	IsKey func(path string) (bool, error)
+	// Config is the configuration of the kernel, symbols such as CONFIG_MODULE_SIG with their
+	// values; nil is unknown.
+	Config map[string]string
 	// NoImage tells that the built-in keys are not known.
 	NoImage bool
-	// NoKeys leaves out the search for private keys.
-	NoKeys bool
 	// Again is the command that looks again with more rights; empty for sudo modsign doctor.
 	Again string
 }
@@ -51,7 +54,7 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	e := &examination{state: s, keys: keys, incomplete: o.NoImage || len(s.unread) > 0,
+	e := &examination{state: s, keys: keys, policy: s.Policy(o.Config), incomplete: o.NoImage || len(s.unread) > 0,
 		again: cmp.Or(o.Again, "sudo modsign doctor")}
 	e.enforcement()
 	e.lists()
@@ -59,12 +62,8 @@ func Examine(s *State, keys *verify.Keyring, o Options) (findings []Finding, pro
 	e.running()
 	certs, problems := r.moduleCerts(loadCerts)
 	e.moduleCerts(certs)
-	if !o.NoKeys {
-		isKey := o.IsKey
-		if isKey == nil {
-			isKey = isPrivateKey
-		}
-		found, more := r.keys(isKey)
+	if o.IsKey != nil {
+		found, more := r.keys(o.IsKey)
 		problems = append(problems, more...)
 		e.privateKeys(found)
 	}
@@ -123,6 +122,7 @@ func loadCerts(path string) ([][]byte, error) {
 type examination struct {
 	state      *State
 	keys       *verify.Keyring
+	policy     verify.Policy
 	incomplete bool // the kernel may have keys that the Keyring was not given
 	again      string
 	findings   []Finding
@@ -131,7 +131,7 @@ type examination struct {
 func (e *examination) add(f Finding) { e.findings = append(e.findings, f) }
 
 // enforced reports whether the kernel refuses modules without a good signature.
-func (e *examination) enforced() verify.Fact { return e.state.EnforcedBy(e.keys.Facts()) }
+func (e *examination) enforced() verify.Fact { return e.policy.Enforced() }
 
 // refusing is the level of a reason for which a kernel that enforces signatures refuses a
 // module's key.
@@ -144,7 +144,7 @@ func (e *examination) refusing() Level {
 
 // rejected is what a user sees of a module whose key does not count.
 func (e *examination) rejected() string {
-	if e.state.SigEnforce == verify.No && e.enforced() == verify.Yes {
+	if e.policy.Enforcement == verify.Lockdown {
 		return "the kernel refuses modules signed with this key, for lockdown: modprobe fails with \"Operation not " +
 			"permitted\" (EPERM), and the kernel logs \"Lockdown: modprobe: unsigned module loading is restricted\""
 	}
@@ -169,7 +169,11 @@ func (e *examination) enforcement() {
 	}
 	if e.enforced() == verify.No {
 		text := "The kernel does not enforce signatures: module.sig_enforce is off, and so is lockdown."
-		if s.Enforced() == verify.Unknown {
+		switch {
+		case s.SigEnforce != verify.Unknown:
+		case s.Cmdline != "":
+			text = "The kernel's configuration and command line do not have it enforce signatures."
+		default:
 			text = "The kernel's configuration does not have it enforce signatures; module.sig_enforce or lockdown on its " +
 				"command line may."
 		}

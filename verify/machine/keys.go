@@ -2,15 +2,12 @@ package machine
 
 import (
 	"cmp"
-	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
-
-	"github.com/modsign/modsign/internal/keyfile"
 )
 
 // keyPlaces are where builds of kernels and of modules leave private keys, below the root
@@ -36,7 +33,8 @@ var moduleCerts = []struct{ program, cert string }{
 }
 
 const (
-	maxKeys    = 4096 // files that are looked at
+	maxKeys    = 4096    // files that are looked at
+	maxKeySize = 1 << 20 // bytes of one
 	maxEntries = 1 << 14
 	dkmsConfig = "etc/dkms/framework.conf"
 )
@@ -104,6 +102,9 @@ func (s *system) keys(isKey func(path string) (bool, error)) (keys []keyFile, pr
 				continue
 			}
 			seen[real] = true
+			if info.Size() > maxKeySize {
+				continue
+			}
 			found, err := isKey(real)
 			if err != nil {
 				problems = append(problems, problemOf(err))
@@ -142,39 +143,6 @@ func (s *system) openTo(file string, info fs.FileInfo) string {
 		return "every user can write it"
 	}
 	return "every user can read it"
-}
-
-// isPrivateKey reports whether a file holds a private key, in PEM or DER. It keeps nothing.
-func isPrivateKey(file string) (bool, error) {
-	info, err := os.Stat(file)
-	if err != nil || info.Size() > 1<<20 {
-		return false, err
-	}
-	b, err := keyfile.Read(file)
-	if err != nil {
-		return false, err
-	}
-	defer clear(b)
-	for block := range keyfile.Blocks(b) {
-		if block.IsPrivateKey() {
-			return true, nil
-		}
-	}
-	if len(b) == 0 || b[0] != 0x30 {
-		return false, nil
-	}
-	_, pkcs8 := x509.ParsePKCS8PrivateKey(b)
-	_, pkcs1 := x509.ParsePKCS1PrivateKey(b)
-	_, ec := x509.ParseECPrivateKey(b)
-	return pkcs8 == nil || pkcs1 == nil || ec == nil || isEncrypted(b), nil
-}
-
-// isEncrypted reports whether DER begins as an encrypted PKCS #8 key: PBES2, or PKCS #12's
-// algorithms.
-func isEncrypted(b []byte) bool {
-	head := string(b[:min(len(b), 64)])
-	return strings.Contains(head, "\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d") ||
-		strings.Contains(head, "\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01")
 }
 
 // dkmsKeys are the key and the certificate that DKMS is told to use.

@@ -33,6 +33,7 @@ type State struct {
 	SigEnforce      verify.Fact // module.sig_enforce: the kernel refuses modules without a good signature
 	Lockdown        string      // none, or integrity and confidentiality, which refuse them too; empty if not known
 	ModulesDisabled verify.Fact // kernel.modules_disabled: the kernel loads no module at all
+	Cmdline         string      // of the kernel that runs; empty if not known
 	Pending         []string    // requests to shim that wait for the next boot: MokNew, MokDel, ...
 
 	Firmware verify.Firmware
@@ -73,30 +74,12 @@ type Problem struct {
 
 func (p Problem) String() string { return fmt.Sprintf("%s: %v", p.Source, p.Err) }
 
-// Enforced reports whether the running kernel refuses modules without a good signature.
-func (s *State) Enforced() verify.Fact {
-	switch {
-	case s.SigEnforce == verify.Yes || s.Lockdown != "" && s.Lockdown != "none":
-		return verify.Yes
-	case s.SigEnforce == verify.No && s.Lockdown == "none":
-		return verify.No
-	}
-	return verify.Unknown
-}
-
-// EnforcedBy is Enforced, and where the kernel itself does not tell, as in copies of files, what
-// its configuration and Secure Boot lead to. Its command line may have it enforce signatures too.
-func (s *State) EnforcedBy(f verify.Facts) verify.Fact {
-	secure := s.SecureBoot
-	switch {
-	case s.Enforced() != verify.Unknown:
-		return s.Enforced()
-	case f.Enforced == verify.Yes, f.EnforcedSecureBoot == verify.Yes && secure == verify.Yes:
-		return verify.Yes
-	case f.Enforced == verify.No && (f.EnforcedSecureBoot == verify.No || secure == verify.No):
-		return verify.No
-	}
-	return verify.Unknown
+// Policy is how the kernel enforces signatures: as it says itself, or else, as in copies of files,
+// by its command line, its configuration and Secure Boot. config has symbols such as
+// CONFIG_MODULE_SIG with their values; nil is unknown.
+func (s *State) Policy(config map[string]string) verify.Policy {
+	return verify.PolicyFacts{SigEnforce: s.SigEnforce, Lockdown: s.Lockdown, Disabled: s.ModulesDisabled,
+		Cmdline: s.Cmdline, Booted: s.Cmdline != "", Config: config, SecureBoot: s.SecureBoot}.Policy()
 }
 
 // Apply gives what was read to a Keyring, and what could not be read.
@@ -285,9 +268,13 @@ func (s *State) readKernel(r *system) {
 		}
 		return verify.Unknown
 	}
-	s.SigEnforce = flag("sys/module/module/parameters/sig_enforce")
-	s.ModulesDisabled = flag("proc/sys/kernel/modules_disabled")
-	b, err := r.read("sys/kernel/security/lockdown")
+	s.SigEnforce, s.ModulesDisabled = flag(verify.SigEnforceFile[1:]), flag(verify.DisabledFile[1:])
+	cmdline, err := r.read(verify.CmdlineFile[1:])
+	if err != nil {
+		s.problem(verify.CmdlineFile, err)
+	}
+	s.Cmdline = strings.TrimSpace(string(cmdline))
+	b, err := r.read(verify.LockdownFile[1:])
 	if err != nil {
 		s.problem("lockdown", err)
 	}

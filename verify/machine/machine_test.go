@@ -84,7 +84,7 @@ func TestRead(t *testing.T) {
 	r.variable("MokListRT", efi.Shim, 6, list(a)...)
 	s := read(r)
 	if s.SecureBoot != verify.Yes || s.Firmware.MokListTrusted != verify.No || s.ShimTable || len(s.Problems) > 0 ||
-		len(s.Firmware.MokList) != 1 || s.Firmware.MokList[0].Len() != 1 || s.Enforced() != verify.Yes {
+		len(s.Firmware.MokList) != 1 || s.Firmware.MokList[0].Len() != 1 || s.Policy(nil).Enforced() != verify.Yes {
 		t.Errorf("with variables alone: %+v", s)
 	}
 	// The variable MokListTrustedRT does not count; that of shim's table does.
@@ -244,6 +244,12 @@ func TestUnreadable(t *testing.T) {
 	check("no dbx", key.Certificate, verify.Unreadable)
 }
 
+// isKey recognizes the keys of these tests. TestDoctor of cmd/modsign has package keyscan do it.
+func isKey(path string) (bool, error) {
+	b, err := os.ReadFile(path)
+	return bytes.Contains(b, []byte("PRIVATE KEY-----")), err
+}
+
 func names(findings []Finding) (all []string) {
 	for _, f := range findings {
 		all = append(all, fmt.Sprintf("%s %s", f.Level, f.Name))
@@ -292,6 +298,11 @@ func TestExamine(t *testing.T) {
 		r.file(mokDir+"/MokListTrustedRT", 0o400, []byte{1})
 		r.file("var/lib/dkms/mok.pub", 0o644, mok.Certificate.Raw)
 		r.file("var/lib/dkms/mok.key", 0o600, mok.KeyPEM)
+	}
+	configs := map[string]map[string]string{
+		"copies, not enforced":                 {"CONFIG_MODULE_SIG": "y"},
+		"copies, enforced by the command line": {"CONFIG_MODULE_SIG": "y"},
+		"copies, enforced for Secure Boot":     {"CONFIG_MODULE_SIG": "y", "CONFIG_IMA_ARCH_POLICY": "y"},
 	}
 	for _, test := range []struct {
 		name    string
@@ -344,6 +355,9 @@ func TestExamine(t *testing.T) {
 			path := r.file("usr/src/linux-6.12/certs/signing_key.pem", 0o644, mok.KeyPEM)
 			os.Chmod(filepath.Dir(path), 0o750)
 		}, mainline, "[]", ""},
+		{"too large for a key", func(r *fakeRoot) {
+			r.file("usr/src/linux-6.12/certs/a.pem", 0o644, append(mok.KeyPEM, make([]byte, maxKeySize)...))
+		}, mainline, "[]", ""},
 		{"certificate for everybody", func(r *fakeRoot) {
 			r.file("usr/src/linux-6.12/certs/a.pem", 0o644, mok.CertPEM)
 		}, mainline, "[]", ""},
@@ -363,14 +377,18 @@ func TestExamine(t *testing.T) {
 			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
 			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
-		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.No }),
-			"[note module-key-unknown note not-enforced]", "grep"},
+		}, mainline, "[note module-key-unknown note not-enforced]", "grep"},
 		{"copies, enforced for Secure Boot", func(r *fakeRoot) {
 			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
 			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
 			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
-		}, without(func(f *verify.Facts) { f.Enforced, f.EnforcedSecureBoot = verify.No, verify.Yes }),
-			"[refuses module-key-unknown]", "mokutil --import"},
+		}, mainline, "[refuses module-key-unknown]", "mokutil --import"},
+		{"copies, enforced by the command line", func(r *fakeRoot) {
+			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
+			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
+			r.file("proc/cmdline", 0o444, []byte("quiet module.sig_enforce=1\n"))
+			r.file("var/lib/dkms/mok.pub", 0o644, other.Certificate.Raw)
+		}, mainline, "[refuses module-key-unknown]", "mokutil --import"},
 		{"copies, nobody knows", func(r *fakeRoot) {
 			os.RemoveAll(filepath.Join(r.dir, "sys/module"))
 			os.RemoveAll(filepath.Join(r.dir, "sys/kernel"))
@@ -399,7 +417,7 @@ func TestExamine(t *testing.T) {
 		if err := errors.Join(keys.Follow(test.facts), s.Apply(keys)); err != nil {
 			t.Fatal(err)
 		}
-		findings, problems, err := Examine(s, keys, Options{Root: r.dir})
+		findings, problems, err := Examine(s, keys, Options{Root: r.dir, IsKey: isKey, Config: configs[test.name]})
 		if err != nil || len(problems)+len(s.Problems) > 0 {
 			t.Errorf("%s: %v, %v, %v", test.name, problems, s.Problems, err)
 		}

@@ -1,7 +1,6 @@
-package explain
+package verify
 
 import (
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -146,22 +145,4 @@ func forbidden(params []parameter) (names []string) {
 		}
 	}
 	return names
-}
-
-// hasLockdown reports whether the kernel has the security module lockdown, without which
-// nothing locks it down: lsm= or CONFIG_LSM lists it, or it comes before all others.
-func (k *Kernel) hasLockdown(params []parameter) bool {
-	switch {
-	case k.isNot("SECURITY_LOCKDOWN_LSM"):
-		return false
-	case k.is("SECURITY_LOCKDOWN_LSM_EARLY"):
-		return true
-	}
-	list, listed := k.Config["CONFIG_LSM"]
-	for _, p := range params {
-		if p.name == "lsm" && p.given {
-			list, listed = p.value, k.Config != nil // else it may be early
-		}
-	}
-	return !listed || slices.Contains(strings.Split(list, ","), "lockdown")
 }
