@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -152,11 +153,7 @@ func (r *Reference) order(orders map[string][]byte) ([]string, error) {
 	}
 	var names []string
 	for _, content := range orders {
-		for line := range strings.Lines(string(content)) {
-			if name := strings.TrimSpace(line); name != "" {
-				names = append(names, module.BaseName(name))
-			}
-		}
+		names = installedOrder(content)
 	}
 	hashes := len(r.known)
 	if r.root != nil {
@@ -170,4 +167,18 @@ func (r *Reference) order(orders map[string][]byte) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// installedOrder returns the names in a modules.order of installed modules, each once.
+func installedOrder(content []byte) []string {
+	var names []string
+	seen := make(map[string]bool)
+	for line := range strings.Lines(string(content)) {
+		name := module.BaseName(path.Clean(strings.TrimSpace(line)))
+		if name != "." && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
 }
