@@ -47,6 +47,7 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		Result
 		r       *Reference
 		release string
+		inner   bool // in an initramfs
 	}
 	var results []judged
 	work := archive.Work[*Reference, judged]{Jobs: opts.Jobs, Emit: func(j judged) { results = append(results, j) }}
@@ -62,7 +63,7 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		return r, kernel.Release, err
 	}
 	work.Do = func(r *Reference, m archive.Module) judged {
-		j := judged{Result{Path: m.Path(), Archive: path, Name: module.BaseName(cmp.Or(m.Rel, m.Name))}, r, m.Release}
+		j := judged{Result{Path: m.Path(), Archive: path, Name: module.BaseName(cmp.Or(m.Rel, m.Name))}, r, m.Release, m.Inner != ""}
 		if j.Err = m.Err; j.Err == nil {
 			j.Err = r.stored(ctx, m, &j.Result, opts)
 		}
@@ -108,7 +109,9 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		if j.Verdict == Extra && named[j.Name] {
 			j.Verdict = Changed
 		}
-		delete(missing, j.Name)
+		if !j.inner {
+			delete(missing, j.Name)
+		}
 		report(j.Result)
 	}
 	modules := len(results)

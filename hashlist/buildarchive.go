@@ -75,6 +75,7 @@ func BuildArchive(ctx context.Context, pkg, release string, o BuildOptions) (*Bu
 type packed struct {
 	Module  // Path is that below lib/modules/RELEASE
 	path    string
+	inner   bool   // in an initramfs
 	dir     string // lib/modules/RELEASE, with what is before it
 	release string
 	link    bool // symbolic
@@ -85,6 +86,7 @@ type packed struct {
 
 // place sets where the module is.
 func (p *packed) place(m archive.Module) {
+	p.inner = m.Inner != ""
 	p.path, p.release, p.Path = m.Path(), m.Release, module.BaseName(m.Rel)
 	// With a merged /usr, these are one directory.
 	p.dir = strings.TrimPrefix(strings.TrimSuffix(m.Name, "/"+m.Rel), "usr/")
@@ -126,7 +128,7 @@ func buildPacked(all []packed, release string, orders map[string][]byte, o Build
 	byDir := make(map[string][]packed)
 	for _, p := range all {
 		// Below usr/lib/debug are files with the debug information of modules.
-		if p.release == "" || release != "" && p.release != release || p.link || strings.Contains("/"+p.dir, "/lib/debug/") {
+		if p.release == "" || release != "" && p.release != release || p.link || p.inner || strings.Contains("/"+p.dir, "/lib/debug/") {
 			continue
 		}
 		byDir[p.dir] = append(byDir[p.dir], p)
