@@ -63,7 +63,8 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		return r, kernel.Release, err
 	}
 	work.Do = func(r *Reference, m archive.Module) judged {
-		j := judged{Result{Path: m.Path(), Archive: path, Name: module.BaseName(cmp.Or(m.Rel, m.Name))}, r, m.Release, m.Inner != ""}
+		name := module.BaseName(cmp.Or(m.Rel, m.Name))
+		j := judged{Result{Path: m.Path(), Archive: path, Name: name}, r, m.Release, m.Inner != ""}
 		if j.Err = m.Err; j.Err == nil {
 			j.Err = r.stored(ctx, m, &j.Result, opts)
 		}

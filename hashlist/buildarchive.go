@@ -128,7 +128,8 @@ func buildPacked(all []packed, release string, orders map[string][]byte, o Build
 	byDir := make(map[string][]packed)
 	for _, p := range all {
 		// Below usr/lib/debug are files with the debug information of modules.
-		if p.release == "" || release != "" && p.release != release || p.link || p.inner || strings.Contains("/"+p.dir, "/lib/debug/") {
+		other := p.release == "" || release != "" && p.release != release
+		if other || p.link || p.inner || strings.Contains("/"+p.dir, "/lib/debug/") {
 			continue
 		}
 		byDir[p.dir] = append(byDir[p.dir], p)

@@ -370,9 +370,10 @@ func TestInitramfsImages(t *testing.T) {
 		}
 		deb, pkg := image+".deb", image+".root"
 		name := "boot/initrd.img-" + k.Version
-		sh("mkdir -p '" + pkg + "/DEBIAN' '" + pkg + "/boot'; cp '" + image + "' '" + pkg + "/" + name + "'; cp root/boot/vmlinuz-* '" +
-			pkg + "/boot'; printf 'Package: x\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@x>\\nDescription: x\\n' > '" + pkg +
-			"/DEBIAN/control'; dpkg-deb --root-owner-group -Zxz -z0 -b '" + pkg + "' '" + deb + "'")
+		sh("mkdir -p '" + pkg + "/DEBIAN' '" + pkg + "/boot'; cp '" + image + "' '" + pkg + "/" + name + "'; " +
+			"cp root/boot/vmlinuz-* '" + pkg + "/boot'; printf '%s\\n' 'Package: x' 'Version: 1' 'Architecture: all' " +
+			"'Maintainer: x <x@x>' 'Description: x' > '" + pkg + "/DEBIAN/control'; " +
+			"dpkg-deb --root-owner-group -Zxz -z0 -b '" + pkg + "' '" + deb + "'")
 		inside := make(map[string]string)
 		for path, verdict := range want {
 			inside[name+"!"+path] = verdict

@@ -496,8 +496,8 @@ func FuzzDeb(f *testing.F) {
 	data := tarOf(f, file("boot/vmlinuz-1", "K"), file("lib/modules/1/a.ko", "m"))
 	fuzz(f, ar("debian-binary", "2.0\n", "control.tar", tarOf(f, file("control", "Package: x")), "data.tar", data),
 		ar("debian-binary   ", "2.0\n", "_x", "", "control.tar", data, "data.tar.gz/", gz(data)),
-		ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", tarOf(f, file("boot/initrd.img-1", newcEnd+gz(newc("a.ko",
-			0o100644, 1, 1, "m")+newcEnd)))))
+		ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", tarOf(f, file("boot/initrd.img-1",
+			newcEnd+gz(newc("a.ko", 0o100644, 1, 1, "m")+newcEnd)))))
 }
 
 func FuzzRPM(f *testing.F) {
@@ -515,7 +515,8 @@ func FuzzTar(f *testing.F) {
 	one := tarOf(f, file("lib/modules/1/a.ko", "m"), tar.Header{Name: "b.ko", Linkname: "lib/modules/1/a.ko",
 		Typeflag: tar.TypeLink})
 	initrd := newc("a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o120777, 2, 1, "a.ko") + newcEnd
-	fuzz(f, tarOf(f, file("lib/modules/1/initrd", initrd+gz(initrd)), symlink("c.ko", "initrd")), one, gz(one), gz(one[:700])+gz(one[700:]))
+	two := tarOf(f, file("lib/modules/1/initrd", initrd+gz(initrd)), symlink("c.ko", "initrd"))
+	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]))
 }
 
 func FuzzImage(f *testing.F) {

@@ -120,7 +120,8 @@ func TestInitramfsInside(t *testing.T) {
 	inner := newc("lib", 0o120777, 1, 1, "usr/lib") + newc("usr/lib/modules/1/a.ko", 0o100644, 2, 1, large) +
 		newc("usr/lib/modules/1/b.ko", 0o120777, 3, 1, "other") + newc("usr/lib/modules/1/other", 0o100644, 4, 1, "o") +
 		newc("boot/vmlinuz-1", 0o100644, 5, 1, "L") + newcEnd
-	nested := newc("boot/initrd.img-2", 0o100644, 1, 1, newc("d.ko", 0o100644, 1, 1, "d")+newcEnd) + newc("c.ko", 0o100644, 2, 1, "c") + newcEnd
+	nested := newc("boot/initrd.img-2", 0o100644, 1, 1, newc("d.ko", 0o100644, 1, 1, "d")+newcEnd) +
+		newc("c.ko", 0o100644, 2, 1, "c") + newcEnd
 	files := []tar.Header{file("a.ko", "m"), file("boot/initrd.img-1", newcEnd+gz(inner)),
 		file("usr/lib/modules/1/initrd", gz(nested)), file("other.cpio", nested), symlink("x.ko", "boot/initrd.img-1"),
 		file("boot/vmlinuz-1", "K")}
