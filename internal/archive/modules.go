@@ -773,7 +773,9 @@ type want[T any] struct {
 	pending
 	real  place
 	until *moment // of a hard link
-	found *result[T]
+	// through is the name of a file that lies in the same place by a link in its name.
+	through string
+	found   *result[T]
 }
 
 // alias gives a link the result of what it leads to. If that is a file that nobody has looked at, as
@@ -847,9 +849,19 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 		}
 		same := make(map[place]int)
 		err := r.again(true, func(f *File) error {
+			if !f.Mode.IsRegular() {
+				return nil
+			}
 			at := f.place()
+			// What unpacks the archive writes the file where a link in its name leads to, and may so
+			// replace another.
+			if real, err := r.resolve(at.with(path.Dir(at.name))); err == nil && real.name != dirOf(at.name) {
+				for _, w := range byPlace[real.with(cleanName(real.name+"/"+path.Base(at.name)))] {
+					w.through = f.Name
+				}
+			}
 			links := byPlace[at]
-			if len(links) == 0 || !f.Mode.IsRegular() || f.Link != "" {
+			if len(links) == 0 || f.Link != "" {
 				return nil
 			}
 			if same[at]++; same[at] > maxSame {
@@ -863,6 +875,8 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 	}
 	for _, w := range wants {
 		switch {
+		case w.through != "":
+			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real, w.through))
 		case w.found != nil:
 			r.linkTo(w.pending, w.real, w.found.t)
 		case w.hard != "":
@@ -874,6 +888,9 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 	}
 	return nil
 }
+
+// dirOf is the directory of a clean name; "" is the root.
+func dirOf(name string) string { return cleanName(path.Dir(name)) }
 
 // target works on a file that links lead to: once for each kernel, and for each compression that
 // the names of links tell.

@@ -112,6 +112,33 @@ func TestInner(t *testing.T) {
 	}
 }
 
+// TestReplacedThroughLink has files that are written over others by a link in their names, and links to
+// what they replace: nobody may take the one for the other.
+func TestReplacedThroughLink(t *testing.T) {
+	t.Parallel()
+	lower := []tar.Header{file("usr/lib/data", "good"), symlink("lib", "usr/lib")}
+	over, link := file("lib/data", "bad"), symlink("usr/lib/modules/1/x.ko", "../../data")
+	directory := tar.Header{Name: "lib", Typeflag: tar.TypeDir}
+	hard := hardlink("usr/lib/modules/1/y.ko", "usr/lib/data")
+	for name, test := range map[string]struct{ content, want string }{
+		"tar":       {tarOf(t, append(slices.Clone(lower), over, link)...), "lib/data may replace"},
+		"hard link": {tarOf(t, append(slices.Clone(lower), over, hard)...), "lib/data may replace"},
+		"image":     {ociTar(t, tarOf(t, lower...), tarOf(t, over, link)), "lib/data may replace"},
+		"hidden":    {ociTar(t, tarOf(t, lower...), tarOf(t, over, link), tarOf(t, directory)), "lib is a symbolic link"},
+		"one layer": {ociTar(t, tarOf(t, append(slices.Clone(lower), over)...), tarOf(t, directory, link)),
+			"lib is a symbolic link"},
+		"another": {ociTar(t, tarOf(t, lower...), tarOf(t, file("lib/other", "bad"), link)), "x.ko=good"},
+	} {
+		work := names()
+		var got []string
+		work.Emit = func(s string) { got = append(got, s) }
+		_, err := Modules(t.Context(), inMemory(t, test.content, Limits{}), work)
+		if text := fmt.Sprint(got, err); !strings.Contains(text, test.want) || strings.Contains(text, "bad") {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+}
+
 // TestInitramfsInside looks into initramfs images in a package and in layers, also in the second
 // reading, but not into what is in them.
 func TestInitramfsInside(t *testing.T) {
