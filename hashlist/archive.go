@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -46,6 +47,7 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		Result
 		r       *Reference
 		release string
+		inner   bool // in an initramfs
 	}
 	var results []judged
 	work := archive.Work[*Reference, judged]{Jobs: opts.Jobs, Emit: func(j judged) { results = append(results, j) }}
@@ -61,7 +63,8 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		return r, kernel.Release, err
 	}
 	work.Do = func(r *Reference, m archive.Module) judged {
-		j := judged{Result{Path: m.Path(), Archive: path, Name: module.BaseName(cmp.Or(m.Rel, m.Name))}, r, m.Release}
+		name := module.BaseName(cmp.Or(m.Rel, m.Name))
+		j := judged{Result{Path: m.Path(), Archive: path, Name: name}, r, m.Release, m.Inner != ""}
 		if j.Err = m.Err; j.Err == nil {
 			j.Err = r.stored(ctx, m, &j.Result, opts)
 		}
@@ -107,7 +110,9 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		if j.Verdict == Extra && named[j.Name] {
 			j.Verdict = Changed
 		}
-		delete(missing, j.Name)
+		if !j.inner {
+			delete(missing, j.Name)
+		}
 		report(j.Result)
 	}
 	modules := len(results)
@@ -152,11 +157,7 @@ func (r *Reference) order(orders map[string][]byte) ([]string, error) {
 	}
 	var names []string
 	for _, content := range orders {
-		for line := range strings.Lines(string(content)) {
-			if name := strings.TrimSpace(line); name != "" {
-				names = append(names, module.BaseName(name))
-			}
-		}
+		names = installedOrder(content)
 	}
 	hashes := len(r.known)
 	if r.root != nil {
@@ -170,4 +171,18 @@ func (r *Reference) order(orders map[string][]byte) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// installedOrder returns the names in a modules.order of installed modules, each once.
+func installedOrder(content []byte) []string {
+	var names []string
+	seen := make(map[string]bool)
+	for line := range strings.Lines(string(content)) {
+		name := module.BaseName(path.Clean(strings.TrimSpace(line)))
+		if name != "." && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
 }

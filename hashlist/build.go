@@ -205,12 +205,8 @@ func (b *builder) read(ctx context.Context, i int) (int64, error) {
 		return 0, err
 	}
 	defer m.Close()
-	layers, err := module.Layers(m, m.Size)
+	size, err := unsignedSize(m)
 	if err != nil {
-		return 0, err
-	}
-	size := module.PayloadSize(layers, m.Size)
-	if err := module.CheckELF(m, size); err != nil {
 		return 0, err
 	}
 	content, err := b.content(ctx, m, size)
@@ -227,6 +223,16 @@ func (b *builder) read(ctx context.Context, i int) (int64, error) {
 		}
 	}
 	return content.size, m.Untouched()
+}
+
+// unsignedSize returns the size of a module without signatures.
+func unsignedSize(m *module.File) (int64, error) {
+	layers, err := module.Layers(m, m.Size)
+	if err != nil {
+		return 0, err
+	}
+	size := module.PayloadSize(layers, m.Size)
+	return size, module.CheckELF(m, size)
 }
 
 // sum makes both hashes, as far as they are wanted, in one pass over the content.

@@ -22,6 +22,10 @@ var (
 // ErrNoModules reports a directory without modules.
 var ErrNoModules = errors.New("no kernel module found (*.ko, *.ko.gz, *.ko.xz, *.ko.zst)")
 
+// ErrSeveralKernels reports a package with the modules of several kernels, without a release that
+// chooses one.
+var ErrSeveralKernels = errors.New("modules of several kernels")
+
 // Errors that the error of a single module may wrap.
 var (
 	// ErrChanged reports a module that changed while it was being read.

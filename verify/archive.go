@@ -27,7 +27,8 @@ func IsArchive(path string) bool {
 // unpacking it: all files *.ko, *.ko.gz, *.ko.xz and *.ko.zst, in any directory, also hard
 // links and symbolic links to them. The results come in the order of the package. Their
 // Archive is the path of the package, their Path the path of the module inside. It begins with
-// the name of the image and a colon if the package holds several container images.
+// the name of the image and a colon if the package holds several container images, and with that
+// of the initramfs and an exclamation mark if the module is in an initramfs in the package.
 //
 // If keys is nil, kernel images in the package judge: boot/vmlinuz-KVER,
 // lib/modules/KVER/vmlinuz, or the one of a unified kernel image. A module belongs to the image

@@ -313,6 +313,7 @@ func TestInitramfsImages(t *testing.T) {
 	testmod.Program(t, "mkinitramfs", "initramfs-tools-core")
 	testmod.Program(t, "dracut", "dracut-core")
 	testmod.Program(t, "depmod", "kmod")
+	testmod.Program(t, "dpkg-deb", "dpkg")
 	stub := "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 	if _, err := os.Stat(stub); err != nil {
 		testmod.Missing(t, stub, "apt-get install systemd-boot-efi")
@@ -366,6 +367,21 @@ func TestInitramfsImages(t *testing.T) {
 		sameVerdicts(t, got, want)
 		if summary.Verdicts[Trusted] == 0 || summary.Verdicts[NotSigned] == 0 {
 			t.Errorf("%s: %v", image, summary)
+		}
+		deb, pkg := image+".deb", image+".root"
+		name := "boot/initrd.img-" + k.Version
+		sh("mkdir -p '" + pkg + "/DEBIAN' '" + pkg + "/boot'; cp '" + image + "' '" + pkg + "/" + name + "'; " +
+			"cp root/boot/vmlinuz-* '" + pkg + "/boot'; printf '%s\\n' 'Package: x' 'Version: 1' 'Architecture: all' " +
+			"'Maintainer: x <x@x>' 'Description: x' > '" + pkg + "/DEBIAN/control'; " +
+			"dpkg-deb --root-owner-group -Zxz -z0 -b '" + pkg + "' '" + deb + "'")
+		inside := make(map[string]string)
+		for path, verdict := range want {
+			inside[name+"!"+path] = verdict
+		}
+		got, summary = packed(t, nil, deb)
+		sameVerdicts(t, got, inside)
+		if len(summary.Inner) > 0 {
+			t.Errorf("not looked into: %q", summary.Inner)
 		}
 		uki := image + ".efi"
 		testmod.Run(t, "objcopy", "--add-section", ".linux="+k.Image, "--change-section-vma", ".linux=0x2000000",

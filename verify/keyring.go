@@ -41,6 +41,7 @@ type Keyring struct {
 
 	// Derived from the above by index.
 	held     []held
+	vouching *cms.Keyring       // those that vouch for others in .secondary_trusted_keys
 	certs    []*cms.Certificate // those that count
 	trusted  *cms.Keyring       // .builtin_trusted_keys, .secondary_trusted_keys and .machine, as far as they count
 	platform *cms.Keyring       // nil if it does not count

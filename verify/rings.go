@@ -182,7 +182,7 @@ func (k *Keyring) Counts(ring Ring) (counts bool, why string) {
 
 // index finds the place of each certificate, and makes the keyrings.
 func (k *Keyring) index() {
-	k.held, k.late, k.noted = nil, make(map[string]bool), nil
+	k.held, k.vouching, k.late, k.noted = nil, cms.NewKeyring(), make(map[string]bool), nil
 	k.source = make(map[*cms.Certificate]string)
 	// The firmware's keys come when the built-in ones are there, and vouch for others.
 	for _, ring := range []Ring{Builtin, Machine, Platform, Secondary, Blacklist} {
@@ -235,6 +235,9 @@ func (k *Keyring) hold(ring Ring, raw []byte, source string) bool {
 	if h.problem != "" {
 		h.ring = ""
 	}
+	if h.ring == Builtin || k.facts.SecondaryBuiltin != Yes && (h.ring == Machine || h.ring == Secondary) {
+		k.vouching.Add(cert)
+	}
 	k.held = append(k.held, h)
 	return h.ring != ""
 }
@@ -284,13 +287,7 @@ func (k *Keyring) refuses(ring Ring, c *cms.Certificate) string {
 		return "it has the key usage digitalSignature, with which .machine does not take it " +
 			"(CONFIG_INTEGRITY_CA_MACHINE_KEYRING_MAX)"
 	case ring == Secondary && f.Secondary != No:
-		var vouching []*cms.Certificate
-		for _, h := range k.held {
-			if h.ring == Builtin || f.SecondaryBuiltin != Yes && (h.ring == Machine || h.ring == Secondary) {
-				vouching = append(vouching, h.cert)
-			}
-		}
-		if err := c.VouchedBy(cms.NewKeyring(vouching...)); err != nil {
+		if err := c.VouchedBy(k.vouching); err != nil {
 			return ".secondary_trusted_keys does not take it: " + err.Error()
 		}
 	}

@@ -3,10 +3,15 @@ package verify
 import (
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
+	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,7 +19,7 @@ import (
 )
 
 // ringOf returns where a keyring has a certificate, and what it says of it.
-func ringOf(t *testing.T, k *Keyring, cert *x509.Certificate) Known {
+func ringOf(t testing.TB, k *Keyring, cert *x509.Certificate) Known {
 	t.Helper()
 	for _, known := range k.Known() {
 		if string(known.DER) == string(cert.Raw) {
@@ -114,6 +119,100 @@ func TestSecondary(t *testing.T) {
 		if got := ringOf(t, keys, issued); got.Ring != test.want || got.Counts != (test.want != "") {
 			t.Errorf("%s: %+v", test.name, got)
 		}
+	}
+}
+
+// chain returns certificates of one key, each signed by the one before it; without an identifier of
+// the authority, if that is not wanted, so that the name tells who has signed.
+func chain(t testing.TB, n int, identified bool) []*x509.Certificate {
+	t.Helper()
+	key := testmod.NewKey(t, "ecdsa:p384")
+	certs := []*x509.Certificate{key.Certificate}
+	for i := range n {
+		parent := certs[i]
+		template := *key.Certificate
+		template.SerialNumber, template.SignatureAlgorithm = big.NewInt(int64(i+1)), 0
+		template.Subject, template.RawSubject = pkix.Name{CommonName: fmt.Sprint("link ", i)}, nil
+		template.SubjectKeyId, template.AuthorityKeyId = []byte{byte(i >> 8), byte(i), 1}, nil
+		if !identified {
+			unnamed := *parent
+			unnamed.SubjectKeyId, parent = nil, &unnamed
+		}
+		der, err := x509.CreateCertificate(rand.Reader, &template, parent, key.Private.Public(), key.Private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs = append(certs, mustParse(t, der))
+	}
+	return certs
+}
+
+// A certificate vouches for those behind it, and for none in front.
+func TestSecondaryChain(t *testing.T) {
+	t.Parallel()
+	for _, identified := range []bool{true, false} {
+		certs := chain(t, 4, identified)
+		for _, test := range []struct {
+			root  Ring
+			facts Facts
+			order []int
+			taken string
+		}{
+			{Builtin, Facts{}, []int{1, 2, 3, 4}, "1234"},
+			{Builtin, Facts{}, []int{4, 1, 3, 2}, "12"},
+			{Builtin, Facts{}, []int{2, 3, 4}, ""},
+			{Builtin, Facts{SecondaryBuiltin: Yes}, []int{1, 2, 3, 4}, "1"},
+			{Machine, Facts{}, []int{1, 2, 4}, "12"},
+			{Machine, Facts{SecondaryBuiltin: Yes}, []int{1, 2}, ""},
+		} {
+			keys := new(Keyring)
+			if err := keys.Follow(test.facts); err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range test.order {
+				if err := keys.AddTo(Secondary, certs[i], "root"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := keys.AddTo(test.root, certs[0], "authority"); err != nil {
+				t.Fatal(err)
+			}
+			var taken string
+			for i, c := range certs[1:] {
+				if slices.Contains(test.order, i+1) && ringOf(t, keys, c).Ring == Secondary {
+					taken += fmt.Sprint(i + 1)
+				}
+			}
+			if taken != test.taken {
+				t.Errorf("identified %t, root in %s, %+v, order %v: takes %q, want %q", identified, test.root,
+					test.facts.SecondaryBuiltin, test.order, taken, test.taken)
+			}
+		}
+	}
+}
+
+// BenchmarkSecondary adds a file of certificates, each of which vouches for the next one. The time
+// of a certificate is the same for a few and many.
+func BenchmarkSecondary(b *testing.B) {
+	certs := chain(b, 2000, true)
+	for _, n := range []int{200, 2000} {
+		var text []byte
+		for _, c := range certs[1 : n+1] {
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		}
+		path := testmod.WriteFile(b, "certs.pem", text)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				keys := new(Keyring)
+				if err := errors.Join(keys.AddTo(Builtin, certs[0], "root"), keys.AddFileTo(Secondary, path)); err != nil {
+					b.Fatal(err)
+				}
+				if last := ringOf(b, keys, certs[n]); last.Ring != Secondary {
+					b.Fatal(last.Problem)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*n), "µs/cert")
+		})
 	}
 }
 
@@ -217,7 +316,7 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-func mustParse(t *testing.T, der []byte) *x509.Certificate {
+func mustParse(t testing.TB, der []byte) *x509.Certificate {
 	t.Helper()
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {

@@ -43,7 +43,7 @@ type Summary struct {
 	// These are of [Archive] alone. Kernels are the kernel images in the package that judged
 	// its modules. Outside are lib/modules, the directories above it and all below, where they
 	// are symbolic links out of the package, so that it is unknown which modules they lead to. Inner are archives in the
-	// package, such as initramfs images, whose modules were not looked at.
+	// package, such as other packages, whose modules were not looked at.
 	Kernels, Outside, Inner []string
 }
 

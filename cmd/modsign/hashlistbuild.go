@@ -37,11 +37,13 @@ type hashlistBuildOptions struct {
 func newHashlistBuildCommand(u *ui) *cobra.Command {
 	var o hashlistBuildOptions
 	cmd := &cobra.Command{
-		Use:   "build {TREE | --installed [KVER] | --objtree DIR}",
+		Use:   "build {TREE | PACKAGE | --installed [KVER] | --objtree DIR}",
 		Short: "Hash the modules of a kernel",
 		Long: `Build hashes the modules of a kernel in the order of modules.order: those in the
 directory lib/modules/KVER, or those in an object tree as modules_install will
 install them. It hashes the content of a module without compression and signature.
+The modules in a package make the list that they make after unpacking it. --release
+chooses a kernel if there are several.
 
 It writes the list of all hashes as text, for people and for hashlist verify, diff and
 sign: to --output, or to stdout if nothing else is asked for. For the kernel it writes
@@ -53,6 +55,7 @@ a proof of each module. --append appends it to the module, where a signature wou
 INSTALL_MOD_STRIP decides how an object tree's modules are stripped. It comes from
 --strip, from the environment, or from the configuration of the kernel.`,
 		Example: `  modsign hashlist build /lib/modules/6.12.0 > hashes
+  modsign hashlist build linux-image-6.12.0-1-amd64_6.12.0-1_amd64.deb > hashes
   modsign hashlist build --objtree . --format merkle --section root.bin --proofs
   modsign hashlist build --format merkle --section root.bin --append /tmp/stage/lib/modules/6.12.0`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -104,8 +107,9 @@ func (o *hashlistBuildOptions) check(args []string) error {
 			return err
 		}
 	}
-	if err := refusePackages(args); err != nil {
-		return err
+	if pkgs, _ := packages(args); len(pkgs) > 0 && merkle {
+		return withHint(fmt.Errorf("%s: a Merkle tree needs its proofs in the modules, and modsign does not write into packages",
+			pkgs[0]), "unpack it, append the proofs with modsign hashlist build --append DIR, and pack it again")
 	}
 	return o.jobs.check()
 }
@@ -114,17 +118,12 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 	if err := o.check(args); err != nil {
 		return err
 	}
-	source, options, err := o.modules(u, args)
-	if err != nil {
-		return err
-	}
 	start := time.Now()
-	options.Jobs, options.Format = int(o.jobs), hashlist.Format(o.format)
-	options.LeavesOnly = options.Format == hashlist.FormatMerkle && !o.writesList()
-	built, err := buildHashes(ctx, u, source, options)
+	built, err := o.build(ctx, u, args)
 	if err != nil {
 		return err
 	}
+	source := built.Source
 	if err := o.write(u, built); err != nil {
 		return err
 	}
@@ -134,6 +133,46 @@ func (o *hashlistBuildOptions) run(ctx context.Context, u *ui, args []string) er
 		return nil
 	}
 	return o.appendProofs(ctx, u, built)
+}
+
+// build hashes the modules.
+func (o *hashlistBuildOptions) build(ctx context.Context, u *ui, args []string) (*hashlist.Built, error) {
+	if pkgs, _ := packages(args); len(pkgs) > 0 {
+		return o.buildPackage(ctx, u, args)
+	}
+	source, options, err := o.modules(u, args)
+	if err != nil {
+		return nil, err
+	}
+	options.Jobs, options.Format = int(o.jobs), hashlist.Format(o.format)
+	options.LeavesOnly = options.Format == hashlist.FormatMerkle && !o.writesList()
+	return buildHashes(ctx, u, source, options)
+}
+
+// buildPackage hashes the modules in a package.
+func (o *hashlistBuildOptions) buildPackage(ctx context.Context, u *ui, args []string) (*hashlist.Built, error) {
+	if len(args) > 1 || o.installed != "" || o.objtree != "" {
+		return nil, usagef("a list is of one kernel: give one package and nothing else")
+	}
+	failed, modules := 0, 0
+	options := hashlist.BuildOptions{Jobs: int(o.jobs)}
+	options.Progress = func(done, _ hashlist.Count) {
+		modules = done.Modules
+		u.Progress(false, func() string { return "hashing " + plural(modules, "module") })
+	}
+	options.Failed = func(path string, err error) {
+		failed++
+		u.Say("%s", describe(path+" in "+args[0], err))
+	}
+	built, err := hashlist.BuildArchive(ctx, args[0], o.release, options)
+	u.Progress(true, nil)
+	switch {
+	case errors.Is(err, hashlist.ErrIncomplete):
+		err = fmt.Errorf("%d of %s failed: nothing was written", failed, plural(modules, "module"))
+	case errors.Is(err, hashlist.ErrSeveralKernels):
+		err = withHint(err, "name one with --release KVER")
+	}
+	return built, err
 }
 
 // modules returns the modules to hash, and how.

@@ -129,6 +129,8 @@ type File struct {
 	// a hard link, and Link the Name of a file with the content, which comes earlier.
 	Link string
 
+	walk    *walk
+	inner   string // the Name of the initramfs in the archive that has the file
 	content io.Reader
 	layer   int  // of a container image, the lowest is 0
 	hidden  bool // taken away by a layer above, or this one: only a hard link leads to it
@@ -352,6 +354,8 @@ type walk struct {
 	bytes   int64 // read from streams and archives
 	packed  int64 // compressed bytes of streams that have ended
 	kept    int64 // bytes of names that are kept
+	read    int64 // compressed bytes so far
+	outer   *walk // reads the archive that this one is in, and counts for both
 }
 
 func (w *walk) archive(a *Archive) error {
@@ -383,7 +387,7 @@ func (w *walk) emit(f *File) error {
 	if err := w.admit(f.Name, f.Link); err != nil {
 		return err
 	}
-	f.Name, f.Image, f.layer = cleanName(f.Name), w.image, w.layer
+	f.Name, f.Image, f.layer, f.walk = cleanName(f.Name), w.image, w.layer, w
 	if f.Mode.IsRegular() && f.Link != "" {
 		f.Link = cleanName(f.Link)
 	}
@@ -395,6 +399,9 @@ func (w *walk) emit(f *File) error {
 
 // admit counts an entry.
 func (w *walk) admit(name, link string) error {
+	if w.outer != nil {
+		return w.outer.admit(name, link)
+	}
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
@@ -415,10 +422,21 @@ const keptEntry = 64
 
 // keep counts a name that is kept.
 func (w *walk) keep(name string) error {
+	if w.outer != nil {
+		return w.outer.keep(name)
+	}
 	if w.kept += int64(len(name)) + keptEntry; w.kept > w.limits.Kept {
 		return w.limits.exceeded("bytes of names to remember", w.limits.Kept)
 	}
 	return nil
+}
+
+// drop takes back what keep counted.
+func (w *walk) drop(name string) {
+	if w.outer != nil {
+		w = w.outer
+	}
+	w.kept -= int64(len(name)) + keptEntry
 }
 
 // cleanName returns the path from the root for a name in an archive.
@@ -493,6 +511,10 @@ func (s *stream) Read(b []byte) (n int, err error) {
 // count adds n bytes that were read, out of packed in all, and returns err or the limit that
 // they exceed.
 func (w *walk) count(n int, err error, packed int64) error {
+	if w.outer != nil { // what is compressed twice expands no more than what is so once
+		return w.outer.count(n, err, w.outer.read)
+	}
+	w.read = packed
 	w.bytes += int64(n)
 	if w.bytes > w.limits.Bytes {
 		return w.limits.exceeded("bytes", w.limits.Bytes)

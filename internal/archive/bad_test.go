@@ -495,7 +495,9 @@ func fuzz(f *testing.F, seeds ...string) {
 func FuzzDeb(f *testing.F) {
 	data := tarOf(f, file("boot/vmlinuz-1", "K"), file("lib/modules/1/a.ko", "m"))
 	fuzz(f, ar("debian-binary", "2.0\n", "control.tar", tarOf(f, file("control", "Package: x")), "data.tar", data),
-		ar("debian-binary   ", "2.0\n", "_x", "", "control.tar", data, "data.tar.gz/", gz(data)))
+		ar("debian-binary   ", "2.0\n", "_x", "", "control.tar", data, "data.tar.gz/", gz(data)),
+		ar("debian-binary", "2.0\n", "control.tar", data, "data.tar", tarOf(f, file("boot/initrd.img-1",
+			newcEnd+gz(newc("a.ko", 0o100644, 1, 1, "m")+newcEnd)))))
 }
 
 func FuzzRPM(f *testing.F) {
@@ -512,7 +514,9 @@ func FuzzInitramfs(f *testing.F) {
 func FuzzTar(f *testing.F) {
 	one := tarOf(f, file("lib/modules/1/a.ko", "m"), tar.Header{Name: "b.ko", Linkname: "lib/modules/1/a.ko",
 		Typeflag: tar.TypeLink})
-	fuzz(f, one, gz(one), gz(one[:700])+gz(one[700:]))
+	initrd := newc("a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o120777, 2, 1, "a.ko") + newcEnd
+	two := tarOf(f, file("lib/modules/1/initrd", initrd+gz(initrd)), symlink("c.ko", "initrd"))
+	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]))
 }
 
 func FuzzImage(f *testing.F) {

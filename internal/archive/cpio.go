@@ -75,7 +75,7 @@ func (c *cpio) flush() error {
 	slices.SortFunc(left, func(a, b []*File) int { return strings.Compare(a[0].Name, b[0].Name) })
 	for _, files := range left {
 		for i, f := range files {
-			c.walk.kept -= int64(len(f.Name)) + keptEntry
+			c.walk.drop(f.Name)
 			if i > 0 {
 				f.Link = files[0].Name
 			}
@@ -209,7 +209,7 @@ func (c *cpio) linked(f *File, node inode, size int64, content io.Reader) error 
 			continue
 		}
 		w.Link = name
-		c.walk.kept -= int64(len(w.Name)) + keptEntry
+		c.walk.drop(w.Name)
 		if err := c.walk.emit(w); err != nil {
 			return err
 		}
@@ -313,8 +313,8 @@ func (w *walk) initramfs(section *io.SectionReader) error {
 				return fmt.Errorf("segment at byte %d of the initramfs: %w", at, err)
 			}
 		}
-		if w.entries++; w.entries > w.limits.Entries {
-			return w.limits.exceeded("entries", int64(w.limits.Entries))
+		if err := w.admit("", ""); err != nil {
+			return err
 		}
 		next = s.at
 	}

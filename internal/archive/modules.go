@@ -48,6 +48,7 @@ const (
 type Module struct {
 	Name   string // the path in the archive
 	Image  string // as File.Image
+	Inner  string // the name of the initramfs in the archive that the module is in; else empty
 	Target string // the name of the file, if Name leads to it over symbolic links
 	// Release is the kernel's, if the module is below lib/modules/KVER, and Rel the path
 	// below that.
@@ -60,21 +61,16 @@ type Module struct {
 }
 
 // Path is what messages call the module: its name, after that of the container image and a
-// colon if the archive has several.
-func (m *Module) Path() string { return inImage(m.Image, m.Name) }
+// colon if the archive has several, and that of the initramfs it is in and an exclamation mark.
+func (m *Module) Path() string { return m.place().String() }
+
+func (m *Module) place() place { return place{m.Image, m.Inner, m.Name} }
 
 // Path is [Module.Path] for the image.
-func (k *Kernel) Path() string { return inImage(k.Image, k.Name) }
+func (k *Kernel) Path() string { return place{k.Image, "", k.Name}.String() }
 
 // ConfigPath is [Module.Path] for the configuration.
-func (k *Kernel) ConfigPath() string { return inImage(k.Image, k.ConfigName) }
-
-func inImage(image, name string) string {
-	if image == "" {
-		return name
-	}
-	return image + ":" + name
-}
+func (k *Kernel) ConfigPath() string { return place{k.Image, "", k.ConfigName}.String() }
 
 // A Kernel is a kernel image in an archive.
 type Kernel struct {
@@ -117,7 +113,8 @@ type Found struct {
 	// what is not in the archive, so that it is unknown which modules they lead to.
 	Skipped, Outside []string
 	// Inner are archives in the archive, which were not looked into: by their content, or as they
-	// have the name that distributions give to an initramfs or a unified kernel image.
+	// have the name that distributions give to an initramfs or a unified kernel image. An initramfs
+	// with that name is looked into, if it is not in an initramfs itself.
 	Inner []string
 	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
 	Orders map[string][]byte
@@ -143,7 +140,8 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
 		memory: semaphore.NewWeighted(inWork),
 		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]struct{}),
-		same: make(map[place]int), results: make(map[place][]result[T]), configs: make(map[place]config)}
+		inners: make(map[int]struct{}), same: make(map[place]int), results: make(map[place][]result[T]),
+		configs: make(map[place]config)}
 	r.limits.Count = func(n int) error { return r.expands(0, int64(n)) }
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
@@ -162,8 +160,24 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 	return r.found, err
 }
 
-// A place is a name in a container image.
-type place struct{ image, name string }
+// A place is a name in a container image, or in an initramfs in it.
+type place struct{ image, inner, name string }
+
+func (p place) String() string {
+	name := p.name
+	if p.inner != "" {
+		name = p.inner + "!" + name
+	}
+	if p.image != "" {
+		name = p.image + ":" + name
+	}
+	return name
+}
+
+// with is another name in the same place.
+func (p place) with(name string) place { return place{p.image, p.inner, name} }
+
+func (f *File) place() place { return place{f.Image, f.inner, f.Name} }
 
 type run[J, T any] struct {
 	Work[J, T]
@@ -186,7 +200,8 @@ type run[J, T any] struct {
 	names   map[key]struct{} // of all but symbolic links
 	same    map[place]int    // how many modules have a name
 	entries int
-	probed  int // compressed files
+	inners  map[int]struct{} // the entries that are an initramfs
+	probed  int              // compressed files
 	kept    int64
 	queue   *batch.Queue[T]
 	mu      sync.Mutex
@@ -276,41 +291,8 @@ func (r *run[J, T]) all() error {
 // pass reads the archive.
 func (r *run[J, T]) pass() error {
 	for f, err := range r.archive.Files(r.ctx) {
-		if err != nil {
-			return err
-		}
-		base := path.Base(f.Name)
-		isModule := module.IsName(base)
-		r.entries++
-		if f.Mode.Type() != fs.ModeSymlink {
-			if err := r.remember(f); err != nil {
-				return err
-			}
-		}
-		switch {
-		case f.Mode.Type() == fs.ModeSymlink:
-			err = r.link(f, isModule)
-		case isModule && f.Mode.IsRegular():
-			err = r.module(f)
-		case f.Mode.IsRegular() && f.Link != "":
-			err = r.hardLink(f)
-		case isModule && !f.Mode.IsDir():
-			var p pending
-			if p, err = r.next(f); err == nil {
-				p.Err = errors.New("not a regular file")
-				var judge J
-				r.start(judge, p)
-			}
-		case f.Mode.IsRegular():
-			if release, ok := kernelRelease(f.Name); ok && r.Judge == nil {
-				err = r.kernel(f, release)
-			} else if release, rel := moduleRelease(f.Name); rel == "modules.order" {
-				err = r.order(f, release)
-			} else if release := configRelease(f.Name); release != "" && r.wantsConfigs() && f.Size <= maxConfig {
-				err = r.config(f, release)
-			} else {
-				err = r.inner(f)
-			}
+		if err == nil {
+			err = r.file(f)
 		}
 		if err != nil {
 			return err
@@ -319,38 +301,149 @@ func (r *run[J, T]) pass() error {
 	return nil
 }
 
-// inner notes a file that is an archive itself. Those that are compressed are so if the beginning
-// of what is in them is.
-func (r *run[J, T]) inner(f *File) error {
-	found := isInner(f.Name)
-	if !found && f.Size >= minInner {
-		head := make([]byte, min(f.Size, headSize))
-		if _, err := io.ReadFull(f, head); err != nil {
-			return fmt.Errorf("%s: %w", f.Name, cutOff(err))
-		}
-		switch format := compress.StreamFormat(head); {
-		case kindOf(head) != "":
-			found = true
-		case format != "" && r.probed < maxProbes:
-			r.probed++
-			beginning, err := io.ReadAll(io.MultiReader(bytes.NewReader(head), io.LimitReader(f, blockOf(format))))
-			if err != nil {
-				return fmt.Errorf("%s: %w", f.Name, err)
-			}
-			found = isInnerStream(beginning)
-		case format == "":
-			found = isUKI(bytes.NewReader(head))
+// file does what there is to do with a file when the archive is read first.
+func (r *run[J, T]) file(f *File) (err error) {
+	isModule := module.IsName(path.Base(f.Name))
+	r.entries++
+	if f.Mode.Type() != fs.ModeSymlink {
+		if err := r.remember(f); err != nil {
+			return err
 		}
 	}
-	if !found {
+	switch {
+	case f.Mode.Type() == fs.ModeSymlink:
+		return r.link(f, isModule)
+	case isModule && f.Mode.IsRegular():
+		return r.module(f)
+	case f.Mode.IsRegular() && f.Link != "":
+		return r.hardLink(f)
+	case isModule && !f.Mode.IsDir():
+		p, err := r.next(f)
+		if err == nil {
+			p.Err = errors.New("not a regular file")
+			var judge J
+			r.start(judge, p)
+		}
+		return err
+	case !f.Mode.IsRegular():
+		return nil
+	case f.inner != "": // not the kernel that boots with it
+		return r.inside(f)
+	}
+	if release, ok := kernelRelease(f.Name); ok && r.Judge == nil {
+		return r.kernel(f, release)
+	}
+	if release, rel := moduleRelease(f.Name); rel == "modules.order" {
+		return r.order(f, release)
+	}
+	if release := configRelease(f.Name); release != "" && r.wantsConfigs() && f.Size <= maxConfig {
+		return r.config(f, release)
+	}
+	return r.inside(f)
+}
+
+// inside looks into an initramfs, and notes other archives in the archive.
+func (r *run[J, T]) inside(f *File) error {
+	kind, beginning, err := r.probe(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	named := isInner(f.Name)
+	if kind == Initramfs && named && f.inner == "" && f.Size <= maxInitramfs {
+		r.inners[r.entries] = struct{}{}
+		f.content = io.MultiReader(bytes.NewReader(beginning), f.content)
+		return r.initramfs(f, nil, r.file)
+	}
+	if kind == "" && !named {
 		return nil
 	}
-	name := inImage(f.Image, f.Name)
+	name := f.place().String()
 	if r.kept += int64(len(name)) + keptEntry; r.kept > r.archive.limits.Kept {
 		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
 	}
 	r.found.Inner = append(r.found.Inner, name)
 	return nil
+}
+
+// initramfs reads an initramfs in the archive, and calls do for the files in it. before, unless it is
+// nil, gets the initramfs itself, whose content is then read twice.
+func (r *run[J, T]) initramfs(f *File, before, do func(*File) error) error {
+	content, err := module.Store(r.ctx, f, f.Size)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	defer content.Close()
+	if before != nil {
+		whole := *f
+		whole.content = io.NewSectionReader(content.Reader(), 0, content.Size)
+		if err := before(&whole); err != nil {
+			return err
+		}
+	}
+	w := &walk{ctx: r.ctx, limits: f.walk.limits, image: f.Image, layer: f.layer, outer: f.walk}
+	w.file = func(in *File) error {
+		in.inner = f.Name
+		return do(in)
+	}
+	if err := w.initramfs(io.NewSectionReader(content.Reader(), 0, content.Size)); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, err)
+	}
+	return nil
+}
+
+// again reads the archive once more, with each initramfs that the first reading looked into.
+func (r *run[J, T]) again(hidden bool, do func(*File) error) error {
+	r.entries = 0
+	counted := func(f *File) error {
+		if !f.hidden {
+			r.entries++
+		}
+		return do(f)
+	}
+	for f, err := range r.archive.files(r.ctx, hidden) {
+		if err != nil {
+			return err
+		}
+		if _, inner := r.inners[r.entries+1]; inner && !f.hidden {
+			err = r.initramfs(f, counted, counted)
+		} else {
+			err = counted(f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxInitramfs is the size limit of an initramfs in an archive, in bytes as it is stored. Those of
+// distributions have up to 300 MB.
+const maxInitramfs = 1 << 30
+
+// probe tells by its beginning, which it returns, what kind of archive a file is. Those that are
+// compressed are what the beginning of the stream is.
+func (r *run[J, T]) probe(f *File) (kind Kind, beginning []byte, err error) {
+	if f.Size < minInner {
+		return "", nil, nil
+	}
+	head := make([]byte, min(f.Size, headSize))
+	if _, err := io.ReadFull(f, head); err != nil {
+		return "", nil, cutOff(err)
+	}
+	switch format := compress.StreamFormat(head); {
+	case kindOf(head) != "":
+		return kindOf(head), head, nil
+	case format != "" && r.probed < maxProbes:
+		r.probed++
+		head, err = io.ReadAll(io.MultiReader(bytes.NewReader(head), io.LimitReader(f, blockOf(format))))
+		if err != nil {
+			return "", nil, err
+		}
+		kind = kindOfStream(head)
+	case format == "" && isUKI(bytes.NewReader(head)):
+		kind = UKI
+	}
+	return kind, head, nil
 }
 
 // minInner is the smallest archive with a module in it that is named, in bytes.
@@ -368,16 +461,16 @@ func blockOf(format string) int64 {
 	return 9 << 20 // a block of lz4 -l has 8 MiB, others less
 }
 
-// isInnerStream reports whether there is an archive in a stream of which the beginning is known.
-func isInnerStream(beginning []byte) bool {
+// kindOfStream returns the kind of the archive in a stream of which the beginning is known.
+func kindOfStream(beginning []byte) Kind {
 	s, err := compress.NewStream(io.NewSectionReader(bytes.NewReader(beginning), 0, int64(len(beginning))))
 	if err != nil {
-		return false
+		return ""
 	}
 	defer s.Close()
 	head := make([]byte, 512)
 	n, _ := io.ReadFull(s, head)
-	return kindOf(head[:n]) != ""
+	return kindOf(head[:n])
 }
 
 // order keeps a modules.order.
@@ -397,12 +490,12 @@ func (r *run[J, T]) order(f *File, release string) error {
 
 // next counts a module.
 func (r *run[J, T]) next(f *File) (pending, error) {
-	p := pending{Module: Module{Name: f.Name, Image: f.Image}, i: r.found.Modules, at: r.now(f)}
+	p := pending{Module: Module{Name: f.Name, Image: f.Image, Inner: f.inner}, i: r.found.Modules, at: r.now(f)}
 	p.Release, p.Rel = moduleRelease(f.Name)
 	if r.found.Modules++; r.found.Modules > maxModules {
 		return p, fmt.Errorf("%w: more than %d modules", ErrLimit, maxModules)
 	}
-	at := place{f.Image, f.Name}
+	at := f.place()
 	if r.same[at]++; r.same[at] > maxSame {
 		return p, fmt.Errorf("%w: more than %d files called %s", ErrLimit, maxSame, f.Name)
 	}
@@ -425,7 +518,7 @@ func (r *run[J, T]) hardLink(f *File) error {
 	if err := r.keep(f, "hard links"); err != nil {
 		return err
 	}
-	r.hards[place{f.Image, f.Name}] = hardLink{f.Link, r.now(f)}
+	r.hards[f.place()] = hardLink{f.Link, r.now(f)}
 	return nil
 }
 
@@ -434,7 +527,7 @@ func (r *run[J, T]) link(f *File, isModule bool) error {
 	if err := r.keep(f, "symbolic links"); err != nil {
 		return err
 	}
-	r.links[place{f.Image, f.Name}] = f.Link
+	r.links[f.place()] = f.Link
 	if !isModule {
 		return nil
 	}
@@ -541,7 +634,7 @@ func (r *run[J, T]) put(p pending, t T) {
 		return
 	}
 	r.mu.Lock()
-	at := place{p.Image, p.Name}
+	at := p.place()
 	r.results[at] = append(r.results[at], result[T]{p.at, t})
 	r.mu.Unlock()
 	r.queue.Put(p.i, t)
@@ -577,7 +670,7 @@ func (r *run[J, T]) wantsConfigs() bool { return r.Configs && r.Judge == nil }
 // config keeps the configuration of a kernel, the first if there are several, and opens the images
 // that wait for it.
 func (r *run[J, T]) config(f *File, release string) error {
-	at := place{f.Image, release}
+	at := place{f.Image, "", release}
 	if _, known := r.configs[at]; known {
 		return nil
 	}
@@ -624,7 +717,7 @@ func (r *run[J, T]) kernel(f *File, release string) error {
 		return fmt.Errorf("%s: %w", f.Name, cutOff(err))
 	}
 	r.images += f.Size
-	_, known := r.configs[place{f.Image, release}]
+	_, known := r.configs[place{f.Image, "", release}]
 	if r.wantsConfigs() && release != "" && !known && r.images <= maxKernel {
 		return nil
 	}
@@ -641,7 +734,7 @@ func (r *run[J, T]) openKernel(k *kernel[J]) {
 		return
 	}
 	with := k.Kernel
-	if c, ok := r.configs[place{k.Image, k.Release}]; ok && k.Release != "" {
+	if c, ok := r.configs[place{k.Image, "", k.Release}]; ok && k.Release != "" {
 		with.Config, with.ConfigName = c.content, c.name
 	}
 	var told string
@@ -699,17 +792,14 @@ func (r *run[J, T]) rest() error {
 		return nil
 	}
 	i := 0
-	for f, err := range r.archive.Files(r.ctx) {
-		if err != nil {
-			return err
-		}
+	err := r.again(false, func(f *File) error {
 		if !module.IsName(path.Base(f.Name)) || f.Mode.IsDir() {
-			continue
+			return nil
 		}
 		p, ok := waits[i]
 		i++
 		if !ok {
-			continue
+			return nil
 		}
 		if p.Name != f.Name || !f.Mode.IsRegular() || f.Link != "" {
 			return module.ErrChanged
@@ -725,11 +815,12 @@ func (r *run[J, T]) rest() error {
 		}
 		delete(waits, p.i)
 		r.startWith(judge, p, func() { r.memory.Release(charge) })
+		return nil
+	})
+	if err == nil && len(waits) > 0 {
+		err = module.ErrChanged
 	}
-	if len(waits) > 0 {
-		return module.ErrChanged
-	}
-	return nil
+	return err
 }
 
 // noKernel says that no kernel image could be used, and why.
@@ -766,9 +857,11 @@ func (r *run[J, T]) otherKernel(m Module) error {
 // the file has when everything is unpacked, or had when a hard link to it was made.
 type want[T any] struct {
 	pending
-	real  string
+	real  place
 	until *moment // of a hard link
-	found *result[T]
+	// through is the name of a file that lies in the same place by a link in its name.
+	through string
+	found   *result[T]
 }
 
 // alias gives a link the result of what it leads to. If that is a file that nobody has looked at, as
@@ -780,19 +873,18 @@ func (r *run[J, T]) alias(p pending) *want[T] {
 		name, until = p.hard, &p.at
 	}
 	for range maxLinks {
-		real, err := r.resolve(p.Image, name)
+		at, err := r.resolve(p.place().with(name))
 		if err != nil {
 			r.fail(p, err)
 			return nil
 		}
-		at := place{p.Image, real}
 		if of, ok := r.result(at, until); ok {
-			r.linkTo(p, real, of)
+			r.linkTo(p, at, of)
 			return nil
 		}
 		hard, ok := r.hards[at]
 		if !ok || until != nil && !hard.at.before(*until) {
-			return &want[T]{pending: p, real: real, until: until}
+			return &want[T]{pending: p, real: at, until: until}
 		}
 		name, until = hard.target, &hard.at
 	}
@@ -814,9 +906,9 @@ func (r *run[J, T]) result(at place, until *moment) (t T, ok bool) {
 }
 
 // linkTo gives a link the result of the file that it leads to.
-func (r *run[J, T]) linkTo(p pending, real string, of T) {
+func (r *run[J, T]) linkTo(p pending, real place, of T) {
 	if p.hard == "" {
-		p.Target = real
+		p.Target = place{"", real.inner, real.name}.String()
 	}
 	r.put(p, r.Alias(p.Module, of))
 }
@@ -833,9 +925,8 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 	byPlace := make(map[place][]*want[T])
 	layered := r.archive.kind == OCI || r.archive.kind == Docker
 	for _, w := range wants {
-		if _, ok := r.names[r.key(w.Image, w.real)]; ok || layered && w.until != nil {
-			at := place{w.Image, w.real}
-			byPlace[at] = append(byPlace[at], w)
+		if _, ok := r.names[r.key(w.real)]; ok || layered && w.until != nil {
+			byPlace[w.real] = append(byPlace[w.real], w)
 		}
 	}
 	if len(byPlace) > 0 {
@@ -843,40 +934,49 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 			return r.noKernel()
 		}
 		same := make(map[place]int)
-		r.entries = 0
-		for f, err := range r.archive.files(r.ctx, true) {
-			if err != nil {
-				return err
+		err := r.again(true, func(f *File) error {
+			if !f.Mode.IsRegular() {
+				return nil
 			}
-			if !f.hidden {
-				r.entries++
+			at := f.place()
+			// What unpacks the archive writes the file where a link in its name leads to, and may so
+			// replace another.
+			if real, err := r.resolve(at.with(path.Dir(at.name))); err == nil && real.name != dirOf(at.name) {
+				for _, w := range byPlace[real.with(cleanName(real.name+"/"+path.Base(at.name)))] {
+					w.through = f.Name
+				}
 			}
-			at := place{f.Image, f.Name}
 			links := byPlace[at]
-			if len(links) == 0 || !f.Mode.IsRegular() || f.Link != "" {
-				continue
+			if len(links) == 0 || f.Link != "" {
+				return nil
 			}
 			if same[at]++; same[at] > maxSame {
 				return fmt.Errorf("%w: more than %d files called %s", ErrLimit, maxSame, f.Name)
 			}
-			if err := r.target(f, links); err != nil {
-				return err
-			}
+			return r.target(f, links)
+		})
+		if err != nil {
+			return err
 		}
 	}
 	for _, w := range wants {
 		switch {
+		case w.through != "":
+			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real, w.through))
 		case w.found != nil:
 			r.linkTo(w.pending, w.real, w.found.t)
 		case w.hard != "":
 			r.fail(w.pending, fmt.Errorf("hard link to %s, which is not in the archive", w.hard))
 		default:
 			r.fail(w.pending, fmt.Errorf("symbolic link to %s, which is no module in the archive",
-				r.links[place{w.Image, w.Name}]))
+				r.links[w.place()]))
 		}
 	}
 	return nil
 }
+
+// dirOf is the directory of a clean name; "" is the root.
+func dirOf(name string) string { return cleanName(path.Dir(name)) }
 
 // target works on a file that links lead to: once for each kernel, and for each compression that
 // the names of links tell.
@@ -920,8 +1020,9 @@ func (r *run[J, T]) target(f *File, links []*want[T]) error {
 	return nil
 }
 
-// resolve returns the name that a path leads to over symbolic links.
-func (r *run[J, T]) resolve(image, name string) (string, error) {
+// resolve returns where a path leads to over symbolic links.
+func (r *run[J, T]) resolve(from place) (place, error) {
+	name := from.name
 	done, left := "", name
 	for links := 0; left != ""; {
 		var part string
@@ -934,22 +1035,22 @@ func (r *run[J, T]) resolve(image, name string) (string, error) {
 			continue
 		}
 		at := cleanName(done + "/" + part)
-		target, ok := r.links[place{image, at}]
+		target, ok := r.links[from.with(at)]
 		if !ok {
 			done = at
 			continue
 		}
 		if links++; links > maxLinks {
-			return "", fmt.Errorf("symbolic links that lead on from %s form a loop", name)
+			return place{}, fmt.Errorf("symbolic links that lead on from %s form a loop", name)
 		}
 		if path.IsAbs(target) {
 			done = ""
 		}
 		if left = target + "/" + left; len(left) > 1<<16 {
-			return "", fmt.Errorf("symbolic links that lead on from %s are too long", name)
+			return place{}, fmt.Errorf("symbolic links that lead on from %s are too long", name)
 		}
 	}
-	return done, nil
+	return from.with(done), nil
 }
 
 // outside sorts the links to directories below which modprobe would look for modules. Those that
@@ -961,11 +1062,11 @@ func (r *run[J, T]) outside() {
 		switch {
 		case release == "" && !aboveModules(at.name), module.IsName(base):
 		case release != "" && (base == "build" || base == "source"):
-			r.found.Skipped = append(r.found.Skipped, inImage(at.image, at.name))
+			r.found.Skipped = append(r.found.Skipped, at.String())
 		default:
-			real, err := r.resolve(at.image, at.name)
-			if _, inside := r.names[r.key(at.image, real)]; err != nil || !inside {
-				r.found.Outside = append(r.found.Outside, inImage(at.image, at.name))
+			real, err := r.resolve(at)
+			if _, inside := r.names[r.key(real)]; err != nil || !inside {
+				r.found.Outside = append(r.found.Outside, at.String())
 			}
 		}
 	}
@@ -984,7 +1085,7 @@ func aboveModules(name string) bool {
 }
 
 // key is what a name in a container image is remembered by.
-func (r *run[J, T]) key(image, name string) key { return keyOf(image + "\x00" + name) }
+func (r *run[J, T]) key(at place) key { return keyOf(at.image + "\x00" + at.inner + "\x00" + at.name) }
 
 // remember notes that a file is in the archive, and the directories that it is in.
 func (r *run[J, T]) remember(f *File) error {
@@ -992,7 +1093,7 @@ func (r *run[J, T]) remember(f *File) error {
 		if name == "." {
 			name = ""
 		}
-		k := r.key(f.Image, name)
+		k := r.key(f.place().with(name))
 		if _, ok := r.names[k]; ok {
 			return nil
 		}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/modsign/modsign/internal/module"
 )
 
 func symlink(name, target string) tar.Header {
@@ -167,5 +169,112 @@ func TestConfigs(t *testing.T) {
 	_, err := Modules(t.Context(), inMemory(t, tarOf(t, many...), Limits{Kept: 5000}), work)
 	if !errors.Is(err, ErrLimit) {
 		t.Errorf("more than the limit: %v", err)
+	}
+}
+
+// TestReplacedThroughLink has files that are written over others by a link in their names, and links to
+// what they replace: nobody may take the one for the other.
+func TestReplacedThroughLink(t *testing.T) {
+	t.Parallel()
+	lower := []tar.Header{file("usr/lib/data", "good"), symlink("lib", "usr/lib")}
+	over, link := file("lib/data", "bad"), symlink("usr/lib/modules/1/x.ko", "../../data")
+	directory := tar.Header{Name: "lib", Typeflag: tar.TypeDir}
+	hard := hardlink("usr/lib/modules/1/y.ko", "usr/lib/data")
+	for name, test := range map[string]struct{ content, want string }{
+		"tar":       {tarOf(t, append(slices.Clone(lower), over, link)...), "lib/data may replace"},
+		"hard link": {tarOf(t, append(slices.Clone(lower), over, hard)...), "lib/data may replace"},
+		"image":     {ociTar(t, tarOf(t, lower...), tarOf(t, over, link)), "lib/data may replace"},
+		"hidden":    {ociTar(t, tarOf(t, lower...), tarOf(t, over, link), tarOf(t, directory)), "lib is a symbolic link"},
+		"one layer": {ociTar(t, tarOf(t, append(slices.Clone(lower), over)...), tarOf(t, directory, link)),
+			"lib is a symbolic link"},
+		"another": {ociTar(t, tarOf(t, lower...), tarOf(t, file("lib/other", "bad"), link)), "x.ko=good"},
+	} {
+		work := names()
+		var got []string
+		work.Emit = func(s string) { got = append(got, s) }
+		_, err := Modules(t.Context(), inMemory(t, test.content, Limits{}), work)
+		if text := fmt.Sprint(got, err); !strings.Contains(text, test.want) || strings.Contains(text, "bad") {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+}
+
+// TestInitramfsInside looks into initramfs images in a package and in layers, also in the second
+// reading, but not into what is in them.
+func TestInitramfsInside(t *testing.T) {
+	t.Parallel()
+	large := strings.Repeat("m", module.DefaultMemory+1) // waits for its kernel on disk
+	inner := newc("lib", 0o120777, 1, 1, "usr/lib") + newc("usr/lib/modules/1/a.ko", 0o100644, 2, 1, large) +
+		newc("usr/lib/modules/1/b.ko", 0o120777, 3, 1, "other") + newc("usr/lib/modules/1/other", 0o100644, 4, 1, "o") +
+		newc("boot/vmlinuz-1", 0o100644, 5, 1, "L") + newcEnd
+	nested := newc("boot/initrd.img-2", 0o100644, 1, 1, newc("d.ko", 0o100644, 1, 1, "d")+newcEnd) +
+		newc("c.ko", 0o100644, 2, 1, "c") + newcEnd
+	files := []tar.Header{file("a.ko", "m"), file("boot/initrd.img-1", newcEnd+gz(inner)),
+		file("usr/lib/modules/1/initrd", gz(nested)), file("other.cpio", nested), symlink("x.ko", "boot/initrd.img-1"),
+		file("boot/vmlinuz-1", "K")}
+	want := "a.ko=1K boot/initrd.img-1!usr/lib/modules/1/a.ko=" + fmt.Sprint(len(large)) +
+		"K boot/initrd.img-1!usr/lib/modules/1/b.ko->boot/initrd.img-1!usr/lib/modules/1/other=1K " +
+		"usr/lib/modules/1/initrd!c.ko=1K x.ko->boot/initrd.img-1=" + fmt.Sprint(len(newcEnd+gz(inner))) + "K"
+	for name, content := range map[string]string{"tar": tarOf(t, files...), "image": ociTar(t, tarOf(t, files[0],
+		files[3]), tarOf(t, files[1:]...), tarOf(t, file("unrelated", ""), files[0], files[3]))} {
+		work := Work[string, string]{OpenKernel: func(_ Kernel, r io.ReaderAt, size int64) (string, string, error) {
+			b, err := io.ReadAll(io.NewSectionReader(r, 0, size))
+			return string(b), "1", err
+		}}
+		work.Do = func(judge string, m Module) string {
+			if m.Err != nil {
+				return m.Path() + ": " + m.Err.Error()
+			}
+			_, size := m.Content()
+			return fmt.Sprintf("%s=%d%s", m.Path(), size, judge)
+		}
+		work.Alias = func(link Module, of string) string {
+			_, of, _ = strings.Cut(of, "=")
+			return link.Path() + "->" + link.Target + "=" + of
+		}
+		var got []string
+		work.Emit = func(s string) { got = append(got, s) }
+		found, err := Modules(t.Context(), inMemory(t, content, Limits{}), work)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		text := strings.Join(got, " ")
+		slices.Sort(got)
+		sorted := strings.Split(want, " ")
+		slices.Sort(sorted)
+		if !slices.Equal(got, sorted) {
+			t.Errorf("%s:\ngot  %s\nwant %s", name, text, want)
+		}
+		slices.Sort(found.Inner)
+		if text := strings.Join(found.Inner, " "); text != "other.cpio usr/lib/modules/1/initrd!boot/initrd.img-2" ||
+			len(found.Outside) > 0 {
+			t.Errorf("%s: not looked into: %s, outside: %s", name, text, found.Outside)
+		}
+	}
+}
+
+// TestBadInitramfsInside has a package with a bad initramfs: there is no verdict.
+func TestBadInitramfsInside(t *testing.T) {
+	t.Parallel()
+	good := newc("a.ko", 0o100644, 1, 1, "m") + newcEnd
+	limits := Limits{Bytes: 1 << 20, Entries: 100, Kept: 500}
+	many := strings.Repeat(newc("x", 0o100644, 1, 1, ""), 100) + newcEnd
+	links := newc("a", 0o100644, 1, 2, "") + newc("b", 0o100644, 2, 2, "") + newc("c", 0o100644, 3, 2, "") +
+		newc("d", 0o100644, 4, 2, "") + newc("e", 0o100644, 5, 2, "") + newcEnd
+	zeros := gz(newc("zeros", 0o100644, 1, 1, strings.Repeat("\x00", 1<<19)) + newcEnd)
+	for name, test := range map[string]struct{ inner, want string }{
+		"cut off": {good[:100], "cut off"}, "rubbish follows": {good + "rubbish", "boot/initrd.img-1: initramfs is corrupt"},
+		"many entries": {many, "entries"}, "links": {links, "names to remember"},
+		"bytes":            {good + zeros + zeros, "more than 1048576 bytes"},
+		"compressed twice": {good + zeros + zeros, "expand to"},
+		"module cut off":   {good + gz(newcSized("a.ko", 0o100644, 1, 1, 1000, "m")), "cut off"},
+	} {
+		a := inMemory(t, gz(tarOf(t, file("boot/initrd.img-1", test.inner))), limits)
+		if name == "compressed twice" {
+			a.limits.free, a.limits.Bytes = 1<<19, 1<<22
+		}
+		if _, err := Modules(t.Context(), a, names()); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -405,10 +405,8 @@ func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
 			return covers.whiteout(path.Dir(name), base)
 		}
 		hidden := covers.hides(name)
-		if !lowest || f.Mode.Type() == fs.ModeSymlink {
-			if err := covers.through(name, f.Mode, hidden); err != nil {
-				return err
-			}
+		if err := covers.through(name, f.Mode, hidden); err != nil {
+			return err
 		}
 		if l.walk.hidden && f.Mode.IsRegular() {
 			wanted, err := covers.link(name, f.Link)
@@ -452,7 +450,12 @@ type cover struct {
 	// written are directories through which the layers so far have written modules that layers
 	// above them hide, and dirs those that this layer has as such.
 	written, writtenHere, dirs map[key]struct{}
-	kept                       int64
+	// passed are directories through which the layers so far have written any file, when the image is
+	// read for files of any name.
+	passed, passedHere map[key]struct{}
+	// linksHere are the symbolic links of this layer so far, and those of them that are hidden.
+	linksHere, hiddenLinks map[key]struct{}
+	kept                   int64
 }
 
 type key [16]byte
@@ -467,6 +470,8 @@ const (
 func newCover(w *walk) *cover {
 	return &cover{walk: w, above: make(map[key]covered), here: make(map[key]covered),
 		linked: make(map[key]struct{}), linkedHere: make(map[key]struct{}),
+		linksHere: make(map[key]struct{}), hiddenLinks: make(map[key]struct{}),
+		passed: make(map[key]struct{}), passedHere: make(map[key]struct{}),
 		written: make(map[key]struct{}), writtenHere: make(map[key]struct{}), dirs: make(map[key]struct{})}
 }
 
@@ -509,27 +514,52 @@ func (c *cover) insert(set map[key]struct{}, k key) error {
 // through refuses a layer whose symbolic link is in the name of a module that a layer above has, and
 // that is hidden: programs that unpack layers write that module where the link leads, and it stays.
 func (c *cover) through(name string, mode fs.FileMode, hidden bool) error {
+	at := keyOf(name)
 	switch {
 	case mode.IsDir():
-		return c.insert(c.dirs, keyOf(name)) // which is no link then, as it replaces one
+		delete(c.linksHere, at)
+		delete(c.hiddenLinks, at)
+		return c.insert(c.dirs, at) // which is no link then, as it replaces one
 	case mode.Type() == fs.ModeSymlink:
-		if _, ok := c.written[keyOf(name)]; ok {
-			return fmt.Errorf("%s is a symbolic link, and a layer above writes a module through it that is hidden there: "+
-				"unpack the image (umoci unpack), and give modsign the directory", name)
+		_, ok := c.written[at]
+		if !ok && hidden { // else a link in the image leads to where the file is
+			_, ok = c.passed[at]
 		}
+		if ok {
+			return throughLink(name)
+		}
+		if hidden {
+			if err := c.insert(c.hiddenLinks, at); err != nil {
+				return err
+			}
+		}
+		return c.insert(c.linksHere, at)
 	}
-	if !hidden || !module.IsName(path.Base(name)) {
+	// A file of another name matters if links lead to such files, which is why they are read again.
+	set, links, every := c.writtenHere, c.linksHere, c.walk.hidden && mode.IsRegular()
+	switch {
+	case !hidden && every:
+		set, links = c.passedHere, c.hiddenLinks
+	case !hidden, !every && !module.IsName(path.Base(name)):
 		return nil
 	}
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		k := keyOf(dir)
+		if _, ok := links[k]; ok {
+			return throughLink(dir)
+		}
 		if _, ok := c.dirs[k]; !ok {
-			if err := c.insert(c.writtenHere, k); err != nil {
+			if err := c.insert(set, k); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func throughLink(name string) error {
+	return fmt.Errorf("%s is a symbolic link, and a layer writes a file through it that is hidden there: "+
+		"unpack the image (umoci unpack), and give modsign the directory", name)
 }
 
 // add covers what has the name of a file in this layer. A directory is joined with one below.
@@ -578,6 +608,13 @@ func (c *cover) next() {
 	}
 	maps.Copy(c.linked, c.linkedHere)
 	maps.Copy(c.written, c.writtenHere)
+	maps.Copy(c.passed, c.passedHere)
+	forgotten := keptEntry * int64(len(c.linksHere)+len(c.hiddenLinks))
+	c.kept -= forgotten
+	c.walk.kept -= forgotten
+	clear(c.passedHere)
+	clear(c.linksHere)
+	clear(c.hiddenLinks)
 	clear(c.writtenHere)
 	clear(c.dirs)
 	clear(c.here)

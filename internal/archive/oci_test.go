@@ -56,6 +56,8 @@ func TestThroughLink(t *testing.T) {
 	}{
 		"link again":      {[]string{lowest, tarOf(t, module), again}, true},
 		"replaced":        {[]string{lowest, tarOf(t, module), tarOf(t, directory, module)}, true},
+		"in one layer":    {[]string{tarOf(t, symlink("lib", "usr/lib"), module), tarOf(t, directory, module)}, true},
+		"not hidden":      {[]string{tarOf(t, symlink("lib", "usr/lib"), module), tarOf(t, file("x", ""))}, false},
 		"directory first": {[]string{lowest, tarOf(t, directory, module), again}, false},
 		"directory later": {[]string{lowest, tarOf(t, module, directory), again}, true},
 		"seen":            {[]string{lowest, tarOf(t, module)}, false},

@@ -16,21 +16,32 @@ import (
 type Keyring struct {
 	certificates []*Certificate
 	byID         map[string]*Certificate
+	bySubject    map[string]*Certificate
 	blacklisted  func(*Certificate) bool // may be nil
 }
 
 // NewKeyring returns a Keyring of these certificates. If two have the same identifier,
 // the Keyring finds the first.
 func NewKeyring(certs ...*Certificate) *Keyring {
-	k := &Keyring{certificates: certs, byID: make(map[string]*Certificate, 2*len(certs))}
+	k := &Keyring{certificates: make([]*Certificate, 0, len(certs)), byID: make(map[string]*Certificate, 2*len(certs)),
+		bySubject: make(map[string]*Certificate, len(certs))}
 	for _, c := range certs {
-		for _, id := range [][]byte{c.id, c.SubjectKeyID} {
-			if _, taken := k.byID[string(id)]; !taken && id != nil {
-				k.byID[string(id)] = c
-			}
-		}
+		k.Add(c)
 	}
 	return k
+}
+
+// Add adds a certificate, behind those that are there.
+func (k *Keyring) Add(c *Certificate) {
+	k.certificates = append(k.certificates, c)
+	for _, id := range [][]byte{c.id, c.SubjectKeyID} {
+		if _, taken := k.byID[string(id)]; !taken && id != nil {
+			k.byID[string(id)] = c
+		}
+	}
+	if _, taken := k.bySubject[string(c.subject)]; !taken {
+		k.bySubject[string(c.subject)] = c
+	}
 }
 
 // Blacklist adds the certificates to reject that only their hashes name (tbs:). They matter

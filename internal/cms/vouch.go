@@ -1,9 +1,7 @@
 package cms
 
 import (
-	"bytes"
 	"fmt"
-	"slices"
 	"syscall"
 )
 
@@ -13,9 +11,8 @@ func (c *Certificate) VouchedBy(ring *Keyring) error {
 	var issuer *Certificate
 	switch {
 	case c.authority == nil && c.authorityKeyID == nil:
-		at := slices.IndexFunc(ring.Certificates(), func(p *Certificate) bool { return bytes.Equal(p.subject, c.issuer) })
-		if at >= 0 {
-			issuer = ring.Certificates()[at]
+		if ring != nil {
+			issuer = ring.bySubject[string(c.issuer)]
 		}
 	default:
 		issuer, _ = ring.find(c.authority, c.authorityKeyID)

@@ -29,7 +29,7 @@ type ArchiveOptions struct {
 type Archived struct {
 	Modules int
 	// Outside are symbolic links that lead out of the package, and Inner archives in it, such
-	// as an initramfs: they were not looked into.
+	// as other packages: they were not looked into.
 	Outside, Inner []string
 }
 
