@@ -1,4 +1,4 @@
-# What scripts/p11kit, scripts/openssl, scripts/sources and scripts/images share: packages of
+# What scripts/p11kit, scripts/openssl, scripts/sources, scripts/images and scripts/chroots share: packages of
 # other suites and architectures of Debian than this system's. They source this file after
 # scripts/cache.sh.
 # shellcheck shell=bash
