@@ -84,6 +84,7 @@ func (c *Chroot) Command(name string, args ...string) *exec.Cmd {
 		strconv.Itoa(len(c.binds) / 2)}
 	words = append(append(append(words, c.binds...), name), args...)
 	cmd := exec.Command("unshare", words...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8",
+		"DEBIAN_FRONTEND=noninteractive"}
 	return cmd
 }
