@@ -15,11 +15,14 @@ import (
 	"github.com/modsign/modsign/internal/module"
 )
 
-// FileOptions are those of the kernel's scripts/sign-file.
+// FileOptions are those of the kernel's scripts/sign-file and of Ubuntu's kmodsign.
 type FileOptions struct {
 	Signature []byte // -s: append this and sign nothing; the Signer has to be nil
 	Save      bool   // -p: also write SRC.p7s
 	Detached  bool   // -d: write SRC.p7s alone
+	// -D of kmodsign: write to dst, which must be another file, only what has to follow the
+	// end of src. The signature is of all of src, with an old signature if there is one.
+	Trailer bool
 }
 
 // File does what scripts/sign-file does: it signs any file, whatever its name and content,
@@ -27,7 +30,7 @@ type FileOptions struct {
 // an old signature. The written file has mode 0666 less the umask, or the mode of another
 // file that it replaces.
 func File(ctx context.Context, signer *Signer, src, dst string, opts FileOptions) error {
-	if err := opts.check(signer); err != nil {
+	if err := opts.check(signer, dst); err != nil {
 		return err
 	}
 	in, err := openSource(src)
@@ -40,6 +43,11 @@ func File(ctx context.Context, signer *Signer, src, dst string, opts FileOptions
 		return fmt.Errorf("%s: %w", src, err)
 	}
 	size := module.PayloadSize(layers, in.info.Size())
+	if opts.Trailer {
+		if size = in.info.Size(); in.is(dst) {
+			return fmt.Errorf("%s: the module itself, which the signature alone would replace", dst)
+		}
+	}
 
 	sig := opts.Signature
 	if signer != nil {
@@ -56,6 +64,9 @@ func File(ctx context.Context, signer *Signer, src, dst string, opts FileOptions
 		}
 	}
 	trailer := module.AppendSignature(nil, module.TypePKCS7, sig)
+	if opts.Trailer {
+		return in.put(bytes.NewReader(trailer), dst)
+	}
 	signed := io.MultiReader(in.payload(ctx, size), bytes.NewReader(trailer))
 	return in.put(signed, dst)
 }
@@ -100,6 +111,12 @@ func (s *sourceFile) close() {
 		s.file.Close()
 	}
 	s.dir.Close()
+}
+
+// is reports whether a path leads to the file.
+func (s *sourceFile) is(path string) bool {
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(s.info, there)
 }
 
 func (s *sourceFile) payload(ctx context.Context, size int64) io.Reader {

@@ -230,8 +230,10 @@ func (s *Source) check() error {
 
 // check refuses to sign with nothing, or with two things. A Signature that is there
 // and empty is appended, as scripts/sign-file does.
-func (o *FileOptions) check(signer *Signer) error {
+func (o *FileOptions) check(signer *Signer, dst string) error {
 	switch {
+	case o.Trailer && dst == "":
+		return errors.New("no file is given for what FileOptions.Trailer writes")
 	case signer != nil && o.Signature != nil:
 		return errors.New("both a Signer and a signature are given")
 	case signer == nil && o.Signature != nil && (o.Save || o.Detached):

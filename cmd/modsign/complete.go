@@ -132,7 +132,7 @@ func completeArgs(cmd *cobra.Command) cobra.CompletionFunc {
 
 // completeSignFile completes the hash, which is an argument there, and files.
 func completeSignFile(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	a, _ := parseSignFile(args, false)
+	a, _ := kernelSignFile.parse(args, false)
 	n := len(a.positional)
 	switch {
 	case n == 0 && !a.raw || n == 1 && a.raw:

@@ -45,8 +45,12 @@ func TestExitCodesDocumented(t *testing.T) {
 	if got, want := table(general), exitStatusHelp(); got != want {
 		t.Errorf("docs/exit-codes.md has\n%s\nand the program\n%s", got, want)
 	}
+	signFile, modsignVerify, _ := strings.Cut(signFile, "## modsign-verify")
 	if got := table(signFile); got != signFileExit {
 		t.Errorf("docs/exit-codes.md has for sign-file\n%s\nand the program\n%s", got, signFileExit)
+	}
+	if got := table(modsignVerify); got != modsignVerifyExit {
+		t.Errorf("docs/exit-codes.md has for modsign-verify\n%s\nand the program\n%s", got, modsignVerifyExit)
 	}
 }
 

@@ -2,7 +2,8 @@
 // them.
 //
 // Called as sign-file, by that name or as its first argument, it is the kernel's
-// scripts/sign-file.
+// scripts/sign-file. Called as kmodsign or modsign-verify, it is the program of Ubuntu or
+// SUSE.
 package main
 
 import (
@@ -17,8 +18,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The exit codes, of all commands but sign-file, which has the kernel's. Every
-// help shows them, and docs/exit-codes.md.
+// The exit codes, of all commands but sign-file, which has the kernel's, and the program
+// modsign-verify, which has SUSE's. Every help shows them, and docs/exit-codes.md.
 const (
 	exitDone        = 0
 	exitError       = 1
@@ -78,8 +79,12 @@ func main() {
 
 // run is the program as a function from its arguments to its exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if isSignFile(filepath.Base(args[0])) {
-		return signFile(args[1:], stderr)
+	name := filepath.Base(args[0])
+	if program := signProgramOf(name); program != nil {
+		return program.run(args[1:], stderr)
+	}
+	if name == modsignVerifyName {
+		return modsignVerify(args[1:], stdout, stderr)
 	}
 	u := newUI(stdin, stdout, stderr)
 	ctx, cancel := u.listen()

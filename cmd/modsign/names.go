@@ -9,11 +9,17 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// isSignFile reports whether a program of that name is the kernel's sign-file. It knows the
-// names of all distributions, such as kernel-sign-file and sign-file-6.1, and Ubuntu's
-// kmodsign, which takes the same arguments.
-func isSignFile(name string) bool {
-	return strings.HasPrefix(name, "sign-file") || strings.HasSuffix(name, "sign-file") || name == "kmodsign"
+// signProgramOf returns the program of a name that takes the arguments of sign-file, or nil.
+// It knows the names that distributions give the kernel's program, such as kernel-sign-file
+// and sign-file-6.1, and Ubuntu's kmodsign.
+func signProgramOf(name string) *signProgram {
+	switch {
+	case strings.HasPrefix(name, "sign-file"), strings.HasSuffix(name, "sign-file"):
+		return kernelSignFile
+	case name == kmodsign.name:
+		return kmodsign
+	}
+	return nil
 }
 
 // noSuchCommand is the error for words that name no command below cmd. It repeats only the

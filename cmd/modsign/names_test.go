@@ -5,9 +5,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/modsign/modsign/internal/testmod"
 )
 
 // programNames are names for the program, and whether it is sign-file then.
@@ -31,6 +34,76 @@ func TestSignFileNames(t *testing.T) {
 		case !is && (r.code != exitUsage || strings.Contains(r.stderr, "key.pem") ||
 			!strings.HasPrefix(r.stderr, "modsign: there is no command \"sha256\"\n")):
 			t.Errorf("%s: exit code %d: %s", name, r.code, r.stderr)
+		}
+	}
+}
+
+// TestKmodsign compares kmodsign -D with what the kernel's sign-file appends to a module.
+// Debian's sbsigntool lacks kmodsign, which is Ubuntu's patch.
+func TestKmodsign(t *testing.T) {
+	t.Parallel()
+	program, err := exec.LookPath("kmodsign")
+	if err != nil {
+		t.Fatal(err)
+	}
+	world := newSignFileWorld(t)
+	usual := []string{"sha512", "key.pem", "cert.der", "m.ko"}
+	read := func(elem ...string) string {
+		b, err := os.ReadFile(filepath.Join(elem...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, options := range [][]string{nil, {"-k"}} {
+		theirs, dir := world.make(t), world.make(t)
+		if r := signFileRun(t, testmod.SignFile(t), theirs, "022", nil, slices.Concat(options, usual)); r.code != 0 {
+			t.Fatalf("the kernel's: %s", r.stderr)
+		}
+		args := slices.Concat([]string{"-D"}, options, usual, []string{"m.ko.sig"})
+		if r := signFileRun(t, program, dir, "022", nil, args); r != (ran{}) {
+			t.Fatalf("%q: exit code %d: %s", args, r.code, r.stderr)
+		}
+		module, want := read(dir, "m.ko"), read(theirs, "m.ko")
+		if got := module + read(dir, "m.ko.sig"); got != want || module != string(world.files["m.ko"]) {
+			t.Errorf("%q: module and signature are not what the kernel's program makes", args)
+		}
+	}
+
+	// Behind a signature, the next one has to be of the first too.
+	dir := world.make(t)
+	for _, args := range [][]string{usual, append([]string{"-D"}, append(usual, "sig")...)} {
+		if r := signFileRun(t, program, dir, "022", nil, args); r != (ran{}) {
+			t.Fatalf("%q: exit code %d: %s", args, r.code, r.stderr)
+		}
+	}
+	twice := testmod.WriteFile(t, "twice.ko", []byte(read(dir, "m.ko")+read(dir, "sig")))
+	testmod.Run(t, "modsign", "verify", "--quiet", "--cert", filepath.Join(dir, "cert.pem"), twice)
+
+	// Nothing is written over the module, and the kernel's program does not know -D.
+	for _, test := range []struct {
+		program string
+		args    []string
+		code    int
+		says    string
+	}{
+		{"kmodsign", append([]string{"-D"}, usual...), exitUsage, "-D needs a <dest>"},
+		{"kmodsign", append([]string{"-D"}, append(usual, "dir/../m.ko")...), exitError, "the module itself"},
+		{"sign-file", append([]string{"-D"}, append(usual, "sig")...), exitUsage, "invalid option -- 'D'"},
+		{"kmodsign", append([]string{"-x"}, usual...), exitUsage, "Usage: kmodsign [-dpkD] "},
+	} {
+		dir := world.make(t)
+		before := snapshot(t, dir)
+		program, err := exec.LookPath(test.program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := signFileRun(t, program, dir, "022", nil, test.args)
+		if r.code != test.code || !strings.HasPrefix(r.stderr, test.program+": ") || !strings.Contains(r.stderr, test.says) {
+			t.Errorf("%s %q: exit code %d: %s", test.program, test.args, r.code, r.stderr)
+		}
+		if changed := differences(snapshot(t, dir), before); len(changed) > 0 {
+			t.Errorf("%s %q: %q", test.program, test.args, changed)
 		}
 	}
 }

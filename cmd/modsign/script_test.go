@@ -33,7 +33,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		os.Setenv("GORACE", "atexit_sleep_ms=10") // instead of a second at the end of every process
 	}
-	programs := map[string]func(){"modsign": main, "vault-server": vaultServer, "kms-server": kmsServer}
+	programs := map[string]func(){
+		"modsign": main, modsignVerifyName: main, "vault-server": vaultServer, "kms-server": kmsServer,
+	}
 	for name := range programNames {
 		programs[name] = main
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,9 +21,26 @@ import (
 	"github.com/modsign/modsign/sign"
 )
 
-const signFileUsage = `Usage: sign-file [-dpk] <hash algo> <key> <x509> <module> [<dest>]
+// A signProgram is a program that takes the arguments of sign-file.
+type signProgram struct {
+	name    string
+	options string // the letters
+	usage   string
+}
+
+var (
+	kernelSignFile = &signProgram{
+		name: "sign-file", options: "dpks",
+		usage: `Usage: sign-file [-dpk] <hash algo> <key> <x509> <module> [<dest>]
        sign-file -s [-dpk] <raw sig> <hash algo> <x509> <module> [<dest>]
-`
+`,
+	}
+	kmodsign = &signProgram{
+		name: "kmodsign", options: "dpkDs",
+		usage: `Usage: kmodsign [-dpkD] <hash algo> <key> <x509> <module> [<dest>]
+`,
+	}
+)
 
 const signFileHelp = `Sign-file is the kernel's scripts/sign-file, option for option: it signs one file,
 whatever its content, in place or into <dest>. A link named sign-file to modsign is the
@@ -36,8 +54,10 @@ same program, so such a link at scripts/sign-file serves a kernel tree.
 Options may stand anywhere, unless POSIXLY_CORRECT is set. An encrypted private key
 needs its passphrase in KBUILD_SIGN_PIN.
 
-Modsign behaves like this under every name that begins or ends with sign-file, and as
-kmodsign.
+Modsign behaves like this under every name that begins or ends with sign-file. As
+kmodsign, Ubuntu's name, it knows one option more:
+
+  -D  write to <dest> only what has to follow the module, and leave the module
 
 It differs from the kernel's program in seven ways:
   - It replaces an old signature. The kernel's signs it as a part of the module.
@@ -76,21 +96,20 @@ func newSignFileCommand(u *ui) *cobra.Command {
 			if len(args) == 1 && (args[0] == "--help" || args[0] == "-h") {
 				return cmd.Help()
 			}
-			return exitStatus(signFile(args, u.Stderr))
+			return exitStatus(kernelSignFile.run(args, u.Stderr))
 		},
 	}
 }
 
 // signFileArgs is a command line of sign-file.
 type signFileArgs struct {
-	save, detached, keyID, raw bool
-	positional                 []string
+	save, detached, keyID, raw, trailer bool
+	positional                          []string
 }
 
-// parseSignFile parses a command line as GNU getopt does for the option letters sdpk:
-// letters may be bundled, and options may follow other arguments unless POSIXLY_CORRECT is
-// set.
-func parseSignFile(args []string, posix bool) (signFileArgs, error) {
+// parse parses a command line as GNU getopt does for the option letters: letters may be
+// bundled, and options may follow other arguments unless POSIXLY_CORRECT is set.
+func (p *signProgram) parse(args []string, posix bool) (signFileArgs, error) {
 	var a signFileArgs
 	for i, arg := range args {
 		if arg == "--" {
@@ -106,6 +125,9 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 			continue
 		}
 		for _, option := range arg[1:] {
+			if !strings.ContainsRune(p.options, option) {
+				return a, fmt.Errorf("invalid option -- '%c'", option)
+			}
 			switch option {
 			case 'd':
 				a.detached = true
@@ -115,8 +137,8 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 				a.keyID = true
 			case 's':
 				a.raw = true
-			default:
-				return a, fmt.Errorf("invalid option -- '%c'", option)
+			case 'D':
+				a.trailer = true
 			}
 		}
 	}
@@ -127,18 +149,21 @@ func parseSignFile(args []string, posix bool) (signFileArgs, error) {
 		}
 		return a, fmt.Errorf("%s, want 4 or 5%s", plural(n, "argument"), missing)
 	}
+	if a.trailer && len(a.positional) == 4 {
+		return a, errors.New("-D needs a <dest>: it would write over the module")
+	}
 	return a, nil
 }
 
-// signFile runs the command and returns its exit code.
-func signFile(args []string, stderr io.Writer) int {
+// run runs the program and returns its exit code.
+func (p *signProgram) run(args []string, stderr io.Writer) int {
 	_, posix := os.LookupEnv("POSIXLY_CORRECT")
-	a, err := parseSignFile(args, posix)
+	a, err := p.parse(args, posix)
 	if err != nil {
-		fmt.Fprintf(stderr, "sign-file: %v\n%s", err, signFileUsage)
+		fmt.Fprintf(stderr, "%s: %v\n%s", p.name, err, p.usage)
 		return exitUsage
 	}
-	warn := func(format string, args ...any) { fmt.Fprintf(stderr, "sign-file: "+format+"\n", args...) }
+	warn := func(format string, args ...any) { fmt.Fprintf(stderr, p.name+": "+format+"\n", args...) }
 	if err := a.run(warn); err != nil {
 		warn("%s", terminal.Printable(inOneLine(err)))
 		return exitError
@@ -155,7 +180,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 			return err
 		}
 		// As in the kernel's, the hash and the certificate are ignored.
-		return sign.File(ctx, nil, args[3], args[4], sign.FileOptions{Signature: sig})
+		return sign.File(ctx, nil, args[3], args[4], sign.FileOptions{Signature: sig, Trailer: a.trailer})
 	}
 	hashName, keyPath, certPath, module, dest := args[0], args[1], args[2], args[3], args[4]
 	if _, err := os.Stat(module); err != nil {
@@ -181,7 +206,7 @@ func (a *signFileArgs) run(warn func(string, ...any)) (err error) {
 	if err != nil {
 		return err
 	}
-	return sign.File(ctx, signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached})
+	return sign.File(ctx, signer, module, dest, sign.FileOptions{Save: a.save, Detached: a.detached, Trailer: a.trailer})
 }
 
 // signFileKey loads the key of sign-file. A build calls it once for each module, with the

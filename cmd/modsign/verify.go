@@ -67,7 +67,10 @@ A PATH may be a package or an image with modules, which modsign does not unpack:
 archive, an initramfs, a unified kernel image. All modules inside are verified, wherever
 they are. Without --kernel, --installed and --cert, the kernel image inside decides.
 
-Verify lists the modules that are not trusted, one a line, and with --all every module.`,
+Verify lists the modules that are not trusted, one a line, and with --all every module.
+
+Under the name modsign-verify, modsign is SUSE's program of that name, with its options
+and exit codes: see docs/exit-codes.md.`,
 		Example: `  modsign verify --cert signing_key.x509 /tmp/stage/lib/modules
   modsign verify --kernel /boot/vmlinuz-6.12.0-1-amd64 /lib/modules/6.12.0-1-amd64
   modsign verify --installed
