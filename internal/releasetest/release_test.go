@@ -79,6 +79,7 @@ func TestRelease(t *testing.T) {
 		}
 	})
 	t.Run("image", func(t *testing.T) { testImage(t, name("modsign-%s-image.tar"), version, programs) })
+	t.Run("bare", func(t *testing.T) { testBare(t, name("modsign_%s-1_%s.deb", "amd64"), name("modsign-%s-1.%s.rpm", "x86_64")) })
 	t.Run("components", func(t *testing.T) { testComponents(t, name("modsign-%s.cdx.json"), programs) })
 	t.Run("source", func(t *testing.T) {
 		dir := t.TempDir()
@@ -110,7 +111,7 @@ func TestRelease(t *testing.T) {
 
 // testPrograms runs the program of each architecture.
 func testPrograms(t *testing.T, version string, programs map[string]string) {
-	key := testmod.NewKey(t, "ec:P-256")
+	key := testmod.NewKey(t, "ecdsa:p256")
 	keyFile, certFile := key.Files(t)
 	modules := "../../testdata/modules"
 	for _, a := range architectures {
@@ -204,7 +205,7 @@ func testContainer(t *testing.T, bundle, version string) {
 	if os.Geteuid() != 0 {
 		testmod.Missing(t, "root", "run as root, to mount the image")
 	}
-	key, cert := testmod.NewKey(t, "ec:P-256").Files(t)
+	key, cert := testmod.NewKey(t, "ecdsa:p256").Files(t)
 	work := t.TempDir()
 	run(t, "", nil, "cp", key, filepath.Join(work, "key.pem"))
 	run(t, "", nil, "cp", cert, filepath.Join(work, "cert.x509"))
