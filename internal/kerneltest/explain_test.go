@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
 	"github.com/modsign/modsign/internal/testmod"
@@ -405,4 +406,41 @@ func hashOfModule(t *testing.T, tree *Tree, k *explain.Kernel, pairs keys) {
 			t.Errorf("%s: %v %q", v.Name, v.Errno, v.Log)
 		}
 	}
+}
+
+// explainsHashes compares explain with a kernel that has the root of a tree of hashes, and takes no
+// signatures.
+func explainsHashes(t *testing.T, tree *Tree) {
+	t.Helper()
+	config, err := kbuild.OpenConfig(tree.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := explain.Open(t.Context(), explain.Source{Image: tree.Image(), Keys: newHashJudge(t, tree, nil).keys,
+		Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := keygen.Generate(keygen.ECDSAP384, keygen.DefaultTemplate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	proven := func(proof hashlist.Proof) []byte {
+		return module.AppendSignature(slices.Clone(payload), module.TypeMerkle, proof.Append(nil))
+	}
+	fewer := proven(hashlist.NewTree([]hashlist.Hash{{1}, {2}}).Prove(0))
+	reasons := []reason{
+		{Case{Name: "no proof", Data: payload}, explain.NotSigned},
+		{Case{Name: "changed", Data: changed(payload, len(payload)/2)}, explain.NotSigned},
+		{Case{Name: "proof of nothing", Data: proven(hashlist.Proof{})}, explain.ForeignProof},
+		{Case{Name: "from a build with fewer modules", Data: fewer}, explain.ForeignProof},
+		{Case{Name: "signed with a key", Data: keys{"a": pair}.signed(t, "a", payload)}, explain.NotInHashList},
+		{Case{Name: "trailer wrong", Data: changed(fewer, -40)}, explain.SignatureFormat},
+	}
+	toBoot := make([]Case, len(reasons))
+	for i, r := range reasons {
+		toBoot[i] = r.Case
+	}
+	compareReasons(t, k, reasons, Boot(t, tree.Image(), toBoot))
 }

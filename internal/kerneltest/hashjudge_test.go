@@ -15,10 +15,8 @@ import (
 	"github.com/modsign/modsign/hashlist"
 	"github.com/modsign/modsign/internal/compress"
 	"github.com/modsign/modsign/internal/module"
-	"github.com/modsign/modsign/kbuild"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
-	"github.com/modsign/modsign/verify/explain"
 )
 
 // victim is the module that the cases are made of.
@@ -95,7 +93,6 @@ func (j *hashJudge) boot(t *testing.T, tree *Tree, c *hashCases, modlib string, 
 			Keep: true})
 	}
 	loaded := 0
-	explained, causes, dir := j.explained(t, tree), make(map[explain.ID]int), t.TempDir()
 	for i, v := range Boot(t, tree.Image(), cases) {
 		if v.Errno == 0 {
 			loaded++
@@ -104,8 +101,6 @@ func (j *hashJudge) boot(t *testing.T, tree *Tree, c *hashCases, modlib string, 
 		if path == "" {
 			path = j.place(t, c, cases[i])
 			j.judgeHash(t, c, v, path)
-			_, id := compareReason(t, explained, dir, cases[i], v)
-			causes[id]++
 		}
 		predicted := verify.File(t.Context(), j.keys, path)
 		if v.Errno != predicted.Errno || !loggedOfHashes(v.Log, predicted.Dmesg) {
@@ -123,28 +118,7 @@ func (j *hashJudge) boot(t *testing.T, tree *Tree, c *hashCases, modlib string, 
 			t.Logf("%s: %v %q", v.Name, v.Errno, v.Log)
 		}
 	}
-	t.Logf("%d modules, of which the kernel loads %d; the causes are %v", len(cases), loaded, causes)
-	want := explain.NotInHashList
-	if j.hashes.Root != nil {
-		want = explain.ForeignProof
-	}
-	if causes[want] == 0 {
-		t.Errorf("no cause is %s: %v", want, causes)
-	}
-}
-
-// explained opens the kernel for explain.
-func (j *hashJudge) explained(t testing.TB, tree *Tree) *explain.Kernel {
-	t.Helper()
-	config, err := kbuild.OpenConfig(tree.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := explain.Open(t.Context(), explain.Source{Image: tree.Image(), Keys: j.keys, Config: config})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	t.Logf("%d modules, of which the kernel loads %d", len(cases), loaded)
 }
 
 // place writes a case where the victim is installed.

@@ -101,6 +101,8 @@ func TestPolicy(t *testing.T) {
 		{"", "", "", "CONFIG_MODULE_SIG=y\n", Tolerant},
 		{"", "", "", "CONFIG_MODULE_SIG=y\nCONFIG_MODULE_SIG_FORCE=y\n", SigEnforce},
 		{"", "", "", "CONFIG_MODULES=y\n", NoSignatures},
+		{"", "", "", "CONFIG_MODULE_HASHES=y\nCONFIG_MODULE_SIG_FORCE=y\n", SigEnforce},
+		{"", "", "", "CONFIG_MODULE_HASHES=y\n", Tolerant},
 		{"", "", "module.sig_enforce=1", "CONFIG_MODULE_SIG=y\n", SigEnforce},
 		{"", "", "module.sig_enforce", "CONFIG_MODULE_SIG=y\n", SigEnforce},
 		{"", "", "module.sig_enforce=0", "CONFIG_MODULE_SIG=y\n", Tolerant},

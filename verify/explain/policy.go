@@ -16,7 +16,7 @@ const (
 	SigEnforce   Enforcement = "sig_enforce"   // CONFIG_MODULE_SIG_FORCE or module.sig_enforce: EKEYREJECTED
 	Lockdown     Enforcement = "lockdown"      // EPERM
 	Tolerant     Enforcement = "none"          // it loads the module and is tainted
-	NoSignatures Enforcement = "no signatures" // no CONFIG_MODULE_SIG: it looks at none
+	NoSignatures Enforcement = "no signatures" // no CONFIG_MODULE_SIG or _HASHES: it looks at none
 	Unknown      Enforcement = "unknown"       // taken for SigEnforce
 )
 
@@ -73,7 +73,7 @@ func (k *Kernel) policyOf(enforce, lockdown, cmdline, disabled string) Policy {
 	switch {
 	case enforce == "Y":
 		return decide(SigEnforce, enforceFile+" is Y")
-	case enforce == "" && k.isNot("MODULE_SIG"):
+	case enforce == "" && k.isNot("MODULE_SIG") && !k.is("MODULE_HASHES"): // hashes are enforced as signatures are
 		return decide(NoSignatures, "CONFIG_MODULE_SIG is not set")
 	case enforce == "" && onCmdline:
 		return decide(SigEnforce, enforcing.text+" on the command line")
