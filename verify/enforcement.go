@@ -13,7 +13,7 @@ const (
 	SigEnforce   Enforcement = "sig_enforce"   // CONFIG_MODULE_SIG_FORCE or module.sig_enforce: EKEYREJECTED
 	Lockdown     Enforcement = "lockdown"      // EPERM
 	Tolerant     Enforcement = "none"          // it loads the module and is tainted
-	NoSignatures Enforcement = "no signatures" // no CONFIG_MODULE_SIG: it looks at none
+	NoSignatures Enforcement = "no signatures" // no CONFIG_MODULE_SIG or _HASHES: it looks at none
 	Undecided    Enforcement = "unknown"       // not enough is known
 )
 
@@ -116,7 +116,7 @@ func (f *PolicyFacts) enforcement(params []parameter, secureBoot Fact) (Enforcem
 	switch {
 	case f.SigEnforce == Yes:
 		return decide(SigEnforce, SigEnforceFile+" is Y")
-	case unknown && f.isNot("MODULE_SIG"):
+	case unknown && f.isNot("MODULE_SIG") && !f.is("MODULE_HASHES"): // hashes are enforced as signatures are
 		return decide(NoSignatures, "CONFIG_MODULE_SIG is not set")
 	case unknown && onCmdline:
 		return decide(SigEnforce, enforcing.text+f.where(enforcing))

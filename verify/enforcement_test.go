@@ -42,6 +42,8 @@ func TestPolicy(t *testing.T) {
 		{Unknown, "", "", signed, Tolerant},
 		{Unknown, "", "", signed + "CONFIG_MODULE_SIG_FORCE=y\n", SigEnforce},
 		{Unknown, "", "", "CONFIG_MODULES=y\n", NoSignatures},
+		{Unknown, "", "", "CONFIG_MODULE_HASHES=y\nCONFIG_MODULE_SIG_FORCE=y\n", SigEnforce},
+		{Unknown, "", "", "CONFIG_MODULE_HASHES=y\n", Tolerant},
 		{Unknown, "", "module.sig_enforce=1", signed, SigEnforce},
 		{Unknown, "", "module.sig_enforce", signed, SigEnforce},
 		{Unknown, "", "module.sig_enforce=0", signed, Tolerant},

@@ -105,7 +105,7 @@ var mayImport = map[string][]string{
 
 	// For tests alone, as testmod is.
 	"internal/kerneltest":      {"internal/testmod"},
-	"internal/kerneltest/init": nil,
+	"internal/kerneltest/init": {"internal/keyctl"},
 	"internal/rpmtest":         nil,
 	"internal/debtest":         nil,
 	"internal/vaulttest":       nil,

@@ -225,8 +225,16 @@ func (r *reader) explain(err error) error {
 			return r.in.cutOff()
 		}
 	}
-	return fmt.Errorf("%v stream is corrupt before byte %d: %v", r.format, r.in.offset(), err)
+	what := fmt.Sprintf("%v stream is corrupt before byte %d", r.format, r.in.offset())
+	if errors.Is(err, gzip.ErrChecksum) {
+		return fmt.Errorf("%s: %w", what, ErrChecksum)
+	}
+	return fmt.Errorf("%s: %v", what, err)
 }
+
+// ErrChecksum reports that the checksum of gzip data, or their length, is not that of the content,
+// which was read whole.
+var ErrChecksum = errors.New("gzip: invalid checksum")
 
 // Close releases the decoder for reuse. It always returns nil.
 func (r *reader) Close() error {

@@ -26,12 +26,13 @@ type Case struct {
 	Data       []byte // content, if File is empty
 	Compressed bool   // the kernel decompresses it: MODULE_INIT_COMPRESSED_FILE
 	Keep       bool   // it stays loaded, for modules that need it
+	Keyring    string // the content is a certificate, which root adds to the keyring of this name
 }
 
 // A Verdict is the kernel's result for a Case.
 type Verdict struct {
 	Name  string
-	Errno syscall.Errno // of finit_module(2), 0 if the module was loaded
+	Errno syscall.Errno // of finit_module(2) or add_key(2), 0 if the kernel took the file
 	Log   []string      // lines that the kernel logged meanwhile, without level and time
 	Nanos int64         // duration of the call in the emulated machine
 }
@@ -178,12 +179,13 @@ func writeInitramfs(t testing.TB, path, loader string, cases []Case) {
 	type listed struct {
 		Name, File       string
 		Compressed, Keep bool
+		Keyring          string `json:",omitempty"`
 	}
 	list := make([]listed, len(cases))
 	a := newInitramfs(t, path, loader)
 	packed := make(map[string]string) // by path, as many cases may use one file
 	for i, c := range cases {
-		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep}
+		list[i] = listed{c.Name, fmt.Sprintf("%d.ko", i), c.Compressed, c.Keep, c.Keyring}
 		data := c.Data
 		if c.File != "" {
 			if name := packed[c.File]; name != "" {

@@ -128,6 +128,12 @@ func certificates(keys ...*testmod.Key) (list []byte) {
 // owner makes a key with a name of its own.
 func owner(t testing.TB, name string) *testmod.Key {
 	t.Helper()
+	return ownerFor(t, name, false, x509.KeyUsageDigitalSignature)
+}
+
+// ownerFor is owner with what the certificate is for.
+func ownerFor(t testing.TB, name string, authority bool, usage x509.KeyUsage) *testmod.Key {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +141,7 @@ func owner(t testing.TB, name string) *testmod.Key {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "modsign EFI test: " + name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), SubjectKeyId: []byte("key " + name),
-		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true, SignatureAlgorithm: x509.ECDSAWithSHA256,
+		KeyUsage: usage, BasicConstraintsValid: true, IsCA: authority, SignatureAlgorithm: x509.ECDSAWithSHA256,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {

@@ -510,6 +510,7 @@ func (u *user) reproducible(t *testing.T, series string) {
 	}
 	first := build()
 	sameFiles(t, build(), first, nil)
+	explainsHashes(t, tree)
 	if !full() {
 		return
 	}

@@ -4,6 +4,7 @@ package kerneltest
 
 import (
 	"bytes"
+	"crypto/x509"
 	"debug/pe"
 	"encoding/binary"
 	"errors"
@@ -11,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/modsign/modsign/internal/efi"
 	"github.com/modsign/modsign/internal/testcms"
 	"github.com/modsign/modsign/internal/testmod"
+	"github.com/modsign/modsign/kernelimage"
 	"github.com/modsign/modsign/verify"
 	"github.com/modsign/modsign/verify/explain"
 )
@@ -51,8 +54,14 @@ func buildUpstream(t testing.TB) *Tree {
 			t.Fatal(err)
 		}
 	}
-	tree.Make(t, "CFLAGS_signing.o=-include "+header, "bzImage", "modules")
+	rebuildUpstream(t, tree)
 	return tree
+}
+
+// rebuildUpstream builds it again after its configuration has changed.
+func rebuildUpstream(t testing.TB, tree *Tree) {
+	t.Helper()
+	tree.Make(t, "CFLAGS_signing.o=-include "+filepath.Join(tree.Objtree, "upstream.h"), "bzImage", "modules")
 }
 
 // unifiedImage makes one program of a kernel, its command line and its initramfs, signed.
@@ -117,23 +126,31 @@ func bootShim(t testing.TB, key *testmod.Key, image, vars string) []byte {
 		"-drive", "if=none,id=esp,format=raw,file=fat:rw:"+partition, "-device", "virtio-blk-pci,drive=esp")...)
 }
 
-// A shimMachine boots kernels by shim, with a machine owner key on MokList.
+// A shimMachine boots kernels by shim, with machine owner keys on MokList.
 type shimMachine struct {
 	platform, mok, onDB, revoked *testmod.Key
+	others                       []*testmod.Key // on MokList
 	program                      string
+	// inside has modsign verify and explain the cases in the machine too.
+	inside bool
 }
 
 func newShimMachine(t testing.TB) *shimMachine {
 	t.Helper()
-	return &shimMachine{testmod.NewKey(t, "rsa:2048"), owner(t, "MOK"), owner(t, "db"), owner(t, "revoked"), program(t)}
+	return &shimMachine{platform: testmod.NewKey(t, "rsa:2048"), mok: owner(t, "MOK"), onDB: owner(t, "db"),
+		revoked: owner(t, "revoked"), program: program(t)}
 }
 
 // cases are modules signed with its keys.
 func (m *shimMachine) cases(t testing.TB, payload []byte) []Case {
 	t.Helper()
-	return []Case{
+	cases := []Case{
 		{Name: "MOK", Data: testcms.Signed(t, m.mok, payload)}, {Name: "db", Data: testcms.Signed(t, m.onDB, payload)},
 		{Name: "revoked", Data: testcms.Signed(t, m.revoked, payload)}}
+	for _, other := range m.others {
+		cases = append(cases, Case{Name: other.Certificate.Subject.CommonName, Data: testcms.Signed(t, other, payload)})
+	}
+	return cases
 }
 
 // What shim is told besides.
@@ -145,17 +162,31 @@ var (
 // boot compares what a kernel does with what is predicted. shim hands on MokListTrustedRT if the
 // keys are trusted; the machine owner key then is in ring.
 func (m *shimMachine) boot(t *testing.T, name string, kernel testmod.Kernel, cases []Case, variables []efiVariable,
-	trusted bool, ring verify.Ring) {
+	trusted bool, ring verify.Ring) (*verify.Keyring, map[string]explain.ID) {
 	t.Helper()
 	initrd := filepath.Join(t.TempDir(), "initrd")
-	packGuest(t, initrd, cases, map[string]string{"modsign": m.program, "vmlinuz": kernel.Image, "config": kernel.Config},
-		[][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}})
+	commands := [][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}}
+	if m.inside {
+		for _, words := range [][]string{{"verify"}, {"explain"}, {"verify", "--mok", "efivars"}} {
+			words = append([]string{"/modsign"}, words...)
+			if len(words) == 2 {
+				words = append(words, "--running")
+			}
+			words = append(words, "--kernel", "/vmlinuz", "--config", "/config", "--json")
+			for i := range cases {
+				words = append(words, fmt.Sprintf("/cases/%d.ko", i))
+			}
+			commands = append(commands, words)
+		}
+	}
+	packGuest(t, initrd, cases,
+		map[string]string{"modsign": m.program, "vmlinuz": kernel.Image, "config": kernel.Config}, commands)
 	firmware := []efiVariable{
 		{"PK", efi.Global, authenticated, certificates(m.platform)},
 		{"KEK", efi.Global, authenticated, certificates(m.platform)},
 		{"db", efi.Security, authenticated, certificates(m.platform, m.onDB)},
 	}
-	mokList, mokListX := certificates(m.mok, m.revoked), certificates(m.revoked)
+	mokList, mokListX := certificates(append([]*testmod.Key{m.mok, m.revoked}, m.others...)...), certificates(m.revoked)
 	lists := []efiVariable{{"MokList", efi.Shim, 3, mokList}, {"MokListX", efi.Shim, 3, mokListX}}
 	console := bootShim(t, m.platform, unifiedImage(t, m.platform, kernel.Image, initrd),
 		variableStore(t, slices.Concat(firmware, lists, variables)))
@@ -188,11 +219,58 @@ func (m *shimMachine) boot(t *testing.T, name string, kernel testmod.Kernel, cas
 	if !said.ShimTable || said.MokListTrusted == nil || *said.MokListTrusted != trusted {
 		t.Errorf("%s: doctor says %+v", name, said)
 	}
-	for _, known := range keys.Known() {
-		if bytes.Equal(known.DER, m.mok.Certificate.Raw) && known.Ring != ring {
-			t.Errorf("%s: the machine owner key is predicted in %q, want %q", name, known.Ring, ring)
+	if is := ringOf(keys, m.mok); is != ring {
+		t.Errorf("%s: the machine owner key is predicted in %q, want %q", name, is, ring)
+	}
+	if m.inside {
+		m.saysSame(t, console, cases, keys, causes)
+	}
+	return keys, causes
+}
+
+// saysSame compares what verify and explain say in the machine with what they say outside of it.
+func (m *shimMachine) saysSame(t *testing.T, console []byte, cases []Case, keys *verify.Keyring,
+	causes map[string]explain.ID) {
+	t.Helper()
+	results, _, err := fromLoader[result](console, "modsign-result")
+	if err != nil || len(results) != 4 {
+		t.Fatal(results, err)
+	}
+	running, explained, efivars := guestVerdicts(t, results[1]), results[2].Output, guestVerdicts(t, results[3])
+	for i, c := range cases {
+		path := fmt.Sprintf("/cases/%d.ko", i)
+		r := verify.Module(bytes.NewReader(c.Data), int64(len(c.Data)), keys)
+		if want := string(r.Verdict); running[path] != want || efivars[path] != want {
+			t.Errorf("%s: verify says %q with --running and %q with --mok efivars in the machine, want %q", c.Name,
+				running[path], efivars[path], want)
+		}
+		var line string
+		for line = range strings.Lines(explained) {
+			if strings.Contains(line, fmt.Sprintf("%q", path)) {
+				break
+			}
+		}
+		want := `"verdict":"loads"`
+		if id := causes[c.Name]; id != "" {
+			want = fmt.Sprintf(`"id":%q`, id)
+		}
+		if !strings.Contains(line, want) {
+			t.Errorf("%s: explain --running does not say %s in the machine, but %s", c.Name, want, line)
 		}
 	}
+	if t.Failed() {
+		t.Logf("%s\n%s\n%s", results[1].Output, explained, results[3].Output)
+	}
+}
+
+// ringOf returns the ring in which the certificate of a key is predicted.
+func ringOf(keys *verify.Keyring, key *testmod.Key) (ring verify.Ring) {
+	for _, known := range keys.Known() {
+		if bytes.Equal(known.DER, key.Certificate.Raw) && known.Ring != verify.Blacklist {
+			ring = known.Ring
+		}
+	}
+	return ring
 }
 
 // A real shim, and Debian's kernel, which takes machine owner keys for trusted whatever shim says.
@@ -221,5 +299,124 @@ func TestShimUpstream(t *testing.T) {
 	cases := m.cases(t, read(t, filepath.Join(tree.Objtree, "crypto/md4.ko")))
 	m.boot(t, "trusted", kernel, cases, nil, true, verify.Machine)
 	m.boot(t, "not trusted", kernel, cases, untrusted, false, verify.Platform)
-	m.boot(t, "insecure", kernel, cases, insecure, true, "")
+	_, causes := m.boot(t, "insecure", kernel, cases, insecure, true, "")
+	if causes["MOK"] != explain.MokNotRead || causes["db"] != explain.KeyElsewhere {
+		t.Errorf("insecure: the causes are %v", causes)
+	}
+}
+
+// A kernel of kernel.org that takes certificates of authorities alone into .machine, in its
+// variants, and one without .machine.
+func TestMachineAuthorities(t *testing.T) {
+	if !full() {
+		return // with --full; a test that skips is a failure
+	}
+	tree := buildUpstream(t)
+	m := newShimMachine(t)
+	m.inside = true
+	const sign, certs = x509.KeyUsageDigitalSignature, x509.KeyUsageCertSign
+	authority, signing := ownerFor(t, "authority", true, certs), ownerFor(t, "authority that signs", true, certs|sign)
+	crl := ownerFor(t, "authority for CRLs", true, x509.KeyUsageCRLSign)
+	noAuthority := ownerFor(t, "no authority", false, certs)
+	plain := ownerFor(t, "authority for anything", true, 0)
+	m.others = []*testmod.Key{authority, signing, crl, noAuthority, plain}
+	cases := m.cases(t, read(t, filepath.Join(tree.Objtree, "crypto/md4.ko")))
+	for _, kernel := range []struct {
+		name, config string
+		machine      []*testmod.Key // in .machine
+		cause        explain.ID     // of the others
+	}{
+		{"authorities", "CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y\n", []*testmod.Key{authority, signing},
+			explain.NotAuthority},
+		{"authorities that do not sign", "CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y\n" +
+			"CONFIG_INTEGRITY_CA_MACHINE_KEYRING_MAX=y\n", []*testmod.Key{authority}, explain.NotAuthority},
+		{"no .machine for them", "CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y\n" +
+			"# CONFIG_INTEGRITY_TRUSTED_KEYRING is not set\n", nil, explain.NoMachineKeyring},
+		{"no .machine", "# CONFIG_INTEGRITY_MACHINE_KEYRING is not set\n", nil, explain.NoMachineKeyring},
+	} {
+		t.Run(kernel.name, func(t *testing.T) {
+			tree.Reconfigure(t, kernel.config)
+			rebuildUpstream(t, tree)
+			keys, causes := m.boot(t, kernel.name, testmod.Kernel{Version: "7.2.0-kerneltest", Image: tree.Image(),
+				Config: tree.config()}, cases, nil, true, verify.Platform)
+			for _, key := range append([]*testmod.Key{m.mok}, m.others...) {
+				name := key.Certificate.Subject.CommonName
+				if key == m.mok {
+					name = "MOK"
+				}
+				ring, cause := verify.Platform, kernel.cause
+				if slices.Contains(kernel.machine, key) {
+					ring, cause = verify.Machine, ""
+				}
+				if is := ringOf(keys, key); is != ring || causes[name] != cause {
+					t.Errorf("%s: %s is predicted in %q, with the cause %q; want %q, %q", kernel.name, name, is, causes[name], ring,
+						cause)
+				}
+			}
+			if causes["db"] != explain.KeyElsewhere {
+				t.Errorf("%s: db: %q", kernel.name, causes["db"])
+			}
+		})
+	}
+}
+
+// A boot image is a program of EFI. One with a certificate that modsign has added boots without
+// Secure Boot, and with it when it is signed again.
+func TestAddCertEFI(t *testing.T) {
+	if !full() {
+		return // with --full; a test that skips is a failure
+	}
+	tree := buildUpstream(t)
+	tree.Reconfigure(t, "CONFIG_SYSTEM_EXTRA_CERTIFICATE=y\n")
+	rebuildUpstream(t, tree)
+	platform, added, unknown := testmod.NewKey(t, "rsa:2048"), owner(t, "added"), owner(t, "unknown")
+	payload := read(t, filepath.Join(tree.Objtree, "crypto/md4.ko"))
+	cases := []Case{{Name: "added", Data: testcms.Signed(t, added, payload)},
+		{Name: "unknown", Data: testcms.Signed(t, unknown, payload)}}
+
+	// The image is signed, as that of a distribution is.
+	_, cert := platform.Files(t)
+	signed := signImage(t, platform, tree.Image())
+	image := filepath.Join(t.TempDir(), "vmlinuz")
+	_, err := kernelimage.AddCertificate(t.Context(), signed, added.Certificate, kernelimage.Options{Output: image})
+	if !errors.Is(err, kernelimage.ErrSigned) {
+		t.Fatalf("a signed image: %v", err)
+	}
+	result, err := kernelimage.AddCertificate(t.Context(), signed, added.Certificate,
+		kernelimage.Options{Output: image, DropSignature: true})
+	if err != nil || !result.Dropped {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	again := signImage(t, platform, image)
+	testmod.Run(t, testmod.Program(t, "sbverify", "sbsigntool"), "--cert", cert, again)
+
+	variables := []efiVariable{
+		{"PK", efi.Global, authenticated, certificates(platform)},
+		{"KEK", efi.Global, authenticated, certificates(platform)},
+		{"db", efi.Security, authenticated, certificates(platform)},
+	}
+	const release = "7.2.0-kerneltest"
+	for _, c := range []struct {
+		name, image string
+		variables   []efiVariable
+		secure      byte
+	}{{"without Secure Boot", image, nil, 0}, {"with Secure Boot", again, variables, 1}} {
+		initrd := filepath.Join(t.TempDir(), "initrd")
+		packGuest(t, initrd, cases, map[string]string{"modsign": program(t), "vmlinuz": c.image, "config": tree.config()},
+			[][]string{{"/modsign", "doctor", "--kernel", "/vmlinuz", "--config", "/config", "--json"}})
+		console := boot(t, c.image, initrd, secureMachine(variableStore(t, c.variables))...)
+		root := t.TempDir()
+		efivars(t, root, append(c.variables, efiVariable{"SecureBoot", efi.Global, 6, []byte{c.secure}},
+			efiVariable{"SetupMode", efi.Global, 6, []byte{1 - c.secure}}))
+		keys := predicted(t, c.image, tree.config(), release, root)
+		said := agrees(t, console, cases, keys)
+		kernel := testmod.Kernel{Version: release, Image: c.image, Config: tree.config()}
+		causes := explains(t, console, cases, kernel, keys, root)
+		if causes["added"] != "" || causes["unknown"] != explain.UnknownKey {
+			t.Errorf("%s: the causes are %v", c.name, causes)
+		}
+		if said.SecureBoot == nil || *said.SecureBoot != (c.secure == 1) {
+			t.Errorf("%s: doctor says %+v", c.name, said)
+		}
+	}
 }

@@ -5,6 +5,7 @@ package kerneltest
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	_ "embed"
@@ -26,6 +27,7 @@ import (
 	"github.com/modsign/modsign/internal/testmod"
 	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/verify"
+	"github.com/modsign/modsign/verify/explain"
 )
 
 // debug is the configuration for modules with debug information.
@@ -227,10 +229,19 @@ func (pairs keys) install(t testing.TB, tree *Tree) {
 	}
 	add(crypto.SHA256, "blacklisted", "issued", "ml-dsa blacklisted", "sha256 listed")
 	add(crypto.SHA512, "blacklisted", "issued", "ml-dsa blacklisted", "sha512 listed")
+	hashes = append(hashes, fmt.Sprintf("\"bin:%x\"", sha256.Sum256(pairs.listed(t))))
 	list := strings.Join(hashes, ",\n") + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "blacklist"), []byte(list), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// listed is a module whose hash is on the blacklist of the judges. It is not of their kernels,
+// which are built after it.
+func (pairs keys) listed(t testing.TB) []byte {
+	t.Helper()
+	// A signature of RSA is always the same.
+	return pairs.signed(t, keygen.RSA2048.String(), read(t, "../../testdata/modules/amd64-6.12/plain/hello.ko"))
 }
 
 // trusted are the names of the keys whose certificates are given to a kernel to trust.
@@ -300,16 +311,18 @@ func (j judge) judge(t *testing.T, pairs keys) {
 			for i, c := range cases {
 				toBoot[i] = c.Case
 			}
-			var reasons []reason
+			reasons := damagedCases(t, pairs, tree, s.format, payload)
 			if i == 0 {
-				reasons = explainCases(t, pairs, tree, s.format, payload)
+				reasons = append(reasons, explainCases(t, pairs, tree, s.format, payload)...)
 			}
 			for _, r := range reasons {
 				toBoot = append(toBoot, r.Case)
 			}
 			dir := t.TempDir()
 			judged, console := bootCases(t, tree.Image(), toBoot)
-			compareReasons(t, openExplained(t, tree, trusted, ""), reasons, judged[len(cases):])
+			local := pairs.file(t, "stranger")
+			compareReasons(t, openExplained(t, tree, trusted, "", explain.KeyPair{Key: local, Cert: local}), reasons,
+				judged[len(cases):])
 			judged = judged[:len(cases)]
 			if loaded := loadedCertificates(console); !slices.Equal(trusted.Names(), loaded) {
 				t.Errorf("verify finds the certificates %q, and the kernel loads %q", trusted.Names(), loaded)

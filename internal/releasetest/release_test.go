@@ -79,7 +79,9 @@ func TestRelease(t *testing.T) {
 		}
 	})
 	t.Run("image", func(t *testing.T) { testImage(t, name("modsign-%s-image.tar"), version, programs) })
-	t.Run("bare", func(t *testing.T) { testBare(t, name("modsign_%s-1_%s.deb", "amd64"), name("modsign-%s-1.%s.rpm", "x86_64")) })
+	t.Run("bare", func(t *testing.T) {
+		testBare(t, name("modsign_%s-1_%s.deb", "amd64"), name("modsign-%s-1.%s.rpm", "x86_64"))
+	})
 	t.Run("components", func(t *testing.T) { testComponents(t, name("modsign-%s.cdx.json"), programs) })
 	t.Run("source", func(t *testing.T) {
 		dir := t.TempDir()

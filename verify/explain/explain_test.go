@@ -243,6 +243,9 @@ func testCauses(t *testing.T) {
 	configured := func(lines ...string) func(*Source) {
 		return func(s *Source) { s.Config = with(t, lines...) }
 	}
+	decompresses := func(format string) func(*Source) {
+		return configured("CONFIG_MODULE_COMPRESS_XZ=n", "CONFIG_MODULE_COMPRESS_"+format+"=y")
+	}
 	sum := hashlist.Hash{1}
 	tree := hashlist.NewTree([]hashlist.Hash{sum, {2}})
 	root := tree.Root()
@@ -351,7 +354,16 @@ func testCauses(t *testing.T) {
 			syscall.EKEYREJECTED, unsigned, "m.ko.xz"},
 		{"signed after compressing, and kmod decompresses", sign(t, key, packed(t, compress.XZ, good)),
 			configured("CONFIG_MODULE_DECOMPRESS=n"), []ID{SignedCompressedFile}, syscall.EINVAL, "", "m.ko.xz"},
-		{"cut off", packed(t, compress.XZ, good)[:900], nil, []ID{Damaged}, syscall.EINVAL, "", "m.ko.xz"},
+		{"cut off", packed(t, compress.XZ, good)[:900], nil, []ID{Damaged}, syscall.EINVAL,
+			"decompression failed with status 0", "m.ko.xz"},
+		{"gzip cut off", packed(t, compress.Gzip, good)[:900], decompresses("GZIP"), []ID{Damaged}, syscall.EINVAL,
+			"decompression failed with status -5", "m.ko.gz"},
+		{"gzip with a wrong checksum", spoil(packed(t, compress.Gzip, good), len(packed(t, compress.Gzip, good))-5),
+			decompresses("GZIP"), nil, 0, "", "m.ko.gz"},
+		{"gzip with a wrong checksum, for kmod", spoil(packed(t, compress.Gzip, good), len(packed(t, compress.Gzip, good))-5),
+			configured("CONFIG_MODULE_DECOMPRESS=n"), []ID{Damaged}, syscall.EINVAL, "", "m.ko.gz"},
+		{"zstd cut off", packed(t, compress.Zstd, good)[:900], decompresses("ZSTD"), []ID{Damaged}, syscall.EKEYREJECTED,
+			unsigned, "m.ko.zst"},
 
 		{"text", sign(t, key, []byte(strings.Repeat("text", 20))), nil, []ID{NotModule}, syscall.ENOEXEC,
 			`Invalid ELF header magic: != \x7fELF`, ""},
@@ -607,6 +619,9 @@ func testReports(t *testing.T) {
 		{"only authorities", []string{"CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y", "CONFIG_INTEGRITY_TRUSTED_KEYRING=y"},
 			mok(verify.Yes, verify.Yes), NotAuthority, "only certificates of authorities",
 			"test ! -e /root/module-ca-key.pem && test ! -e /root/module-ca.der && openssl req "},
+		{"only authorities, and no .machine for them",
+			[]string{"CONFIG_INTEGRITY_CA_MACHINE_KEYRING=y", "CONFIG_INTEGRITY_TRUSTED_KEYRING=n"},
+			mok(verify.Yes, verify.Yes), NoMachineKeyring, "without CONFIG_INTEGRITY_TRUSTED_KEYRING", ""},
 		{"Secure Boot is off", nil, mok(verify.Yes, verify.No), MokNotRead, "Secure Boot is off", ""},
 		{"in db alone", nil, func(t *testing.T, s *Source) {
 			mok(verify.Yes, verify.Yes)(t, s)

@@ -140,11 +140,23 @@ func (j *judge) misplaced(c *Cause, name string, known verify.Known, local *pair
 		c.Mend = j.anotherKey("use a kernel with CONFIG_INTEGRITY_MACHINE_KEYRING=y: enrolling keys does not " +
 			"help with this one")
 		return NoMachineKeyring
+	case mok && known.Ring == verify.Platform && facts.MachineCA == verify.Yes && facts.Trusted == verify.No:
+		c.Reason = enrolled +
+			". This kernel has no keyring .machine (CONFIG_INTEGRITY_CA_MACHINE_KEYRING is set without " +
+			"CONFIG_INTEGRITY_TRUSTED_KEYRING), and machine owner keys do not count for modules."
+		c.Mend = j.anotherKey("use a kernel with CONFIG_INTEGRITY_TRUSTED_KEYRING=y: enrolling keys does not " +
+			"help with this one")
+		return NoMachineKeyring
 	case mok && strings.Contains(known.Problem, "not in .machine"):
 		c.Reason = enrolled +
 			". This kernel takes only certificates of authorities into .machine " +
 			"(CONFIG_INTEGRITY_CA_MACHINE_KEYRING), " +
 			"and this one is none."
+		if strings.Contains(known.Problem, "digitalSignature") {
+			c.Reason = enrolled +
+				". This kernel takes no certificate with the key usage digitalSignature into .machine " +
+				"(CONFIG_INTEGRITY_CA_MACHINE_KEYRING_MAX)."
+		}
 		c.Evidence = append(c.Evidence, known.Problem)
 		c.Mend = j.resign("")
 		return NotAuthority

@@ -238,11 +238,13 @@ func (j *judge) openBytes(b []byte, format compress.Format, cause error) (io.Clo
 		if !whole { // the kernel reads one stream, and nothing behind it
 			plain, err = decompress(compress.NewEmbeddedReader(format, bytes.NewReader(packed), maxMemory))
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, compress.ErrChecksum) && j.Compression == format.String():
+			j.unsummed(err)
+		case err != nil:
 			j.damaged(format, cause)
 			return nil, nil
-		}
-		if !whole {
+		case !whole:
 			j.followed(format, cause)
 		}
 	}
@@ -300,14 +302,53 @@ func (j *judge) misnamed(e *module.MisnamedError) {
 	})
 }
 
-func (j *judge) damaged(format compress.Format, err error) {
+// unsummed notes gzip data with a wrong checksum, which the kernel's decompressor does not look at.
+func (j *judge) unsummed(err error) {
 	j.found(Cause{
+		ID: Damaged, Effect: May, Errno: syscall.EINVAL, Evidence: []string{err.Error()}, Mend: j.replace(),
+		Reason: "The checksum of the gzip data is wrong: the file was changed. This kernel decompresses it itself and does " +
+			"not look at the checksum, and kmod does not read the file.",
+	})
+}
+
+// damaged notes a compressed file that does not decompress.
+func (j *judge) damaged(format compress.Format, err error) {
+	c := Cause{
 		ID: Damaged, Effect: Refuses, Errno: syscall.EINVAL,
 		Reason: fmt.Sprintf("The file is not one whole %s stream: it is cut off, changed, or has data behind "+
 			"its end.", format),
 		Evidence: []string{err.Error()},
 		Mend:     j.replace(),
-	})
+	}
+	cut := errors.Is(err, io.ErrUnexpectedEOF)
+	switch inKernel := j.Compression == format.String(); {
+	case !inKernel:
+	case format == compress.Zstd && cut:
+		// The kernel's decompressor of zstd does not see that, and the signature is cut off.
+		c.Inner, c.Errno = 0, syscall.ENOEXEC
+		if j.Policy.Enforcement != verify.Tolerant {
+			j.tolerated(&c, syscall.ENODATA, []string{"Loading of unsigned module is rejected"})
+		}
+	default:
+		c.Log = damageLog(format, cut)
+	}
+	j.found(c)
+}
+
+// damageLog is what the kernel's decompressor logs about a file that is cut off or changed. It is
+// empty where that hangs on how the file is changed.
+func damageLog(format compress.Format, cut bool) []string {
+	switch {
+	case format == compress.XZ && cut:
+		return []string{"decompression failed with status 0"} // XZ_OK, and the input is at its end
+	case format == compress.XZ:
+		return []string{"decompression failed with status 7"} // XZ_DATA_ERROR
+	case format == compress.Gzip && cut:
+		return []string{"decompression failed with status -5"} // Z_BUF_ERROR
+	case format == compress.Gzip:
+		return []string{"decompression failed with status -3"} // Z_DATA_ERROR
+	}
+	return nil
 }
 
 // signedCompressed notes a signature behind a compressed file. The kernel's decompressor stops

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/modsign/modsign/internal/keyctl"
 )
 
 // A Case is one entry of /cases/list.json.
@@ -25,12 +28,13 @@ type Case struct {
 	File       string // in /cases
 	Compressed bool   // MODULE_INIT_COMPRESSED_FILE is set
 	Keep       bool   // it stays loaded
+	Keyring    string // the file is a certificate to add to the keyring of this name
 }
 
 // A Verdict is the kernel's result for a case.
 type Verdict struct {
 	Name  string
-	Errno int      // of finit_module, 0 if the module was loaded
+	Errno int      // of finit_module or add_key, 0 if the kernel took the file
 	Log   []string // lines that the kernel logged during the call
 	Nanos int64    // duration of the call
 }
@@ -152,14 +156,18 @@ func try(c Case, kmsg int) (Verdict, error) {
 		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
 	begin := time.Now()
-	err = unix.FinitModule(int(f.Fd()), "", flags)
+	if c.Keyring != "" {
+		err = addKey(c.Keyring, f)
+	} else {
+		err = unix.FinitModule(int(f.Fd()), "", flags)
+	}
 	v.Nanos = time.Since(begin).Nanoseconds()
 	errno, refused := errors.AsType[unix.Errno](err)
 	if err != nil && !refused {
 		return v, err
 	}
 	v.Errno = int(errno)
-	if v.Log, err = read(kmsg); err != nil || errno != 0 || c.Keep {
+	if v.Log, err = read(kmsg); err != nil || errno != 0 || c.Keep || c.Keyring != "" {
 		return v, err
 	}
 	after, err := loaded()
@@ -172,6 +180,28 @@ func try(c Case, kmsg int) (Verdict, error) {
 		}
 	}
 	return v, errors.New("the kernel loaded the module, but /proc/modules does not list the module")
+}
+
+// addKey adds a certificate to a keyring, as "keyctl padd asymmetric ”" does.
+func addKey(keyring string, certificate io.Reader) error {
+	list, err := os.Open("/proc/keys")
+	if err != nil {
+		return err
+	}
+	defer list.Close()
+	rings, err := keyctl.Keyrings(list)
+	if err != nil {
+		return err
+	}
+	ring, ok := rings[keyring]
+	if !ok {
+		return fmt.Errorf("/proc/keys has no %s", keyring)
+	}
+	der, err := io.ReadAll(certificate)
+	if err == nil {
+		_, err = unix.AddKey("asymmetric", "", der, ring)
+	}
+	return err
 }
 
 // loaded lists the loaded modules.
