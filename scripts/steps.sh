@@ -76,6 +76,7 @@ check_source() {
 		go vet -C "$module" ./...
 	done
 	go vet -tags kerneltest ./internal/kerneltest
+	GOARCH=386 go vet ./... # numbers of 32 bits
 	step staticcheck
 	check_staticcheck
 	step shellcheck

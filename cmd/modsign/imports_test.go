@@ -108,6 +108,7 @@ var mayImport = map[string][]string{
 	"internal/kerneltest/init": {"internal/keyctl"},
 	"internal/rpmtest":         nil,
 	"internal/debtest":         nil,
+	"internal/releasetest":     {"internal/testmod"},
 	"internal/vaulttest":       nil,
 }
 

@@ -434,8 +434,8 @@ func explainsHashes(t *testing.T, tree *Tree) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := explain.Open(t.Context(), explain.Source{Image: openImage(t, tree.Image()), Keys: newHashJudge(t, tree, nil).keys,
-		Config: config})
+	k, err := explain.Open(t.Context(), explain.Source{Image: openImage(t, tree.Image()),
+		Keys: newHashJudge(t, tree, nil).keys, Config: config})
 	if err != nil {
 		t.Fatal(err)
 	}
