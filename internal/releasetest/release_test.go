@@ -51,7 +51,8 @@ func TestRelease(t *testing.T) {
 			add(name("modsign_%s-1_%s.deb", a.deb))
 			add(name("modsign-%s-1.%s.rpm", a.rpm))
 		}
-		for _, pattern := range []string{"dh-modsign_%s-1_all.deb", "modsign-%s-image.tar", "modsign-%s.tar.gz", "modsign-%s.cdx.json"} {
+		for _, pattern := range []string{"dh-modsign_%s-1_all.deb", "modsign-%s-image.tar", "modsign-%s.tar.gz",
+			"modsign-%s.cdx.json"} {
 			add(name(pattern))
 		}
 		slices.Sort(want)
@@ -86,7 +87,8 @@ func TestRelease(t *testing.T) {
 	t.Run("source", func(t *testing.T) {
 		dir := t.TempDir()
 		run(t, dir, nil, "tar", "-xzf", name("modsign-%s.tar.gz"))
-		got := strings.Fields(run(t, filepath.Join(dir, "modsign-"+version), nil, "find", ".", "-type", "f", "-printf", "%P\n"))
+		dir = filepath.Join(dir, "modsign-"+version)
+		got := strings.Fields(run(t, dir, nil, "find", ".", "-type", "f", "-printf", "%P\n"))
 		want := strings.Fields(run(t, clone, nil, "git", "ls-files"))
 		slices.Sort(got)
 		slices.Sort(want)
@@ -121,8 +123,10 @@ func testPrograms(t *testing.T, version string, programs map[string]string) {
 			t.Parallel()
 			program := programs[a.goarch]
 			kind := run(t, "", nil, "file", "--brief", program)
-			if !strings.Contains(kind, "statically linked") || !strings.Contains(kind, ", stripped") || !strings.Contains(kind, a.file) {
-				t.Errorf("file calls it %s", kind)
+			for _, want := range []string{"statically linked", ", stripped", a.file} {
+				if !strings.Contains(kind, want) {
+					t.Errorf("file calls it %s, want %s", kind, want)
+				}
 			}
 			if info, err := os.Stat(program); err != nil || info.Size() > largest {
 				t.Errorf("the program has %d bytes, more than %d (%v)", info.Size(), largest, err)
@@ -171,7 +175,8 @@ func testImage(t *testing.T, image, version string, programs map[string]string) 
 	}
 	one := filepath.Join(t.TempDir(), "one")
 	for _, a := range architectures {
-		run(t, "", nil, "skopeo", "copy", "--quiet", "--override-arch", a.goarch, "oci:"+layout+":m", "oci:"+one+":"+a.goarch)
+		run(t, "", nil, "skopeo", "copy", "--quiet", "--override-arch", a.goarch, "oci:"+layout+":m",
+			"oci:"+one+":"+a.goarch)
 		bundle := filepath.Join(t.TempDir(), "bundle")
 		run(t, "", nil, "umoci", "unpack", "--rootless", "--image", one+":"+a.goarch, bundle)
 		same(t, filepath.Join(bundle, "rootfs/usr/local/bin/modsign"), programs[a.goarch])
@@ -216,7 +221,8 @@ func testContainer(t *testing.T, bundle, version string) {
 	if err := os.Mkdir(filepath.Join(root, "work"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out := run(t, "", []string{"ROOT=" + root, "WORK=" + work}, "unshare", "--mount", "--propagation", "private", "sh", "-euc", `
+	env := []string{"ROOT=" + root, "WORK=" + work}
+	out := run(t, "", env, "unshare", "--mount", "--propagation", "private", "sh", "-euc", `
 		mount --bind "$ROOT" "$ROOT"
 		mount --bind "$WORK" "$ROOT/work"
 		mount -o remount,bind,ro "$ROOT"
@@ -269,7 +275,7 @@ func testComponents(t *testing.T, file string, programs map[string]string) {
 		}
 		slices.Sort(linked)
 		if !slices.Equal(linked, listed) {
-			t.Errorf("%s is linked with\n%s\nand the SBOM lists\n%s", a.goarch, strings.Join(linked, "\n"), strings.Join(listed, "\n"))
+			t.Errorf("%s is linked with %q, and the SBOM lists %q", a.goarch, linked, listed)
 		}
 	}
 }
@@ -284,8 +290,8 @@ func TestInstall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bin := t.TempDir()
-			run(t, "../..", []string{change.env, "GOBIN=" + bin, "GOFLAGS=-buildvcs=false"}, "go", "install", "-tags="+change.tags,
-				"./cmd/modsign")
+			env := []string{change.env, "GOBIN=" + bin, "GOFLAGS=-buildvcs=false"}
+			run(t, "../..", env, "go", "install", "-tags="+change.tags, "./cmd/modsign")
 			kind := run(t, "", nil, testmod.Program(t, "file", "file"), "--brief", filepath.Join(bin, "modsign"))
 			if !strings.Contains(kind, "statically linked") {
 				t.Errorf("file calls it %s", kind)

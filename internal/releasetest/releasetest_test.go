@@ -29,12 +29,14 @@ func source(t *testing.T) (clone, version string) {
 	t.Helper()
 	clone = filepath.Join(t.TempDir(), "source")
 	script := `mkdir "$CLONE"
-		git ls-files -z --cached --others --exclude-standard | tar -c --null -T - --ignore-failed-read | tar -x -C "$CLONE"
+		git ls-files -z --cached --others --exclude-standard |
+			tar -c --null -T - --ignore-failed-read | tar -x -C "$CLONE"
 		cd "$CLONE"
 		git init --quiet
 		git add --all
 		git -c user.name=modsign -c user.email=modsign@example.org commit --quiet --message source`
-	run(t, "../..", []string{"CLONE=" + clone, "GIT_COMMITTER_DATE=@1700000000", "GIT_AUTHOR_DATE=@1700000000"}, "sh", "-euc", script)
+	const date = "DATE=@1700000000"
+	run(t, "../..", []string{"CLONE=" + clone, "GIT_COMMITTER_" + date, "GIT_AUTHOR_" + date}, "sh", "-euc", script)
 	changes, err := os.ReadFile(filepath.Join(clone, "CHANGELOG.md"))
 	if err != nil {
 		t.Fatal(err)
