@@ -68,7 +68,7 @@ func TestArchPackage(t *testing.T) {
 			write(t, filepath.Join(dir, "cert.pem"), read(t, cert), 0o644)
 			write(t, filepath.Join(dir, "modsign.sh"), read(t, "arch/modsign.sh"), 0o644)
 			write(t, filepath.Join(dir, "PKGBUILD"), strings.NewReplacer("OPTIONS", test.options, "SIGN",
-				`source "$startdir/modsign.sh"; cd "$startdir"; modsign_sign "$pkgdir/usr/lib/modules" `+test.args).
+				`source "$startdir/modsign.sh"; cd "$startdir"; modsign_sign "$pkgdir/usr/lib/modules/6.12.0" `+test.args).
 				Replace(pkgbuild), 0o644)
 			path, r := makepkg(t, dir)
 			if test.fails != "" {
@@ -86,7 +86,7 @@ func TestArchPackage(t *testing.T) {
 			ok(t, root, nil, "tar", "-xf", path)
 			trusted := cert
 			if test.args == "" {
-				trusted = pemOf(t, filepath.Join(root, "usr/lib/modules/modsign-one-time.x509"))
+				trusted = pemOf(t, filepath.Join(root, "usr/lib/modules/6.12.0/modsign-one-time.x509"))
 			}
 			signedBy(t, root, trusted)
 		})

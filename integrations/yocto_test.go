@@ -37,6 +37,20 @@ func TestYocto(t *testing.T) {
 	class := read(t, "yocto/modsign.bbclass")
 	_, functions, _ := strings.Cut(class, "\nmodsign_sign_modules() {\n")
 	shellcheck(t, "sh", "modsign_sign_modules() {\n"+functions+"modsign_sign_modules\n")
+	// The one expression of Python, with what BitBake gives it.
+	_, text, _ := strings.Cut(class, "${@")
+	text, _, _ = strings.Cut(text, "}\"\n")
+	for value, want := range map[string]string{"": "\n", "/a/cert.pem": "/a/cert.pem:True\n"} {
+		got := string(testmod.Run(t, testmod.Program(t, "python3", "python3"), "-c", `import sys
+class d:
+    def getVar(name):
+        assert name == "MODSIGN_X509"
+        return sys.argv[2]
+print(eval(sys.argv[1]))`, text, value))
+		if got != want {
+			t.Errorf("%s is %q for %q, want %q", text, got, value, want)
+		}
+	}
 	private, cert := testmod.NewKey(t, "rsa:2048").Files(t)
 	_, other := testmod.NewKey(t, "ecdsa:p256").Files(t)
 

@@ -1,9 +1,9 @@
 # Signs kernel modules in package() of a PKGBUILD, after modules_install:
 #
-#   source /usr/share/modsign/modsign.sh
-#   modsign_sign "$pkgdir/usr/lib/modules" KEY CERT   with this key
-#   modsign_sign "$pkgdir/usr/lib/modules"            with a one-time key, whose certificate
-#                                                     stays in that directory
+#   source "$srcdir/modsign.sh"
+#   modsign_sign "$pkgdir/usr/lib/modules/KVER" KEY CERT   with this key
+#   modsign_sign "$pkgdir/usr/lib/modules/KVER"            with a one-time key, whose certificate
+#                                                          stays in that directory
 #
 # shellcheck shell=bash
 
