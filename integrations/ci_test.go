@@ -137,17 +137,10 @@ func TestGitHubForm(t *testing.T) {
 			t.Errorf("the input %s is unused or not described", name)
 		}
 	}
-	var workflow struct {
-		Jobs map[string]struct {
-			Steps []struct {
-				Uses string
-				With map[string]string
-			}
-		}
-	}
-	example(t, "github/README.md", &workflow)
+	var shown workflow
+	example(t, "github/README.md", &shown)
 	var commands []string
-	for name, job := range workflow.Jobs {
+	for name, job := range shown.Jobs {
 		for _, step := range job.Steps {
 			if !strings.Contains(step.Uses, "/integrations/github@") {
 				continue
@@ -242,13 +235,48 @@ func TestGitHubSign(t *testing.T) {
 	signedBy(t, r.workspace, cert)
 }
 
-// TestGitHubBuild lets the action build modsign from its own source.
+// workflow is what the runner reads of a workflow.
+type workflow struct {
+	Jobs map[string]struct {
+		Steps []struct {
+			Uses, Run string
+			With      map[string]string
+		}
+	}
+}
+
+// TestGitHubBuild runs the steps of the job in check.yml, in which the action builds modsign from its own
+// source.
 func TestGitHubBuild(t *testing.T) {
 	testmod.Slow(t, "it builds modsign")
 	t.Parallel()
+	testmod.Program(t, "modinfo", "kmod")
+	var check workflow
+	if err := yaml.Unmarshal([]byte(read(t, "../.github/workflows/check.yml")), &check); err != nil {
+		t.Fatal(err)
+	}
 	r := newRunner(t)
-	write(t, filepath.Join(r.workspace, "dist/README"), "no key\n", 0o644)
-	r.run(t, map[string]string{"command": "scan", "paths": "dist"}).refuses(t, 0, "scanned")
+	install(t, filepath.Join(r.workspace, "testdata/modules/amd64-6.12"), "xz")
+	if err := os.Rename(filepath.Join(r.workspace, "testdata/modules/amd64-6.12/kernel"),
+		filepath.Join(r.workspace, "testdata/modules/amd64-6.12/xz")); err != nil {
+		t.Fatal(err)
+	}
+	used := 0
+	for _, step := range check.Jobs["action"].Steps {
+		switch {
+		case step.Uses == "./integrations/github":
+			used++
+			r.run(t, step.With).refuses(t, 0, "modsign: ")
+		case step.Run != "":
+			ok(t, r.workspace, nil, "bash", "-e", "-c", step.Run)
+		case !strings.HasPrefix(step.Uses, "actions/"): // of GitHub: they bring source and Go
+			t.Errorf("unknown step %+v", step)
+		}
+	}
+	if used != 4 {
+		t.Errorf("the action was used %d times", used)
+	}
+	signedBy(t, filepath.Join(r.workspace, "modules"), filepath.Join(r.workspace, "cert.pem"))
 	if _, err := os.Stat(filepath.Join(r.temp, "modsign/modsign")); err != nil {
 		t.Error(err)
 	}
