@@ -98,7 +98,7 @@ find package packages-split -printf '%y %U:%G %p\n'
 				command = append([]string{testmod.Program(t, "setpriv", "util-linux"), "--reuid", "65534", "--regid", "65534",
 					"--clear-groups"}, command...)
 			}
-			r := run(t, dir, nil, command[0], command[1:]...)
+			r := run(t, dir, []string{"PSEUDO_LOCALSTATEDIR=" + filepath.Join(dir, "state")}, command[0], command[1:]...)
 			r.refuses(t, test.code, test.says)
 			if test.code != 0 {
 				unsigned(t, pkgd)
