@@ -110,6 +110,7 @@ var mayImport = map[string][]string{
 	"internal/debtest":         nil,
 	"internal/releasetest":     {"internal/testmod"},
 	"internal/vaulttest":       nil,
+	"integrations":             nil,
 }
 
 // doors says which packages may import what others have written, each by as few
@@ -131,6 +132,7 @@ var doors = map[string][]string{
 	"github.com/ulikunitz/xz":         {"internal/compress"},
 	"github.com/ulikunitz/xz/lzma":    {"internal/compress"},
 	"go.mozilla.org/pkcs7":            {"internal/detached"},
+	"go.yaml.in/yaml/v3":              {},
 	"golang.org/x/crypto/cryptobyte":  {"internal/cms", "internal/tpmkey", "keygen", "keygen/keyscan"},
 	"golang.org/x/crypto/scrypt":      {"keygen"},
 	"golang.org/x/sync":               {"internal/batch"},
