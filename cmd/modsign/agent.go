@@ -31,7 +31,7 @@ one-time key is gone then.`,
 		Args: noSuchCommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newAgentStartCommand(u), newAgentStatusCommand(u), newAgentForgetCommand(u), newAgentReceiptCommand(u),
+	cmd.AddCommand(newAgentStartCommand(u), newAgentStatusCommand(u), newAgentForgetCommand(u), newReceiptCommand(u),
 		newAgentServeCommand(u))
 	return cmd
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/modsign/modsign/internal/kbuildrun"
+	"github.com/modsign/modsign/keygen"
 	"github.com/modsign/modsign/keygen/agent"
 	"github.com/modsign/modsign/keygen/keystore"
 )
@@ -21,8 +23,9 @@ func newAgentStartCommand(u *ui) *cobra.Command {
 	var policy policyFlag
 	var objtree string
 	var lifetime time.Duration
+	var one oneTimeAgent
 	cmd := &cobra.Command{
-		Use:   "start --key FILE [DIR]",
+		Use:   "start {--key FILE | --one-time} [DIR]",
 		Short: "Hold a key open for an object tree",
 		Long: `Open a key once and start a key agent that holds it for the object tree DIR, by
 default the current directory. The key can be any that modsign sign takes: a file, or
@@ -39,21 +42,30 @@ modsign agent forget, at the end of its lifetime, when DIR is gone, or when the 
 lost. make clean does not end it. The receipt that it leaves is not signed, because the
 key lives on.
 
+With --one-time the agent makes a key of its own, which is never in a file and is
+destroyed when the agent ends: its last act is a receipt, which modsign receipt
+checks. DIR is then any directory, on the machine that signs for the builder with
+modsign sign-digests: docs/review.md. In a kernel's build with the hook, make starts
+such an agent by itself.
+
 --policy FILE limits what the agent signs: see docs/policy.md. Each client tells the
 path of the module, and the agent cannot check it; with a list of hashes and
 --hash sha256, it signs nothing else. The agent cannot see the modules, so that it
 takes no policy with vermagic or license.`,
 		Example: `  modsign agent start --key 'pkcs11:token=kernel;object=modules' --passphrase-file pin build
   modsign agent start --key key.pem --policy kernel.policy --lifetime 2h
+  modsign agent start --one-time --type ecdsa:p384 signer
   modsign sign --key build/.modsign/certificate.pem modules`,
 		Args: treeArg(&objtree),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return startAgent(cmd.Context(), u, objtree, &key, policy, lifetime)
+			return startAgent(cmd.Context(), u, objtree, &key, one, policy, lifetime)
 		},
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	key.addFlags(flags)
+	flags.BoolVar(&one.wanted, "one-time", false, "make a key that is destroyed when the agent ends")
+	flags.StringVar(&one.keyType, "type", "", "`TYPE` of the one-time key, as in keygen (default rsa:4096)")
 	policy.addFlag(flags)
 	flags.Lookup("policy").Usage = "sign only what the policy in `FILE` allows"
 	flags.DurationVar(&lifetime, "lifetime", 24*time.Hour, "end the agent after `DURATION`")
@@ -61,14 +73,34 @@ takes no policy with vermagic or license.`,
 	return cmd
 }
 
+// oneTimeAgent are the flags of an agent that makes its own key.
+type oneTimeAgent struct {
+	wanted  bool
+	keyType string
+}
+
 func startAgent(
-	ctx context.Context, u *ui, objtree string, key *keyOptions, policy policyFlag, lifetime time.Duration,
+	ctx context.Context, u *ui, objtree string, key *keyOptions, one oneTimeAgent, policy policyFlag,
+	lifetime time.Duration,
 ) error {
-	if key.key == "" {
-		return usagef("no key: give --key FILE")
+	switch {
+	case one.wanted && key.key != "":
+		return usagef("--one-time makes a key, and --key takes one: give one")
+	case one.wanted && key.cert != "":
+		return usagef("--one-time makes a certificate, and --cert takes one: give one")
+	case !one.wanted && one.keyType != "":
+		return usagef("--type is for --one-time")
+	case !one.wanted && key.key == "":
+		return usagef("no key: give --key FILE, or --one-time")
 	}
 	if keystore.IsURI(key.key) && keystore.Redact(key.key) != key.key {
 		return usagef("--key: the agent would keep the PIN of this URI in the list of processes: use --passphrase-file")
+	}
+	if one.wanted {
+		one.keyType = cmp.Or(one.keyType, "rsa:4096")
+		if _, err := keygen.ParseAlgorithm(one.keyType); err != nil {
+			return usagef("--type: %v", err)
+		}
 	}
 	if lifetime <= 0 {
 		return usagef("--lifetime: %v is not positive", lifetime)
@@ -91,9 +123,16 @@ func startAgent(
 		Dir: dir, Tree: filepath.Dir(dir), Lifetime: lifetime,
 		Key: key.key, Cert: key.cert, AllowInsecure: key.allowInsecure, Policy: string(policy),
 	}
-	client, said, err := wanted.Hold(ctx, os.Environ(), func() ([]byte, error) {
-		return key.passphrase(ctx, u, key.key)
-	})
+	var client *agent.Client
+	var said []string
+	if one.wanted {
+		wanted.KeyType = one.keyType
+		client, err = wanted.Start(ctx, os.Environ())
+	} else {
+		client, said, err = wanted.Hold(ctx, os.Environ(), func() ([]byte, error) {
+			return key.passphrase(ctx, u, key.key)
+		})
+	}
 	if failed, ok := errors.AsType[*agent.StartError](err); ok {
 		hint, err := kbuildrun.SaidBy(failed)
 		if hint != "" {
@@ -108,7 +147,11 @@ func startAgent(
 	for _, line := range said {
 		u.Note("%s", strings.TrimPrefix(line, "modsign: "))
 	}
-	u.Say("the key agent of %s holds %q for %v; %s stands for the key",
-		objtree, client.Certificate().Subject.CommonName, lifetime, filepath.Join(objtree, kbuildrun.Certificate))
+	holds := "holds"
+	if one.wanted {
+		holds = "has made a one-time key and holds"
+	}
+	u.Say("the key agent of %s %s %q for %v; %s stands for the key",
+		objtree, holds, client.Certificate().Subject.CommonName, lifetime, filepath.Join(objtree, kbuildrun.Certificate))
 	return nil
 }

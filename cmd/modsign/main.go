@@ -152,6 +152,7 @@ them.
 		newAttachCommand(u),
 		newScanCommand(u),
 		newAgentCommand(u),
+		newReceiptCommand(u),
 		newKernelCommand(u),
 		newSignFileCommand(u),
 		newCompletionCommand(u),

@@ -56,7 +56,7 @@ const passphrase = "horse-battery"
 //	other.pem, other.der   another one's key with its certificate, and the certificate
 //	rsa.pem, rsa.der       RSA-2048, the same, with the serial number 5a17
 //
-// and $SIGNERS is scripts/signer, $VMLINUX a kernel with room for further certificates.
+// and $SIGNERS is scripts/signer, $DOCS is docs, $VMLINUX a kernel with room for further certificates.
 func TestStories(t *testing.T) {
 	key, other, rsa := testmod.NewKey(t, "ecdsa:p256"), testmod.NewKey(t, "ecdsa:p384"), testmod.NewKey(t, "rsa:2048")
 	rsaCert := withSerial(t, rsa, 0x5a17)
@@ -90,6 +90,10 @@ func TestStories(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	docs, err := filepath.Abs("../../docs")
+	if err != nil {
+		t.Fatal(err)
+	}
 	// A kernel with room for further certificates.
 	vmlinux, err := filepath.Abs("../../internal/vmlinux/testdata/reserve.amd64")
 	if err != nil {
@@ -101,6 +105,7 @@ func TestStories(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GORACE", os.Getenv("GORACE"))
 			env.Setenv("SIGNERS", signers)
+			env.Setenv("DOCS", docs)
 			env.Setenv("VMLINUX", vmlinux)
 			for _, f := range files {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, f.name), f.data, f.mode); err != nil {

@@ -33,7 +33,8 @@ type Agent struct {
 	Policy        string // file
 }
 
-// Start starts the agent as another process of this program, which has this environment.
+// Start starts the agent as another process of this program, which has this environment, and
+// makes its directory.
 // It returns when the agent answers. The agent outlives this process.
 func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, error) {
 	for _, path := range []*string{&a.Dir, &a.Tree, &a.Genkey} {
@@ -45,6 +46,9 @@ func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, erro
 			return nil, err
 		}
 		*path = absolute
+	}
+	if err := a.makeDir(); err != nil {
+		return nil, err
 	}
 	// Where the socket goes, and the settings of Go's runtime; no PIN.
 	cmd, err := a.command(slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
@@ -66,21 +70,28 @@ func (a Agent) Start(ctx context.Context, environ []string) (*agent.Client, erro
 func (a Agent) Hold(
 	ctx context.Context, environ []string, passphrase keygen.Passphrase,
 ) (client *agent.Client, said []string, err error) {
-	tree, err := dirfd.Open(a.Tree)
-	if err != nil {
+	if err := a.makeDir(); err != nil {
 		return nil, nil, err
 	}
-	defer tree.Close()
-	dir, err := tree.MakeDir(Dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	dir.Close()
 	cmd, err := a.command(childenv.WithoutPIN(environ))
 	if err != nil {
 		return nil, nil, err
 	}
 	return agent.StartHolding(ctx, cmd, a.Dir, passphrase)
+}
+
+// makeDir makes the agent's directory in its tree, if it is not there.
+func (a Agent) makeDir() error {
+	tree, err := dirfd.Open(a.Tree)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	dir, err := tree.MakeDir(Dir)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
 }
 
 // command is the process of the agent.

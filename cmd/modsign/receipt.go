@@ -22,8 +22,17 @@ type jsonReceipt struct {
 	Modules int `json:"modules"`
 }
 
-func newAgentReceiptCommand(u *ui) *cobra.Command {
-	unsigned := false
+// receiptOptions are the flags of receipt.
+type receiptOptions struct {
+	unsigned  bool
+	paragraph bool
+	image     string
+}
+
+// newReceiptCommand makes the command, which is there twice: modsign receipt and modsign agent
+// receipt.
+func newReceiptCommand(u *ui) *cobra.Command {
+	var o receiptOptions
 	cmd := &cobra.Command{
 		Use:   "receipt {FILE | DIR} [PATH...]",
 		Short: "Check the receipt that a key agent left",
@@ -41,24 +50,41 @@ was allowed to use the agent could have made the agent sign a false receipt.
 
 Nobody signs the receipt of an agent that held a key from elsewhere (modsign agent
 start): it is a note that proves nothing. Receipt exits with status 4 for it, unless
---unsigned accepts it.`,
+--unsigned accepts it.
+
+--kernel also checks that the certificate is built into a kernel image. --paragraph
+writes what has been checked as a text for the review of a shim, which asks whether
+the key of the modules is ephemeral and which others the kernel loads. It needs
+--kernel and PATH.`,
+		Example: `  modsign receipt . /lib/modules/6.12.0
+  modsign receipt receipt.json --kernel vmlinux --paragraph root/lib/modules/6.12.0`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			switch {
+			case len(args) == 0:
 				return usagef("no receipt: name its file, or the object tree")
+			case o.paragraph && u.JSON:
+				return usagef("--paragraph is for people, and --json is not: give one")
+			case o.paragraph && o.unsigned:
+				return usagef("--paragraph is about one-time keys, and --unsigned about others: give one")
+			case o.paragraph && (o.image == "" || len(args) == 1):
+				return usagef("--paragraph needs the kernel (--kernel) and its modules (PATH)")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return checkReceipt(cmd.Context(), u, args[0], args[1:], unsigned)
+			return checkReceipt(cmd.Context(), u, args[0], args[1:], o)
 		},
 	}
-	cmd.Flags().BoolVar(&unsigned, "unsigned", false, "accept the receipt of a key that was kept elsewhere")
+	flags := cmd.Flags()
+	flags.BoolVar(&o.unsigned, "unsigned", false, "accept the receipt of a key that was kept elsewhere")
+	flags.StringVar(&o.image, "kernel", "", "check that the certificate is built into the kernel `IMAGE`")
+	flags.BoolVar(&o.paragraph, "paragraph", false, "write a text for a review of the kernel")
 	addJSON(cmd.Flags(), u)
 	return cmd
 }
 
-func checkReceipt(ctx context.Context, u *ui, path string, roots []string, unsigned bool) error {
-	r, err := readReceipt(u, path, unsigned)
+func checkReceipt(ctx context.Context, u *ui, path string, roots []string, o receiptOptions) error {
+	r, err := readReceipt(u, path, o.unsigned)
 	if err != nil {
 		return err
 	}
@@ -68,11 +94,26 @@ func checkReceipt(ctx context.Context, u *ui, path string, roots []string, unsig
 			return err
 		}
 	}
+	var kernel *receiptKernel
+	if o.image != "" {
+		if kernel, err = holdsCertificate(o.image, r); err != nil {
+			return err
+		}
+	}
+	if o.paragraph {
+		for _, line := range paragraph(r, modules, kernel) {
+			u.Result("%s", line)
+		}
+		return nil
+	}
 	if u.JSON {
 		u.Object(jsonReceipt{"receipt", r, modules})
 		return nil
 	}
 	showReceipt(u, r)
+	if kernel != nil {
+		u.Note("%s has its certificate built in%s", o.image, kernel.besides())
+	}
 	switch {
 	case len(roots) == 0:
 	case r.Kept:
