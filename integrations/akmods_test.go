@@ -19,7 +19,8 @@ func TestAkmods(t *testing.T) {
 	ok(t, "", nil, "akmods/make-key", "--group", "nogroup", dir)
 	key, cert := filepath.Join(dir, "private/private_key.priv"), filepath.Join(dir, "certs/public_key.der")
 	for path, want := range map[string]os.FileMode{
-		"private": 0o750 | os.ModeDir, "private/private_key.priv": 0o640, "certs": 0o755 | os.ModeDir, "certs/public_key.der": 0o644,
+		"private": 0o750 | os.ModeDir, "private/private_key.priv": 0o640,
+		"certs": 0o755 | os.ModeDir, "certs/public_key.der": 0o644,
 	} {
 		info, err := os.Stat(filepath.Join(dir, path))
 		if err != nil || info.Mode() != want {

@@ -430,7 +430,8 @@ func TestSign(t *testing.T) {
 		} {
 			root := tree(t, "m")
 			write(t, filepath.Join(root, "m/hello.ko"), module, 0o644)
-			out, code := sign(t, root, "-k", private, "-c", cert, "--script", testmod.WriteFile(t, "script", []byte(script)), "m")
+			file := testmod.WriteFile(t, "script", []byte(script))
+			out, code := sign(t, root, "-k", private, "-c", cert, "--script", file, "m")
 			if code != want {
 				t.Errorf("%q: exit status %d, want %d:\n%s", script, code, want, out)
 			}
