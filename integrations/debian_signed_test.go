@@ -130,8 +130,8 @@ func TestDebianFilesJSON(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	template := parseTemplate(t, ok(t, "", nil, "debian-signed/files-json", "--trusted-cert", cert, "--trusted-cert", other,
-		"linux-a="+a, "linux-b="+b))
+	template := parseTemplate(t, ok(t, "", nil, "debian-signed/files-json", "--trusted-cert", cert,
+		"--trusted-cert", other, "linux-a="+a, "linux-b="+b))
 	if len(template.Packages) != 2 || len(template.Packages["linux-a"].TrustedCerts) != 2 {
 		t.Errorf("the list is %v", template)
 	}

@@ -80,7 +80,8 @@ func TestOBS(t *testing.T) {
 	if !slices.Equal(listed, want) {
 		t.Fatalf("the archive for the server has %q, want %q", listed, want)
 	}
-	if digests := read(t, filepath.Join(first, "OTHER/vendor-kmp.digests")); strings.Count(digests, `"hash":"sha256"`) != 3 {
+	digests := read(t, filepath.Join(first, "OTHER/vendor-kmp.digests"))
+	if strings.Count(digests, `"hash":"sha256"`) != 3 {
 		t.Errorf("the manifest is\n%s", digests)
 	}
 	packages, _ := filepath.Glob(filepath.Join(first, "RPMS/*/*.rpm"))

@@ -32,7 +32,7 @@ func TestSpec(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			head := "%debug_package\n" + override
+			head := debugPackage + "\n" + override
 			if !test.debuginfo {
 				head = "%define debug_package %{nil}\n" + override
 			}
@@ -72,7 +72,7 @@ func TestClassic(t *testing.T) {
 	key := testmod.NewKey(t, "rsa:2048")
 	private, cert := key.Files(t)
 	for name, head := range map[string]string{
-		"debuginfo":    "%debug_package",
+		"debuginfo":    debugPackage,
 		"no debuginfo": "%define debug_package %{nil}",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -109,9 +109,9 @@ func TestTooEarly(t *testing.T) {
 	defines := keyDefines(t, testmod.NewKey(t, "ecdsa:p384"))
 	tree := `"%{buildroot}/lib/modules"`
 	for name, s := range map[string]spec{
-		"before find-debuginfo":             {head: "%debug_package\n" + override, install: "%modsign_sign " + tree},
-		"before find-debuginfo, compressed": {head: "%debug_package", install: "%modsign_sign -z xz " + tree},
-		"before find-debuginfo, brp-modsign": {head: "%debug_package", install: "%{modsign_brp}",
+		"before find-debuginfo":             {head: debugPackage + "\n" + override, install: "%modsign_sign " + tree},
+		"before find-debuginfo, compressed": {head: debugPackage, install: "%modsign_sign -z xz " + tree},
+		"before find-debuginfo, brp-modsign": {head: debugPackage, install: "%{modsign_brp}",
 			defines: map[string]string{"zipmodules": "1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -163,8 +163,8 @@ func TestSplit(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
 	for name, test := range map[string]struct{ head, options, ending, prefix string }{
-		"rpm's own order, xz": {head: "%debug_package", options: "-s -z xz", ending: ".xz"},
-		"ours":                {head: "%debug_package\n" + override, options: "-s", prefix: "/usr"},
+		"rpm's own order, xz": {head: debugPackage, options: "-s -z xz", ending: ".xz"},
+		"ours":                {head: debugPackage + "\n" + override, options: "-s", prefix: "/usr"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -192,7 +192,7 @@ func TestSiteMacros(t *testing.T) {
 	t.Parallel()
 	key := testmod.NewKey(t, "ecdsa:p384")
 	b := spec{
-		head:    "%debug_package\n%global __os_install_post %{__os_install_post} \\\n%%{modsign_brp}",
+		head:    debugPackage + "\n%global __os_install_post %{__os_install_post} \\\n%%{modsign_brp}",
 		install: "%{modsign_prepare}",
 		defines: keyDefines(t, key),
 	}.build(t)
@@ -231,7 +231,7 @@ func TestReproducible(t *testing.T) {
 	t.Parallel()
 	const epoch = 1700000000
 	s := spec{
-		head: "%debug_package\n" + override,
+		head: debugPackage + "\n" + override,
 		defines: with(keyDefines(t, testmod.NewKey(t, "rsa:2048")), "zipmodules", "1",
 			"clamp_mtime_to_source_date_epoch", "1", "use_source_date_epoch_as_buildtime", "1", "_buildhost", "localhost"),
 		env: []string{fmt.Sprint("SOURCE_DATE_EPOCH=", epoch)},

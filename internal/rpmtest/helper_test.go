@@ -417,6 +417,30 @@ func TestSign(t *testing.T) {
 			}
 		}
 	})
+	t.Run("with find-debuginfo", func(t *testing.T) {
+		t.Parallel()
+		module, err := os.ReadFile("../../testdata/modules/amd64-6.12/plain/hello.ko") // with debug information
+		if err != nil {
+			t.Fatal(err)
+		}
+		for script, want := range map[string]int{
+			"  /usr/bin/find-debuginfo -j2 \\\n":             1,
+			"/usr/lib/rpm/find-debuginfo.sh -j2 BUILD\n":     1,
+			"echo /usr/bin/find-debuginfo\nfind-debuginfo\n": 0,
+		} {
+			root := tree(t, "m")
+			write(t, filepath.Join(root, "m/hello.ko"), module, 0o644)
+			file := testmod.WriteFile(t, "script", []byte(script))
+			out, code := sign(t, root, "-k", private, "-c", cert, "--script", file, "m")
+			if code != want {
+				t.Errorf("%q: exit status %d, want %d:\n%s", script, code, want, out)
+			}
+			if want != 0 {
+				refuses(t, out, code, 1, "has debug information")
+				unsigned(t, root)
+			}
+		}
+	})
 	for name, args := range map[string][]string{
 		"no path":           {"-k", private},
 		"no value":          {"-k"},
