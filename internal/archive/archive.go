@@ -133,6 +133,7 @@ type File struct {
 	inner   string // the Name of the initramfs in the archive that has the file
 	content io.Reader
 	layer   int  // of a container image, the lowest is 0
+	shared  bool // one of the hard links to a file in an initramfs
 	hidden  bool // taken away by a layer above, or this one: only a hard link leads to it
 }
 

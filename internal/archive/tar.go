@@ -60,7 +60,7 @@ func (w *walk) tar(section *io.SectionReader) error {
 
 // tarStream passes on the entries of a tar archive, with names as stored.
 func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
-	t := tar.NewReader(unended{r})
+	t := tar.NewReader(&headers{r: unended{r}})
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -106,11 +106,6 @@ func (u unended) Read(b []byte) (int, error) {
 }
 
 var errNoMarker = fmt.Errorf("it ends without the two blocks of zeros that end a tar archive: %w", io.ErrUnexpectedEOF)
-
-// unendedFile is unended for a file in which readers seek.
-type unendedFile struct{ *io.SectionReader }
-
-func (u unendedFile) Read(b []byte) (int, error) { return unended{u.SectionReader}.Read(b) }
 
 // afterEnd reads what follows the end marker of a tar archive, which is nothing but zeros: a
 // second archive there would be one that some programs see and others do not. Checksums of a
@@ -208,7 +203,7 @@ type member struct {
 // wanted, or more than most names, are an error.
 func indexTar(section *io.SectionReader, most int, wanted func(name string) bool) (map[string]*member, error) {
 	index := make(map[string]*member)
-	for t := tar.NewReader(unendedFile{section}); ; {
+	for t := tar.NewReader(&seekingHeaders{headers{r: unended{section}}, section}); ; {
 		h, err := t.Next()
 		if err == io.EOF {
 			return index, afterEnd(section)
