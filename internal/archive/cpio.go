@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,21 @@ const (
 	cpioStripped = "07070X"
 	cpioTrailer  = "TRAILER!!!"
 )
+
+// isBinaryCpio reports whether a file begins like a cpio archive of the oldest format: 13 numbers of
+// 16 bits, of which the first is 070707 in base 8 and the eleventh the length of the name behind them.
+func isBinaryCpio(head []byte) bool {
+	if len(head) < 26 {
+		return false
+	}
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		end := 26 + int(order.Uint16(head[20:]))
+		if order.Uint16(head) == 0o070707 && end > 27 && end <= len(head) && head[end-1] == 0 && head[26] != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // cpio reads cpio archives.
 type cpio struct {

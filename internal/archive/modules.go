@@ -116,9 +116,16 @@ type Found struct {
 	// have the name that distributions give to an initramfs or a unified kernel image. An initramfs
 	// with that name is looked into, if it is not in an initramfs itself.
 	Inner []string
+	// Boot are those of Inner that a machine boots, by their names: an initramfs or a unified kernel image
+	// that could not be looked into.
+	Boot []string
 	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
 	Orders map[string][]byte
 }
+
+// ErrNotRegular is the error of a file with the name of a module that is none, as it is a FIFO, a device
+// or the like.
+var ErrNotRegular = errors.New("not a regular file")
 
 // ErrNoKernel reports an archive without a kernel image that could judge its modules.
 var ErrNoKernel = errors.New("no kernel image to judge the modules by")
@@ -334,7 +341,7 @@ func (r *run[J, T]) file(f *File) (err error) {
 	case isModule && !f.Mode.IsDir():
 		p, err := r.next(f)
 		if err == nil {
-			p.Err = errors.New("not a regular file")
+			p.Err = ErrNotRegular
 			var judge J
 			r.start(judge, p)
 		}
@@ -376,6 +383,9 @@ func (r *run[J, T]) inside(f *File) error {
 		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
 	}
 	r.found.Inner = append(r.found.Inner, name)
+	if named {
+		r.found.Boot = append(r.found.Boot, name)
+	}
 	return nil
 }
 
