@@ -377,7 +377,8 @@ type walk struct {
 
 func (w *walk) archive(a *Archive) error {
 	if a.kind == SkopeoDir {
-		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR", a.path)
+		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR",
+			a.path)
 	}
 	section := io.NewSectionReader(a.r, 0, a.size)
 	switch a.kind {
@@ -564,10 +565,8 @@ func (s *stream) next() error {
 		if err != nil {
 			return err
 		}
-		if len(head) >= 8 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18" {
-			// A skippable frame of zstd (RFC 8878, 3.1.2), as in images of zstd:chunked.
-			size := int64(head[4]) | int64(head[5])<<8 | int64(head[6])<<16 | int64(head[7])<<24
-			s.at += 8 + size
+		if size, ok := compress.Skippable(head); ok { // as in images of zstd:chunked
+			s.at += size
 			continue
 		}
 		if compress.StreamFormat(head) == "" {

@@ -58,7 +58,8 @@ func (h *headers) Read(b []byte) (n int, err error) {
 		if h.ext != 0 && int64(len(h.body)) < h.size {
 			h.body = append(h.body, b[:min(int64(n), h.size-int64(len(h.body)))]...)
 		}
-		if h.left -= int64(n); h.left == 0 && h.ext != 0 {
+		h.left -= int64(n)
+		if h.ext != 0 && int64(len(h.body)) == h.size {
 			h.err = h.extension()
 		}
 	default:

@@ -1018,7 +1018,8 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 	for _, w := range wants {
 		switch {
 		case w.through != "":
-			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real, w.through))
+			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real,
+				w.through))
 		case w.found != nil:
 			r.linkTo(w.pending, w.real, w.found.t)
 		case w.hard != "":

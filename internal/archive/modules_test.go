@@ -110,6 +110,9 @@ func TestInner(t *testing.T) {
 	if text := strings.Join(found.Inner, " "); err != nil || text != "1 2 3 4 5 6 boot/initrd.img-1" {
 		t.Errorf("%q, error %v", text, err)
 	}
+	if len(found.Boot) != 1 || found.Boot[0] != "boot/initrd.img-1" {
+		t.Errorf("booted, and not looked into: %q", found.Boot)
+	}
 }
 
 // TestConfigs gives each kernel its configuration, wherever that comes in the archive, and opens
