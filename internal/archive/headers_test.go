@@ -159,23 +159,7 @@ func anyTar(r *rand.Rand) string {
 	all := entry('0', ustar, "good.ko", "", "good") + entry('0', gnu, "x.good", "", "good") +
 		entry('0', "", "x.evil", "", "evil")
 	if r.IntN(2) == 0 {
-		for range 3 + r.IntN(4) {
-			name := pick("opt/x", "opt/x", "alias/x", "b.ko", "y")
-			switch kind := pick("0", "0", "1", "2", "2", "l", "l", "5")[0]; kind {
-			case '0':
-				all += entry(kind, ustar, pick("opt/x", "alias/x", "y"), "", pick("good", "evil"))
-			case '1':
-				all += entry(kind, ustar, name, pick("x.good", "x.evil", "opt/x", "alias/x", "y"), "")
-			case '2':
-				up := strings.Repeat("../", strings.Count(name, "/"))
-				all += entry(kind, ustar, name, up+pick("x.good", "x.evil", "opt/x", "alias/x", "y"), "")
-			case 'l':
-				all += entry('2', ustar, pick("alias", "alias", "b.ko"), pick("opt", "opt", "y", "opt/x"), "")
-			default:
-				all += entry(kind, ustar, pick("opt/", "alias/"), "", "")
-			}
-		}
-		return all + tarEnd
+		return all + anyLinks(r, 3+r.IntN(4)) + tarEnd
 	}
 	for range 1 + r.IntN(3) {
 		switch r.IntN(4) {
@@ -215,6 +199,28 @@ func anyTar(r *rand.Rand) string {
 	return all + tarEnd
 }
 
+// anyLinks returns entries that lie in the same places by links.
+func anyLinks(r *rand.Rand, count int) (all string) {
+	pick := func(of ...string) string { return of[r.IntN(len(of))] }
+	for range count {
+		name := pick("opt/x", "opt/x", "alias/x", "b.ko", "y")
+		switch kind := pick("0", "0", "1", "2", "2", "l", "l", "5")[0]; kind {
+		case '0':
+			all += entry(kind, ustar, pick("opt/x", "alias/x", "y"), "", pick("good", "evil"))
+		case '1':
+			all += entry(kind, ustar, name, pick("x.good", "x.evil", "opt/x", "alias/x", "y"), "")
+		case '2':
+			up := strings.Repeat("../", strings.Count(name, "/"))
+			all += entry(kind, ustar, name, up+pick("x.good", "x.evil", "opt/x", "alias/x", "y"), "")
+		case 'l':
+			all += entry('2', ustar, pick("alias", "alias", "b.ko"), pick("opt", "opt", "y", "opt/x"), "")
+		default:
+			all += entry(kind, ustar, pick("opt/", "alias/"), "", "")
+		}
+	}
+	return all
+}
+
 // TestTarAgainstGNU makes archives by chance, unpacks them with GNU tar, and looks for modules that
 // nobody has judged: what has the name of a module, and not the content that modsign saw.
 func TestTarAgainstGNU(t *testing.T) {
@@ -238,6 +244,21 @@ func TestTarAgainstGNU(t *testing.T) {
 
 // againstGNU reports whether an archive has good modules alone for modsign, and compares with GNU tar.
 func againstGNU(t *testing.T, content string) bool {
+	if !allGood(t, inMemory(t, content, Limits{})) {
+		return false
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.tar"), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Mkdir(filepath.Join(dir, "x"), 0o700)
+	exec.Command("tar", "--no-same-owner", "-xf", filepath.Join(dir, "a.tar"), "-C", filepath.Join(dir, "x")).Run()
+	onlyGood(t, "GNU tar", filepath.Join(dir, "x"))
+	return true
+}
+
+// allGood reports whether an archive has good modules alone for modsign.
+func allGood(t *testing.T, a *Archive) bool {
 	trusted := true
 	work := names()
 	work.Do = func(_ string, m Module) string {
@@ -251,27 +272,97 @@ func againstGNU(t *testing.T, content string) bool {
 	}
 	work.Alias = func(_ Module, of string) string { return of }
 	work.Emit = func(s string) { trusted = trusted && s == "good" }
-	found, err := Modules(t.Context(), inMemory(t, content, Limits{}), work)
-	if err != nil || !trusted || len(found.Outside) > 0 {
-		return false
-	}
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "a.tar"), []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	os.Mkdir(filepath.Join(dir, "x"), 0o700)
-	exec.Command("tar", "--no-same-owner", "-xf", filepath.Join(dir, "a.tar"), "-C", filepath.Join(dir, "x")).Run()
-	err = filepath.WalkDir(filepath.Join(dir, "x"), func(name string, d fs.DirEntry, err error) error {
+	found, err := Modules(t.Context(), a, work)
+	return err == nil && trusted && len(found.Outside) == 0
+}
+
+// onlyGood looks for other modules in what a program has unpacked.
+func onlyGood(t *testing.T, program, dir string) {
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(name, ".ko") {
 			return err
 		}
 		if b, err := os.ReadFile(name); err == nil && string(b) != "good" {
-			t.Errorf("GNU tar makes %s with %.20q", d.Name(), b)
+			t.Errorf("%s makes %s with %.20q", program, d.Name(), b)
 		}
 		return nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
-	return true
+}
+
+// TestImagesAgainstUmoci makes container images by chance, unpacks them with umoci, and looks for modules
+// that nobody has judged.
+func TestImagesAgainstUmoci(t *testing.T) {
+	t.Parallel()
+	testmod.Program(t, "umoci", "umoci")
+	read := 0
+	for seed := range uint64(testmod.Rounds(150, 30)) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		layers := []string{entry('5', ustar, "opt/", "", "") + entry('0', ustar, "good.ko", "", "good") +
+			entry('0', ustar, "x.good", "", "good") + entry('0', ustar, "x.evil", "", "evil")}
+		for range 1 + r.IntN(3) {
+			layer := anyLinks(r, 1+r.IntN(3))
+			if r.IntN(3) == 0 {
+				gone := []string{".wh.y", ".wh.alias", "opt/.wh.x", "opt/.wh..wh..opq", "alias/.wh.x", ".wh.b.ko"}
+				layer += entry('0', ustar, gone[r.IntN(len(gone))], "", "")
+			}
+			layers = append(layers, layer)
+		}
+		dir := ociDir(t, layers)
+		a, err := Open(dir, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		good := allGood(t, a)
+		a.Close()
+		if !good {
+			continue
+		}
+		bundle := filepath.Join(t.TempDir(), "bundle")
+		if exec.Command("umoci", "unpack", "--rootless", "--image", dir+":t", bundle).Run() != nil {
+			continue // not an image for umoci
+		}
+		read++
+		onlyGood(t, "umoci", filepath.Join(bundle, "rootfs"))
+		if t.Failed() {
+			t.Fatalf("image %d: %q", seed, strings.ReplaceAll(strings.Join(layers, " / "), "\x00", ""))
+		}
+	}
+	t.Logf("%d read", read)
+	if read < 3 {
+		t.Errorf("%d images without evil were read; a test of nothing", read)
+	}
+}
+
+// ociDir writes an image of layers, which lack the end of a tar archive, to a directory.
+func ociDir(t *testing.T, layers []string) string {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const kind = "application/vnd.oci.image."
+	blob := func(mediaType, content, more string) string {
+		write(blobOf(content), content)
+		return fmt.Sprintf(`{"mediaType":%q,"digest":"sha256:%s","size":%d%s}`, kind+mediaType,
+			filepath.Base(blobOf(content)), len(content), more)
+	}
+	var list, ids []string
+	for _, layer := range layers {
+		list = append(list, blob("layer.v1.tar", layer+tarEnd, ""))
+		ids = append(ids, `"sha256:`+filepath.Base(blobOf(layer+tarEnd))+`"`)
+	}
+	config := blob("config.v1+json", `{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[`+
+		strings.Join(ids, ",")+`]}}`, "")
+	manifest := blob("manifest.v1+json", `{"schemaVersion":2,"mediaType":"`+kind+`manifest.v1+json","config":`+config+
+		`,"layers":[`+strings.Join(list, ",")+`]}`, `,"annotations":{"org.opencontainers.image.ref.name":"t"}`)
+	write(layoutFile, `{"imageLayoutVersion":"1.0.0"}`)
+	write(indexFile, `{"schemaVersion":2,"manifests":[`+manifest+`]}`)
+	return dir
 }
