@@ -512,7 +512,9 @@ func FuzzRPM(f *testing.F) {
 func FuzzInitramfs(f *testing.F) {
 	one := newc("lib/modules/1/a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o100644, 1, 2, "m") + newc("c.ko", 0o120777,
 		2, 1, "b.ko") + newcEnd
-	fuzz(f, one, one+"\x00\x00\x00\x00"+gz(one)+gz(one), strings.ReplaceAll(one, cpioNewc, cpioCRC))
+	twice := newc("a", 0o100644, 7, 2, "") + newc("l", 0o120777, 8, 1, ".") + newc("b.ko", 0o100644, 7, 2, "m") +
+		newc("l/a", 0o100644, 9, 1, "n") + newcEnd
+	fuzz(f, one, one+"\x00\x00\x00\x00"+gz(one)+gz(one), strings.ReplaceAll(one, cpioNewc, cpioCRC), twice)
 }
 
 func FuzzTar(f *testing.F) {
@@ -520,12 +522,15 @@ func FuzzTar(f *testing.F) {
 		Typeflag: tar.TypeLink})
 	initrd := newc("a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o120777, 2, 1, "a.ko") + newcEnd
 	two := tarOf(f, file("lib/modules/1/initrd", initrd+gz(initrd)), symlink("c.ko", "initrd"))
-	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]))
+	extended := paxOf('g', "comment", "x") + paxOf('x', "path", "a.ko", "size", "1") + entry('0', ustar, "a", "", "m") +
+		longOf('L', "b.ko") + longOf('K', "a.ko") + entry('1', gnu, "b", "a", "") + tarEnd
+	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]), extended)
 }
 
 func FuzzImage(f *testing.F) {
 	lower, upper := tarOf(f, file("lib/modules/1/a.ko", "m")), gz(tarOf(f, file("lib/.wh.modules", ""), file("a.ko", "n")))
-	fuzz(f, ociTar(f, lower, upper), dockerTar(f, lower, upper))
+	both := tarOf(f, file(layoutFile, "{}"), file(indexFile, `{"manifests":[]}`), file(manifestFile, `[{"Layers":[]}]`))
+	fuzz(f, ociTar(f, lower, upper), dockerTar(f, lower, upper), both)
 }
 
 func FuzzUKI(f *testing.F) {

@@ -575,10 +575,13 @@ func (c *cover) through(name string, mode fs.FileMode, hidden bool) error {
 				return err
 			}
 		}
-		return c.insert(c.linksHere, at)
+		if err := c.insert(c.linksHere, at); err != nil {
+			return err
+		}
 	}
-	// A file of another name matters if links lead to such files, which is why they are read again.
-	set, links, every := c.writtenHere, c.linksHere, c.walk.hidden && mode.IsRegular()
+	// A file of another name matters if links lead to such files, which is why they are read again. Links
+	// lead on to links.
+	set, links, every := c.writtenHere, c.linksHere, c.walk.hidden && mode.IsRegular() || mode.Type() == fs.ModeSymlink
 	switch {
 	case !hidden && every:
 		set, links = c.passedHere, c.hiddenLinks
