@@ -300,7 +300,8 @@ func TestArchiveBoot(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "lib/modules/1/a.ko"), signed(t, key, testmod.ELF()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for names, want := range map[string]error{"lib": nil, "lib usr": nil, "lib boot": ErrIncomplete, "lib fifo.ko": ErrRefused} {
+	for names, want := range map[string]error{"lib": nil, "lib usr": nil, "lib boot": ErrIncomplete,
+		"lib fifo.ko": ErrRefused} {
 		testmod.Run(t, "sh", "-ec", "cd '"+dir+"'; tar -cf x.tar "+names)
 		summary, err := Archive(t.Context(), keyring(t, key), filepath.Join(dir, "x.tar"), Options{})
 		if !errors.Is(err, want) || (summary.String() == "all trusted") != (names == "lib") {

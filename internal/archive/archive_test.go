@@ -276,8 +276,9 @@ func TestOld(t *testing.T) {
 	testmod.Program(t, "dpkg-deb", "dpkg")
 	out := t.TempDir()
 	sh(t, out, `echo m >a.ko; for format in odc bin; do echo a.ko | cpio -o -H $format >$format.cpio 2>/dev/null; done
-		gzip -k odc.cpio; echo a.ko | cpio -o -H newc >newc.cpio 2>/dev/null; (head -c 512 /dev/zero; cat newc.cpio) >zeros.cpio
-		mkdir -p deb/DEBIAN; printf 'Package: a\nVersion: 1\nArchitecture: all\nMaintainer: a <a@a>\nDescription: a\n' >deb/DEBIAN/control
+		gzip -k odc.cpio; echo a.ko | cpio -o -H newc >newc.cpio 2>/dev/null
+		(head -c 512 /dev/zero; cat newc.cpio) >zeros.cpio; mkdir -p deb/DEBIAN
+		printf 'Package: a\nVersion: 1\nArchitecture: all\nMaintainer: a <a@a>\nDescription: a\n' >deb/DEBIAN/control
 		dpkg-deb --deb-format=0.939000 -Zgzip -b deb old.deb`)
 	for name, want := range map[string]Kind{"odc.cpio": OldCpio, "odc.cpio.gz": OldCpio, "bin.cpio": OldCpio,
 		"old.deb": OldDeb, "zeros.cpio": Initramfs} {

@@ -358,8 +358,8 @@ func ociDir(t *testing.T, layers []string) string {
 		list = append(list, blob("layer.v1.tar", layer+tarEnd, ""))
 		ids = append(ids, `"sha256:`+filepath.Base(blobOf(layer+tarEnd))+`"`)
 	}
-	config := blob("config.v1+json", `{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[`+
-		strings.Join(ids, ",")+`]}}`, "")
+	config := blob("config.v1+json", `{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers",`+
+		`"diff_ids":[`+strings.Join(ids, ",")+`]}}`, "")
 	manifest := blob("manifest.v1+json", `{"schemaVersion":2,"mediaType":"`+kind+`manifest.v1+json","config":`+config+
 		`,"layers":[`+strings.Join(list, ",")+`]}`, `,"annotations":{"org.opencontainers.image.ref.name":"t"}`)
 	write(layoutFile, `{"imageLayoutVersion":"1.0.0"}`)

@@ -55,7 +55,8 @@ func TestTarTypes(t *testing.T) {
 	for _, kind := range "0\x007ZDV" {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
-		if err := w.WriteHeader(&tar.Header{Name: "key", Size: int64(len(key)), Mode: 0o600, Typeflag: tar.TypeReg}); err != nil {
+		h := tar.Header{Name: "key", Size: int64(len(key)), Mode: 0o600, Typeflag: tar.TypeReg}
+		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
 		}
 		w.Write(key)
