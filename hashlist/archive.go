@@ -120,6 +120,10 @@ func VerifyArchive(ctx context.Context, r *Reference, path string, opts VerifyOp
 		report(Result{Path: link, Name: link, Verdict: Failed, Archive: path,
 			Err: errors.New("the link leads out of the package: modules behind it are not looked at")})
 	}
+	for _, name := range found.Boot {
+		report(Result{Path: name, Name: name, Verdict: Failed, Archive: path,
+			Err: errors.New("it was not looked into: give it by itself")})
+	}
 	for _, name := range names {
 		if missing[name] {
 			delete(missing, name)

@@ -2,9 +2,11 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 
 	"github.com/modsign/modsign/internal/archive"
 	"github.com/modsign/modsign/internal/failures"
@@ -34,7 +36,8 @@ func IsArchive(path string) bool {
 // lib/modules/KVER/vmlinuz, or the one of a unified kernel image. A module belongs to the image
 // of its KVER, or to the only one. Without any, the error is [ErrNoKernel].
 //
-// The other errors are those of [Tree]. It is [ErrIncomplete] also if Summary.Outside is not empty.
+// The other errors are those of [Tree]. It is [ErrIncomplete] also if Summary.Outside or
+// Summary.Boot is not empty.
 // If the package cannot be read to its end, that is an
 // error too, whatever the results so far are. Options.Root has no meaning here, and the total
 // of Options.Progress is 0, as it is unknown.
@@ -57,6 +60,9 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 	work.Do = func(keys *Keyring, m archive.Module) Result {
 		r := Result{Path: m.Path(), Archive: path}
 		if m.Err != nil {
+			if errors.Is(m.Err, archive.ErrNotRegular) { // as on disk
+				return r.refuse(Malformed, syscall.EINVAL, m.Err)
+			}
 			r.Verdict, r.Err = Unreadable, m.Err
 			return r
 		}
@@ -78,7 +84,7 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 		}
 	}
 	found, err := archive.Modules(ctx, a, work)
-	summary.Skipped, summary.Outside, summary.Inner = found.Skipped, found.Outside, found.Inner
+	summary.Skipped, summary.Outside, summary.Inner, summary.Boot = found.Skipped, found.Outside, found.Inner, found.Boot
 	for _, k := range found.Kernels {
 		summary.Kernels = append(summary.Kernels, k.Path())
 	}
@@ -88,8 +94,14 @@ func Archive(ctx context.Context, keys *Keyring, path string, o Options) (Summar
 	case summary.Modules == 0:
 		return summary, noModules([]string{path})
 	}
-	if err := outcome.err(summary.Modules); err != nil || len(summary.Outside) == 0 {
+	if err := outcome.err(summary.Modules); err != nil {
 		return summary, err
+	}
+	if len(summary.Boot) > 0 {
+		return summary, fmt.Errorf("%w: %s in %s was not looked into", ErrIncomplete, strings.Join(summary.Boot, ", "), path)
+	}
+	if len(summary.Outside) == 0 {
+		return summary, nil
 	}
 	return summary, fmt.Errorf("%w: %s leads out of %s", ErrIncomplete, strings.Join(summary.Outside, ", "), path)
 }

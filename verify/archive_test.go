@@ -290,6 +290,29 @@ func TestArchiveOutside(t *testing.T) {
 	}
 }
 
+// TestArchiveBoot verifies packages with archives that were not looked into: those that a machine boots
+// leave the verdict open. A FIFO is as on disk.
+func TestArchiveBoot(t *testing.T) {
+	t.Parallel()
+	key, dir := testmod.NewKey(t, "ecdsa:p256"), t.TempDir()
+	testmod.Run(t, "sh", "-ec", "cd '"+dir+`'; mkdir -p boot lib/modules/1 usr/share/doc
+		echo rubbish >boot/initrd.img-1; tar -czf usr/share/doc/x.tar.gz boot; mkfifo fifo.ko`)
+	if err := os.WriteFile(filepath.Join(dir, "lib/modules/1/a.ko"), signed(t, key, testmod.ELF()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for names, want := range map[string]error{"lib": nil, "lib usr": nil, "lib boot": ErrIncomplete,
+		"lib fifo.ko": ErrRefused} {
+		testmod.Run(t, "sh", "-ec", "cd '"+dir+"'; tar -cf x.tar "+names)
+		summary, err := Archive(t.Context(), keyring(t, key), filepath.Join(dir, "x.tar"), Options{})
+		if !errors.Is(err, want) || (summary.String() == "all trusted") != (names == "lib") {
+			t.Errorf("%s: %v, error %v", names, summary, err)
+		}
+		if names == "lib fifo.ko" && summary.Verdicts[Malformed] != 1 {
+			t.Errorf("a FIFO: %v", summary)
+		}
+	}
+}
+
 // buildRPM makes an RPM of a directory.
 func buildRPM(t testing.TB, dir, payload string) string {
 	t.Helper()

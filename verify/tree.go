@@ -45,6 +45,8 @@ type Summary struct {
 	// are symbolic links out of the package, so that it is unknown which modules they lead to. Inner are archives in the
 	// package, such as other packages, whose modules were not looked at.
 	Kernels, Outside, Inner []string
+	// Boot are those of Inner that a machine boots: an initramfs or a unified kernel image.
+	Boot []string
 }
 
 // String returns "all trusted", "all that were looked at are trusted" if Outside or Inner has

@@ -207,7 +207,7 @@ func (o *explainOptions) explainPackage(ctx context.Context, e *explained, pkg s
 	e.u.Note("explained %s in %s: %d refused, %d unreadable", plural(found.Modules, "module"), pkg,
 		e.refused-before.refused, e.unreadable-before.unreadable)
 	e.u.notSeen(found.Outside, found.Inner)
-	e.outside = e.outside || len(found.Outside) > 0
+	e.outside = e.outside || len(found.Outside)+len(found.Boot) > 0
 	return nil
 }
 

@@ -68,7 +68,7 @@ func (v *verified) add(s verify.Summary, err error, pkg string) error {
 	switch {
 	case errors.Is(err, verify.ErrNoModules):
 		v.none = err
-		v.unreadable = v.unreadable || len(s.Outside) > 0
+		v.unreadable = v.unreadable || len(s.Outside)+len(s.Boot) > 0
 		return nil
 	case refused || unreadable: // what these are about is shown
 		return nil

@@ -71,6 +71,8 @@ const (
 	UKI       Kind = "unified kernel image"
 	// These are recognized, and not read.
 	Squashfs  Kind = "squashfs image"
+	OldDeb    Kind = "Debian package of the first format"
+	OldCpio   Kind = "cpio archive in an old format"
 	SkopeoDir Kind = "container image of skopeo's dir:"
 )
 
@@ -133,6 +135,7 @@ type File struct {
 	inner   string // the Name of the initramfs in the archive that has the file
 	content io.Reader
 	layer   int  // of a container image, the lowest is 0
+	shared  bool // one of the hard links to a file in an initramfs
 	hidden  bool // taken away by a layer above, or this one: only a hard link leads to it
 }
 
@@ -244,6 +247,9 @@ func New(r io.ReaderAt, size int64, limits Limits) (*Archive, error) {
 // headSize is how many bytes tell the kind of an archive.
 const headSize = 4096
 
+// maxPadding is how many zeros may be before an initramfs, in bytes.
+const maxPadding = 1 << 20
+
 func recognize(r io.ReaderAt, size int64) (Kind, error) {
 	head := make([]byte, min(size, headSize))
 	n, err := r.ReadAt(head, 0)
@@ -263,6 +269,13 @@ func recognize(r io.ReaderAt, size int64) (Kind, error) {
 	if isUKI(r) {
 		return UKI, nil
 	}
+	if zeros, err := nextNonzero(io.NewSectionReader(r, 0, min(size, maxPadding)), 0); err == nil && zeros > 0 {
+		// The kernel passes over zeros before an initramfs as well.
+		n, _ := r.ReadAt(head[:cap(head)], zeros)
+		if kindOf(head[:n]) == Initramfs {
+			return Initramfs, nil
+		}
+	}
 	if compress.StreamFormat(head) == "" {
 		return "", ErrNotArchive
 	}
@@ -274,7 +287,7 @@ func recognize(r io.ReaderAt, size int64) (Kind, error) {
 	inner := make([]byte, 512)
 	n, err = io.ReadFull(s, inner)
 	switch kind := kindOf(inner[:n]); {
-	case kind == Tar || kind == Initramfs:
+	case kind == Tar || kind == Initramfs || kind == OldCpio:
 		return kind, nil
 	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF:
 		return "", fmt.Errorf("%w: %w", ErrNotArchive, err)
@@ -294,6 +307,10 @@ func kindOf(head []byte) Kind {
 		return Squashfs
 	case begins(cpioNewc), begins(cpioCRC):
 		return Initramfs
+	case begins("070707"), isBinaryCpio(head):
+		return OldCpio
+	case begins("0.939000\n"):
+		return OldDeb
 	case isTar(head):
 		return Tar
 	}
@@ -360,7 +377,8 @@ type walk struct {
 
 func (w *walk) archive(a *Archive) error {
 	if a.kind == SkopeoDir {
-		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR", a.path)
+		return fmt.Errorf("images as skopeo writes them to dir: are not read: skopeo copy dir:%s oci:DIR, and give DIR",
+			a.path)
 	}
 	section := io.NewSectionReader(a.r, 0, a.size)
 	switch a.kind {
@@ -376,6 +394,11 @@ func (w *walk) archive(a *Archive) error {
 		return w.initramfs(section)
 	case UKI:
 		return w.uki(section)
+	case OldDeb:
+		return errors.New("packages in the format 0.939 are not read: unpack it with dpkg-deb -x, and give DIR")
+	case OldCpio:
+		return errors.New("cpio archives in another format than newc and crc are not read, as the kernel refuses them: " +
+			"unpack it with cpio -i, and give DIR")
 	case Squashfs:
 		return errors.New("squashfs images are not read: unpack it with unsquashfs -d DIR IMAGE, and give DIR")
 	}
@@ -542,10 +565,8 @@ func (s *stream) next() error {
 		if err != nil {
 			return err
 		}
-		if len(head) >= 8 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18" {
-			// A skippable frame of zstd (RFC 8878, 3.1.2), as in images of zstd:chunked.
-			size := int64(head[4]) | int64(head[5])<<8 | int64(head[6])<<16 | int64(head[7])<<24
-			s.at += 8 + size
+		if size, ok := compress.Skippable(head); ok { // as in images of zstd:chunked
+			s.at += size
 			continue
 		}
 		if compress.StreamFormat(head) == "" {

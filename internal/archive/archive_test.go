@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -251,6 +252,48 @@ func TestDeb(t *testing.T) {
 	sh(t, out, "ar x "+path+" && xz --block-size=50000 -T2 data.tar")
 	sh(t, out, "ar q blocks.deb debian-binary control.tar data.tar.xz 2>/dev/null")
 	same(t, filepath.Join(out, "blocks.deb"), Deb, want)
+
+	// Versions of the format that dpkg-deb refuses, and one that it does not.
+	for _, version := range []string{"2.0", "2.1", "3.0", "1.0", "2", "x"} {
+		sh(t, out, "echo "+version+" >debian-binary; rm -f version.deb; "+
+			"ar q version.deb debian-binary control.tar data.tar.xz 2>/dev/null")
+		refused := exec.Command("dpkg-deb", "--contents", filepath.Join(out, "version.deb")).Run()
+		a, err := Open(filepath.Join(out, "version.deb"), Limits{})
+		if err == nil {
+			err = drainAll(t, a)
+			a.Close()
+		}
+		if (refused != nil) != (err != nil) {
+			t.Errorf("version %s: dpkg-deb: %v, here: %v", version, refused, err)
+		}
+	}
+}
+
+// TestOld names formats that are not read: none of them is a module.
+func TestOld(t *testing.T) {
+	t.Parallel()
+	testmod.Program(t, "cpio", "cpio")
+	testmod.Program(t, "dpkg-deb", "dpkg")
+	out := t.TempDir()
+	sh(t, out, `echo m >a.ko; for format in odc bin; do echo a.ko | cpio -o -H $format >$format.cpio 2>/dev/null; done
+		gzip -k odc.cpio; echo a.ko | cpio -o -H newc >newc.cpio 2>/dev/null
+		(head -c 512 /dev/zero; cat newc.cpio) >zeros.cpio; mkdir -p deb/DEBIAN
+		printf 'Package: a\nVersion: 1\nArchitecture: all\nMaintainer: a <a@a>\nDescription: a\n' >deb/DEBIAN/control
+		dpkg-deb --deb-format=0.939000 -Zgzip -b deb old.deb`)
+	for name, want := range map[string]Kind{"odc.cpio": OldCpio, "odc.cpio.gz": OldCpio, "bin.cpio": OldCpio,
+		"old.deb": OldDeb, "zeros.cpio": Initramfs} {
+		a, err := Open(filepath.Join(out, name), Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Kind() != want {
+			t.Errorf("%s: %s, want %s", name, a.Kind(), want)
+		}
+		if err := drainAll(t, a); (err == nil) != (want == Initramfs) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		a.Close()
+	}
 }
 
 func TestRPM(t *testing.T) {

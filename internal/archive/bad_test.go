@@ -54,6 +54,12 @@ func TestBad(t *testing.T) {
 		"cpio, deep name":   {content: newc(strings.Repeat("a/", 500), regular, 1, 1, "x"), want: "limit"},
 		"cpio, links kept": {content: newc("a", regular, 1, 2, "") + newc("b", regular, 2, 2, "") + newcEnd,
 			limits: Limits{Kept: 100}, want: "limit"},
+		"cpio, second content": {content: newc("a", regular, 7, 2, "1") + newc("b", regular, 7, 2, "2") + newcEnd,
+			want: "b: a second content of the file with hard links a"},
+		"cpio, directory with content": {content: newc("a", 0o40755, 1, 2, newc("b", regular, 2, 1, "1")) + newcEnd,
+			want: "a: content of what is no regular file"},
+		"cpio, FIFO with content": {content: newc("a.ko", 0o10644, 1, 1, "x") + newcEnd, want: "no regular file"},
+		"cpio, name upwards":      {content: newc("a/../b", regular, 1, 1, "x") + newcEnd, want: `".." in a name`},
 		"tar, cut off":            {content: data[:515], want: "cut off"},
 		"tar, no end":             {content: data[:1024], want: "ends without the two blocks of zeros"},
 		"tar, half an end":        {content: data[:1536], want: "ends without the two blocks of zeros"},
@@ -297,7 +303,7 @@ func TestModules(t *testing.T) {
 				"bad.ko: hard link to nothing, which is not in the archive up.ko->usr/dir/a.ko=m by K"},
 		"odd files": {files: []tar.Header{file("boot/vmlinuz-1", "K"), {Name: "fifo.ko", Typeflag: tar.TypeFifo},
 			{Name: "dir.ko", Typeflag: tar.TypeDir},
-			file("a.ko.debug", "x"), file("../../up.ko", "m")}, want: "fifo.ko: not a regular file up.ko=m by K"},
+			file("a.ko.debug", "x"), file(".//up.ko", "m")}, want: "fifo.ko: not a regular file up.ko=m by K"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
@@ -423,8 +429,6 @@ func TestHardLinks(t *testing.T) {
 	for _, content := range []string{
 		newc("a", r, 7, 3, "data") + newc("b", r, 7, 3, "") + newc("c", r, 7, 3, "") + newc("other", r, 8, 2, "x") + newcEnd,
 		newc("a", r, 7, 3, "") + newc("b", r, 7, 3, "") + newc("other", r, 8, 2, "x") + newc("c", r, 7, 3, "data") + newcEnd,
-		newc("a", r, 7, 3, "data") + newc("b", r, 7, 3, "data") + newc("c", r, 7, 3, "data") + newc("other", r, 8, 2,
-			"x") + newcEnd,
 	} {
 		got := contents(t, inMemory(t, content, Limits{}))
 		if len(got) != 4 || got["a"] != got["b"] || got["a"] != got["c"] || !strings.HasPrefix(got["a"], "4 bytes") {
@@ -508,7 +512,9 @@ func FuzzRPM(f *testing.F) {
 func FuzzInitramfs(f *testing.F) {
 	one := newc("lib/modules/1/a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o100644, 1, 2, "m") + newc("c.ko", 0o120777,
 		2, 1, "b.ko") + newcEnd
-	fuzz(f, one, one+"\x00\x00\x00\x00"+gz(one)+gz(one), strings.ReplaceAll(one, cpioNewc, cpioCRC))
+	twice := newc("a", 0o100644, 7, 2, "") + newc("l", 0o120777, 8, 1, ".") + newc("b.ko", 0o100644, 7, 2, "m") +
+		newc("l/a", 0o100644, 9, 1, "n") + newcEnd
+	fuzz(f, one, one+"\x00\x00\x00\x00"+gz(one)+gz(one), strings.ReplaceAll(one, cpioNewc, cpioCRC), twice)
 }
 
 func FuzzTar(f *testing.F) {
@@ -516,12 +522,15 @@ func FuzzTar(f *testing.F) {
 		Typeflag: tar.TypeLink})
 	initrd := newc("a.ko", 0o100644, 1, 2, "") + newc("b.ko", 0o120777, 2, 1, "a.ko") + newcEnd
 	two := tarOf(f, file("lib/modules/1/initrd", initrd+gz(initrd)), symlink("c.ko", "initrd"))
-	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]))
+	extended := paxOf('g', "comment", "x") + paxOf('x', "path", "a.ko", "size", "1") + entry('0', ustar, "a", "", "m") +
+		longOf('L', "b.ko") + longOf('K', "a.ko") + entry('1', gnu, "b", "a", "") + tarEnd
+	fuzz(f, two, one, gz(one), gz(one[:700])+gz(one[700:]), extended)
 }
 
 func FuzzImage(f *testing.F) {
 	lower, upper := tarOf(f, file("lib/modules/1/a.ko", "m")), gz(tarOf(f, file("lib/.wh.modules", ""), file("a.ko", "n")))
-	fuzz(f, ociTar(f, lower, upper), dockerTar(f, lower, upper))
+	both := tarOf(f, file(layoutFile, "{}"), file(indexFile, `{"manifests":[]}`), file(manifestFile, `[{"Layers":[]}]`))
+	fuzz(f, ociTar(f, lower, upper), dockerTar(f, lower, upper), both)
 }
 
 func FuzzUKI(f *testing.F) {

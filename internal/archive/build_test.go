@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"slices"
 	"testing"
 )
 
@@ -88,7 +89,10 @@ func ociTyped(t testing.TB, mediaType string, more map[string]any, layers ...str
 	files := []tar.Header{file(layoutFile, `{"imageLayoutVersion":"1.0.0"}`)}
 	blob := func(kind, content string) map[string]any {
 		digest := fmt.Sprintf("%x", sha256.Sum256([]byte(content)))
-		files = append(files, file("blobs/sha256/"+digest, content))
+		blob := file("blobs/sha256/"+digest, content)
+		if !slices.ContainsFunc(files, func(f tar.Header) bool { return f.Name == blob.Name }) {
+			files = append(files, blob)
+		}
 		return map[string]any{"mediaType": kind, "digest": "sha256:" + digest, "size": len(content)}
 	}
 	text := func(v any) string {

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,21 @@ const (
 	cpioStripped = "07070X"
 	cpioTrailer  = "TRAILER!!!"
 )
+
+// isBinaryCpio reports whether a file begins like a cpio archive of the oldest format: 13 numbers of
+// 16 bits, of which the first is 070707 in base 8 and the eleventh the length of the name behind them.
+func isBinaryCpio(head []byte) bool {
+	if len(head) < 26 {
+		return false
+	}
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		end := 26 + int(order.Uint16(head[20:]))
+		if order.Uint16(head) == 0o070707 && end > 27 && end <= len(head) && head[end-1] == 0 && head[26] != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // cpio reads cpio archives.
 type cpio struct {
@@ -126,6 +142,9 @@ func (c *cpio) entry() (end bool, err error) {
 	}
 	// dracut aligns content with more zeros behind the name.
 	text, _, _ := strings.Cut(string(name), "\x00")
+	if hasParent(text) {
+		return false, fmt.Errorf("%s: \"..\" in a name of the cpio archive", cleanName(text))
+	}
 	f := &File{Name: text, Mode: fileMode(mode)}
 	if text == cpioTrailer {
 		if _, err := io.Copy(io.Discard, &part{c, size}); err != nil {
@@ -179,16 +198,21 @@ func (c *cpio) special(f *File, size int64, content io.Reader) error {
 		}
 		f.Link, _, _ = strings.Cut(string(target), "\x00")
 	}
+	if f.Link == "" && size > 0 && c.stripped == nil {
+		return fmt.Errorf("%s: content of what is no regular file: the kernel passes over it, and cpio reads it as "+
+			"further files", cleanName(f.Name))
+	}
 	return c.walk.emit(f)
 }
 
 // linked passes on one of several hard links to a file, as soon as the content is there.
 func (c *cpio) linked(f *File, node inode, size int64, content io.Reader) error {
+	f.shared = c.stripped == nil
 	waiting, again := c.waiting[node]
 	switch {
 	case again && waiting[0].Name == "": // the content was there before
-		if size > 0 {
-			break
+		if size > 0 { // which the kernel writes over it, and so into all links before this one
+			return fmt.Errorf("%s: a second content of the file with hard links %s", cleanName(f.Name), waiting[0].Link)
 		}
 		f.Link = waiting[0].Link
 		return c.walk.emit(f)
@@ -205,9 +229,6 @@ func (c *cpio) linked(f *File, node inode, size int64, content io.Reader) error 
 		return err
 	}
 	for _, w := range waiting {
-		if w.Name == "" { // two of the links have content: a file of its own, then
-			continue
-		}
 		w.Link = name
 		c.walk.drop(w.Name)
 		if err := c.walk.emit(w); err != nil {

@@ -57,6 +57,7 @@ func (w *walk) deb(section *io.SectionReader) error {
 			err = w.member(member, w.emit)
 		default:
 			members = append(members, base)
+			err = debVersion(member)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -68,6 +69,20 @@ func (w *walk) deb(section *io.SectionReader) error {
 	}
 	if len(members) < len(debMembers) {
 		return errors.New("deb: no data.tar: the package is cut off")
+	}
+	return nil
+}
+
+// debVersion reads debian-binary: dpkg refuses what is not of the second version.
+func debVersion(member *io.SectionReader) error {
+	text := make([]byte, min(member.Size(), 16))
+	if _, err := io.ReadFull(member, text); err != nil {
+		return err
+	}
+	version, _, ok := strings.Cut(string(text), "\n")
+	minor, second := strings.CutPrefix(version, "2.")
+	if !ok || !second || minor == "" || strings.Trim(minor, "0123456789") != "" {
+		return errors.New("version of the package's format is not 2.0, and dpkg refuses it")
 	}
 	return nil
 }

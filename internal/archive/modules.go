@@ -116,9 +116,16 @@ type Found struct {
 	// have the name that distributions give to an initramfs or a unified kernel image. An initramfs
 	// with that name is looked into, if it is not in an initramfs itself.
 	Inner []string
+	// Boot are those of Inner that a machine boots, by their names: an initramfs or a unified kernel image
+	// that could not be looked into.
+	Boot []string
 	// Orders are the contents of lib/modules/KVER/modules.order, by KVER.
 	Orders map[string][]byte
 }
+
+// ErrNotRegular is the error of a file with the name of a module that is none, as it is a FIFO, a device
+// or the like.
+var ErrNotRegular = errors.New("not a regular file")
 
 // ErrNoKernel reports an archive without a kernel image that could judge its modules.
 var ErrNoKernel = errors.New("no kernel image to judge the modules by")
@@ -139,9 +146,10 @@ func Modules[J, T any](ctx context.Context, a *Archive, w Work[J, T]) (*Found, e
 	r := &run[J, T]{Work: w, ctx: ctx, archive: a, found: new(Found),
 		limits: module.SharedLimits(w.MaxSize), slots: semaphore.NewWeighted(int64(batch.Jobs(w.Jobs))),
 		memory: semaphore.NewWeighted(inWork),
-		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]struct{}),
+		links:  make(map[place]string), hards: make(map[place]hardLink), names: make(map[key]int),
 		inners: make(map[int]struct{}), same: make(map[place]int), results: make(map[place][]result[T]),
-		configs: make(map[place]config)}
+		configs: make(map[place]config), twice: make(map[key]struct{}), diverted: make(map[place]string),
+		written: make(map[key]struct{}), shared: make(map[key]struct{})}
 	r.limits.Count = func(n int) error { return r.expands(0, int64(n)) }
 	r.queue = batch.NewQueue(func(t T) {
 		if ctx.Err() == nil {
@@ -197,8 +205,17 @@ type run[J, T any] struct {
 	aliases []pending
 	links   map[place]string // symbolic links, and their targets
 	hards   map[place]hardLink
-	names   map[key]struct{} // of all but symbolic links
-	same    map[place]int    // how many modules have a name
+	names   map[key]int // of all but symbolic links, and the layer that has them
+	// twice are links whose names come again as something else: what counts is not the same everywhere.
+	// diverted are names of symbolic links that lie in another place, as there is a link in their names,
+	// by that place. lost is one of which it is unknown where it lies.
+	twice    map[key]struct{}
+	diverted map[place]string
+	lost     string
+	// written are the files of an initramfs, and shared those with hard links.
+	written, shared map[key]struct{}
+
+	same    map[place]int // how many modules have a name
 	entries int
 	inners  map[int]struct{} // the entries that are an initramfs
 	probed  int              // compressed files
@@ -269,6 +286,7 @@ func (r *run[J, T]) all() error {
 		return err
 	}
 	r.group.Wait()
+	r.divert()
 	var wants []*want[T]
 	// Symbolic links may lead to hard links.
 	for _, hard := range []bool{true, false} {
@@ -305,6 +323,9 @@ func (r *run[J, T]) pass() error {
 func (r *run[J, T]) file(f *File) (err error) {
 	isModule := module.IsName(path.Base(f.Name))
 	r.entries++
+	if err := r.write(f); err != nil {
+		return err
+	}
 	if f.Mode.Type() != fs.ModeSymlink {
 		if err := r.remember(f); err != nil {
 			return err
@@ -320,7 +341,7 @@ func (r *run[J, T]) file(f *File) (err error) {
 	case isModule && !f.Mode.IsDir():
 		p, err := r.next(f)
 		if err == nil {
-			p.Err = errors.New("not a regular file")
+			p.Err = ErrNotRegular
 			var judge J
 			r.start(judge, p)
 		}
@@ -362,6 +383,9 @@ func (r *run[J, T]) inside(f *File) error {
 		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
 	}
 	r.found.Inner = append(r.found.Inner, name)
+	if named {
+		r.found.Boot = append(r.found.Boot, name)
+	}
 	return nil
 }
 
@@ -527,7 +551,12 @@ func (r *run[J, T]) link(f *File, isModule bool) error {
 	if err := r.keep(f, "symbolic links"); err != nil {
 		return err
 	}
-	r.links[f.place()] = f.Link
+	at := f.place()
+	layer, before := r.names[r.key(at)]
+	if target, again := r.links[at]; again && target != f.Link || before && layer == f.layer {
+		r.twice[r.key(at)] = struct{}{}
+	}
+	r.links[at] = f.Link
 	if !isModule {
 		return nil
 	}
@@ -873,7 +902,7 @@ func (r *run[J, T]) alias(p pending) *want[T] {
 		name, until = p.hard, &p.at
 	}
 	for range maxLinks {
-		at, err := r.resolve(p.place().with(name))
+		at, err := r.target(p, name, until)
 		if err != nil {
 			r.fail(p, err)
 			return nil
@@ -886,10 +915,30 @@ func (r *run[J, T]) alias(p pending) *want[T] {
 		if !ok || until != nil && !hard.at.before(*until) {
 			return &want[T]{pending: p, real: at, until: until}
 		}
+		if _, twice := r.twice[r.key(at)]; twice {
+			r.fail(p, fmt.Errorf("%w: %s, which is a hard link and something else", errUnclear, at))
+			return nil
+		}
 		name, until = hard.target, &hard.at
 	}
 	r.fail(p, fmt.Errorf("hard links that lead on from %s are too many", name))
 	return nil
+}
+
+// target returns where a link leads to. A hard link to a symbolic link is another symbolic link, in
+// another directory, and not all programs make one.
+func (r *run[J, T]) target(p pending, name string, until *moment) (place, error) {
+	at := p.place().with(name)
+	if until != nil {
+		real, err := r.real(at)
+		if err != nil {
+			return place{}, err
+		}
+		if _, symbolic := r.links[real]; symbolic {
+			return place{}, fmt.Errorf("hard link to %s, which is a symbolic link", name)
+		}
+	}
+	return r.resolve(at)
 }
 
 // result returns the last result for a name, up to a moment if there is one.
@@ -941,8 +990,15 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 			at := f.place()
 			// What unpacks the archive writes the file where a link in its name leads to, and may so
 			// replace another.
-			if real, err := r.resolve(at.with(path.Dir(at.name))); err == nil && real.name != dirOf(at.name) {
-				for _, w := range byPlace[real.with(cleanName(real.name+"/"+path.Base(at.name)))] {
+			switch real, err := r.real(at); {
+			case errors.Is(err, errUnclear):
+				for _, links := range byPlace {
+					for _, w := range links {
+						w.through = f.Name
+					}
+				}
+			case err == nil && real != at:
+				for _, w := range byPlace[real] {
 					w.through = f.Name
 				}
 			}
@@ -953,7 +1009,7 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 			if same[at]++; same[at] > maxSame {
 				return fmt.Errorf("%w: more than %d files called %s", ErrLimit, maxSame, f.Name)
 			}
-			return r.target(f, links)
+			return r.judgeTarget(f, links)
 		})
 		if err != nil {
 			return err
@@ -962,7 +1018,8 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 	for _, w := range wants {
 		switch {
 		case w.through != "":
-			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real, w.through))
+			r.fail(w.pending, fmt.Errorf("it leads to %s, which %s may replace, as there is a link in that name", w.real,
+				w.through))
 		case w.found != nil:
 			r.linkTo(w.pending, w.real, w.found.t)
 		case w.hard != "":
@@ -978,9 +1035,9 @@ func (r *run[J, T]) targets(wants []*want[T]) error {
 // dirOf is the directory of a clean name; "" is the root.
 func dirOf(name string) string { return cleanName(path.Dir(name)) }
 
-// target works on a file that links lead to: once for each kernel, and for each compression that
+// judgeTarget works on a file that links lead to: once for each kernel, and for each compression that
 // the names of links tell.
-func (r *run[J, T]) target(f *File, links []*want[T]) error {
+func (r *run[J, T]) judgeTarget(f *File, links []*want[T]) error {
 	now := r.now(f)
 	links = slices.DeleteFunc(slices.Clone(links), func(w *want[T]) bool {
 		return w.until != nil && !now.before(*w.until) || w.found != nil && now.before(w.found.at)
@@ -1035,10 +1092,17 @@ func (r *run[J, T]) resolve(from place) (place, error) {
 			continue
 		}
 		at := cleanName(done + "/" + part)
+		if other, ok := r.diverted[from.with(at)]; ok || r.lost != "" {
+			return place{}, fmt.Errorf("%w: %s, which %s may replace, as there is a link in that name", errUnclear, at,
+				cmp.Or(other, r.lost))
+		}
 		target, ok := r.links[from.with(at)]
 		if !ok {
 			done = at
 			continue
+		}
+		if _, twice := r.twice[r.key(from.with(at))]; twice {
+			return place{}, fmt.Errorf("%w: %s, which is a symbolic link and something else, or two", errUnclear, at)
 		}
 		if links++; links > maxLinks {
 			return place{}, fmt.Errorf("symbolic links that lead on from %s form a loop", name)
@@ -1051,6 +1115,58 @@ func (r *run[J, T]) resolve(from place) (place, error) {
 		}
 	}
 	return from.with(done), nil
+}
+
+// errUnclear is the error of a path over names that programs which unpack archives see differently.
+var errUnclear = errors.New("it leads over a name that the archive has twice")
+
+// divert finds the symbolic links that lie in another place than their names say.
+func (r *run[J, T]) divert() {
+	diverted, lost := make(map[place]string), ""
+	for at := range r.links {
+		switch real, err := r.real(at); {
+		case errors.Is(err, errUnclear):
+			lost = at.String()
+		case err == nil && real != at:
+			diverted[real] = at.String()
+		}
+	}
+	r.diverted, r.lost = diverted, lost
+}
+
+// real returns where a file lies: links in its name are followed, and it is not if it is one.
+func (r *run[J, T]) real(at place) (place, error) {
+	dir, err := r.resolve(at.with(dirOf(at.name)))
+	return at.with(cleanName(dir.name + "/" + path.Base(at.name))), err
+}
+
+// write refuses an initramfs that writes into a file with several names. The kernel writes a file into
+// the one that has its name, and so into all hard links of that (do_name in init/initramfs.c).
+func (r *run[J, T]) write(f *File) error {
+	if kind := r.archive.kind; kind != Initramfs && kind != UKI && f.inner == "" || f.Mode.IsDir() {
+		return nil
+	}
+	at, err := r.real(f.place())
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.place(), err)
+	}
+	k := r.key(at)
+	_, before := r.written[k]
+	if _, shared := r.shared[k]; shared || before && f.shared {
+		return fmt.Errorf("%s is there twice, and has hard links, into which the kernel writes the later one: make the "+
+			"initramfs anew", at)
+	}
+	if !before {
+		r.kept += keptEntry
+	}
+	if r.kept > r.archive.limits.Kept {
+		return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
+	}
+	r.written[k] = struct{}{}
+	if f.shared {
+		r.shared[k] = struct{}{}
+	}
+	return nil
 }
 
 // outside sorts the links to directories below which modprobe would look for modules. Those that
@@ -1094,13 +1210,22 @@ func (r *run[J, T]) remember(f *File) error {
 			name = ""
 		}
 		k := r.key(f.place().with(name))
-		if _, ok := r.names[k]; ok {
+		_, ok := r.names[k]
+		if name == f.Name {
+			_, link := r.links[f.place()]
+			_, hard := r.hards[f.place()]
+			if link || ok && (hard || f.Mode.IsRegular() && f.Link != "") {
+				r.twice[k] = struct{}{}
+			}
+			r.names[k] = f.layer
+		}
+		if ok {
 			return nil
 		}
 		if r.kept += keptEntry; r.kept > r.archive.limits.Kept {
 			return r.archive.limits.exceeded("bytes of names to remember", r.archive.limits.Kept)
 		}
-		r.names[k] = struct{}{}
+		r.names[k] = f.layer
 		if name == "" {
 			return nil
 		}

@@ -110,6 +110,9 @@ func TestInner(t *testing.T) {
 	if text := strings.Join(found.Inner, " "); err != nil || text != "1 2 3 4 5 6 boot/initrd.img-1" {
 		t.Errorf("%q, error %v", text, err)
 	}
+	if len(found.Boot) != 1 || found.Boot[0] != "boot/initrd.img-1" {
+		t.Errorf("booted, and not looked into: %q", found.Boot)
+	}
 }
 
 // TestConfigs gives each kernel its configuration, wherever that comes in the archive, and opens
@@ -257,7 +260,7 @@ func TestInitramfsInside(t *testing.T) {
 func TestBadInitramfsInside(t *testing.T) {
 	t.Parallel()
 	good := newc("a.ko", 0o100644, 1, 1, "m") + newcEnd
-	limits := Limits{Bytes: 1 << 20, Entries: 100, Kept: 500}
+	limits := Limits{Bytes: 1 << 20, Entries: 100, Kept: 600}
 	many := strings.Repeat(newc("x", 0o100644, 1, 1, ""), 100) + newcEnd
 	links := newc("a", 0o100644, 1, 2, "") + newc("b", 0o100644, 2, 2, "") + newc("c", 0o100644, 3, 2, "") +
 		newc("d", 0o100644, 4, 2, "") + newc("e", 0o100644, 5, 2, "") + newcEnd

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +33,13 @@ const (
 )
 
 const (
-	maxJSON   = 4 << 20 // bytes of a document, as registries have it
-	maxImages = 64
-	maxLayers = 1024
-	maxDepth  = 8 // of an index in an index
+	maxJSON = 4 << 20 // bytes of a document, as registries have it
+	// maxDocument is the size limit of a layer that is no file system, in bytes. The list of what is in an
+	// image may have tens of millions.
+	maxDocument = 64 << 20
+	maxImages   = 64
+	maxLayers   = 1024
+	maxDepth    = 8 // of an index in an index
 )
 
 // An image is a container image: its layers, the lowest first.
@@ -100,6 +104,9 @@ func (w *walk) images(a *Archive) error {
 	} else {
 		images, err = l.docker()
 	}
+	if err == nil && a.kind == OCI && l.files[manifestFile] != nil {
+		err = l.agree(images)
+	}
 	if err != nil {
 		return err
 	}
@@ -117,16 +124,41 @@ func (w *walk) images(a *Archive) error {
 	return nil
 }
 
+// agree compares the images of index.json with those of manifest.json, which docker save writes both:
+// some programs read the one, and some the other.
+func (l *layout) agree(images []image) error {
+	saved, err := l.docker()
+	if err != nil {
+		return err
+	}
+	for _, im := range saved {
+		if !slices.ContainsFunc(images, func(other image) bool {
+			return slices.EqualFunc(im.layers, other.layers, func(a, b layer) bool {
+				return l.files[a.name] != nil && l.target(a.name) == l.target(b.name)
+			})
+		}) {
+			return fmt.Errorf("image %s: manifest.json has other layers than index.json: programs read the one or the "+
+				"other", im.name)
+		}
+	}
+	return nil
+}
+
+// target returns where a name of a tar archive leads to.
+func (l *layout) target(name string) string {
+	for range 16 {
+		if m := l.files[name]; m == nil || m.link == "" {
+			break
+		}
+		name = l.files[name].link
+	}
+	return name
+}
+
 // open opens a file of the layout by its clean name.
 func (l *layout) open(name string) (*io.SectionReader, io.Closer, error) {
 	if l.root == nil {
-		m := l.files[name]
-		for range 16 {
-			if m == nil || m.link == "" {
-				break
-			}
-			m = l.files[m.link]
-		}
+		m := l.files[l.target(name)]
 		switch {
 		case m == nil:
 			return nil, nil, fmt.Errorf("%s: not in the archive: %w", name, fs.ErrNotExist)
@@ -325,6 +357,16 @@ func (l *layer) document() (bool, error) {
 	case isTar(head), compress.StreamFormat(head) != "", len(bytes.Trim(head, "\x00")) == 0:
 		return false, nil // reading it tells the rest
 	case bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{")):
+		if section.Size() > maxDocument {
+			return false, fmt.Errorf("%s: %w: a JSON document of %d bytes", l.name, ErrLimit, section.Size())
+		}
+		b := make([]byte, section.Size())
+		if _, err := section.ReadAt(b, 0); err != nil && err != io.EOF {
+			return false, err
+		}
+		if !json.Valid(b) {
+			return false, fmt.Errorf("%s: a layer that is neither a tar archive nor, to its end, a JSON document", l.name)
+		}
 		return true, nil
 	case kindOf(head) == Squashfs:
 		return false, fmt.Errorf("%s: a layer that is a squashfs image is not read", l.name)
@@ -533,10 +575,13 @@ func (c *cover) through(name string, mode fs.FileMode, hidden bool) error {
 				return err
 			}
 		}
-		return c.insert(c.linksHere, at)
+		if err := c.insert(c.linksHere, at); err != nil {
+			return err
+		}
 	}
-	// A file of another name matters if links lead to such files, which is why they are read again.
-	set, links, every := c.writtenHere, c.linksHere, c.walk.hidden && mode.IsRegular()
+	// A file of another name matters if links lead to such files, which is why they are read again. Links
+	// lead on to links.
+	set, links, every := c.writtenHere, c.linksHere, c.walk.hidden && mode.IsRegular() || mode.Type() == fs.ModeSymlink
 	switch {
 	case !hidden && every:
 		set, links = c.passedHere, c.hiddenLinks

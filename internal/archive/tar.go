@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,17 +51,66 @@ func (w *walk) tar(section *io.SectionReader) error {
 		return err
 	}
 	defer s.close()
-	return w.tarStream(s, func(f *File) error {
-		if name := cleanName(f.Name); !s.plain && (name == layoutFile || isLayerName(name)) {
+	var meta imageFiles
+	isImage := false
+	err = w.tarStream(s, func(f *File) error {
+		image, err := meta.note(f)
+		if err != nil {
+			return err
+		}
+		if isImage = isImage || image; isImage && !s.plain {
 			return errors.New("a container image that is compressed as a whole is not read: decompress the archive first")
 		}
 		return w.emit(f)
 	})
+	if err == nil && isImage {
+		err = errors.New("a container image with further files, or with one twice, which programs may read as an " +
+			"image or as a tar archive: make the archive anew, with the files of the image alone")
+	}
+	return err
+}
+
+// imageFiles are the files of an image layout among those of a tar archive.
+type imageFiles struct{ layout, index bool }
+
+// note notes a file, and reports whether the archive is a container image for those who read one: it
+// has oci-layout and index.json, the manifest.json of docker save, or a layer of the form before that.
+func (m *imageFiles) note(f *File) (bool, error) {
+	name := cleanName(f.Name)
+	switch {
+	case isLayerName(name):
+		return true, nil
+	case name == layoutFile:
+		m.layout = true
+	case name == indexFile:
+		m.index = true
+	case name != manifestFile || f.Mode.IsDir():
+	case !f.Mode.IsRegular() || f.Link != "" || f.Size > maxJSON:
+		return true, nil // nobody knows
+	default:
+		b, err := io.ReadAll(f)
+		f.content = bytes.NewReader(b)
+		return isDockerManifest(b), err
+	}
+	return m.layout && m.index, nil
+}
+
+// isDockerManifest reports whether a manifest.json is that of docker save, and not of something else.
+func isDockerManifest(b []byte) bool {
+	var images []struct{ Layers []string }
+	// What follows the first value is passed over by programs too.
+	err := json.NewDecoder(bytes.NewReader(b)).Decode(&images)
+	for _, im := range images {
+		if im.Layers != nil {
+			return err == nil
+		}
+	}
+	return false
 }
 
 // tarStream passes on the entries of a tar archive, with names as stored.
 func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
-	t := tar.NewReader(unended{r})
+	t := tar.NewReader(&headers{r: unended{r}})
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -106,11 +156,6 @@ func (u unended) Read(b []byte) (int, error) {
 }
 
 var errNoMarker = fmt.Errorf("it ends without the two blocks of zeros that end a tar archive: %w", io.ErrUnexpectedEOF)
-
-// unendedFile is unended for a file in which readers seek.
-type unendedFile struct{ *io.SectionReader }
-
-func (u unendedFile) Read(b []byte) (int, error) { return unended{u.SectionReader}.Read(b) }
 
 // afterEnd reads what follows the end marker of a tar archive, which is nothing but zeros: a
 // second archive there would be one that some programs see and others do not. Checksums of a
@@ -205,10 +250,10 @@ type member struct {
 }
 
 // indexTar returns where the files in a tar archive are, by clean name. A name that is not
-// wanted, or more than most names, are an error.
+// wanted, a name that comes twice, and more than most names, are an error.
 func indexTar(section *io.SectionReader, most int, wanted func(name string) bool) (map[string]*member, error) {
 	index := make(map[string]*member)
-	for t := tar.NewReader(unendedFile{section}); ; {
+	for t := tar.NewReader(&seekingHeaders{headers{r: unended{section}}, section}); ; {
 		h, err := t.Next()
 		if err == io.EOF {
 			return index, afterEnd(section)
@@ -224,6 +269,8 @@ func indexTar(section *io.SectionReader, most int, wanted func(name string) bool
 			return nil, fmt.Errorf("%s: not a file of a container image", h.Name)
 		case len(index) == most:
 			return nil, fmt.Errorf("%w: more than %d files of container images", ErrLimit, most)
+		case index[name] != nil && h.Typeflag != tar.TypeDir:
+			return nil, fmt.Errorf("%s comes twice in the container image", name)
 		}
 		switch h.Typeflag {
 		case tar.TypeReg:

@@ -41,6 +41,13 @@ func NewFile(r io.Reader) (io.ReadCloser, error) {
 	}
 	head = head[:n]
 	whole := io.MultiReader(bytes.NewReader(head), r)
+	if _, ok := Skippable(head); ok {
+		buffered := bufio.NewReaderSize(whole, inputBuffer)
+		if head, err = skip(buffered); err != nil {
+			return nil, err
+		}
+		whole = buffered
+	}
 	if f := FromMagic(head); f != None {
 		opened, err := newReader(f, whole, math.MaxInt64, windowUnknown, true)
 		if err != nil {
@@ -81,6 +88,24 @@ func NewFile(r io.Reader) (io.ReadCloser, error) {
 	return nil, ErrNoStream
 }
 
+// skip passes over the frames that are to be skipped, and returns what follows them, as far as it tells
+// the format.
+func skip(r *bufio.Reader) ([]byte, error) {
+	for {
+		head, err := r.Peek(len(LzopMagic))
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		size, ok := Skippable(head)
+		if !ok {
+			return head, nil
+		}
+		if _, err := io.CopyN(io.Discard, r, size); err != nil {
+			return nil, fmt.Errorf("zstd frame is cut off: %w", io.ErrUnexpectedEOF)
+		}
+	}
+}
+
 func (f *file) Read(b []byte) (n int, err error) {
 	for n == 0 && f.err == nil && len(b) > 0 {
 		if n, f.err = f.out.Read(b); f.err == io.EOF {
@@ -108,14 +133,14 @@ func (f *file) follow() error {
 			return f.next()
 		case f.zeros && zeros > 0:
 			f.in.Discard(zeros)
-		case f.name == "zstd" && len(head) >= 8 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18":
-			// A frame to be skipped (RFC 8878, 3.1.2).
-			size := int64(head[4]) | int64(head[5])<<8 | int64(head[6])<<16 | int64(head[7])<<24
-			if _, err := io.CopyN(io.Discard, f.in, 8+size); err != nil {
-				return fmt.Errorf("zstd frame is cut off: %w", io.ErrUnexpectedEOF)
-			}
 		default:
-			return f.trailing()
+			size, ok := Skippable(head)
+			if !ok || f.name != "zstd" && f.name != "lz4" {
+				return f.trailing()
+			}
+			if _, err := io.CopyN(io.Discard, f.in, size); err != nil {
+				return fmt.Errorf("%s frame is cut off: %w", f.name, io.ErrUnexpectedEOF)
+			}
 		}
 	}
 }

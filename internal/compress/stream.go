@@ -44,6 +44,9 @@ func StreamFormat(head []byte) string {
 	if f := FromMagic(head); f != None {
 		return f.String()
 	}
+	if _, ok := Skippable(head); ok {
+		return Zstd.String() // or lz4, which has the same frames: the stream behind it tells
+	}
 	for _, s := range streams {
 		if strings.HasPrefix(string(head[:min(len(head), len(LzopMagic))]), s.magic) {
 			return s.name
@@ -52,9 +55,44 @@ func StreamFormat(head []byte) string {
 	return ""
 }
 
-// NewStream opens the stream at the beginning of r, which other bytes may follow. The
-// caller must close it.
+// Skippable returns the size of a frame that readers of zstd and lz4 pass over, in bytes, if one begins
+// with head: a magic, the length of what follows, and that (RFC 8878, 3.1.2).
+func Skippable(head []byte) (size int64, ok bool) {
+	if len(head) < 8 || head[0]&0xf0 != 0x50 || string(head[1:4]) != "\x2a\x4d\x18" {
+		return 0, false
+	}
+	return 8 + int64(binary.LittleEndian.Uint32(head[4:])), true
+}
+
+// NewStream opens the stream at the beginning of r, which other bytes may follow. Frames of zstd and lz4
+// that are to be skipped may be before it. The caller must close it.
 func NewStream(r *io.SectionReader) (*Stream, error) {
+	var skipped int64
+	for {
+		var head [8]byte
+		n, err := r.ReadAt(head[:], skipped)
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		size, ok := Skippable(head[:n])
+		if !ok {
+			break
+		}
+		if skipped += size; skipped >= r.Size() {
+			return nil, ErrNoStream
+		}
+	}
+	s, err := newStream(io.NewSectionReader(r, skipped, r.Size()-skipped))
+	if err != nil {
+		return nil, err
+	}
+	if used := s.used; skipped > 0 {
+		s.used = func() int64 { return skipped + used() }
+	}
+	return s, nil
+}
+
+func newStream(r *io.SectionReader) (*Stream, error) {
 	head, err := readHead(r, r.Size(), len(LzopMagic))
 	if err != nil {
 		return nil, err

@@ -53,6 +53,45 @@ func readStream(b []byte) (content []byte, used int64, err error) {
 	return content, s.Used(), err
 }
 
+// TestSkippable passes over frames before a stream, between two and behind them, as zstd and lz4 do.
+func TestSkippable(t *testing.T) {
+	t.Parallel()
+	frames := "\x50\x2a\x4d\x18\x03\x00\x00\x00abc" + "\x5f\x2a\x4d\x18\x00\x00\x00\x00"
+	for i, z := range madeStreams {
+		if z.name != "zstd" && z.name != "lz4" {
+			continue
+		}
+		stream := string(madeStream(t, i))
+		content, used, err := readStream([]byte(frames + stream + "behind"))
+		if z.name == "lz4" && err != nil { // its library looks for a further frame
+			content, used, err = readStream([]byte(frames + stream))
+		}
+		if string(content) != streamed || used != int64(len(frames+stream)) || err != nil {
+			t.Errorf("%s: %q, %d bytes used: %v", z.name, content, used, err)
+		}
+		if format := StreamFormat([]byte(frames)); format == "" {
+			t.Error("no stream begins with a frame that is to be skipped")
+		}
+		r, err := NewFile(strings.NewReader(frames + stream + frames + stream + frames))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := io.ReadAll(r)
+		if string(whole) != streamed+streamed || err != nil {
+			t.Errorf("%s file: %q: %v", z.name, whole, err)
+		}
+		r.Close()
+	}
+	for _, b := range []string{frames, frames[:10], frames + "x", strings.Repeat(frames[11:], 100_000)} {
+		if _, _, err := readStream([]byte(b)); !errors.Is(err, ErrNoStream) {
+			t.Errorf("no stream: %v", err)
+		}
+		if _, err := NewFile(strings.NewReader(b)); err == nil {
+			t.Error("a file of frames that are to be skipped alone is no error")
+		}
+	}
+}
+
 // TestStream reads streams of every program alone and with other bytes behind, and finds
 // where they end.
 func TestStream(t *testing.T) {

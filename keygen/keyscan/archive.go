@@ -169,8 +169,10 @@ func eachInTar(ctx context.Context, r io.Reader, each func(string, fs.FileMode, 
 			return onlyZeros(r)
 		case err != nil:
 			return fmt.Errorf("tar archive is damaged: %w", err)
-		case h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeGNUSparse:
-			continue
+		}
+		switch h.Typeflag {
+		case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo, tar.TypeXGlobalHeader:
+			continue // without content; GNU tar takes all other types for regular files
 		}
 		if err := each(path.Clean("/" + h.Name)[1:], h.FileInfo().Mode(), t); err != nil {
 			return err

@@ -48,6 +48,34 @@ func TestFailedArchives(t *testing.T) {
 	}
 }
 
+// TestTarTypes finds keys in entries of types that GNU tar takes for regular files.
+func TestTarTypes(t *testing.T) {
+	t.Parallel()
+	key := testmod.NewKey(t, "ecdsa:p256").KeyPEM
+	for _, kind := range "0\x007ZDV" {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		h := tar.Header{Name: "key", Size: int64(len(key)), Mode: 0o600, Typeflag: tar.TypeReg}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		w.Write(key)
+		w.Close()
+		archive := b.Bytes()
+		archive[156] = byte(kind)
+		copy(archive[148:], "        ")
+		sum := 0
+		for _, c := range archive[:512] {
+			sum += int(c)
+		}
+		copy(archive[148:], fmt.Sprintf("%06o\x00 ", sum))
+		r := scan(t, keyscan.Options{}, testmod.WriteFile(t, "file", gzipped(archive)))
+		if len(r.Findings) != 1 || len(r.Failures) != 0 {
+			t.Errorf("type %q: %+v, %+v", kind, r.Findings, r.Failures)
+		}
+	}
+}
+
 // TestZip goes on behind a member that cannot be read, and finds an archive behind a script.
 func TestZip(t *testing.T) {
 	t.Parallel()

@@ -423,7 +423,16 @@ var wrapped = map[string]func(key string) string{
 	"binary": func(key string) string {
 		return "\x7fELF\x02\x01\x01\x00" + strings.Repeat("\x00\x01", 500) + key + "\x00"
 	},
-	"no END": func(key string) string { return key[:strings.Index(key, "-----END")] },
+	"JSON, number":   func(key string) string { return strings.ReplaceAll(key, "\n", `\u000a`) },
+	"JSON, number A": func(key string) string { return strings.ReplaceAll(key, "\n", `\u000D\u000A`) },
+	"braces":         func(key string) string { return strings.ReplaceAll(key, "\n", `\u{a}`) },
+	"C, hexadecimal": func(key string) string { return strings.ReplaceAll(key, "\n", `\x0a`) },
+	"C, octal":       func(key string) string { return strings.ReplaceAll(key, "\n", `\015\012`) },
+	"XML, hexadecimal": func(key string) string {
+		return strings.ReplaceAll(strings.ReplaceAll(key, "\n", "&#x000a;"), "+", "&#x2B;")
+	},
+	"XML, zeros": func(key string) string { return strings.ReplaceAll(key, "\n", "&#0010;") },
+	"no END":     func(key string) string { return key[:strings.Index(key, "-----END")] },
 }
 
 func indent(text, prefix string) string {
@@ -573,6 +582,9 @@ func TestCompressed(t *testing.T) {
 		head -c 100 key.gz >short.gz
 		head -c 100 key.zst >short.zst
 		truncate -s 5M big; cat key >>big; gzip big
+		skip() { printf '\120\052\115\030\003\000\000\000abc'; cat; } # a frame that zstd and lz4 pass over
+		skip <key.zst >skip.zst; lz4 -qc key | skip >skip.lz4
+		zstd -qdc skip.zst | cmp - key; lz4 -qdc skip.lz4 | cmp - key
 		rm key key.gz.xz`)
 	ko, err := os.ReadFile(testmod.Testdata(t)[0])
 	if err != nil {
@@ -586,7 +598,7 @@ func TestCompressed(t *testing.T) {
 	for _, f := range r.Findings {
 		names = append(names, filepath.Base(f.Path))
 	}
-	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.lz4 key.lzma key.lzo key.xz key.zst padded.gz key two.gz two.gz " +
+	want := "big.gz key.bz2 key.gz key.gz.xz.zst key.lz4 key.lzma key.lzo key.xz key.zst padded.gz skip.lz4 skip.zst key two.gz two.gz " +
 		"two.xz two.xz two.zst two.zst"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("found keys in %s, want %s", got, want)

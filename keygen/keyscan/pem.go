@@ -3,6 +3,8 @@ package keyscan
 import (
 	"bytes"
 	"encoding/base64"
+	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -189,7 +191,7 @@ type body struct {
 // indentation, quotes, the sign of a comment, "\n" for line breaks.
 func unarmor(prefix, text []byte) body {
 	if bytes.ContainsAny(text, `\%&<`) {
-		text = escapes.replace(text)
+		text = escapes.replace(numbered.ReplaceAllFunc(text, fromNumber))
 	}
 	prefix = bytes.TrimLeft(prefix, " \t")
 	if n := len(prefix); n > 0 && isDigit(prefix[n-1]) && prefix[n-1] != '+' {
@@ -248,6 +250,27 @@ var escapes = replacer{
 	{"%2f", "/"}, {"%3D", "="}, {"%3d", "="}, {"<br>", "\n"}, {"<br/>", "\n"}, {"<br />", "\n"}, {"&#10;", "\n"},
 	{"&#xA;", "\n"}, {"&#xa;", "\n"}, {"&#13;", "\n"}, {"&#xD;", "\n"}, {"&#xd;", "\n"}, {`\par`, "\n"},
 	{`\r`, "\n"}, {`\n`, "\n"}, {`\t`, " "}, {`\/`, "/"}, {`\"`, `"`}, {`\`, ""},
+}
+
+// numbered are the escapes that write a byte as a number: \u000a of JSON, \x0a and \012 of C, &#x0a; and
+// &#010; of XML.
+var numbered = regexp.MustCompile(`\\u00[0-9A-Fa-f]{2}|\\u\{0{0,6}[0-9A-Fa-f]{1,2}\}|\\x[0-9A-Fa-f]{2}|` +
+	`\\[01][0-7]{2}|&#[xX]0{0,6}[0-9A-Fa-f]{1,2};|&#0{0,6}[0-9]{1,3};`)
+
+// fromNumber returns the byte that an escape means.
+func fromNumber(escape []byte) []byte {
+	digits, base := strings.Trim(string(escape), `\ux{}&#X;`), 16
+	switch {
+	case escape[1] == '#' && escape[2] != 'x' && escape[2] != 'X':
+		base = 10
+	case escape[0] == '\\' && escape[1] != 'u' && escape[1] != 'x':
+		base = 8
+	}
+	n, err := strconv.ParseUint(digits, base, 8)
+	if err != nil {
+		return escape
+	}
+	return []byte{byte(n)}
 }
 
 type replacer [][2]string

@@ -31,6 +31,8 @@ type Archived struct {
 	// Outside are symbolic links that lead out of the package, and Inner archives in it, such
 	// as other packages: they were not looked into.
 	Outside, Inner []string
+	// Boot are those of Inner that a machine boots: an initramfs or a unified kernel image.
+	Boot []string
 }
 
 // Archive explains the modules in a package, or in whatever verify.IsArchive recognizes,
@@ -84,7 +86,7 @@ func Archive(ctx context.Context, path string, o ArchiveOptions) (Archived, erro
 		work.Judge = &o.Kernel
 	}
 	found, err := archive.Modules(ctx, a, work)
-	return Archived{Modules: found.Modules, Outside: found.Outside, Inner: found.Inner}, err
+	return Archived{Modules: found.Modules, Outside: found.Outside, Inner: found.Inner, Boot: found.Boot}, err
 }
 
 // archived explains a module in a package. The kernel may be nil if the module has an error.
