@@ -65,7 +65,8 @@ func run(t testing.TB, dir string, env []string, name string, args ...string) re
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "MODSIGN_") || strings.HasPrefix(v, "KBUILD_") || strings.HasPrefix(v, "SOURCE_DATE_EPOCH")
+		return strings.HasPrefix(v, "MODSIGN_") || strings.HasPrefix(v, "KBUILD_") ||
+			strings.HasPrefix(v, "SOURCE_DATE_EPOCH")
 	})
 	cmd.Env = append(cmd.Env, "LC_ALL=C.UTF-8", "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
 	cmd.Env = append(cmd.Env, env...)
