@@ -1,5 +1,5 @@
-# What scripts/kernels, scripts/images, scripts/sources, scripts/openssl, scripts/p11kit and
-# scripts/chroots share: the cache outside of the repository, in which one of them works at a time. They
+# What scripts/kernels, scripts/images, scripts/sources, scripts/openssl, scripts/p11kit,
+# scripts/chroots and scripts/dkms-suite share: the cache outside of the repository, in which one of them works at a time. They
 # source this file.
 #
 # The cache is $MODSIGN_CACHE, or else modsign in the user's cache directory (~/.cache/modsign).

@@ -1,6 +1,6 @@
-# What scripts/p11kit, scripts/openssl, scripts/sources, scripts/images and scripts/chroots
-# share: packages of other suites and architectures of Debian than this system's. They source
-# this file after scripts/cache.sh.
+# What scripts/p11kit, scripts/openssl, scripts/sources, scripts/images, scripts/chroots and
+# scripts/dkms-suite share: packages of other suites and architectures of Debian than this
+# system's. They source this file after scripts/cache.sh.
 # shellcheck shell=bash
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg

@@ -128,6 +128,36 @@ func TestFileOfAnything(t *testing.T) {
 	}
 }
 
+// With Trailer, what is written makes a signed file of what was there, once more if it was
+// signed, and never takes its place.
+func TestFileTrailer(t *testing.T) {
+	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "a.ko"), filepath.Join(dir, "a.ko.sig")
+	put(t, src, testmod.ELF())
+	want := testmod.ELF()
+	for range 2 {
+		want = signed(t, signer, want)
+		if err := File(t.Context(), signer, src, dst, FileOptions{Trailer: true}); err != nil {
+			t.Fatal(err)
+		}
+		put(t, src, append(read(t, src), read(t, dst)...))
+		if !bytes.Equal(read(t, src), want) {
+			t.Fatal("file and trailer are not the signed file")
+		}
+	}
+	if err := os.Link(src, filepath.Join(dir, "link.ko")); err != nil {
+		t.Fatal(err)
+	}
+	before := snapshot(t, dir)
+	for _, dst := range []string{"", src, filepath.Join(dir, "link.ko")} {
+		if err := File(t.Context(), signer, src, dst, FileOptions{Trailer: true}); err == nil {
+			t.Errorf("it is written to %q", dst)
+		}
+	}
+	unchanged(t, "refused", dir, before, false)
+}
+
 func TestFileToPipe(t *testing.T) {
 	signer := newSigner(t, "rsa:2048", crypto.SHA256, false)
 	path := testmod.WriteFile(t, "a.ko", testmod.ELF())
