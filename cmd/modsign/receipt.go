@@ -94,6 +94,9 @@ func checkReceipt(ctx context.Context, u *ui, path string, roots []string, o rec
 			return err
 		}
 	}
+	if o.paragraph && modules == 0 {
+		return errors.New("there are no modules: a text about none would prove nothing")
+	}
 	var kernel *receiptKernel
 	if o.image != "" {
 		if kernel, err = holdsCertificate(o.image, r); err != nil {
