@@ -66,6 +66,9 @@ override_dh_auto_install:
 type sourcePackage struct {
 	dir     string
 	modules int // number of modules in the package made
+
+	// fakeroot builds it as an ordinary user, with fakeroot for the packages.
+	fakeroot bool
 }
 
 func newSourcePackage(t testing.TB, buildDepends, with, rules string) *sourcePackage {
@@ -96,16 +99,28 @@ func (p *sourcePackage) build(t testing.TB, with ...string) result {
 	testmod.Program(t, "dh", "debhelper")
 	testmod.Program(t, "gcc", "gcc")
 	bin := t.TempDir()
-	for name, target := range map[string]string{"modsign": program,
-		"dh_modsign": filepath.Join(scripts, "debian/dh_modsign")} {
-		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
-			t.Fatal(err)
+	if err := os.Symlink(program, filepath.Join(bin, "modsign")); err != nil {
+		t.Fatal(err)
+	}
+	// Copies, as an ordinary user may have no access to the tree.
+	if err := os.CopyFS(bin, os.DirFS(filepath.Join(scripts, "debian"))); err != nil {
+		t.Fatal(err)
+	}
+	env := environment(append([]string{"PATH=" + bin + ":" + os.Getenv("PATH"), "PERL5LIB=" + bin}, with...)...)
+	// -d: dh-sequence-modsign and debhelper-compat need not be installed as packages.
+	command := []string{testmod.Program(t, "dpkg-buildpackage", "dpkg-dev"), "-us", "-uc", "-b", "-d"}
+	if p.fakeroot {
+		testmod.Program(t, "fakeroot", "fakeroot")
+		control := filepath.Join(p.dir, "debian/control")
+		write(t, control, 0o644, strings.Replace(string(read(t, control)), "Rules-Requires-Root: no",
+			"Rules-Requires-Root: binary-targets", 1))
+		if os.Geteuid() == 0 {
+			testmod.Run(t, "chown", "-R", "65534:65534", filepath.Dir(p.dir))
+			command = append([]string{testmod.Program(t, "setpriv", "util-linux"), "--reuid", "65534", "--regid", "65534",
+				"--clear-groups"}, command...)
 		}
 	}
-	env := environment(append([]string{"PATH=" + bin + ":" + os.Getenv("PATH"),
-		"PERL5LIB=" + filepath.Join(scripts, "debian")}, with...)...)
-	// -d: dh-sequence-modsign and debhelper-compat need not be installed as packages.
-	return run(t, env, p.dir, testmod.Program(t, "dpkg-buildpackage", "dpkg-dev"), "-us", "-uc", "-b", "-d")
+	return run(t, env, p.dir, command[0], command[1:]...)
 }
 
 // unpack unpacks a built package, and verifies its checksums, which a change after
