@@ -6,7 +6,7 @@ staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Go modules of their own, which ./... leaves out: what they need shall be no dependency
 # of modsign.
-modules=(scripts/benchreport scripts/roots internal/rsabatch/asm)
+modules=(scripts/benchreport scripts/roots scripts/site internal/rsabatch/asm)
 
 parts=() # a line for each finished part: its seconds and its name
 
