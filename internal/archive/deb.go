@@ -93,5 +93,5 @@ func (w *walk) member(section *io.SectionReader, emit func(*File) error) error {
 		return err
 	}
 	defer s.close()
-	return w.tarStream(s, emit)
+	return w.tarStream(s, false, emit)
 }

@@ -2,11 +2,13 @@ package archive
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -365,4 +367,47 @@ func ociDir(t *testing.T, layers []string) string {
 	write(layoutFile, `{"imageLayoutVersion":"1.0.0"}`)
 	write(indexFile, `{"schemaVersion":2,"manifests":[`+manifest+`]}`)
 	return dir
+}
+
+// umoci insert writes layers without the end marker of tar archives. Their digests say that they are
+// whole; one that ends within an entry is cut off all the same.
+func TestLayerOfUmociInsert(t *testing.T) {
+	umoci := testmod.Program(t, "umoci", "umoci")
+	dir, content := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	if err := os.WriteFile(filepath.Join(content, "a.ko"), []byte("good"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	testmod.Run(t, umoci, "init", "--layout", dir)
+	testmod.Run(t, umoci, "new", "--image", dir+":t")
+	testmod.Run(t, umoci, "insert", "--rootless", "--image", dir+":t", content, "/modules")
+	var names []string
+	a, err := Open(dir, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	for f, err := range a.Files(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Mode.IsRegular() {
+			names = append(names, f.Name)
+		}
+	}
+	if !slices.Equal(names, []string{"modules/a.ko"}) {
+		t.Errorf("it holds %q", names)
+	}
+	cut := ociTar(t, tarOf(t, file("a", strings.Repeat("x", 600)))[:1024])
+	for f, err := range inMemory(t, cut, Limits{}).Files(t.Context()) {
+		if err != nil {
+			if !strings.Contains(err.Error(), "cut off") {
+				t.Error(err)
+			}
+			return
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return
+		}
+	}
+	t.Error("half an entry passes for a layer")
 }

@@ -441,7 +441,7 @@ func (l *layout) readLayer(layer layer, covers *cover, lowest bool) error {
 		return err
 	}
 	defer s.close()
-	err = l.walk.tarStream(s, func(f *File) error {
+	err = l.walk.tarStream(s, layer.hash != nil, func(f *File) error {
 		name := cleanName(f.Name)
 		if base := path.Base(name); strings.HasPrefix(base, whiteout) {
 			return covers.whiteout(path.Dir(name), base)

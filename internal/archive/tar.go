@@ -53,7 +53,7 @@ func (w *walk) tar(section *io.SectionReader) error {
 	defer s.close()
 	var meta imageFiles
 	isImage := false
-	err = w.tarStream(s, func(f *File) error {
+	err = w.tarStream(s, false, func(f *File) error {
 		image, err := meta.note(f)
 		if err != nil {
 			return err
@@ -108,9 +108,14 @@ func isDockerManifest(b []byte) bool {
 	return false
 }
 
-// tarStream passes on the entries of a tar archive, with names as stored.
-func (w *walk) tarStream(r io.Reader, emit func(*File) error) error {
-	t := tar.NewReader(&headers{r: unended{r}})
+// tarStream passes on the entries of a tar archive, with names as stored. If it is known to be
+// whole, it needs no end marker: umoci insert writes none.
+func (w *walk) tarStream(r io.Reader, whole bool, emit func(*File) error) error {
+	content := r
+	if !whole {
+		content = unended{r}
+	}
+	t := tar.NewReader(&headers{r: content})
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
