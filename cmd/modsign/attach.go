@@ -129,6 +129,7 @@ func (o *attachOptions) run(ctx context.Context, u *ui, args []string) error {
 	}
 	w := work{
 		ui: u, verb: "signing", options: p.options, said: said, how: signedWith(cert, attachment.Hash()), xattr: true,
+		inPlace: p.source.Output == "",
 	}
 	err = w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		attach := sign.AttachOptions{WriteOptions: options.WriteOptions, Existing: options.Existing}

@@ -241,7 +241,8 @@ func (o *signOptions) run(ctx context.Context, u *ui, args []string) (err error)
 	if err := o.checkUnsplit(ctx, tree); err != nil {
 		return err
 	}
-	w := work{ui: u, verb: "signing", options: p.options, how: how, xattr: true}
+	w := work{ui: u, verb: "signing", options: p.options, how: how, xattr: true,
+		inPlace: p.source.Output == "" && !o.detached}
 	for _, key := range keys {
 		w.said = append(w.said, key.options.notes.all()...)
 	}

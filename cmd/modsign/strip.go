@@ -65,6 +65,7 @@ func (o *stripOptions) run(ctx context.Context, u *ui, roots []string) error {
 	defer tree.Close()
 	w := work{
 		ui: u, verb: "stripping", options: sign.Options{WriteOptions: write, DebugOptions: debug}, xattr: true,
+		inPlace: o.output == "",
 	}
 	return w.do(ctx, func(options sign.Options) (sign.Summary, error) {
 		return tree.StripDebug(ctx, sign.StripOptions{WriteOptions: options.WriteOptions, DebugOptions: options.DebugOptions})

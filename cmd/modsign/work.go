@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ type work struct {
 	said    []string // notes from before the run, for the summary in JSON
 	how     string   // "with rsa:4096 and sha512, as ..."
 	xattr   bool     // the command has the flag --xattr
+	inPlace bool     // new modules replace the old ones
 }
 
 // do runs f, shows what it does, and returns the error for the exit code.
@@ -50,6 +52,9 @@ func (w *work) do(ctx context.Context, f func(sign.Options) (sign.Summary, error
 	}
 	if w.mixed {
 		w.ui.Hint("--key-id, of sign or sign-digests, names the new signer by subject key identifier, no --key-id by issuer and serial number")
+	}
+	if w.unseen(summary) != "" {
+		w.ui.Hint("--output DIR writes a copy; see \"fakeroot and pseudo\" in docs/distribution.md")
 	}
 	for _, dir := range summary.StaleIndexes {
 		w.ui.Hint("%s lists old names of modules: %s", filepath.Join(dir, "modules.dep"), depmod(dir))
@@ -174,6 +179,20 @@ func (w *work) sentence(s sign.Summary) string {
 	return strings.Join(parts, ", ") + ", in " + seconds(s.Duration)
 }
 
+// unseen names the faked session whose table of inodes is wrong after the run, or none.
+func (w *work) unseen(s sign.Summary) string {
+	if !w.inPlace || w.options.DryRun || s.Signed+s.Stripped == 0 {
+		return ""
+	}
+	switch {
+	case strings.Contains(os.Getenv("LD_PRELOAD"), "libpseudo"):
+		return "pseudo"
+	case os.Getenv("FAKEROOTKEY") != "":
+		return "fakeroot"
+	}
+	return ""
+}
+
 func (w *work) whySkipped(n int) string {
 	was := map[bool]string{true: "was", false: "were"}[n == 1]
 	switch {
@@ -200,6 +219,10 @@ func (w *work) notes(s sign.Summary) []string {
 	if s.OutsideLinks > 0 {
 		add("warning: %s outside of the given paths: these hard links keep the old modules",
 			plural(s.OutsideLinks, "name"))
+	}
+	if session := w.unseen(s); session != "" {
+		add("warning: %s does not see that modules were replaced, and may show files with the type, mode and owner of others",
+			session)
 	}
 	done := "signed"
 	if w.verb == "stripping" {

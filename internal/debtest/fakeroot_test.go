@@ -145,3 +145,45 @@ func TestDebhelperFakeroot(t *testing.T) {
 	}
 	p.unpack(t, "made-dbgsym")
 }
+
+// modsign warns of modules that it replaces where fakeroot does not see it.
+func TestFakerootWarning(t *testing.T) {
+	t.Parallel()
+	fakeroot := testmod.Program(t, "fakeroot", "fakeroot")
+	key, cert := testmod.NewKey(t, "ecdsa:p384").Files(t)
+	out := t.TempDir()
+	for _, test := range []struct {
+		name  string
+		warns bool
+		args  []string
+	}{
+		{"in place", true, []string{"sign", "--key", key, "--cert", cert}},
+		{"a copy", false, []string{"sign", "--key", key, "--cert", cert, "--output", out}},
+		{"detached", false, []string{"sign", "--key", key, "--cert", cert, "--detached"}},
+		{"a dry run", false, []string{"sign", "--key", key, "--cert", cert, "--dry-run"}},
+		{"stripped", true, []string{"strip", "--signature"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, filepath.Join(dir, "a.ko"), 0o644, string(testmod.ELF()))
+			if test.args[0] == "strip" {
+				testmod.Run(t, program, "sign", "--key", key, "--cert", cert, dir)
+			}
+			args := append([]string{program}, append(test.args, dir)...)
+			r := run(t, environment(), "/", fakeroot, args...)
+			r.want(t, 0)
+			if warns := strings.Contains(r.output, "warning: fakeroot does not see"); warns != test.warns {
+				t.Errorf("a warning: %v, want %v:\n%s", warns, test.warns, r.output)
+			}
+			if strings.Contains(r.output, "hint: --output DIR") != test.warns {
+				t.Errorf("a hint beside no warning, or none:\n%s", r.output)
+			}
+		})
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.ko"), 0o644, string(testmod.ELF()))
+	r := run(t, environment(), "/", program, "sign", "--key", key, "--cert", cert, dir)
+	if r.want(t, 0); strings.Contains(r.output, "fakeroot") {
+		t.Errorf("a warning without fakeroot:\n%s", r.output)
+	}
+}
