@@ -72,7 +72,7 @@ var roles = []role{
 		{"docs/packages.md", "Which kernel decides"},
 		{"docs/release.md", ""},
 		{"SECURITY.md", "What modsign promises"},
-	}, []string{"SECURITY.md", "docs/policy.md", "docs/packages.md", "docs/release.md", "docs/kernels.md", "docs/json.md"}},
+	}, []string{"SECURITY.md", "docs/policy.md", "docs/packages.md", "docs/release.md", "docs/kernels.md"}},
 }
 
 //go:embed page.html style.css
@@ -80,7 +80,10 @@ var assets embed.FS
 
 var pageTemplate = template.Must(template.ParseFS(assets, "page.html"))
 
-var markdown = goldmark.New(goldmark.WithExtensions(extension.GFM), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
+var markdown = goldmark.New(
+	goldmark.WithExtensions(extension.GFM),
+	goldmark.WithParserOptions(parser.WithAutoHeadingID()),
+)
 
 func main() {
 	log.SetFlags(0)
@@ -205,7 +208,8 @@ func (s *site) role(r role) error {
 		}
 		p.Body += "<section>\n" + body
 		if part.path != "README.md" {
-			p.Body += template.HTML(fmt.Sprintf("<p class=\"from\">From <a href=\"%s\">%s</a></p>\n", pageOf(part.path), d.title()))
+			p.Body += template.HTML(fmt.Sprintf("<p class=\"more\">More: <a href=\"%s\">%s</a></p>\n",
+				pageOf(part.path), html.EscapeString(d.title())))
 		}
 		p.Body += "</section>\n"
 	}
@@ -231,7 +235,8 @@ func (s *site) home() error {
 		if err != nil {
 			return err
 		}
-		blocks = slices.DeleteFunc(slices.Clone(blocks), func(n ast.Node) bool { return slices.Contains(d.blocks[begin:end], n) })
+		told := d.blocks[begin:end]
+		blocks = slices.DeleteFunc(slices.Clone(blocks), func(n ast.Node) bool { return slices.Contains(told, n) })
 	}
 	_, end, err := d.find("")
 	if err != nil {
@@ -316,6 +321,7 @@ func (s *site) parse(name string) (*document, error) {
 		case *ast.Link:
 			if entering {
 				n.Destination, err = s.link(name, string(n.Destination))
+				err = errors.Join(err, s.entitle(n, source))
 			}
 		case *ast.Image:
 			if entering {
@@ -352,6 +358,26 @@ func (s *site) link(from, to string) ([]byte, error) {
 	return []byte(repository + "/" + kind + "/main/" + target), nil
 }
 
+// entitle gives a link that reads as the name of a document the document's title to read.
+func (s *site) entitle(n *ast.Link, source []byte) error {
+	words, ok := n.FirstChild().(*ast.Text)
+	if !ok || n.ChildCount() != 1 {
+		return nil
+	}
+	name := string(words.Value(source))
+	for _, each := range s.docs {
+		if name == each || "docs/"+name == each {
+			content, err := os.ReadFile(filepath.Join(s.root, each))
+			if err != nil {
+				return err
+			}
+			title, _, _ := strings.Cut(strings.TrimPrefix(string(content), "# "), "\n")
+			n.ReplaceChild(n, words, ast.NewString([]byte(html.EscapeString(title))))
+		}
+	}
+	return nil
+}
+
 // image copies an image of a document to the site.
 func (s *site) image(from, to string) ([]byte, error) {
 	content, err := os.ReadFile(filepath.Join(s.root, path.Join(path.Dir(from), to)))
@@ -359,6 +385,10 @@ func (s *site) image(from, to string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", from, err)
 	}
 	to = path.Base(to)
+	if path.Ext(to) == ".svg" {
+		content = bytes.ReplaceAll(content, []byte("font-family:Liberation Sans;"),
+			[]byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
+	}
 	s.files[to] = content
 	return []byte(to), nil
 }
@@ -413,7 +443,8 @@ func level(n ast.Node) int {
 
 func (d *document) title() string { return d.text(d.blocks[0]) }
 
-var sentence = regexp.MustCompile(`^.*?[.:]( |$)`)
+// sentence is the first one of a paragraph, and the next one where the first is very short.
+var sentence = regexp.MustCompile(`^.{20,}?\.( |$)`)
 
 // summary returns the first sentence of the first paragraph.
 func (d *document) summary(blocks []ast.Node) string {
@@ -441,6 +472,7 @@ func (d *document) text(n ast.Node) string {
 var (
 	console = regexp.MustCompile(`(?s)<code class="language-console">.*?</code>`)
 	command = regexp.MustCompile(`(?m)(^|>)(\$ .*)$`)
+	short   = regexp.MustCompile(`<code>([^<\n]{1,24})</code>`)
 )
 
 // render returns blocks as HTML. Code and tables scroll within themselves, also with the
@@ -455,6 +487,7 @@ func (d *document) render(blocks []ast.Node) (template.HTML, error) {
 	body := console.ReplaceAllStringFunc(b.String(), func(code string) string {
 		return command.ReplaceAllString(code, "$1<b>$2</b>")
 	})
+	body = short.ReplaceAllString(body, `<code class="short">$1</code>`)
 	return template.HTML(strings.NewReplacer(
 		"<pre>", `<pre tabindex="0">`,
 		"<table>", `<div class="scroll" tabindex="0"><table>`, "</table>", "</table></div>",
