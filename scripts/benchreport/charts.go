@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 )
@@ -18,6 +19,15 @@ var (
 	orange = color.RGBA{0xd5, 0x5e, 0x00, 0xff}
 	blue   = color.RGBA{0x00, 0x72, 0xb2, 0xff}
 )
+
+// newChart has a font without serifs, as the text around the chart has.
+func newChart() *plot.Plot {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
+	chart := plot.New()
+	chart.Title.Padding = vg.Points(8)
+	chart.Legend.Padding = vg.Points(4)
+	return chart
+}
 
 // drawInstalls draws what make modules_install takes: a group of bars for each key.
 func drawInstalls(all *results, dir string) error {
@@ -32,7 +42,7 @@ func drawInstalls(all *results, dir string) error {
 		{"unsigned", "Kbuild, without signing", grey}, {"stock", "Kbuild with sign-file", orange},
 		{"hooked", "with modsign", blue},
 	}
-	chart := plot.New()
+	chart := newChart()
 	chart.Title.Text = fmt.Sprintf("make modules_install, %s modules", all.facts["modules"])
 	chart.Y.Label.Text = "seconds"
 	chart.Y.Min = 0
@@ -68,6 +78,7 @@ func drawInstalls(all *results, dir string) error {
 	}
 	chart.Y.Max *= 1.3 // room for the legend
 	chart.NominalX(labels...)
+	chart.X.Min, chart.X.Max = -0.6, float64(len(labels))-0.4 // room for labels in a wider font
 	return chart.Save(vg.Points(560), vg.Points(300), filepath.Join(dir, "performance.svg"))
 }
 
@@ -97,13 +108,13 @@ func drawScale(all *results, dir string) error {
 	if r == nil {
 		return nil
 	}
-	chart := plot.New()
+	chart := newChart()
 	chart.Title.Text = "modsign sign, ECDSA P-384: more modules"
 	chart.X.Label.Text = "modules"
 	chart.Y.Label.Text = "compared with the fewest modules"
 	chart.X.Scale, chart.X.Tick.Marker = plot.LogScale{}, modulesTicks(r)
 	chart.Y.Min = 0
-	chart.Legend.Top, chart.Legend.Left = false, false
+	chart.Legend.Top, chart.Legend.Left = true, true
 	first := r.tools[0]
 	var time, peak plotter.XYs
 	for _, t := range r.tools {
@@ -126,6 +137,7 @@ func drawScale(all *results, dir string) error {
 		chart.Add(l, points)
 		chart.Legend.Add(line.label, l)
 	}
+	chart.X.Max = 1.35 * time[len(time)-1].X // room for the last number in a wider font
 	return chart.Save(vg.Points(560), vg.Points(260), filepath.Join(dir, "scale.svg"))
 }
 
