@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,7 +78,7 @@ func (k *Kernel) openPairs() {
 	for _, p := range k.KeyPairs {
 		cert, err := readCertificate(p.Cert)
 		if err != nil {
-			k.note("%v", err)
+			k.note("the commands leave the key %s out: %v", p.Key, err)
 			continue
 		}
 		k.pairs = append(k.pairs, pair{p, cert, k.Keys.Holds(cert.Raw)})
@@ -91,19 +92,27 @@ func readCertificate(path string) (*cms.Certificate, error) {
 		return nil, err
 	}
 	if len(b) == 0 || b[0] != 0x30 {
+		found := false
 		for block := range keyfile.Blocks(b) {
 			if !block.IsCertificate() {
 				continue
 			}
 			decoded, err := block.Decode()
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", path, err)
 			}
-			b = decoded.Bytes
+			b, found = decoded.Bytes, true
 			break
 		}
+		if !found {
+			return nil, fmt.Errorf("%s has no certificate", path)
+		}
 	}
-	return cms.ParseCertificate(b)
+	cert, err := cms.ParseCertificate(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return cert, nil
 }
 
 // signingPair returns a key with which the kernel would take modules.
