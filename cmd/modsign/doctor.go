@@ -161,11 +161,8 @@ func (o *doctorOptions) keyring(u *ui, state *machine.State) (
 		name = found.Release
 	}
 	files.installed, files.path = found, o.image
-	switch {
-	case o.image != "": // the kernel's own files are not needed
-		files.image, err = verify.OpenImage(o.image)
-	case err == nil:
-		files.image, err = found.openImage()
+	if err == nil || o.image != "" { // with an image, the kernel's own files are not needed
+		err = files.open()
 	}
 	keys = found.rules()
 	if err == nil {

@@ -142,9 +142,7 @@ var doors = map[string][]string{
 		"cmd/modsign", "internal/archive", "internal/atomicfile", "internal/dirfd", "internal/kerneltest",
 		"internal/kerneltest/init", "internal/keyctl",
 		"internal/module", "internal/perjob", "internal/signerprogram", "internal/terminal", "internal/undump", "kbuild",
-		"keygen", "keygen/agent", "sign",
-		"internal/module", "internal/perjob", "internal/terminal", "internal/undump", "kbuild", "keygen", "keygen/agent",
-		"keygen/audit", "keygen/keyscan", "sign",
+		"keygen", "keygen/agent", "keygen/audit", "keygen/keyscan", "sign",
 	},
 	"golang.org/x/term": {"internal/terminal"},
 

@@ -113,15 +113,15 @@ func (k *kernel) order(dir string) ([]string, error) {
 }
 
 // keyring holds what the kernel's image trusts.
-func (k *kernel) keyring() (*verify.Keyring, *hashlist.Embedded, error) {
+func (k *kernel) keyring() (*verify.Keyring, error) {
 	image, err := k.openImage()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer image.Close()
 	keys := new(verify.Keyring)
-	hashes, err := addImage(keys, image)
-	return keys, hashes, err
+	_, err = addImage(keys, image)
+	return keys, err
 }
 
 // openImage opens the kernel's image.
@@ -197,7 +197,7 @@ func (k *kernel) reads(message []byte) error {
 
 // trusts returns an error unless the kernel has one of the certificates built in.
 func (k *kernel) trusts(certs ...*x509.Certificate) error {
-	keys, _, err := k.keyring()
+	keys, err := k.keyring()
 	if err != nil {
 		return withHint(fmt.Errorf("cannot tell whether kernel %s trusts this certificate: %w", k.Release, err),
 			"add --force-untrusted to go on without this check")

@@ -121,6 +121,16 @@ type kernelFiles struct {
 	config *kernelConfig // once it was looked for
 }
 
+// open opens the kernel's image: the named one, or that of the installed kernel.
+func (k *kernelFiles) open() (err error) {
+	if k.path != "" {
+		k.image, err = verify.OpenImage(k.path)
+	} else {
+		k.image, err = k.installed.openImage()
+	}
+	return err
+}
+
 // A kernelConfig is the configuration of a kernel, nil if there is none.
 type kernelConfig struct {
 	kbuild.Config

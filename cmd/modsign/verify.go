@@ -213,21 +213,17 @@ func (o *verifyOptions) keyring(u *ui, files *kernelFiles) (
 	}
 	kernel := files.installed
 	switch {
-	case o.image != "":
-		if files.image, err = verify.OpenImage(o.image); err == nil {
+	case o.image != "" || kernel != nil:
+		if err = files.open(); err == nil {
 			hashes, err = addImage(keys, files.image)
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case o.image != "":
 			return nil, nil, imageHint(err)
-		}
-	case kernel != nil:
-		if files.image, err = kernel.openImage(); err == nil {
-			hashes, err = addImage(keys, files.image)
-		}
-		if err != nil && len(o.certs) == 0 && !o.rings.given() {
+		case len(o.certs) == 0 && !o.rings.given():
 			return nil, nil, withHint(err, "name the kernel with --kernel IMAGE, or the certificates with --cert FILE")
-		}
-		if err != nil {
+		default:
 			keys = kernel.rules()
 			u.Note("warning: %v: only the certificates that are given count, by the rules of %s", err, keys.Kernel())
 		}
