@@ -216,20 +216,20 @@ func testContainer(t *testing.T, bundle, version string) {
 	run(t, "", nil, "cp", cert, filepath.Join(work, "cert.x509"))
 	run(t, "", nil, "cp", "-R", "../../testdata/modules", work)
 	run(t, "", nil, "chown", "-R", "4321:4321", work)
-	if err := os.Mkdir(filepath.Join(root, "work"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(root, "mnt"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	env := []string{"ROOT=" + root, "WORK=" + work}
 	out := run(t, "", env, "unshare", "--mount", "--propagation", "private", "sh", "-euc", `
 		mount --bind "$ROOT" "$ROOT"
-		mount --bind "$WORK" "$ROOT/work"
+		mount --bind "$WORK" "$ROOT/mnt"
 		mount -o remount,bind,ro "$ROOT"
 		inside() { env -i PATH="$PATH:/usr/sbin" chroot --userspec=4321:4321 "$ROOT" "$@"; }
 		inside /usr/local/bin/modsign version
-		inside /usr/local/bin/modsign sign --key /work/key.pem --cert /work/cert.x509 /work/modules
-		inside /usr/local/bin/modsign verify --cert /work/cert.x509 /work/modules 2>&1
+		inside /usr/local/bin/modsign sign --key /mnt/key.pem --cert /mnt/cert.x509 /mnt/modules
+		inside /usr/local/bin/modsign verify --cert /mnt/cert.x509 /mnt/modules 2>&1
 		module=$(find "$WORK/modules" -name hello.ko -print -quit)
-		inside /usr/local/bin/sign-file sha256 /work/key.pem /work/cert.x509 "/work${module#"$WORK"}"
+		inside /usr/local/bin/sign-file sha256 /mnt/key.pem /mnt/cert.x509 "/mnt${module#"$WORK"}"
 		! inside /usr/local/bin/modsign keygen --out /usr/key.pem 2>/dev/null
 	`)
 	if !strings.HasPrefix(out, "modsign "+version+" ") || !strings.Contains(out, ": all trusted") {
